@@ -1,0 +1,148 @@
+"""One configuration type for every size: `mini`, Stable Diffusion 1.5 and anything between.
+
+Plain frozen dataclasses; `to_dict`/`from_dict` turn them into JSON for a model folder's config.json.
+Defaults are those of Stable Diffusion 1.5 and CapHuman (CVPR 2024).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from caphuman_jax.errors import ModelFolderError
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Denoising UNet. `attention_downsamplings` are the factors (1, 2, 4 …) at which transformer blocks sit."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: int = 320
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    attention_downsamplings: tuple[int, ...] = (1, 2, 4)
+    heads: int = 8
+    context_width: int = 768
+    groups: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class CapFaceConfig:
+    """Control branch: the UNet's encoder and middle plus a hint encoder with one stride-2 step between widths."""
+
+    hint_channels: int = 9
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class IdentityConfig:
+    """Identity projector and where its inputs come from.
+
+    `recogniser` names the face recognition network that the weights were trained with;
+    `image_tokens` is "clip" (CLIP ViT last hidden state) or "recogniser" (its last feature map).
+    """
+
+    recognition_width: int = 512
+    image_width: int = 1024
+    recogniser: str = "facenet"
+    image_tokens: str = "clip"
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """KL autoencoder. `patch` > 1 begins and ends with space-to-depth; downsampling = patch * 2**(len(multipliers)-1)."""
+
+    image_channels: int = 3
+    patch: int = 1
+    encoder_channels: int = 128
+    decoder_channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    latent_channels: int = 4
+    groups: int = 32
+    scale: float = 0.18215
+
+    @property
+    def downsampling(self) -> int:
+        """Picture side over latent side."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """CLIP text transformer. `embed_width` below `width` stores token embeddings narrow and projects them up."""
+
+    vocabulary: int = 49408
+    length: int = 77
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    mlp_width: int = 3072
+    embed_width: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageEncoderConfig:
+    """CLIP vision transformer (ViT-L/14)."""
+
+    image_size: int = 224
+    patch: int = 14
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    mlp_width: int = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """Noise schedule linear in the square root of beta. `prediction` is "epsilon" or "v"."""
+
+    train_steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction: str = "epsilon"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides the shapes of a model's weights. `image_encoder` None: tokens come from the recogniser."""
+
+    name: str = "sd15"
+    image_size: int = 512
+    unet: UNetConfig = UNetConfig()
+    capface: CapFaceConfig = CapFaceConfig()
+    identity: IdentityConfig = IdentityConfig()
+    vae: VAEConfig = VAEConfig()
+    text: TextConfig = TextConfig()
+    image_encoder: ImageEncoderConfig | None = ImageEncoderConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    head: str = "flame"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict of JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
+        """Inverse of `to_dict`. Raises ModelFolderError naming an unknown or missing part."""
+        parts = {
+            "unet": UNetConfig, "capface": CapFaceConfig, "identity": IdentityConfig, "vae": VAEConfig,
+            "text": TextConfig, "image_encoder": ImageEncoderConfig, "diffusion": DiffusionConfig,
+        }
+        fields = dict(data)
+        for name, part in parts.items():
+            if fields.get(name) is not None:
+                fields[name] = _build(part, fields[name], name)
+        return _build(cls, fields, "model")
+
+
+def _build(cls, fields: dict[str, Any], where: str):
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ModelFolderError(f"config of {where}: unknown entries {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+SD15 = ModelConfig()
