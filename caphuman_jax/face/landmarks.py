@@ -1,0 +1,67 @@
+"""478 landmarks of a face and its 52 ARKit expression weights.
+
+Networks of MediaPipe's face landmarker (Grishchenko et al., "Attention Mesh", 2020).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from caphuman_jax.face import align
+from caphuman_jax.face.detect import Detection
+from caphuman_jax.face.networks import blendshape_table, network
+
+CROP = 256
+CROP_SIDE = 1.5  # crop side over the larger box side
+RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
+
+
+def find_landmarks(image: np.ndarray, detection: Detection, passes: int = 2) -> tuple[np.ndarray, float]:
+    """Landmarks (478, 3) and presence in [0, 1] of a detected face in an RGB uint8 picture (H, W, 3).
+
+    x, y in picture pixels; z in the same unit, smaller is nearer, 0 about the middle of the head. Each pass after
+    the first takes its crop from the landmarks of the one before. Points outside the picture are possible.
+    """
+    right, left = detection.keypoints[:2]
+    low, high = detection.box[:2], detection.box[2:]
+    landmarks, presence = _landmarks_in_crop(image, (low + high) / 2, float((high - low).max()), _angle(right, left))
+    for _ in range(passes - 1):
+        angle = _angle(landmarks[RIGHT_EYE_OUTER, :2], landmarks[LEFT_EYE_OUTER, :2])
+        center, side = _upright_box(landmarks[:, :2], angle)
+        landmarks, presence = _landmarks_in_crop(image, center, side, angle)
+    return landmarks, presence
+
+
+def expression_names() -> tuple[str, ...]:
+    """The 52 ARKit names, in the order of `expression_weights`."""
+    return blendshape_table()[1]
+
+
+def expression_weights(landmarks: np.ndarray) -> np.ndarray:
+    """(52,) float32 ARKit expression weights in [0, 1] of 478 landmarks in picture pixels."""
+    indices, _ = blendshape_table()
+    return network("face_blendshapes_52")(np.asarray(landmarks)[None, indices, :2])[0].reshape(52)
+
+
+def _landmarks_in_crop(image, center, side, angle):
+    matrix = align.crop_transform(center, CROP_SIDE * side, angle, CROP)
+    crop = align.warp(image, matrix, CROP, border="repeat")
+    points, logit = network("face_landmarks_478")(crop[None].astype(np.float32) / 255)[:2]
+    points = points.reshape(478, 3).astype(np.float64)
+    xy = align.apply(align.invert(matrix), points[:, :2])
+    z = points[:, 2:] * (CROP_SIDE * side / CROP)
+    presence = 1 / (1 + np.exp(-np.clip(float(logit.ravel()[0]), -80, 80)))
+    return np.concatenate([xy, z], axis=1).astype(np.float32), presence
+
+
+def _angle(right_eye, left_eye):
+    dx, dy = np.asarray(left_eye) - np.asarray(right_eye)
+    return float(np.arctan2(dy, dx))
+
+
+def _upright_box(points, angle):
+    """Centre (in the picture) and larger side of the points' bounding box along the turned axes."""
+    axes = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    turned = points @ axes.T
+    low, high = turned.min(0), turned.max(0)
+    return axes.T @ ((low + high) / 2), float((high - low).max())
