@@ -1,0 +1,136 @@
+"""KL autoencoder between pictures and latents (Rombach et al. 2022, arXiv 2112.10752, appendix G)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from caphuman_jax.config import VAEConfig
+from caphuman_jax.nn.attention import attention
+from caphuman_jax.nn.blocks import ResBlock
+from caphuman_jax.nn.layers import GroupNorm, conv, depth_to_space, linear, space_to_depth, upsample
+
+_EPS = 1e-6
+
+
+class VAE(nnx.Module):
+    """Encoder, decoder and the 1×1 convolutions around the latents.
+
+    Latents here are as the decoder takes them; the diffusion networks see them multiplied by `cfg.scale`.
+    """
+
+    def __init__(self, cfg: VAEConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
+        self.encoder = Encoder(cfg, dtype=dtype, rngs=rngs)
+        self.quant = linear(2 * cfg.latent_channels, 2 * cfg.latent_channels, dtype=dtype, rngs=rngs)
+        self.post_quant = linear(cfg.latent_channels, cfg.latent_channels, dtype=dtype, rngs=rngs)
+        self.decoder = Decoder(cfg, dtype=dtype, rngs=rngs)
+
+    def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Posterior of the latents.
+
+        images (B, H, W, image_channels) in [-1, 1], H and W multiples of the downsampling f
+        → mean, log variance: each (B, H/f, W/f, latent_channels) float32, unscaled; the log variance lies in [-30, 20].
+        """
+        mean, logvar = jnp.split(self.quant(self.encoder(images)).astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.clip(logvar, -30.0, 20.0)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Unscaled latents (B, h, w, latent_channels) → pictures (B, f·h, f·w, image_channels) float32, about [-1, 1]."""
+        return self.decoder(self.post_quant(latents)).astype(jnp.float32)
+
+
+class Encoder(nnx.Module):
+    """Pictures → moments of the latents before `quant`."""
+
+    def __init__(self, cfg: VAEConfig, *, dtype, rngs: nnx.Rngs):
+        self.patch = cfg.patch
+        self.res_blocks = cfg.res_blocks
+        widths = [cfg.encoder_channels * m for m in cfg.multipliers]
+        block = _blocks(cfg, dtype, rngs)
+        self.conv_in = conv(cfg.image_channels * cfg.patch**2, widths[0], dtype=dtype, rngs=rngs)
+        self.down = nnx.Dict({})
+        width = widths[0]
+        for level, outputs in enumerate(widths):
+            stage = nnx.Dict({})
+            for i in range(self.res_blocks):
+                stage[f"res_{i}"] = block(width, outputs)
+                width = outputs
+            if level < len(widths) - 1:
+                # One pixel of padding at the right and at the bottom only.
+                stage["downsample"] = conv(width, width, stride=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs)
+            self.down[str(level)] = stage
+        self.middle = Middle(width, cfg, dtype=dtype, rngs=rngs)
+        self.norm_out = GroupNorm(width, cfg.groups, _EPS)
+        self.conv_out = conv(width, 2 * cfg.latent_channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """(B, H, W, image_channels) → (B, H/f, W/f, 2·latent_channels)."""
+        h = self.conv_in(space_to_depth(images, self.patch))
+        for level in range(len(self.down)):
+            stage = self.down[str(level)]
+            for i in range(self.res_blocks):
+                h = stage[f"res_{i}"](h)
+            if "downsample" in stage:
+                h = stage["downsample"](h)
+        return self.conv_out(jax.nn.silu(self.norm_out(self.middle(h))))
+
+
+class Decoder(nnx.Module):
+    """Latents after `post_quant` → pictures."""
+
+    def __init__(self, cfg: VAEConfig, *, dtype, rngs: nnx.Rngs):
+        self.patch = cfg.patch
+        self.res_blocks = cfg.res_blocks + 1
+        widths = [cfg.decoder_channels * m for m in reversed(cfg.multipliers)]
+        block = _blocks(cfg, dtype, rngs)
+        self.conv_in = conv(cfg.latent_channels, widths[0], dtype=dtype, rngs=rngs)
+        self.middle = Middle(widths[0], cfg, dtype=dtype, rngs=rngs)
+        self.up = nnx.Dict({})
+        width = widths[0]
+        for level, outputs in enumerate(widths):
+            stage = nnx.Dict({})
+            for i in range(self.res_blocks):
+                stage[f"res_{i}"] = block(width, outputs)
+                width = outputs
+            if level < len(widths) - 1:
+                stage["upsample"] = conv(width, width, dtype=dtype, rngs=rngs)
+            self.up[str(level)] = stage
+        self.norm_out = GroupNorm(width, cfg.groups, _EPS)
+        self.conv_out = conv(width, cfg.image_channels * cfg.patch**2, dtype=dtype, rngs=rngs)
+
+    def __call__(self, latents: jax.Array) -> jax.Array:
+        """(B, h, w, latent_channels) → (B, f·h, f·w, image_channels)."""
+        h = self.middle(self.conv_in(latents))
+        for level in range(len(self.up)):
+            stage = self.up[str(level)]
+            for i in range(self.res_blocks):
+                h = stage[f"res_{i}"](h)
+            if "upsample" in stage:
+                h = stage["upsample"](upsample(h))
+        return depth_to_space(self.conv_out(jax.nn.silu(self.norm_out(h))), self.patch)
+
+
+class Middle(nnx.Module):
+    """Residual block, self-attention with one head, residual block."""
+
+    def __init__(self, width: int, cfg: VAEConfig, *, dtype, rngs: nnx.Rngs):
+        block = _blocks(cfg, dtype, rngs)
+        self.res_1 = block(width, width)
+        self.norm = GroupNorm(width, cfg.groups, _EPS)
+        self.query = linear(width, width, dtype=dtype, rngs=rngs)
+        self.key = linear(width, width, dtype=dtype, rngs=rngs)
+        self.value = linear(width, width, dtype=dtype, rngs=rngs)
+        self.out = linear(width, width, dtype=dtype, rngs=rngs)
+        self.res_2 = block(width, width)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, h, w, width) → the same."""
+        x = self.res_1(x)
+        positions = self.norm(x).reshape(x.shape[0], -1, x.shape[3])
+        h = attention(self.query(positions), self.key(positions), self.value(positions), heads=1)
+        return self.res_2(x + self.out(h).reshape(x.shape))
+
+
+def _blocks(cfg: VAEConfig, dtype, rngs: nnx.Rngs):
+    return lambda inputs, outputs: ResBlock(inputs, outputs, groups=cfg.groups, eps=_EPS, dtype=dtype, rngs=rngs)

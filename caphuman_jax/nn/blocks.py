@@ -1,0 +1,92 @@
+"""Residual and transformer blocks of latent diffusion (Rombach et al. 2022, arXiv 2112.10752)."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from caphuman_jax.nn.attention import attention
+from caphuman_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
+
+
+class ResBlock(nnx.Module):
+    """norm, SiLU, conv; plus the timestep; norm, SiLU, conv; plus the input.
+
+    Args:
+        time_width: width of the timestep embedding; None (in the VAE): the block does not see the time.
+        zero: the last convolution starts at zero, so that the block starts as its shortcut.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, groups: int, eps: float, dtype, rngs: nnx.Rngs,
+        time_width: int | None = None, zero: bool = False,
+    ):
+        self.norm_1 = GroupNorm(inputs, groups, eps)
+        self.conv_1 = conv(inputs, outputs, dtype=dtype, rngs=rngs)
+        if time_width is not None:
+            self.time = linear(time_width, outputs, dtype=dtype, rngs=rngs)
+        self.norm_2 = GroupNorm(outputs, groups, eps)
+        self.conv_2 = conv(outputs, outputs, dtype=dtype, rngs=rngs, zero=zero)
+        if inputs != outputs:
+            self.shortcut = linear(inputs, outputs, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
+        """x (B, H, W, inputs), time (B, time_width) → (B, H, W, outputs)."""
+        h = self.conv_1(jax.nn.silu(self.norm_1(x)))
+        if time is not None:
+            h = h + self.time(jax.nn.silu(time))[:, None, None]
+        h = self.conv_2(jax.nn.silu(self.norm_2(h)))
+        return h + (self.shortcut(x) if hasattr(self, "shortcut") else x)
+
+
+class Attention(nnx.Module):
+    """Queries from x, keys and values from a context (x itself for self-attention); no biases before the output."""
+
+    def __init__(self, width: int, context_width: int, heads: int, *, dtype, rngs: nnx.Rngs):
+        self.heads = heads
+        self.query = linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.key = linear(context_width, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.value = linear(context_width, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.out = linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """x (B, L, width), context (B, S, context_width) → (B, L, width)."""
+        return self.out(attention(self.query(x), self.key(context), self.value(context), self.heads))
+
+
+class FeedForward(nnx.Module):
+    """Two layers with a gated exact GELU between them (GEGLU, arXiv 2002.05202)."""
+
+    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
+        self.up = linear(width, 8 * width, dtype=dtype, rngs=rngs)
+        self.down = linear(4 * width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, L, width) → the same."""
+        value, gate = jax.numpy.split(self.up(x), 2, axis=-1)
+        return self.down(value * jax.nn.gelu(gate, approximate=False))
+
+
+class TransformerBlock(nnx.Module):
+    """On a picture's positions: self-attention, cross-attention to the context, feed-forward; the whole starts as identity."""
+
+    def __init__(self, width: int, context_width: int, heads: int, *, groups: int, dtype, rngs: nnx.Rngs):
+        self.norm = GroupNorm(width, groups, eps=1e-6)
+        self.proj_in = linear(width, width, dtype=dtype, rngs=rngs)
+        self.norm_1 = LayerNorm(width)
+        self.self_attention = Attention(width, width, heads, dtype=dtype, rngs=rngs)
+        self.norm_2 = LayerNorm(width)
+        self.cross_attention = Attention(width, context_width, heads, dtype=dtype, rngs=rngs)
+        self.norm_3 = LayerNorm(width)
+        self.feed_forward = FeedForward(width, dtype=dtype, rngs=rngs)
+        self.proj_out = linear(width, width, dtype=dtype, rngs=rngs, zero=True)
+
+    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+        """x (B, H, W, width), context (B, S, context_width) → (B, H, W, width)."""
+        batch, height, width, channels = x.shape
+        h = self.proj_in(self.norm(x)).reshape(batch, height * width, channels)
+        normed = self.norm_1(h)
+        h = h + self.self_attention(normed, normed)
+        h = h + self.cross_attention(self.norm_2(h), context)
+        h = h + self.feed_forward(self.norm_3(h))
+        return x + self.proj_out(h.reshape(batch, height, width, channels))

@@ -1,0 +1,97 @@
+"""Norms, convolutions and changes of resolution. Pictures are NHWC; weights and norms are float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation over height, width and the channels of each group (arXiv 1803.08494), in float32.
+
+    Args:
+        channels: number of channels; must be a multiple of `groups`.
+        eps: added to the variance; 1e-5 in residual blocks, 1e-6 before transformers and in the VAE.
+    """
+
+    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-5):
+        if channels % groups:
+            raise ValueError(f"{channels} channels cannot be split into {groups} groups")
+        self.groups = groups
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x (B, H, W, C) → the same shape and dtype."""
+        batch, _, _, channels = x.shape
+        x32 = x.astype(jnp.float32)
+
+        # Averages are taken over the picture first and over the group's channels second, and the variance after the mean:
+        # the large array is never reshaped, which is fast everywhere, and nothing is lost to cancellation.
+        def group_mean(per_channel):
+            grouped = per_channel.reshape(batch, self.groups, -1).mean(axis=2, keepdims=True)
+            return jnp.broadcast_to(grouped, (batch, self.groups, channels // self.groups)).reshape(batch, 1, 1, channels)
+
+        centred = x32 - group_mean(x32.mean(axis=(1, 2)))
+        variance = group_mean(jnp.square(centred).mean(axis=(1, 2)))
+        return (centred * (jax.lax.rsqrt(variance + self.eps) * self.scale[...]) + self.bias[...]).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, in float32."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x (..., C) → the same shape and dtype."""
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def linear(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, use_bias: bool = True, zero: bool = False) -> nnx.Linear:
+    """Dense layer on the last axis; on pictures it is the 1×1 convolution. `zero` starts it at zero."""
+    kernel_init = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+
+
+def conv(
+    inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, stride: int = 1, padding=((1, 1), (1, 1)), zero: bool = False
+) -> nnx.Conv:
+    """3×3 convolution. `zero` starts it at zero; `padding` is ((top, bottom), (left, right))."""
+    kernel_init = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
+    return nnx.Conv(
+        inputs, outputs, kernel_size=(3, 3), strides=stride, padding=padding, kernel_init=kernel_init, dtype=dtype, rngs=rngs
+    )
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """Nearest-neighbour doubling: (B, H, W, C) → (B, 2H, 2W, C)."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
+    """(B, H, W, C) → (B, H/patch, W/patch, patch·patch·C), channels ordered (row, column, channel). H, W multiples of patch."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // patch, width // patch, patch * patch * channels)
+
+
+def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
+    """Inverse of `space_to_depth`."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, patch, patch, channels // patch**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch, width * patch, channels // patch**2)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """CLIP's activation, x · sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
