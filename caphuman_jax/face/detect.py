@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -16,7 +17,8 @@ from caphuman_jax.face.networks import network
 SIZE = 128
 KEY_POINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
 MIN_SCORE = 0.5
-MIN_FACE = 24
+MIN_TILE = 192
+_SURE = 0.8
 _MERGE_OVERLAP = 0.3
 
 
@@ -34,25 +36,29 @@ class Detection:
         return float(max(self.box[2] - self.box[0], self.box[3] - self.box[1]))
 
 
-def detect_faces(image: np.ndarray, min_score: float = MIN_SCORE) -> list[Detection]:
-    """Faces of an RGB uint8 picture (H, W, 3), largest first.
+def search(image: np.ndarray, min_score: float = MIN_SCORE) -> Iterator[list[Detection]]:
+    """Faces of an RGB uint8 picture (H, W, 3) as found in ever smaller parts of it; each list largest first.
 
     The network sees faces from about a tenth of its square up to nearly all of it. So it looks at the whole picture,
-    then at the picture with a wide margin (for a face that fills it), then at ever smaller overlapping tiles,
-    and stops at the first of these that shows a face.
+    then at the picture with a wide margin (for a face that fills it), then at overlapping tiles of a half, a quarter
+    and an eighth. Whoever asks stops at the first list that holds what is looked for.
     """
-    height, width = image.shape[:2]
-    long = max(height, width)
-    levels = [[_centred(height, width, long)], [_centred(height, width, 2 * long)]]
-    tile = long / 2
-    while tile >= 8 * MIN_FACE:
-        levels.append(_tiles(height, width, tile))
-        tile /= 2
-    for squares in levels:
-        found = [d for square in squares for d in _detect_square(image, square, min_score)]
-        if found:
-            return sorted(merge_overlapping(found), key=lambda d: -d.side)
-    return []
+    long = max(image.shape[:2])
+    found = _detect_tiles(image, long, min_score)
+    if max((d.score for d in found), default=0) < _SURE:
+        # Upside down a face passes for a poor upright one: the better of the two is right.
+        turned = [_turn(d, image.shape) for d in _detect_tiles(image[::-1, ::-1], long, min_score)]
+        found = max(found, turned, key=lambda some: max((d.score for d in some), default=0))
+    yield found
+    yield _detect_tiles(image, 2 * long, min_score)
+    for parts in (2, 4, 8):
+        if long / parts >= MIN_TILE:
+            yield _detect_tiles(image, long / parts, min_score)
+
+
+def detect_faces(image: np.ndarray, min_score: float = MIN_SCORE) -> list[Detection]:
+    """The first faces that `search` comes upon in an RGB uint8 picture (H, W, 3), largest first; empty if none."""
+    return next((found for found in search(image, min_score) if found), [])
 
 
 @functools.cache
@@ -101,34 +107,42 @@ def _overlap(box, boxes):
     return inner / np.maximum(areas + np.prod(box[2:] - box[:2]) - inner, 1e-12)
 
 
-def _centred(height, width, side):
-    return (width - side) / 2, (height - side) / 2, side
-
-
-def _tiles(height, width, side):
-    """Squares of `side` that overlap by at least half and cover the picture."""
-    def starts(length):
-        if length <= side:
-            return [(length - side) / 2]
-        return np.linspace(0, length - side, int(np.ceil((length - side) / (side / 2))) + 1)
-    return [(x, y, side) for y in starts(height) for x in starts(width)]
-
-
-def _detect_square(image, square, min_score):
-    """Faces in one square (x, y, side) of the picture, black where it hangs over, in picture pixels."""
-    x, y, side = (int(round(v)) for v in square)
+def _detect_tiles(image, side, min_score):
+    """Faces, in picture pixels, in squares of `side` that overlap by half and cover the picture, black around it."""
     height, width = image.shape[:2]
-    left, top, right, bottom = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
-    padded = cv2.copyMakeBorder(
-        image[top:bottom, left:right], top - y, y + side - bottom, left - x, x + side - right, cv2.BORDER_CONSTANT)
-    small = cv2.resize(padded, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
-    regressors, logits = network("blazeface_short_range")(small[None].astype(np.float32) / 127.5 - 1)
-    corner = np.array([x, y], np.float64)
+    size = np.maximum(np.round(np.array([width, height]) * (SIZE / side)).astype(int), 1)
+    small = cv2.resize(image, tuple(map(int, size)),
+                       interpolation=cv2.INTER_AREA if size.sum() < width + height else cv2.INTER_LINEAR)
+    before = np.maximum(SIZE - size, 0) // 2
+    after = np.maximum(SIZE - size, 0) - before
+    small = cv2.copyMakeBorder(small, before[1], after[1], before[0], after[0], cv2.BORDER_CONSTANT)
+    scale = np.array([width, height]) / size
     found = []
-    for d in merge_overlapping(decode(regressors[0], logits[0, :, 0], min_score)):
-        box = d.box.astype(np.float64) * side + np.tile(corner, 2)
-        cut = ((box[0] < left and left > 0) or (box[1] < top and top > 0)
-               or (box[2] > right and right < width) or (box[3] > bottom and bottom < height))
-        if not cut:  # a face over a tile's edge is seen whole by the next tile
-            found.append(Detection(box, d.score, d.keypoints * side + corner))
-    return found
+    for y in _starts(small.shape[0]):
+        for x in _starts(small.shape[1]):
+            tile = small[y:y + SIZE, x:x + SIZE]
+            regressors, logits = network("blazeface_short_range")(tile[None].astype(np.float32) / 127.5 - 1)
+            for d in decode(regressors[0], logits[0, :, 0], min_score):
+                if not _cut(d.box, x, y, small.shape):
+                    corner = np.array([x, y]) - before
+                    box = (d.box.reshape(2, 2) * SIZE + corner) * scale
+                    found.append(Detection(box.ravel(), d.score, (d.keypoints * SIZE + corner) * scale))
+    return sorted(merge_overlapping(found), key=lambda d: -d.side)
+
+
+def _starts(length):
+    """First pixels of tiles that overlap by half and cover `length`."""
+    return np.linspace(0, length - SIZE, -(-2 * (length - SIZE) // SIZE) + 1).astype(int)
+
+
+def _cut(box, x, y, shape):
+    """Does the box (in units of the tile) hang over an edge beyond which there is more picture? The next tile has it whole."""
+    return ((box[0] < 0 and x > 0) or (box[1] < 0 and y > 0)
+            or (box[2] > 1 and x + SIZE < shape[1]) or (box[3] > 1 and y + SIZE < shape[0]))
+
+
+def _turn(detection, shape):
+    """A detection in a picture turned by 180 degrees, in the picture as it was."""
+    corner = np.array([shape[1], shape[0]])
+    box = (corner - detection.box.reshape(2, 2))[::-1].ravel()
+    return Detection(box, detection.score, corner - detection.keypoints)

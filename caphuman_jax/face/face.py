@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from caphuman_jax.face.detect import MIN_SCORE, detect_faces
+from caphuman_jax.face.detect import MIN_SCORE, search
 from caphuman_jax.face.landmarks import expression_names, expression_weights, find_landmarks
 
 MIN_PRESENCE = 0.5
@@ -40,11 +40,18 @@ class Face:
 
 
 def find_faces(image: np.ndarray, min_score: float = MIN_SCORE, min_presence: float = MIN_PRESENCE) -> list[Face]:
-    """Faces of an RGB uint8 picture (H, W, 3), largest first; empty if there is none."""
-    faces = []
-    for detection in detect_faces(image, min_score):
-        landmarks, presence = find_landmarks(image, detection)
-        if presence >= min_presence:
-            faces.append(Face(detection.box, detection.score, detection.keypoints, landmarks, presence,
-                              expression_weights(landmarks)))
-    return faces
+    """Faces of an RGB uint8 picture (H, W, 3), largest first; empty if there is none.
+
+    Small faces are looked for only where no larger one was found (see detect.search).
+    """
+    for detections in search(image, min_score):
+        faces = [_look_at(image, detection) for detection in detections]
+        faces = [face for face in faces if face.presence >= min_presence]
+        if faces:
+            return faces
+    return []
+
+
+def _look_at(image, detection):
+    landmarks, presence = find_landmarks(image, detection)
+    return Face(detection.box, detection.score, detection.keypoints, landmarks, presence, expression_weights(landmarks))
