@@ -1,0 +1,65 @@
+"""What the denoiser is trained to do: noising, targets, weights and CapHuman's loss. Pure functions, float32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def add_noise(latents: jax.Array, noise: jax.Array, alpha: jax.Array) -> jax.Array:
+    """Clean latents (B, …) and unit normal noise (B, …) to the signal level alpha (B,): DDPM, eq. 4."""
+    alpha = _per_item(alpha, latents)
+    return jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
+
+
+def prediction_target(latents: jax.Array, noise: jax.Array, alpha: jax.Array, prediction: str = "epsilon") -> jax.Array:
+    """What the denoiser should output: the noise, or v = sqrt(alpha) noise − sqrt(1 − alpha) x0 (arXiv 2202.00512)."""
+    if prediction == "epsilon":
+        return noise
+    if prediction == "v":
+        alpha = _per_item(alpha, latents)
+        return jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * latents
+    raise ValueError(f"prediction is {prediction!r}; known: epsilon, v")
+
+
+def min_snr_weight(alpha: jax.Array, gamma: float = 5.0, prediction: str = "epsilon") -> jax.Array:
+    """Min-SNR weights (B,) for signal levels alpha (B,): arXiv 2303.09556, section 3.4. Infinite gamma: x0's own weight."""
+    ratio = alpha / (1 - alpha)
+    capped = jnp.minimum(ratio, jnp.asarray(gamma, ratio.dtype))
+    return capped / ratio if prediction == "epsilon" else capped / (ratio + 1)
+
+
+def capface_loss(
+    output: jax.Array,
+    target: jax.Array,
+    mask: jax.Array,
+    face_mask: jax.Array,
+    *,
+    mask_weight: float = 1.0,
+    weights: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """CapHuman's training loss: mean (output − target)² + mask_weight · mean (face_mask − mask)².
+
+    output, target: (B, h, w, C) the denoiser's output and `prediction_target`; mask: (B, h, w, 1) CapFace's mask in
+    [0, 1]; face_mask: (B, h, w, 1) the face region of the target picture at latent size (`shrink_mask`);
+    weights: (B,) per picture, for instance `min_snr_weight`.
+    Returns the scalar loss and its two parts under "denoise" and "mask".
+    """
+    if mask.shape != face_mask.shape:
+        raise ValueError(f"mask is {mask.shape} and face_mask {face_mask.shape}: the latent size is wanted for both")
+    squares = jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32))
+    per_picture = jnp.mean(squares, axis=tuple(range(1, squares.ndim)))
+    denoise = jnp.mean(per_picture if weights is None else per_picture * weights)
+    masks = jnp.mean(jnp.square(face_mask.astype(jnp.float32) - mask.astype(jnp.float32)))
+    return denoise + mask_weight * masks, {"denoise": denoise, "mask": masks}
+
+
+def shrink_mask(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Mask (B, H, W, 1) to (B, h, w, 1): the nearest pixel, counted from the top left corner as PyTorch does."""
+    rows, columns = ((jnp.arange(n) * full) // n for n, full in zip(size, mask.shape[1:3], strict=True))
+    return mask[:, rows][:, :, columns]
+
+
+def _per_item(values: jax.Array, like: jax.Array) -> jax.Array:
+    """(B,) → (B, 1, …) so that it broadcasts over `like`."""
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
