@@ -14,21 +14,27 @@ from caphuman_jax.face.networks import blendshape_table, network
 CROP = 256
 CROP_SIDE = 1.5  # crop side over the larger box side
 RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
+_MAX_PASSES = 4
+_SETTLED = 0.01  # mean movement of the landmarks between passes, over the face's side
 
 
-def find_landmarks(image: np.ndarray, detection: Detection, passes: int = 2) -> tuple[np.ndarray, float]:
-    """Landmarks (478, 3) and presence in [0, 1] of a detected face in an RGB uint8 picture (H, W, 3).
+def find_landmarks(image: np.ndarray, detection: Detection) -> tuple[np.ndarray, float]:
+    """Landmarks (478, 3) float32 and presence in [0, 1] of a detected face in an RGB uint8 picture (H, W, 3).
 
-    x, y in picture pixels; z in the same unit, smaller is nearer, 0 about the middle of the head. Each pass after
-    the first takes its crop from the landmarks of the one before. Points outside the picture are possible.
+    x, y in picture pixels; z in the same unit, smaller is nearer, 0 about the middle of the head. Points outside the
+    picture are possible. A second pass takes its crop from the landmarks of the first; where that moves them much
+    (strongly turned faces) up to two more follow.
     """
     right, left = detection.keypoints[:2]
     low, high = detection.box[:2], detection.box[2:]
     landmarks, presence = _landmarks_in_crop(image, (low + high) / 2, float((high - low).max()), _angle(right, left))
-    for _ in range(passes - 1):
-        angle = _angle(landmarks[RIGHT_EYE_OUTER, :2], landmarks[LEFT_EYE_OUTER, :2])
-        center, side = _upright_box(landmarks[:, :2], angle)
+    for _ in range(_MAX_PASSES - 1):
+        before = landmarks
+        angle = _angle(before[RIGHT_EYE_OUTER, :2], before[LEFT_EYE_OUTER, :2])
+        center, side = _upright_box(before[:, :2], angle)
         landmarks, presence = _landmarks_in_crop(image, center, side, angle)
+        if np.linalg.norm((landmarks - before)[:, :2], axis=1).mean() < _SETTLED * side:
+            break
     return landmarks, presence
 
 
