@@ -1,0 +1,75 @@
+"""The networks, one a file, and how to build them from a configuration.
+
+A network is used as a pair: `graphdef` (its static structure, hashable, holds the compute dtype) and `params` (nested dicts
+of float32 arrays with string keys). In a jitted function: `nnx.merge(graphdef, params)(…)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.models.capface import CapFace
+from caphuman_jax.models.clip_image import ImageEncoder
+from caphuman_jax.models.clip_text import TextEncoder
+from caphuman_jax.models.identity import IdentityProjector
+from caphuman_jax.models.unet import UNet
+from caphuman_jax.models.vae import VAE
+
+Network = tuple[nnx.GraphDef, dict]
+
+TRAINABLE = ("capface", "identity")
+"""The networks that CapHuman trains on a frozen base."""
+
+
+def abstract(cfg: ModelConfig, dtype=jnp.float32) -> dict[str, Network]:
+    """Every network's (graphdef, params) with `jax.ShapeDtypeStruct` leaves; nothing is allocated or computed.
+
+    Keys: unet, capface, identity, vae, text, and image_encoder if the configuration has one. `dtype` is the compute dtype.
+    """
+    return {name: split(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0)))) for name, make in _makers(cfg, dtype).items()}
+
+
+def init(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict[str, Network]:
+    """Every network's (graphdef, params), freshly initialised; the same key gives the same parameters."""
+    networks = {}
+    for number, (name, make) in enumerate(_makers(cfg, dtype).items()):
+        graphdef, _ = split(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))))
+        params = jax.jit(lambda key, make=make: split(make(nnx.Rngs(key)))[1])(jax.random.fold_in(key, number))
+        networks[name] = (graphdef, params)
+    return networks
+
+
+def split(module: nnx.Module) -> Network:
+    """A module → (graphdef, params)."""
+    graphdef, state = nnx.split(module)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def count(params: dict) -> int:
+    """Number of parameters in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def trainable_parameters(cfg: ModelConfig) -> int:
+    """Number of parameters that CapHuman trains: CapFace and the identity projector; 362,464,049 at SD1.5 size."""
+    networks = abstract(cfg)
+    return sum(count(networks[name][1]) for name in TRAINABLE)
+
+
+def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[nnx.Rngs], nnx.Module]]:
+    makers = {
+        "unet": lambda rngs: UNet(cfg.unet, dtype, rngs=rngs),
+        "capface": lambda rngs: CapFace(cfg.unet, cfg.capface, dtype, rngs=rngs),
+        "identity": lambda rngs: IdentityProjector(cfg.identity, cfg.unet.context_width, dtype, rngs=rngs),
+        "vae": lambda rngs: VAE(cfg.vae, dtype, rngs=rngs),
+        "text": lambda rngs: TextEncoder(cfg.text, dtype, rngs=rngs),
+    }
+    if cfg.image_encoder is not None:
+        makers["image_encoder"] = lambda rngs: ImageEncoder(cfg.image_encoder, dtype, rngs=rngs)
+    return makers

@@ -1,0 +1,52 @@
+"""CLIP's image encoder (arXiv 2103.00020); ViT-L/14 by default."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from caphuman_jax.config import ImageEncoderConfig
+from caphuman_jax.nn.layers import LayerNorm, linear, space_to_depth
+from caphuman_jax.nn.transformer import Transformer
+
+# Mean and standard deviation of CLIP's training pictures, RGB in [0, 1] (openai/CLIP, clip.py).
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+def normalise(images: jax.Array) -> jax.Array:
+    """RGB (…, 3) float32 in [0, 1] → what `ImageEncoder` takes. Callers apply it; the encoder does not."""
+    return (images - MEAN) / STD
+
+
+class ImageEncoder(nnx.Module):
+    """Picture → a class token and one token a patch, for the identity projector."""
+
+    def __init__(self, cfg: ImageEncoderConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
+        self.patch = cfg.patch
+        count = (cfg.image_size // cfg.patch) ** 2 + 1
+        normal = nnx.initializers.normal(0.02)
+        self.patches = linear(3 * cfg.patch**2, cfg.width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.class_token = nnx.Param(normal(rngs.params(), (cfg.width,), jnp.float32))
+        self.positions = nnx.Param(normal(rngs.params(), (count, cfg.width), jnp.float32))
+        self.norm_in = LayerNorm(cfg.width)
+        self.transformer = Transformer(
+            cfg.width, cfg.layers, cfg.heads, cfg.mlp_width, causal=False, dtype=dtype, rngs=rngs
+        )
+        self.norm_out = LayerNorm(cfg.width)
+
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Encode pictures.
+
+        images (B, S, S, 3) float32 of `normalise`, S = image_size
+        → last hidden state without the final norm (B, 1 + (S/patch)², width), class token first, then patches row by row;
+        the class token after the final norm (B, width). Both in the compute dtype.
+        """
+        x = self.patches(space_to_depth(images, self.patch))
+        batch, _, _, width = x.shape
+        token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (batch, 1, width))
+        x = jnp.concatenate([token, x.reshape(batch, -1, width)], axis=1)
+        hidden = self.transformer(self.norm_in(x + self.positions[...].astype(x.dtype)))
+        return hidden, self.norm_out(hidden[:, 0])

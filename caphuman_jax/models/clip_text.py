@@ -1,0 +1,45 @@
+"""CLIP's text encoder (arXiv 2103.00020); ViT-L/14's by default."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from caphuman_jax.config import TextConfig
+from caphuman_jax.nn.layers import LayerNorm, linear
+from caphuman_jax.nn.transformer import Transformer
+
+
+class TextEncoder(nnx.Module):
+    """Token ids → one vector a token for the UNet's cross-attention, and one for the whole prompt.
+
+    With `cfg.embed_width`, token embeddings are stored that narrow and projected to `cfg.width`.
+    """
+
+    def __init__(self, cfg: TextConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
+        narrow = cfg.embed_width or cfg.width
+        normal = nnx.initializers.normal(0.02)
+        self.tokens = nnx.Embed(cfg.vocabulary, narrow, dtype=dtype, embedding_init=normal, rngs=rngs)
+        if narrow != cfg.width:
+            # At this scale the projected embeddings are as large as full-width ones.
+            self.widen = linear(narrow, cfg.width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.positions = nnx.Param(normal(rngs.params(), (cfg.length, cfg.width), jnp.float32))
+        self.transformer = Transformer(
+            cfg.width, cfg.layers, cfg.heads, cfg.mlp_width, causal=True, dtype=dtype, rngs=rngs
+        )
+        self.norm_out = LayerNorm(cfg.width)
+
+    def __call__(self, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Encode prompts.
+
+        token_ids (B, L) int32, L at most `cfg.length`: start token, the prompt, the end token (the highest id), padding
+        → last hidden state after the final norm (B, L, width); the end token's (B, width). Both in the compute dtype.
+        """
+        x = self.tokens(token_ids)
+        if hasattr(self, "widen"):
+            x = self.widen(x)
+        x = x + self.positions[: token_ids.shape[1]].astype(x.dtype)
+        hidden = self.norm_out(self.transformer(x))
+        end = jnp.argmax(token_ids, axis=1)  # The first of them, where the padding is the end token too.
+        return hidden, jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
