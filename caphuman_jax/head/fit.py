@@ -1,0 +1,120 @@
+"""Fit a morphable head to the landmarks of a photo: damped Gauss-Newton with Gaussian priors, fixed work, no randomness."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caphuman_jax.head import pose
+from caphuman_jax.head.head import Head
+from caphuman_jax.head.light import WHITE
+from caphuman_jax.head.morphable import FACE_OVAL, LANDMARKS, OUTER_EYE_CORNERS, Morphable
+
+# Deviations, in distances of the outer eye corners: of a landmark in the picture, of its depth as the network guesses it, and
+# (in weights) of an expression weight from the network's.
+_NOISE, _DEPTH_NOISE, _EXPRESSION_NOISE = 0.02, 0.12, 0.12
+_ITERATIONS = 12
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@jax.jit
+def fit(model: Morphable, landmarks: jax.Array, expression: jax.Array, size: jax.Array) -> Head:
+    """Head from the landmarks of one face; vmap it over landmarks, expressions and sizes for many.
+
+    landmarks (478,3): x, y in pixels of the picture (y down), z in the same unit, smaller nearer (a weak cue); expression (52,)
+    in [0,1], the blendshape network's weights, refined near them; size (2,) height and width of the picture in pixels.
+    Light is white and even and albedo mid-grey until `light.estimate_appearance` fills them in. The unknowns — rotation, scale,
+    translation, identity ~ N(0,1), expression ~ N(given, 0.12²) within [0,1] — are solved together; landmark errors are weighed
+    by Huber's rule, so a hidden or misplaced part of the face does not pull the rest.
+    """
+    with jax.default_matmul_precision("highest"):
+        return _fit(model, jnp.asarray(landmarks, jnp.float32), jnp.asarray(expression, jnp.float32), jnp.asarray(size, jnp.float32))
+
+
+@jax.jit
+def fit_batch(model: Morphable, landmarks: jax.Array, expressions: jax.Array, sizes: jax.Array) -> Head:
+    """`fit` for landmarks (B,478,3), expressions (B,52), sizes (B,2) → Head with a leading axis B."""
+    return jax.vmap(fit, in_axes=(None, 0, 0, 0))(model, landmarks, expressions, sizes)
+
+
+def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: jax.Array) -> Head:
+    flip = jnp.asarray([1.0, -1.0, -1.0], jnp.float32)
+    eyes = observed[jnp.asarray(OUTER_EYE_CORNERS), :2]
+    unit = jnp.maximum(jnp.linalg.norm(eyes[0] - eyes[1]), 1e-3)
+    # In profile the eyes are close together in the picture: the face's height then gives the unit.
+    unit = jnp.maximum(unit, 0.6 * jnp.linalg.norm(observed[10, :2] - observed[152, :2]))
+    centre = jnp.mean(observed, axis=0)
+    target = (observed - centre) / unit
+
+    corners, weights = jnp.asarray(model.landmark_vertices), jnp.asarray(model.landmark_weights)
+    at_landmarks = lambda field: jnp.sum(jnp.asarray(field)[..., corners, :] * weights[..., None], axis=-2)
+    mean, shape, moves = at_landmarks(model.mean), at_landmarks(model.identity_basis), at_landmarks(model.expression_basis)
+    origin = jnp.mean(mean, axis=0)
+    mean = mean - origin
+    basis = jnp.concatenate([shape, moves])
+    count, faces = shape.shape[0], moves.shape[0]
+    trust = jnp.asarray(model.landmark_valid, jnp.float32) * jnp.asarray(_landmark_trust())
+    deviation = jnp.asarray([_NOISE, _NOISE, _DEPTH_NOISE], jnp.float32)
+    prior = jnp.concatenate([jnp.ones(count, jnp.float32), jnp.full(faces, 1 / _EXPRESSION_NOISE**2, jnp.float32), jnp.full(7, 1e-3, jnp.float32)])
+    expected = jnp.concatenate([jnp.zeros(count, jnp.float32), expression0])
+    bound = jnp.asarray(model.identity_bound)
+    low, high = jnp.concatenate([-bound, jnp.zeros(faces, jnp.float32)]), jnp.concatenate([bound, jnp.ones(faces, jnp.float32)])
+
+    def residuals(coefficients, rotation, scale, shift):
+        points = (mean + jnp.tensordot(coefficients, basis, axes=1)) @ rotation.T
+        return points, scale * points * flip + shift - target
+
+    def step(_, state):
+        coefficients, rotation, scale, shift = state
+        points, error = residuals(coefficients, rotation, scale, shift)
+        distance = jnp.linalg.norm(error[:, :2], axis=-1) / _NOISE
+        weight = (trust / jnp.maximum(1, distance / 1.5))[:, None] / deviation**2
+        # Columns: identity and expression, a small turn about x, y, z, relative scale, shift.
+        x, y, z = points.T
+        zero = jnp.zeros_like(x)
+        turns = jnp.stack([jnp.stack([zero, -z, y], -1), jnp.stack([z, zero, -x], -1), jnp.stack([-y, x, zero], -1), points])
+        columns = scale * flip * jnp.concatenate([basis @ rotation.T, turns])
+        columns = jnp.concatenate([columns, jnp.broadcast_to(jnp.eye(3, dtype=jnp.float32)[:, None], (3, *mean.shape))])
+        columns = columns.reshape(columns.shape[0], -1)
+        weighted = columns * weight.reshape(-1)
+        pull = jnp.concatenate([prior[: count + faces] * (coefficients - expected), jnp.zeros(7, jnp.float32)])
+        normal = weighted @ columns.T + jnp.diag(prior)
+        change = -jax.scipy.linalg.solve(normal, weighted @ error.reshape(-1) + pull, assume_a="pos")
+        turn = jnp.clip(change[-7:-4], -0.5, 0.5)
+        return (jnp.clip(coefficients + change[: count + faces], low, high), pose.from_vector(turn) @ rotation,
+                scale * jnp.exp(jnp.clip(change[-4], -0.5, 0.5)), shift + change[-3:])
+
+    state = (expected, *_start(mean + jnp.tensordot(expression0, moves, axes=1), target, trust, flip))
+    coefficients, rotation, scale, shift = jax.lax.fori_loop(0, _ITERATIONS, step, state)
+    rotation = pose.orthonormal(rotation)
+    _, error = residuals(coefficients, rotation, scale, shift)
+    distance = jnp.where(trust > 0, jnp.linalg.norm(error[:, :2], axis=-1), jnp.nan)
+
+    # Back to pixels, and from the landmarks' centre to the model's own origin.
+    translation = shift[:2] * unit + centre[:2] - scale * unit * (rotation @ origin)[:2] * flip[:2]
+    vertices = model.mean.shape[0]
+    return Head(identity=coefficients[:count], expression=coefficients[count:], rotation=rotation, scale=scale * unit,
+                translation=translation, size=size, light=jnp.asarray(WHITE), albedo=jnp.full((vertices, 3), 0.5, jnp.float32),
+                residual=jnp.nanmedian(distance))
+
+
+def _start(mean: jax.Array, target: jax.Array, trust: jax.Array, flip: jax.Array):
+    """Rotation, scale and shift of the mean face by weighted similarity of the 3D points (Umeyama, 1991)."""
+    share = (trust / jnp.sum(trust))[:, None]
+    centre, centre_target = jnp.sum(mean * share, axis=0), jnp.sum(target * share, axis=0)
+    a, b = mean - centre, (target - centre_target) * flip
+    u, singular, vt = jnp.linalg.svd((b * share).T @ a)
+    sign = jnp.concatenate([jnp.ones(2, jnp.float32), jnp.sign(jnp.linalg.det(u @ vt))[None]])
+    rotation = (u * sign) @ vt
+    scale = jnp.sum(singular * sign) / jnp.sum(share * a * a)
+    return rotation, scale, centre_target - scale * (rotation @ centre) * flip
+
+
+def _landmark_trust() -> np.ndarray:
+    """Weight (478,) of a landmark: the outline slides along the head as it turns, so it counts less."""
+    trust = np.ones(LANDMARKS, np.float32)
+    trust[list(FACE_OVAL)] = 0.3
+    return trust
