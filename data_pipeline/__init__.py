@@ -1,0 +1,1 @@
+"""Photos to records (offline) and records to batches."""
