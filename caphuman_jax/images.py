@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import struct
 import warnings
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -17,9 +19,12 @@ from caphuman_jax.errors import PhotoError
 
 MAX_PIXELS = 24_000_000
 """Larger photos are shrunk to about this many pixels."""
-DECODE_LIMIT = 400_000_000
-"""Photos that say they are larger than this are not decoded: a small file may unpack to more than the memory."""
+DECODE_LIMIT = 178_000_000
+"""Photos that say they are larger than this are not decoded: a small file may unpack to more than the memory.
+Just below Pillow's own limit."""
 MIN_SIDE = 16
+
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, TypeError, KeyError, IndexError)  # Pillow's
 
 PhotoSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
@@ -31,16 +36,19 @@ def read_photo(source: PhotoSource) -> np.ndarray:
     shrunk when above MAX_PIXELS. Arrays are uint8, uint16 or floats in [0, 1], of shape (H, W), (H, W, 1), (H, W, 2),
     (H, W, 3) or (H, W, 4). Raises PhotoError naming the photo when it cannot be read or is under MIN_SIDE pixels.
     """
-    name = _name(source)
+    name = photo_name(source)
     if isinstance(source, np.ndarray):
         picture = _from_array(source, name)
     elif isinstance(source, Image.Image):
         picture = _decode(source, name)
-    else:
+    elif isinstance(source, (str, os.PathLike, bytes, bytearray)):
         picture = _open(source, name)
+    else:
+        raise PhotoError(f"a photo is a path, bytes, a PIL picture or an array, not {type(source).__name__}")
+    picture = _shrink(picture)
     if min(picture.size) < MIN_SIDE:
         raise PhotoError(f"{name} is only {picture.width}x{picture.height} pixels; use a photo of at least {MIN_SIDE} a side")
-    return np.array(_shrink(picture))
+    return np.array(picture)
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray, metadata: dict[str, str] | None = None) -> None:
@@ -68,21 +76,20 @@ def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:
                 raise PhotoError(f"{path} is a {picture.format} file; only PNG files carry the entries")
             picture.load()  # entries may stand behind the pixels
             return {key: str(text) for key, text in picture.text.items()}
-    except (OSError, SyntaxError, ValueError) as error:
+    except _DAMAGE as error:
         raise PhotoError(f"{path} cannot be read as a PNG file ({error})") from error
 
 
-def _name(source):
+def photo_name(source: PhotoSource) -> str:
+    """What to call a photo in messages: its path where it has one."""
     if isinstance(source, (str, os.PathLike)):
         return str(source)
-    kinds = {bytes: "the photo's bytes", np.ndarray: "the photo's array"}
-    return next((name for kind, name in kinds.items() if isinstance(source, kind)),
-                getattr(source, "filename", "") or "the photo")
+    if isinstance(source, np.ndarray):
+        return "the array"
+    return str(getattr(source, "filename", "")) or "the photo"
 
 
 def _open(source, name):
-    if not isinstance(source, (str, os.PathLike, bytes, bytearray)):
-        raise PhotoError(f"a photo is a path, bytes, a PIL picture or an array, not {type(source).__name__}")
     if not isinstance(source, (bytes, bytearray)):
         path = pathlib.Path(source)
         if path.is_dir():
@@ -92,35 +99,52 @@ def _open(source, name):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source) as picture:
-                return _decode(picture, name)
+            picture = Image.open(io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source)
     except UnidentifiedImageError as error:
         raise PhotoError(f"{name} is not a picture in a format that can be read; save it as JPEG or PNG") from error
     except Image.DecompressionBombError as error:
-        raise PhotoError(f"{name} is too large; shrink it to under {DECODE_LIMIT // 10**6} megapixels") from error
+        raise PhotoError(_too_large(name)) from error
     except PermissionError as error:
         raise PhotoError(f"{name} may not be read; check its permissions") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PhotoError(f"{name} is damaged or incomplete ({error}); fetch or save it again") from error
+    except _DAMAGE as error:
+        raise PhotoError(_damaged(name, error)) from error
+    with picture:
+        if picture.width * picture.height > 4 * MAX_PIXELS:
+            # Where the format can (JPEG), decode at half size, in a quarter of the memory.
+            picture.draft(None, (picture.width // 2, picture.height // 2))
+        return _decode(picture, name)
 
 
 def _decode(picture, name):
     """RGB picture, upright."""
     if picture.width * picture.height > DECODE_LIMIT:
-        raise PhotoError(
-            f"{name} is {picture.width}x{picture.height}; shrink it to under {DECODE_LIMIT // 10**6} megapixels")
-    if picture.format == "JPEG" and picture.width * picture.height > 4 * MAX_PIXELS:
-        picture.draft(None, (picture.width // 2, picture.height // 2))  # decode at half size, in a quarter of the memory
+        raise PhotoError(_too_large(name))
     try:
         picture.load()
-        picture = ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PhotoError(f"{name} is damaged or incomplete ({error}); fetch or save it again") from error
-    if picture.mode.startswith("I") or picture.mode == "F":
-        return _from_array(np.asarray(picture), name, deep=True)
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        return _over_white(picture.convert("RGBA"))
-    return picture.convert("RGB")
+        picture = _upright(picture)
+        if picture.mode.startswith("I") or picture.mode == "F":
+            return _from_array(np.asarray(picture), name, deep=True)
+        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+            return _over_white(picture.convert("RGBA"))
+        return picture.convert("RGB")
+    except _DAMAGE as error:
+        raise PhotoError(_damaged(name, error)) from error
+
+
+def _upright(picture):
+    """Turned as the EXIF orientation says; as it is where the EXIF part cannot be read."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except _DAMAGE:
+        return picture
+
+
+def _damaged(name, error):
+    return f"{name} is damaged or incomplete ({error}); fetch or save it again"
+
+
+def _too_large(name):
+    return f"{name} is too large; shrink it to under {DECODE_LIMIT // 10**6} megapixels"
 
 
 def _over_white(picture):

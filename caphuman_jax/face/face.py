@@ -1,13 +1,19 @@
-"""A photo's faces: found, ordered, chosen."""
+"""A photo's faces: found, ordered, chosen, and everything that is known of the chosen one."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import numpy as np
 
+from caphuman_jax.errors import NoFaceError, PhotoError
+from caphuman_jax.face import parse, recognise
 from caphuman_jax.face.detect import MIN_SCORE, search
 from caphuman_jax.face.landmarks import expression_names, expression_weights, find_landmarks
+from caphuman_jax.images import PhotoSource, photo_name, read_photo
+
+_log = logging.getLogger("caphuman_jax")
 
 MIN_PRESENCE = 0.5
 
@@ -50,6 +56,61 @@ def find_faces(image: np.ndarray, min_score: float = MIN_SCORE, min_presence: fl
         if faces:
             return faces
     return []
+
+
+def choose_face(faces: list[Face], index: int | None = None, photo: str = "the photo") -> tuple[Face, bool]:
+    """The face of that index (0 is the largest), or the largest, and whether it was chosen for the caller: True when
+    there were several and no index said which; then a notice is logged too. `photo` names the photo in messages.
+
+    Raises NoFaceError without any face, PhotoError for an index that there is not.
+    """
+    if not faces:
+        raise NoFaceError(f"no face found in {photo}; use a photo with one clearly visible face, not too small or turned away")
+    if index is None:
+        if len(faces) > 1:
+            _log.warning("%s shows %d faces; took the largest. Choose another by its number, 0 (largest) to %d.",
+                         photo, len(faces), len(faces) - 1)
+        return faces[0], len(faces) > 1
+    if not 0 <= index < len(faces):
+        numbers = f"the faces 0 (largest) to {len(faces) - 1}" if len(faces) > 1 else "one face, number 0"
+        raise PhotoError(f"there is no face {index} in {photo}; it shows {numbers}")
+    return faces[index], False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FaceResult:
+    """A photo and what the rest of the way needs of one face in it.
+
+    image: (H, W, 3) uint8 RGB, upright. face: see Face. face_count: faces found. chosen_as_largest: several were found
+    and none was asked for. vector: (192,) unit float32 recognition vector. features: (49, 512) float32 feature map
+    for local identity tokens. labels: (H, W) uint8, see parse.LABELS.
+    """
+
+    image: np.ndarray
+    face: Face
+    face_count: int
+    chosen_as_largest: bool
+    vector: np.ndarray
+    features: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def region(self) -> np.ndarray:
+        """Boolean face region (H, W)."""
+        return parse.face_mask(self.labels)
+
+
+def analyse(photo: PhotoSource, index: int | None = None) -> FaceResult:
+    """Read a photo (see images.read_photo), choose a face (see choose_face) and find all that is needed of it.
+
+    Raises PhotoError for a photo that cannot be read and NoFaceError, a PhotoError too, where it shows no face.
+    """
+    image = read_photo(photo)
+    faces = find_faces(image)
+    face, chosen = choose_face(faces, index, photo_name(photo))
+    vector, features = recognise.identity(image, face.landmarks)
+    labels = parse.parse_face(face.landmarks, image.shape[:2], parse.person_mask(image))
+    return FaceResult(image, face, len(faces), chosen, vector, features, labels)
 
 
 def _look_at(image, detection):

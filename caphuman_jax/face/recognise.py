@@ -46,6 +46,17 @@ def dlib(crops: np.ndarray) -> np.ndarray:
     return network("dlib_resnet_128")(np.asarray(crops, np.float32))[0]
 
 
+def identity(image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the small model knows a person by: the unit vector (192,) and features (49, 512) of one face."""
+    vectors, features = mobilefacenet(mobilefacenet_crop(image, landmarks)[None])
+    return vectors[0], features[0]
+
+
+def dlib_vector(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """(128,) vector of one face, see `dlib`."""
+    return dlib(dlib_crop(image, landmarks)[None])[0]
+
+
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine between vectors along the last axis."""
     return np.sum(_unit(a) * _unit(b), axis=-1)
