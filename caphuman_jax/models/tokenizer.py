@@ -36,6 +36,7 @@ class ClipTokenizer:
             raise ValueError(f"length is {length}; start and end alone take 2")
         ids = np.full((len(texts), length), END_ID, np.int32)
         for row, text in zip(ids, texts, strict=True):
+            text = text.encode("utf-8", "replace").decode("utf-8")  # a terminal may pass on bytes that are no UTF-8
             words = _backend().encode(text, add_special_tokens=False)
             if len(words.ids) > length - 2:
                 rest = text[words.offsets[length - 2][0] :]
