@@ -160,7 +160,7 @@ def _from_array(array, name, deep=False):
         raise PhotoError(f"{name} has shape {array.shape}; a picture is (H, W) or (H, W, 1 to 4)")
     array = _to_uint8(array, name, deep)
     if array.shape[-1] in (2, 4):
-        return _over_white(Image.fromarray(array, {2: "LA", 4: "RGBA"}[array.shape[-1]]).convert("RGBA"))
+        return _over_white(Image.fromarray(array).convert("RGBA"))
     return Image.fromarray(np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else np.ascontiguousarray(array))
 
 

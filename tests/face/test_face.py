@@ -1,0 +1,104 @@
+import logging
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from caphuman_jax.errors import NoFaceError, PhotoError
+from caphuman_jax.face import recognise
+from caphuman_jax.face.face import analyse, choose_face, find_faces
+
+
+@pytest.fixture(scope="module")
+def two_people(astronaut):
+    """The astronaut smaller on the left, mirrored and larger on the right."""
+    person = astronaut[:384, 60:440]
+    small = cv2.resize(person, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
+    canvas = np.full((384, small.shape[1] + person.shape[1], 3), 128, np.uint8)
+    canvas[-small.shape[0]:, :small.shape[1]] = small
+    canvas[:, small.shape[1]:] = person[:, ::-1]
+    return canvas
+
+
+def test_one_face(astronaut, astronaut_face):
+    result = analyse(astronaut)
+    np.testing.assert_array_equal(result.image, astronaut)
+    np.testing.assert_array_equal(result.face.landmarks, astronaut_face.landmarks)
+    assert result.face_count == 1 and not result.chosen_as_largest
+    assert result.vector.shape == (192,) and result.features.shape == (49, 512)
+    assert result.region.shape == result.labels.shape == (512, 512)
+    assert result.region[127, 222] and not result.region[300, 222] and 0.02 < result.region.mean() < 0.05
+    assert astronaut_face.presence > 0.99 and astronaut_face.score > 0.8 and 80 < astronaut_face.size < 110
+
+
+def test_two_faces_largest_first_with_a_notice(two_people, caplog):
+    first, second = faces = find_faces(two_people)
+    assert first.size > 1.3 * second.size and first.landmarks[4, 0] > second.landmarks[4, 0]
+    with caplog.at_level(logging.WARNING, "caphuman_jax"):
+        assert choose_face(faces, photo="group.jpg") == (first, True)
+    assert "group.jpg shows 2 faces" in caplog.text
+    caplog.clear()
+    assert choose_face(faces, 1) == (second, False) and choose_face([first]) == (first, False) and not caplog.text
+    chosen = analyse(two_people)
+    assert chosen.face_count == 2 and chosen.chosen_as_largest
+    other = analyse(two_people, 1)
+    assert other.face.size == second.size and not other.chosen_as_largest
+    assert other.region[:, :228].any() and not other.region[:, 228:].any()
+    assert recognise.cosine(chosen.vector, other.vector) > 0.8
+
+
+def test_an_index_that_there_is_not(two_people, astronaut_face):
+    for index in (2, -1):
+        with pytest.raises(PhotoError, match=rf"no face {index} in .* 0 \(largest\) to 1"):
+            analyse(two_people, index)
+    with pytest.raises(PhotoError, match="one face, number 0"):
+        choose_face([astronaut_face], 1)
+
+
+def test_no_face(no_face, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), np.uint8)
+    assert find_faces(no_face) == find_faces(noise) == []
+    path = tmp_path / "suit.png"
+    Image.fromarray(no_face).save(path)
+    with pytest.raises(NoFaceError, match="no face found in .*suit.png; use a photo") as caught:
+        analyse(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (900, 1300), (433, 777)])
+def test_a_small_face_in_a_large_picture(astronaut, astronaut_face, place):
+    canvas = np.full((2000, 1600, 3), 110, np.uint8)
+    y, x = place
+    canvas[y:y + 300, x:x + 300] = astronaut[:300, 100:400]
+    (face,) = find_faces(canvas)
+    expected = astronaut_face.landmarks + np.array([x - 100, y, 0])
+    assert np.abs(face.landmarks - expected)[:, :2].mean() < 0.01 * face.size
+
+
+@pytest.mark.parametrize("kind", ["grey", "16 bit", "cmyk", "rgba", "sideways"])
+def test_photos_of_every_kind(astronaut, astronaut_face, tmp_path, kind):
+    photo, path, options = Image.fromarray(astronaut), tmp_path / "p.png", {}
+    if kind == "grey":
+        photo = photo.convert("L")
+    elif kind == "16 bit":
+        photo = Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+    elif kind == "cmyk":
+        photo, path, options = photo.convert("CMYK"), tmp_path / "p.jpg", {"quality": 95}
+    elif kind == "rgba":
+        photo.putalpha(255)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        photo, options = photo.transpose(Image.Transpose.ROTATE_90), {"exif": exif}
+    photo.save(path, **options)
+    result = analyse(path)
+    error = np.linalg.norm((result.face.landmarks - astronaut_face.landmarks)[:, :2], axis=1)
+    assert result.image.shape == astronaut.shape and error.mean() < 0.015 * astronaut_face.size
+
+
+def test_face_without_hands_off_the_photo(astronaut):
+    """Reading does not write into what it was given."""
+    before = astronaut.copy()
+    analyse(astronaut)
+    np.testing.assert_array_equal(astronaut, before)
