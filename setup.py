@@ -1,0 +1,48 @@
+"""Packaging of CapHuman on JAX: `pip install .`; extras and their reasons are in docs/decisions.md."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "train": ["onnx"],  # recognisers as losses
+    "data": ["tensorflow-cpu", "tensorflow-datasets", "apache-beam", "array-record", "grain"],
+    "studio": ["gradio"],
+    "insightface": ["insightface>=2"],  # ArcFace model packs that the user has; 2.x installs without a compiler
+    "test": ["pytest", "hypothesis", "onnx", "torch", "diffusers", "transformers"],
+    "lint": ["ruff"],
+    "cuda": ["jax[cuda12]"],
+    "tpu": ["jax[tpu]"],
+}
+
+setup(
+    name="caphuman-jax",
+    version="0.1.0",
+    description="CapHuman on JAX and Flax: a photo of a face, a sentence and a head pose in; pictures of that person out",
+    long_description=Path("README.md").read_text(encoding="utf-8") if Path("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["caphuman_jax*", "data_pipeline*"]), "caphuman_jax.configs"],
+    # configs/ stands at the top of the checkout, but a package named `configs` in everyone's site-packages would clash.
+    package_dir={"caphuman_jax.configs": "configs"},
+    package_data={"caphuman_jax": ["assets/**"]},
+    entry_points={"console_scripts": ["caphuman=caphuman_jax.cli:main"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11",
+        "ml-collections>=1",
+        "numpy>=2",
+        "scipy",
+        "safetensors>=0.5",
+        "tokenizers>=0.21",
+        "onnxruntime>=1.20",
+        "opencv-python-headless>=4.10",
+        "pillow>=11",
+        "tqdm",
+    ],
+    extras_require=EXTRAS,
+)
