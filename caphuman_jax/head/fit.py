@@ -82,7 +82,12 @@ def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: ja
         weighted = columns * weight.reshape(-1)
         pull = jnp.concatenate([prior[: count + faces] * (coefficients - expected), jnp.zeros(7, jnp.float32)])
         normal = weighted @ columns.T + jnp.diag(prior)
-        change = -jax.scipy.linalg.solve(normal, weighted @ error.reshape(-1) + pull, assume_a="pos")
+        gradient = weighted @ error.reshape(-1) + pull
+        # Projected Newton: a weight at its bound that wants to go beyond it is held there, or the others would
+        # make room for a move that never comes.
+        held = jnp.concatenate([(coefficients <= low) & (gradient[:-7] > 0) | (coefficients >= high) & (gradient[:-7] < 0), jnp.zeros(7, bool)])
+        normal = jnp.where(held[:, None] | held, 0, normal) + jnp.diag(held.astype(jnp.float32))
+        change = -jax.scipy.linalg.solve(normal, jnp.where(held, 0, gradient), assume_a="pos")
         turn = jnp.clip(change[-7:-4], -0.5, 0.5)
         return (jnp.clip(coefficients + change[: count + faces], low, high), pose.from_vector(turn) @ rotation,
                 scale * jnp.exp(jnp.clip(change[-4], -0.5, 0.5)), shift + change[-3:])
