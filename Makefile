@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all their own set-up: nothing but Python 3.11-3.13 and make is needed.
+# VENV=DIR puts the virtual environment elsewhere, PYTHON=python3.12 chooses the interpreter.
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --prefer-binary --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest
+
+# PyTorch is only a reference in tests; from here it comes without gigabytes of CUDA. Elsewhere pip falls back on PyPI.
+TORCH_CPU := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 30
+
+.PHONY: demo test test-slow test-all lint clean
+
+demo: $(VENV)/.installed ## Four pictures of the astronaut in out/demo.
+	$(BIN)/caphuman generate --reference caphuman_jax/assets/astronaut_nasa.png \
+		--prompt "a photo of a smiling woman" --expression smile=0.8 --yaw 15 --num 4 --out out/demo
+
+test: $(VENV)/.installed-test ## The fast tests.
+	$(PYTEST)
+
+test-slow: $(VENV)/.installed-test ## The slow tests alone.
+	$(PYTEST) -m slow
+
+test-all: test test-slow
+
+lint: $(VENV)/.installed
+	$(PIP) ruff
+	$(BIN)/ruff check caphuman_jax data_pipeline configs tests setup.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache out/demo
+	find caphuman_jax data_pipeline configs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are older than what they were made from only when an installation is due again.
+$(VENV)/.installed: setup.py constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 with venv is needed (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) $(TORCH_CPU) torch
+	$(PIP) --editable '.[test,train]'
+	touch $@
