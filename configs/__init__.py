@@ -1,0 +1,1 @@
+"""Training configurations (ml_collections), one a file; installed as `caphuman_jax.configs`."""
