@@ -32,16 +32,15 @@ def abstract(cfg: ModelConfig, dtype=jnp.float32) -> dict[str, Network]:
 
     Keys: unet, capface, identity, vae, text, and image_encoder if the configuration has one. `dtype` is the compute dtype.
     """
-    return {name: split(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0)))) for name, make in _makers(cfg, dtype).items()}
+    return {name: _abstract(make) for name, make in _makers(cfg, dtype).items()}
 
 
 def init(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict[str, Network]:
     """Every network's (graphdef, params), freshly initialised; the same key gives the same parameters."""
     networks = {}
     for number, (name, make) in enumerate(_makers(cfg, dtype).items()):
-        graphdef, _ = split(nnx.eval_shape(lambda make=make: make(nnx.Rngs(0))))
-        params = jax.jit(lambda key, make=make: split(make(nnx.Rngs(key)))[1])(jax.random.fold_in(key, number))
-        networks[name] = (graphdef, params)
+        params = jax.jit(lambda key, make=make: split(make(_Keys(key)))[1])(jax.random.fold_in(key, number))
+        networks[name] = (_abstract(make)[0], params)
     return networks
 
 
@@ -62,7 +61,23 @@ def trainable_parameters(cfg: ModelConfig) -> int:
     return sum(count(networks[name][1]) for name in TRAINABLE)
 
 
-def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[nnx.Rngs], nnx.Module]]:
+class _Keys:
+    """What the layers use of `nnx.Rngs`, with a plain counter: under tracing, nnx's own takes time quadratic in the layers."""
+
+    def __init__(self, key: jax.Array):
+        self.key = key
+        self.drawn = 0
+
+    def params(self) -> jax.Array:
+        self.drawn += 1
+        return jax.random.fold_in(self.key, self.drawn)
+
+
+def _abstract(make: Callable[[_Keys], nnx.Module]) -> Network:
+    return split(nnx.eval_shape(lambda: make(_Keys(jax.random.key(0)))))
+
+
+def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[_Keys], nnx.Module]]:
     makers = {
         "unet": lambda rngs: UNet(cfg.unet, dtype, rngs=rngs),
         "capface": lambda rngs: CapFace(cfg.unet, cfg.capface, dtype, rngs=rngs),
