@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from caphuman_jax.errors import HeadError
 from caphuman_jax.head import pose
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.light import WHITE
+from caphuman_jax.head.light import WHITE, estimate_appearance
 from caphuman_jax.head.morphable import FACE_OVAL, LANDMARKS, OUTER_EYE_CORNERS, Morphable
 
 # Deviations, in distances of the outer eye corners: of a landmark in the picture, of its depth as the network guesses it, and
 # (in weights) of an expression weight from the network's.
 _NOISE, _DEPTH_NOISE, _EXPRESSION_NOISE = 0.02, 0.12, 0.12
 _ITERATIONS = 12
-_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @jax.jit
@@ -38,6 +36,40 @@ def fit(model: Morphable, landmarks: jax.Array, expression: jax.Array, size: jax
 def fit_batch(model: Morphable, landmarks: jax.Array, expressions: jax.Array, sizes: jax.Array) -> Head:
     """`fit` for landmarks (B,478,3), expressions (B,52), sizes (B,2) → Head with a leading axis B."""
     return jax.vmap(fit, in_axes=(None, 0, 0, 0))(model, landmarks, expressions, sizes)
+
+
+@jax.jit
+def heads_from_photos(model: Morphable, photos: jax.Array, landmarks: jax.Array, expressions: jax.Array,
+                      masks: jax.Array | None = None) -> Head:
+    """Whole heads, light and albedo included, of a batch of photos of one size: Head with a leading axis B.
+
+    photos (B,H,W,3) float32 in [0,1]; landmarks (B,478,3) in their pixels; expressions (B,52) in the model's order (see
+    `morphable.expression_in_order`); masks (B,H,W) where each photo shows the face, or None. Best on crops whose face is
+    100-400 px wide: each vertex takes the colour of one place of the photo.
+    """
+    batch, height, width = photos.shape[:3]
+    sizes = jnp.broadcast_to(jnp.asarray([height, width], jnp.float32), (batch, 2))
+    return estimate_appearance(model, fit_batch(model, landmarks, expressions, sizes), photos, masks)
+
+
+def head_from_photo(model: Morphable, photo: np.ndarray, landmarks: np.ndarray, expression: np.ndarray,
+                    mask: np.ndarray | None = None) -> Head:
+    """`heads_from_photos` for one photo (H,W,3), uint8 or float in [0,1], landmarks (478,3), expression (52,), mask (H,W).
+
+    Raises HeadError if landmarks or photo do not fit that, or if the fit does not hold.
+    """
+    photo, landmarks = np.asarray(photo), np.asarray(landmarks, np.float32)
+    if photo.ndim != 3 or photo.shape[2] != 3:
+        raise HeadError(f"a photo for the head must be height × width × 3, not {photo.shape}")
+    if landmarks.shape != (LANDMARKS, 3) or not np.all(np.isfinite(landmarks)):
+        raise HeadError(f"the head is fitted to {LANDMARKS} finite landmarks (x, y, z), not an array of shape {landmarks.shape}")
+    if photo.dtype == np.uint8:
+        photo = photo.astype(np.float32) / 255
+    one = lambda a: None if a is None else jnp.asarray(np.asarray(a, np.float32))[None]
+    head = jax.tree.map(lambda leaf: leaf[0], heads_from_photos(model, one(photo), one(landmarks), one(expression), one(mask)))
+    if not np.isfinite(float(head.residual)) or float(head.residual) > 0.2:
+        raise HeadError("no head could be fitted to the landmarks of this photo: they do not look like a face")
+    return head
 
 
 def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: jax.Array) -> Head:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -47,7 +48,6 @@ def render_hints(model: Morphable, head: Head, height: int, width: int, with_alp
 
 def fit_to_size(head: Head, height: int, width: int) -> Head:
     """The head at the same place relative to a picture of another size: scaled by the height, centred where the aspect differs."""
-    import dataclasses
     factor = height / head.size[0]
     new = jnp.asarray([width, height], jnp.float32)
     translation = (head.translation - head.size[::-1] / 2) * factor + new / 2

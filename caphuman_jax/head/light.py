@@ -6,6 +6,7 @@ normals in the viewer's frame (x right, y up, z towards the viewer). Colours are
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -17,7 +18,7 @@ from caphuman_jax.head.camera import project
 from caphuman_jax.head.morphable import Morphable, vertex_normals
 from caphuman_jax.head.raster import interpolate, rasterise
 
-_SH = np.asarray([
+SH_CONSTANTS = np.asarray([
     np.pi / np.sqrt(4 * np.pi),
     *[2 * np.pi / 3 * np.sqrt(3 / (4 * np.pi))] * 3,
     *[np.pi / 4 * 3 * np.sqrt(5 / (12 * np.pi))] * 3,
@@ -26,10 +27,10 @@ _SH = np.asarray([
 ], np.float32)
 # Even white light: shading 1 everywhere.
 WHITE = np.zeros((9, 3), np.float32)
-WHITE[0] = 1 / _SH[0]
+WHITE[0] = 1 / SH_CONSTANTS[0]
 
 # Colours of what a photo seldom shows, as multiples of the brightness of the face's skin.
-_DEFAULTS = {morphable.LEFT_EYE: (1.25, 1.22, 1.2), morphable.RIGHT_EYE: (1.25, 1.22, 1.2), morphable.TONGUE: (0.95, 0.5, 0.5),
+_DEFAULTS = {morphable.LEFT_EYE: (1.25, 1.22, 1.2), morphable.RIGHT_EYE: (1.25, 1.22, 1.2), morphable.TONGUE: (0.75, 0.36, 0.36),
              morphable.LOWER_TEETH: (1.3, 1.25, 1.15), morphable.UPPER_TEETH: (1.3, 1.25, 1.15), morphable.MOUTH_INSIDE: (0.45, 0.15, 0.15)}
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -38,7 +39,7 @@ def sh_basis(normals: jax.Array) -> jax.Array:
     """The nine functions (…,9) at normals (…,3): 1, x, y, z, xy, xz, yz, x²-y², 3z²-1, each times its constant."""
     x, y, z = (normals[..., i] for i in range(3))
     one = jnp.ones_like(x)
-    return jnp.stack([one, x, y, z, x * y, x * z, y * z, x * x - y * y, 3 * z * z - one], axis=-1) * jnp.asarray(_SH)
+    return jnp.stack([one, x, y, z, x * y, x * z, y * z, x * x - y * y, 3 * z * z - one], axis=-1) * jnp.asarray(SH_CONSTANTS)
 
 
 def shading(normals: jax.Array, light: jax.Array) -> jax.Array:
@@ -46,7 +47,7 @@ def shading(normals: jax.Array, light: jax.Array) -> jax.Array:
     return jnp.einsum("...k,kc->...c", sh_basis(normals), light, precision=_HIGHEST)
 
 
-@functools.partial(jax.jit, static_argnames=())
+@jax.jit
 def estimate_appearance(model: Morphable, heads, photos: jax.Array, masks: jax.Array | None = None):
     """Light and albedo of a batch of fitted heads from their photos: the same heads with those two filled in.
 
@@ -65,7 +66,6 @@ def estimate_appearance(model: Morphable, heads, photos: jax.Array, masks: jax.A
         masks = jnp.ones((batch, height, width), jnp.float32)
     solve = functools.partial(_appearance, model)
     light, albedo = jax.vmap(solve)(photos.astype(jnp.float32), masks.astype(jnp.float32), points, normals, depth, heads.scale)
-    import dataclasses
     return dataclasses.replace(heads, light=light, albedo=albedo)
 
 
@@ -121,7 +121,7 @@ def _light(colour, normals, weight):
     """
     basis = sh_basis(normals)
     total = jnp.sum(weight) + 1e-3
-    ridge = jnp.diag(jnp.asarray([1e-4] + [0.01] * 3 + [0.04] * 5, jnp.float32)) * total
+    ridge = jnp.diag(jnp.asarray([1e-4] + [0.015] * 3 + [0.12] * 5, jnp.float32)) * total
     white = jnp.asarray(WHITE[:, 0])
     mean = jnp.sum(colour * weight[:, None], axis=0) / total
     relative = colour / jnp.maximum(mean, 0.02)

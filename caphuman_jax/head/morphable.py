@@ -115,6 +115,8 @@ def load_head(name: str = "anny") -> Morphable:
     directions += [(shape - coarse.mean(axis=0)) / np.sqrt(len(coarse)) for shape in coarse]
     directions = np.stack([_without_rigid(d, mean, anchor) for d in directions])
     parts = _parts(mean, triangles)
+    x, y, z = mean.T
+    parts[embedding["hidden"] & (np.abs(x) < 0.4) & (y < -0.05) & (z < 0.9)] = MOUTH_INSIDE
     face_weight = _face_weight(mean, landmark_vertices[list(FACE_OVAL)], landmark_vertices[valid], parts)
     basis = _principal(directions, 0.15 + face_weight)
     # The artists' offsets reach further than people do: scaled to the spread of scanned faces, 3.1 % of the outer eye distance.
