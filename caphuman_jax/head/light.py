@@ -1,7 +1,7 @@
 """Spherical-harmonics light and albedo: shading, and the estimate of both from a photo.
 
-Nine real spherical harmonics with the constants that DECA uses (Ramamoorthi & Hanrahan 2001, cosine lobe folded in), on
-normals in the viewer's frame (x right, y up, z towards the viewer). Colours are display values; colour = albedo × shading.
+Nine real spherical harmonics with the constants that DECA uses (Ramamoorthi & Hanrahan 2001; the cosine lobe is folded into
+all but the first), on normals in the viewer's frame (x right, y up, z towards the viewer). Colours are display values; colour = albedo × shading.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from caphuman_jax.head.morphable import Morphable, vertex_normals
 from caphuman_jax.head.raster import interpolate, rasterise
 
 SH_CONSTANTS = np.asarray([
-    np.pi / np.sqrt(4 * np.pi),
+    1 / np.sqrt(4 * np.pi),
     *[2 * np.pi / 3 * np.sqrt(3 / (4 * np.pi))] * 3,
     *[np.pi / 4 * 3 * np.sqrt(5 / (12 * np.pi))] * 3,
     np.pi / 4 * 1.5 * np.sqrt(5 / (12 * np.pi)),
