@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --prefer
 PYTEST := $(BIN)/python -m pytest
 
 # PyTorch is only a reference in tests; from here it comes without gigabytes of CUDA. Elsewhere pip falls back on PyPI.
-TORCH_CPU := --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 30
+TORCH_CPU := --quiet --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 30
 
 .PHONY: demo test test-slow test-all lint clean
 
