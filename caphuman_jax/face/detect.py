@@ -17,7 +17,8 @@ from caphuman_jax.face.networks import network
 SIZE = 128
 KEY_POINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
 MIN_SCORE = 0.5
-MIN_TILE = 192
+MIN_TILE = 96
+MIN_FIRST_TILE = 192  # smaller pictures are only looked at in tiles where the whole shows no face
 _SURE = 0.8
 _MERGE_OVERLAP = 0.3
 
@@ -40,25 +41,21 @@ def search(image: np.ndarray, min_score: float = MIN_SCORE) -> Iterator[list[Det
     """Faces of an RGB uint8 picture (H, W, 3) as found in ever smaller parts of it; each list largest first.
 
     The network sees faces from about a tenth of its square up to nearly all of it. So it looks at the whole picture,
-    then at the picture with a wide margin (for a face that fills it), then at overlapping tiles of a half, a quarter
-    and an eighth. Whoever asks stops at the first list that holds what is looked for.
+    in large pictures together with overlapping tiles of half its size; then at the picture with a wide margin (for
+    a face that fills it); then at tiles of a half, a quarter and an eighth. Whoever asks stops at the first list that
+    holds what is looked for.
     """
     long = max(image.shape[:2])
-    found = _detect_tiles(image, long, min_score)
-    if max((d.score for d in found), default=0) < _SURE:
-        # Upside down a face passes for a poor upright one: the better of the two is right.
-        turned = [_turn(d, image.shape) for d in _detect_tiles(image[::-1, ::-1], long, min_score)]
-        found = max(found, turned, key=lambda some: max((d.score for d in some), default=0))
-    yield found
-    yield _detect_tiles(image, 2 * long, min_score)
+    found, upright = _detect_whole(image, min_score)
+    large = long / 2 >= MIN_FIRST_TILE
+    if large and upright:
+        tiles = _detect_tiles(image, long / 2, min_score)
+        found = found + [d for d in tiles if not _overlap_any(d, found)]
+    yield _largest_first(found)
+    yield _largest_first(_detect_tiles(image, 2 * long, min_score))
     for parts in (2, 4, 8):
-        if long / parts >= MIN_TILE:
-            yield _detect_tiles(image, long / parts, min_score)
-
-
-def detect_faces(image: np.ndarray, min_score: float = MIN_SCORE) -> list[Detection]:
-    """The first faces that `search` comes upon in an RGB uint8 picture (H, W, 3), largest first; empty if none."""
-    return next((found for found in search(image, min_score) if found), [])
+        if long / parts >= MIN_TILE and not (large and parts == 2):
+            yield _largest_first(_detect_tiles(image, long / parts, min_score))
 
 
 @functools.cache
@@ -107,6 +104,28 @@ def _overlap(box, boxes):
     return inner / np.maximum(areas + np.prod(box[2:] - box[:2]) - inner, 1e-12)
 
 
+def _largest_first(detections):
+    return sorted(detections, key=lambda d: -d.side)
+
+
+def _overlap_any(detection, others):
+    return bool(others) and bool((_overlap(detection.box, np.stack([d.box for d in others])) > 0).any())
+
+
+def _detect_whole(image, min_score):
+    """Faces in the whole picture, and whether they stand upright in it rather than upside down."""
+    def best(detections):
+        return max((d.score for d in detections), default=0)
+    found = _detect_tiles(image, max(image.shape[:2]), min_score)
+    if best(found) >= _SURE:
+        return found, True
+    # Upside down a face passes for a poor upright one: the better of the two is right.
+    turned = _detect_tiles(image[::-1, ::-1], max(image.shape[:2]), min_score)
+    if best(turned) > best(found):
+        return [_turn(d, image.shape) for d in turned], False
+    return found, True
+
+
 def _detect_tiles(image, side, min_score):
     """Faces, in picture pixels, in squares of `side` that overlap by half and cover the picture, black around it."""
     height, width = image.shape[:2]
@@ -127,7 +146,7 @@ def _detect_tiles(image, side, min_score):
                     corner = np.array([x, y]) - before
                     box = (d.box.reshape(2, 2) * SIZE + corner) * scale
                     found.append(Detection(box.ravel(), d.score, (d.keypoints * SIZE + corner) * scale))
-    return sorted(merge_overlapping(found), key=lambda d: -d.side)
+    return merge_overlapping(found)
 
 
 def _starts(length):

@@ -9,6 +9,7 @@ import numpy as np
 
 from caphuman_jax.errors import NoFaceError, PhotoError
 from caphuman_jax.face import parse, recognise
+from caphuman_jax.face.align import NOSE_TIP
 from caphuman_jax.face.detect import MIN_SCORE, search
 from caphuman_jax.face.landmarks import expression_names, expression_weights, find_landmarks
 from caphuman_jax.images import PhotoSource, photo_name, read_photo
@@ -16,6 +17,7 @@ from caphuman_jax.images import PhotoSource, photo_name, read_photo
 _log = logging.getLogger("caphuman_jax")
 
 MIN_PRESENCE = 0.5
+_BESIDE_SURER = 0.9
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,11 +50,13 @@ class Face:
 def find_faces(image: np.ndarray, min_score: float = MIN_SCORE, min_presence: float = MIN_PRESENCE) -> list[Face]:
     """Faces of an RGB uint8 picture (H, W, 3), largest first; empty if there is none.
 
-    Small faces are looked for only where no larger one was found (see detect.search).
+    Faces under about a twentieth of the picture are looked for only where no larger one was found (see detect.search).
     """
     for detections in search(image, min_score):
         faces = [_look_at(image, detection) for detection in detections]
-        faces = [face for face in faces if face.presence >= min_presence]
+        # Hands and ears pass for faces now and then, but never as surely as a face beside them.
+        least = max(min_presence, _BESIDE_SURER * max((face.presence for face in faces), default=0))
+        faces = _without_repeats([face for face in faces if face.presence >= least])
         if faces:
             return faces
     return []
@@ -116,3 +120,13 @@ def analyse(photo: PhotoSource, index: int | None = None) -> FaceResult:
 def _look_at(image, detection):
     landmarks, presence = find_landmarks(image, detection)
     return Face(detection.box, detection.score, detection.keypoints, landmarks, presence, expression_weights(landmarks))
+
+
+def _without_repeats(faces):
+    """Faces, largest first, less those whose nose lies within a larger one: parts of it that were taken for a face."""
+    kept = []
+    for face in faces:
+        nose = face.landmarks[NOSE_TIP, :2]
+        if not any((nose > larger.box[:2]).all() and (nose < larger.box[2:]).all() for larger in kept):
+            kept.append(face)
+    return kept

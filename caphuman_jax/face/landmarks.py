@@ -44,9 +44,14 @@ def expression_names() -> tuple[str, ...]:
 
 
 def expression_weights(landmarks: np.ndarray) -> np.ndarray:
-    """(52,) float32 ARKit expression weights in [0, 1] of 478 landmarks in picture pixels."""
+    """(52,) float32 ARKit expression weights in [0, 1] of landmarks (478, 2 or 3) in picture pixels.
+
+    The network does not mind scale and place, but it does roll, so the eyes are made level first.
+    """
     indices, _ = blendshape_table()
-    return network("face_blendshapes_52")(np.asarray(landmarks)[None, indices, :2])[0].reshape(52)
+    xy = np.asarray(landmarks)[:, :2]
+    level = xy @ _turned_axes(_angle(xy[RIGHT_EYE_OUTER], xy[LEFT_EYE_OUTER])).T
+    return network("face_blendshapes_52")(level[None, indices])[0].reshape(52)
 
 
 def _landmarks_in_crop(image, center, side, angle):
@@ -57,7 +62,7 @@ def _landmarks_in_crop(image, center, side, angle):
     xy = align.apply(align.invert(matrix), points[:, :2])
     z = points[:, 2:] * (CROP_SIDE * side / CROP)
     presence = 1 / (1 + np.exp(-np.clip(float(logit.ravel()[0]), -80, 80)))
-    return np.concatenate([xy, z], axis=1).astype(np.float32), presence
+    return np.concatenate([xy, z], axis=1).astype(np.float32), float(presence)
 
 
 def _angle(right_eye, left_eye):
@@ -65,9 +70,13 @@ def _angle(right_eye, left_eye):
     return float(np.arctan2(dy, dx))
 
 
+def _turned_axes(angle):
+    return np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+
+
 def _upright_box(points, angle):
     """Centre (in the picture) and larger side of the points' bounding box along the turned axes."""
-    axes = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    axes = _turned_axes(angle)
     turned = points @ axes.T
     low, high = turned.min(0), turned.max(0)
     return axes.T @ ((low + high) / 2), float((high - low).max())

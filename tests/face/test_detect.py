@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from caphuman_jax.face import align, detect
-from caphuman_jax.face.detect import Detection, anchors, decode, detect_faces, merge_overlapping
+from caphuman_jax.face.detect import Detection, anchors, decode, merge_overlapping, search
+from caphuman_jax.face.face import find_faces
 
 
 def test_anchors_known_answer():
@@ -43,7 +44,7 @@ def test_overlapping_boxes_become_their_weighted_mean():
 @pytest.mark.parametrize("angle", [0, 30, -50, 90, 180, 215])
 def test_finds_the_face_where_it_was_turned_to(astronaut, astronaut_face, angle):
     matrix = align.crop_transform([225, 128], 400, np.radians(angle), 500)
-    (found,) = detect_faces(align.warp(astronaut, matrix, 500))
+    (found,) = find_faces(align.warp(astronaut, matrix, 500))
     eyes, nose = astronaut_face.landmarks[[468, 473], :2], astronaut_face.landmarks[4, :2]
     expected = align.apply(matrix, np.stack([*eyes, nose]))
     assert np.abs(found.keypoints[:3] - expected).max() < 0.12 * astronaut_face.size * 500 / 400
@@ -52,24 +53,33 @@ def test_finds_the_face_where_it_was_turned_to(astronaut, astronaut_face, angle)
 
 @pytest.mark.parametrize("scale", [0.15, 0.5, 3.0])
 def test_finds_the_face_at_every_scale(astronaut, astronaut_face, scale):
-    (found,) = detect_faces(cv2.resize(astronaut, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    (found,) = find_faces(cv2.resize(astronaut, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
     assert np.abs(found.box / scale - astronaut_face.box).max() < 0.15 * astronaut_face.size
 
 
 def test_finds_a_face_that_fills_the_picture(astronaut, astronaut_face):
     x0, y0, x1, y1 = astronaut_face.box.astype(int)
-    (found,) = detect_faces(np.ascontiguousarray(astronaut[y0:y1, x0:x1]))
+    (found,) = find_faces(np.ascontiguousarray(astronaut[y0:y1, x0:x1]))
     assert np.abs(found.keypoints + [x0, y0] - astronaut_face.keypoints)[:4].max() < 0.1 * astronaut_face.size
 
 
 def test_nothing_where_nothing_is(no_face):
-    assert detect_faces(np.zeros((300, 200, 3), np.uint8)) == []
-    assert detect_faces(no_face) == []
+    assert find_faces(np.zeros((300, 200, 3), np.uint8)) == []
+    assert find_faces(no_face) == []
+
+
+def test_search_looks_at_smaller_and_smaller_parts(astronaut):
+    """A face too small for the whole picture is in a later list, and only there."""
+    canvas = np.full((1200, 1600, 3), 110, np.uint8)
+    small = cv2.resize(astronaut, (256, 256), interpolation=cv2.INTER_AREA)
+    canvas[400:656, 1000:1256] = small
+    seen = [any(np.linalg.norm(d.box.reshape(2, 2).mean(0) - (1112, 464)) < 12 for d in found) for found in search(canvas)]
+    assert seen[:3] == [False, False, True]  # whole and halves, margin, quarters
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 900), (3000, 20)])
 def test_odd_shapes(shape):
-    assert detect_faces(np.full(shape + (3,), 90, np.uint8)) == []
+    assert find_faces(np.full(shape + (3,), 90, np.uint8)) == []
 
 
 @pytest.mark.parametrize("length", [128, 129, 191, 192, 193, 500, 2048])

@@ -28,7 +28,7 @@ def test_every_class_where_it_belongs(labels, astronaut_face):
 def test_face_region_is_the_hull_of_the_landmarks(labels, astronaut_face):
     """Area by the shoelace formula on the hull, an independent count of the pixels."""
     marks = astronaut_face.landmarks[:468, :2]
-    hull = cv2.convexHull(marks)[:, 0].astype(np.float64)
+    hull = cv2.convexHull(np.ascontiguousarray(marks))[:, 0].astype(np.float64)
     area = abs(np.sum(hull[:, 0] * np.roll(hull[:, 1], 1) - hull[:, 1] * np.roll(hull[:, 0], 1))) / 2
     region = parse.face_mask(labels)
     assert region.dtype == bool and region.sum() == pytest.approx(area, rel=0.05)
@@ -53,7 +53,7 @@ def test_face_over_the_edge_of_the_picture(astronaut_face):
 @pytest.mark.parametrize("scale", [0.3, 2.0])
 def test_person_mask(astronaut, scale):
     mask = parse.person_mask(cv2.resize(astronaut, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
-    side = int(512 * scale)
+    side = round(512 * scale)
     assert mask.shape == (side, side) and mask.dtype == np.float32 and 0 <= mask.min() and mask.max() <= 1
     at = (np.array([[128, 225], [400, 200], [60, 350], [30, 60]]) * scale).astype(int)
     np.testing.assert_array_equal(mask[at[:, 0], at[:, 1]] > 0.5, [True, True, False, False])
