@@ -105,6 +105,15 @@ class DiffusionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """What a model is best sampled with unless something else is asked for."""
+
+    steps: int = 20
+    guidance: float = 7.0
+    spacing: str = "original"
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Everything that decides the shapes of a model's weights. `image_encoder` None: tokens come from the recogniser."""
 
@@ -117,6 +126,7 @@ class ModelConfig:
     text: TextConfig = TextConfig()
     image_encoder: ImageEncoderConfig | None = ImageEncoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    sampling: SamplingConfig = SamplingConfig()
     head: str = "flame"
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,6 +139,7 @@ class ModelConfig:
         parts = {
             "unet": UNetConfig, "capface": CapFaceConfig, "identity": IdentityConfig, "vae": VAEConfig,
             "text": TextConfig, "image_encoder": ImageEncoderConfig, "diffusion": DiffusionConfig,
+            "sampling": SamplingConfig,
         }
         fields = dict(data)
         for name, part in parts.items():
@@ -146,3 +157,14 @@ def _build(cls, fields: dict[str, Any], where: str):
 
 
 SD15 = ModelConfig()
+
+MINI = ModelConfig(
+    name="mini", image_size=256, head="anny", image_encoder=None,
+    unet=UNetConfig(in_channels=8, out_channels=8, channels=64, multipliers=(1, 2, 2), res_blocks=1, heads=4, context_width=128, groups=16),
+    capface=CapFaceConfig(hint_widths=(16, 32, 64, 96)),
+    identity=IdentityConfig(recognition_width=192, image_width=512, recogniser="mobilefacenet", image_tokens="recogniser"),
+    vae=VAEConfig(patch=2, encoder_channels=32, decoder_channels=48, multipliers=(1, 2, 3), res_blocks=1, latent_channels=8, groups=16, scale=1.0),
+    text=TextConfig(width=128, layers=4, heads=4, mlp_width=512, embed_width=16),
+    sampling=SamplingConfig(steps=20, guidance=3.0),
+)
+"""The shipped small model: 14.8 M parameters, 256² pictures."""

@@ -1,0 +1,156 @@
+"""One training step of the denoiser and its control branch on precomputed records.
+
+Everything random — which photos, their small changes, noise, timesteps, what is dropped — is a function of
+(seed, step), so a run that is stopped and resumed is the run that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from caphuman_jax import models
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.diffusion import loss, schedule
+from caphuman_jax.models.capface import gate
+from caphuman_jax.models.identity import drop_identity
+from caphuman_jax.training import augment
+
+TRAINED = ("unet", "capface", "identity", "text")
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionTraining:
+    """Everything that decides a run; shares are probabilities per picture."""
+
+    steps: int = 20000
+    batch: int = 1024
+    learning_rate: float = 4e-4
+    warmup: int = 500
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.9995
+    min_snr: float = 5.0
+    mask_weight: float = 1.0
+    colour_share: float = 0.6
+    drop_text: float = 0.12
+    drop_identity: float = 0.06
+    late_identity: float = 0.2
+    drop_control: float = 0.06
+    lent_identity: float = 0.5
+    to_grey: float = 0.08
+    seed: int = 0
+    augment: augment.AugmentConfig = augment.AugmentConfig()
+
+
+def draw(data: dict, key, cfg: DiffusionTraining, size: int):
+    """A batch from the resident data (`dataset.build`): pictures in [-1, 1], hints, region, area, tokens, vectors, ids.
+
+    Photos in colour make up `colour_share` of it. Hints carry another photo's identity (or a mirrored albedo) in
+    `lent_identity` of the cases, and so do the identity tokens where the person has several photos.
+    """
+    k = jax.random.split(key, 10)
+    n = cfg.batch
+    colour = jax.random.uniform(k[0], (n,)) < cfg.colour_share
+    pick = lambda key, order, count: order[jax.random.randint(key, (n,), 0, count)]
+    index = jnp.where(colour, pick(k[1], data["colour_index"], data["colour_index"].shape[0]),
+                      pick(k[2], data["grey_index"], data["grey_index"].shape[0]))
+    change = augment.sample_transforms(k[3], n, cfg.augment)
+    coordinates = augment.source_coordinates(change, data["pictures"].shape[1], size)
+    variant = (jax.random.uniform(k[4], (n,)) < cfg.lent_identity).astype(jnp.int32)
+    stacked = jnp.concatenate([data["pictures"][index], data["hints"][index, variant], data["region"][index][..., None]], axis=-1)
+    warped = augment.warp(stacked, coordinates) / 255.0
+    pictures, hints, region = warped[..., :3] * 2 - 1, warped[..., 3:12], warped[..., 12:]
+    grey = (jax.random.uniform(k[5], (n,)) < cfg.to_grey) | data["grey"][index]
+    luma = jnp.sum(pictures * jnp.asarray([0.299, 0.587, 0.114], jnp.float32), axis=-1, keepdims=True)
+    pictures = jnp.where(grey[:, None, None, None], luma, pictures)
+    head = (jnp.sum(hints[..., 3:6], axis=-1, keepdims=True) > 0.01).astype(jnp.float32)
+    normals = augment.turn_normals(hints[..., :3] * 2 - 1, change) * head
+    hints = jnp.concatenate([normals, hints[..., 3:] * head], axis=-1)
+    area = augment.valid_area(coordinates, data["covered"][index])
+    lender = data["partner"][index, jax.random.randint(k[6], (n,), 0, data["partner"].shape[1])]
+    face = jax.random.randint(k[7], (n,), 0, data["tokens"].shape[1])
+    caption = data["captions"][index, jax.random.randint(k[8], (n,), 0, data["captions"].shape[1]), grey.astype(jnp.int32)]
+    dropped = jax.random.uniform(k[9], (n, 1)) < cfg.drop_text
+    return {
+        "pictures": pictures, "hints": hints, "region": region, "area": area,
+        "image_tokens": data["tokens"][lender, face].astype(jnp.float32), "recognition": data["vectors"][lender, face],
+        "token_ids": jnp.where(dropped, data["empty"], caption),
+    }
+
+
+def make_optimiser(cfg: DiffusionTraining) -> optax.GradientTransformation:
+    """AdamW with warm-up and cosine decay; gradients clipped by their global norm. Norms and biases are not decayed."""
+    rate = optax.warmup_cosine_decay_schedule(0.0, cfg.learning_rate, min(cfg.warmup, cfg.steps // 10), cfg.steps, cfg.learning_rate * 0.01)
+    decayed = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    return optax.chain(optax.clip_by_global_norm(cfg.clip), optax.adamw(rate, b1=0.9, b2=0.99, weight_decay=cfg.weight_decay, mask=decayed))
+
+
+def init_state(model: ModelConfig, cfg: DiffusionTraining) -> tuple[dict, dict]:
+    """(graphs by name, state): freshly initialised parameters of the trained networks, their average, optimiser state."""
+    networks = models.init(model, jax.random.key(cfg.seed), jnp.bfloat16)
+    params = {name: networks[name][1] for name in TRAINED}
+    # Unit recognition vectors have small entries: bring their token to the scale of the others.
+    width = model.identity.recognition_width
+    params["identity"]["recognition"]["kernel"] = params["identity"]["recognition"]["kernel"] * jnp.sqrt(jnp.float32(width))
+    params["capface"] = models.capface.start_from_unet(params["capface"], params["unet"])
+    state = {"params": params, "ema": jax.tree.map(jnp.copy, params), "opt": make_optimiser(cfg).init(params), "step": jnp.int32(0)}
+    return {name: graph for name, (graph, _) in networks.items()}, state
+
+
+def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, constrain=lambda tree: tree):
+    """(state, frozen {"vae"}, data) -> (state, metrics). `constrain` places a batch on the mesh (see `sharding`)."""
+    optimiser = make_optimiser(cfg)
+    levels = schedule.alphas(model.diffusion)
+
+    def loss_fn(params, batch, latents, key):
+        k = jax.random.split(key, 6)
+        n, (height, width) = latents.shape[0], latents.shape[1:3]
+        run = lambda name: nnx.merge(graphs[name], params[name])
+        t = jax.random.randint(k[0], (n,), 0, model.diffusion.train_steps)
+        alpha = jnp.asarray(levels)[t]
+        noise = jax.random.normal(k[1], latents.shape)
+        noisy, times = loss.add_noise(latents, noise, alpha), t.astype(jnp.float32)
+        text = run("text")(batch["token_ids"])[0]
+        identity = run("identity")(batch["image_tokens"], batch["recognition"])
+        # Identity until a random time, or never, for some; always for most (tau 0).
+        late = jax.random.uniform(k[2], (n,)) < cfg.late_identity
+        tau = jnp.where(late, jax.random.uniform(k[3], (n,), minval=1.0, maxval=float(model.diffusion.train_steps)), 0.0)
+        tau = jnp.where(jax.random.uniform(k[4], (n,)) < cfg.drop_identity, -1.0, tau)
+        identity = drop_identity(identity, times, tau)
+        capface = run("capface")
+        features = capface.encode_hints(batch["hints"])
+        mask = capface.mask(features)
+        used = (jax.random.uniform(k[5], (n,)) >= cfg.drop_control).astype(jnp.float32)
+        residuals = gate(capface(noisy, times, identity, features), mask)
+        residuals = tuple(r * used[:, None, None, None].astype(r.dtype) for r in residuals)
+        output = run("unet")(noisy, times, text, residuals)
+        area = loss.shrink_mask(batch["area"], (height, width))
+        target = loss.prediction_target(latents, noise, alpha, model.diffusion.prediction)
+        weights = loss.min_snr_weight(alpha, cfg.min_snr, model.diffusion.prediction)
+        total, parts = loss.capface_loss(
+            output * area, target * area, mask, loss.shrink_mask(batch["region"], (height, width)),
+            mask_weight=cfg.mask_weight, weights=weights)
+        return total, parts
+
+    def step_fn(state, frozen, data):
+        key = jax.random.fold_in(jax.random.key(cfg.seed), state["step"])
+        k = jax.random.split(key, 3)
+        batch = constrain(draw(data, k[0], cfg, model.image_size))
+        mean, logvar = nnx.merge(graphs["vae"], frozen["vae"]).encode(batch["pictures"])
+        latents = (mean + jnp.exp(0.5 * logvar) * jax.random.normal(k[1], mean.shape)) * model.vae.scale
+        latents = jax.lax.stop_gradient(latents)
+        (total, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], batch, latents, k[2])
+        updates, opt = optimiser.update(grads, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        step = state["step"] + 1
+        decay = jnp.minimum(cfg.ema, (1.0 + step) / (10.0 + step)).astype(jnp.float32)
+        ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), state["ema"], params)
+        metrics = {"loss": total, **parts, "gradient": optax.global_norm(grads), "latent_std": jnp.std(latents)}
+        return {"params": params, "ema": ema, "opt": opt, "step": step}, metrics
+
+    return step_fn
