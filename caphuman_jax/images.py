@@ -19,9 +19,10 @@ from caphuman_jax.errors import PhotoError
 
 MAX_PIXELS = 24_000_000
 """Larger photos are shrunk to about this many pixels."""
+MAX_SIDE = 16_384
+"""Longer photos are shrunk to this side (OpenCV stops at 32,767)."""
 DECODE_LIMIT = 178_000_000
-"""Photos that say they are larger than this are not decoded: a small file may unpack to more than the memory.
-Just below Pillow's own limit."""
+"""Larger photos are not decoded: a small file may unpack to more than the memory. Just below Pillow's own limit."""
 MIN_SIDE = 16
 
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, TypeError, KeyError, IndexError)  # Pillow's
@@ -33,7 +34,7 @@ def read_photo(source: PhotoSource) -> np.ndarray:
     """RGB uint8 picture (H, W, 3) from a path, the bytes of a file, a PIL picture or an array.
 
     Turned upright by its EXIF orientation, transparency over white, 16 bits to 8, grey, palette and CMYK to RGB,
-    shrunk when above MAX_PIXELS. Arrays are uint8, uint16 or floats in [0, 1], of shape (H, W), (H, W, 1), (H, W, 2),
+    shrunk when above MAX_PIXELS or MAX_SIDE. Arrays are uint8, uint16 or floats in [0, 1], of shape (H, W), (H, W, 1), (H, W, 2),
     (H, W, 3) or (H, W, 4). Raises PhotoError naming the photo when it cannot be read or is under MIN_SIDE pixels.
     """
     name = photo_name(source)
@@ -76,7 +77,7 @@ def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:
                 raise PhotoError(f"{path} is a {picture.format} file; only PNG files carry the entries")
             picture.load()  # entries may stand behind the pixels
             return {key: str(text) for key, text in picture.text.items()}
-    except _DAMAGE as error:
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
         raise PhotoError(f"{path} cannot be read as a PNG file ({error})") from error
 
 
@@ -179,9 +180,8 @@ def _to_uint8(array, name, deep):
 
 
 def _shrink(picture):
-    pixels = picture.width * picture.height
-    if pixels <= MAX_PIXELS:
+    scale = min((MAX_PIXELS / (picture.width * picture.height)) ** 0.5, MAX_SIDE / max(picture.size))
+    if scale >= 1:
         return picture
-    scale = (MAX_PIXELS / pixels) ** 0.5
     size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
     return picture.resize(size, Image.Resampling.BOX, reducing_gap=2.0)

@@ -112,6 +112,27 @@ def test_large_photos_are_shrunk(tmp_path, picture, monkeypatch):
     assert np.abs(result.astype(int) - expected).mean() < 4
 
 
+def test_very_long_photos_are_shrunk(picture):
+    result = read_photo(cv2.resize(picture, (40_000, 60)))
+    assert result.shape == (24, 16_384, 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_damaged_files_never_end_in_another_error(picture, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, kind)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        data = np.frombuffer(buffer.getvalue(), np.uint8).copy()
+        data[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
+        data = data[: rng.integers(1, len(data))] if rng.random() < 0.5 else data
+        try:
+            assert read_photo(data.tobytes()).ndim == 3
+        except PhotoError:
+            pass
+
+
 def test_decompression_bomb_is_not_unpacked(tmp_path):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

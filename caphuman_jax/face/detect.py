@@ -23,7 +23,7 @@ _SURE = 0.8
 _MERGE_OVERLAP = 0.3
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Detection:
     """One face: `box` (x0, y0, x1, y1) and `keypoints` (6, 2), see KEY_POINTS, in picture pixels; `score` in [0, 1]."""
 
@@ -50,7 +50,7 @@ def search(image: np.ndarray, min_score: float = MIN_SCORE) -> Iterator[list[Det
     large = long / 2 >= MIN_FIRST_TILE
     if large and upright:
         tiles = _detect_tiles(image, long / 2, min_score)
-        found = found + [d for d in tiles if not _overlap_any(d, found)]
+        found = found + [d for d in tiles if not any(_nose_within(d, known) for known in found)]
     yield _largest_first(found)
     yield _largest_first(_detect_tiles(image, 2 * long, min_score))
     for parts in (2, 4, 8):
@@ -72,7 +72,7 @@ def anchors() -> np.ndarray:
 def decode(regressors: np.ndarray, logits: np.ndarray, min_score: float = MIN_SCORE) -> list[Detection]:
     """Detections in units of the square's side from the network's outputs (896, 16) and (896,), not yet merged."""
     scores = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
-    keep = scores >= min_score
+    keep = (scores >= min_score) & (regressors[:, 2:4] > 0).all(axis=1)
     r, a = regressors[keep] / SIZE, anchors()[keep]
     centre, size = r[:, :2] + a, r[:, 2:4]
     boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
@@ -108,8 +108,9 @@ def _largest_first(detections):
     return sorted(detections, key=lambda d: -d.side)
 
 
-def _overlap_any(detection, others):
-    return bool(others) and bool((_overlap(detection.box, np.stack([d.box for d in others])) > 0).any())
+def _nose_within(detection, other):
+    nose = detection.keypoints[KEY_POINTS.index("nose_tip")]
+    return bool((nose > other.box[:2]).all() and (nose < other.box[2:]).all())
 
 
 def _detect_whole(image, min_score):
@@ -120,7 +121,7 @@ def _detect_whole(image, min_score):
     if best(found) >= _SURE:
         return found, True
     # Upside down a face passes for a poor upright one: the better of the two is right.
-    turned = _detect_tiles(image[::-1, ::-1], max(image.shape[:2]), min_score)
+    turned = _detect_tiles(cv2.rotate(image, cv2.ROTATE_180), max(image.shape[:2]), min_score)
     if best(turned) > best(found):
         return [_turn(d, image.shape) for d in turned], False
     return found, True

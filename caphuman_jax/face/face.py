@@ -52,6 +52,7 @@ def find_faces(image: np.ndarray, min_score: float = MIN_SCORE, min_presence: fl
 
     Faces under about a twentieth of the picture are looked for only where no larger one was found (see detect.search).
     """
+    image = np.ascontiguousarray(image)
     for detections in search(image, min_score):
         faces = [_look_at(image, detection) for detection in detections]
         # Hands and ears pass for faces now and then, but never as surely as a face beside them.

@@ -1,3 +1,5 @@
+import importlib.resources
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,6 @@ from caphuman_jax.images import read_photo
 @pytest.fixture(scope="session")
 def astronaut():
     """The shipped portrait, (512, 512, 3), read-only."""
-    import importlib.resources
     picture = read_photo(importlib.resources.files("caphuman_jax").joinpath("assets/astronaut_nasa.png"))
     picture.flags.writeable = False
     return picture

@@ -97,8 +97,7 @@ def test_photos_of_every_kind(astronaut, astronaut_face, tmp_path, kind):
     assert result.image.shape == astronaut.shape and error.mean() < 0.015 * astronaut_face.size
 
 
-def test_face_without_hands_off_the_photo(astronaut):
-    """Reading does not write into what it was given."""
+def test_the_photo_is_left_as_it_was(astronaut):
     before = astronaut.copy()
     analyse(astronaut)
     np.testing.assert_array_equal(astronaut, before)
