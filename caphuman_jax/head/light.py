@@ -93,7 +93,7 @@ def _appearance(model, photo, mask, points, normals, depth, scale):
     xy = points[:, :2]
     colour = sample(photo, xy)
     seen = _visibility(model, points, normals, depth, scale) * sample(mask[..., None], xy)[:, 0]
-    skin = seen * (jnp.asarray(model.parts) == morphable.SKIN)
+    skin = jnp.where(jnp.asarray(model.parts) == morphable.SKIN, seen, 0)
     light = _light(colour, normals, skin)
     albedo = jnp.clip(colour / jnp.maximum(shading(normals, light), 0.3), 0, 1)
     return light, _fill(model, albedo, seen, skin)
@@ -110,7 +110,7 @@ def _visibility(model, points, normals, depth, scale):
     slack = 0.03 * scale + 1.5
     unhidden = points[:, 2] <= depth[row, column] + slack
     facing = jnp.clip((normals[:, 2] - 0.15) / 0.35, 0, 1)
-    return facing * inside * unhidden * jnp.asarray(model.face_weight)
+    return jnp.where(inside & unhidden, facing * jnp.asarray(model.face_weight), 0)
 
 
 def _light(colour, normals, weight):
@@ -151,7 +151,7 @@ def _fill(model, albedo, seen, skin):
     for part, colour in _DEFAULTS.items():
         default = jnp.where((parts == part)[:, None], jnp.clip(jnp.asarray(colour, jnp.float32) * brightness, 0, 0.95), default)
     believable = (parts == morphable.SKIN) | (parts == morphable.LEFT_EYE) | (parts == morphable.RIGHT_EYE)
-    own = (seen * believable)[:, None]
+    own = jnp.where(believable, seen, 0)[:, None]
     other = own[mirror] * (1 - own)
     weight = own + other
     colour = (own * albedo + other * albedo[mirror]) / jnp.maximum(weight, 1e-6)
