@@ -25,7 +25,9 @@ DECODE_LIMIT = 178_000_000
 """Larger photos are not decoded: a small file may unpack to more than the memory. Just below Pillow's own limit."""
 MIN_SIDE = 16
 
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, TypeError, KeyError, IndexError)  # Pillow's
+# What Pillow raises, depending on the format, for files that are damaged.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, TypeError, KeyError, IndexError, RuntimeError, struct.error, zlib.error)
 
 PhotoSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
