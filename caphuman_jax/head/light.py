@@ -31,7 +31,7 @@ WHITE[0] = 1 / SH_CONSTANTS[0]
 
 # Colours of what a photo seldom shows, as multiples of the brightness of the face's skin.
 _DEFAULTS = {morphable.LEFT_EYE: (1.25, 1.22, 1.2), morphable.RIGHT_EYE: (1.25, 1.22, 1.2), morphable.TONGUE: (0.75, 0.36, 0.36),
-             morphable.LOWER_TEETH: (1.3, 1.25, 1.15), morphable.UPPER_TEETH: (1.3, 1.25, 1.15), morphable.MOUTH_INSIDE: (0.45, 0.15, 0.15)}
+             morphable.LOWER_TEETH: (1.2, 1.16, 1.08), morphable.UPPER_TEETH: (1.2, 1.16, 1.08), morphable.MOUTH_INSIDE: (0.45, 0.15, 0.15)}
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 

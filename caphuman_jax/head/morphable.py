@@ -115,6 +115,9 @@ def load_head(name: str = "anny") -> Morphable:
     directions += [(shape - coarse.mean(axis=0)) / np.sqrt(len(coarse)) for shape in coarse]
     directions = np.stack([_without_rigid(d, mean, anchor) for d in directions])
     parts = _parts(mean, triangles)
+    # The dental arches are as wide as the lips: set back, they stay inside when jaw and identity move the mouth's corners.
+    teeth = (parts == LOWER_TEETH) | (parts == UPPER_TEETH)
+    mean[teeth] = mean[teeth] * [0.85, 1, 1] - [0, 0, 0.06]
     x, y, z = mean.T
     parts[embedding["hidden"] & (np.abs(x) < 0.4) & (y < -0.05) & (z < 0.9)] = MOUTH_INSIDE
     face_weight = _face_weight(mean, landmark_vertices[list(FACE_OVAL)], landmark_vertices[valid], parts)
