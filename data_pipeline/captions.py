@@ -8,37 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-# Lab (D65) of the colour words, by eye on portraits' backgrounds, clothes and hair.
-_SURFACE = {
-    "black": (12, 0, 0), "dark grey": (32, 0, 0), "grey": (55, 0, 0), "light grey": (77, 0, 0), "white": (93, 0, 0),
-    "dark blue": (22, 6, -22), "blue": (45, 4, -34), "light blue": (72, -6, -20), "green": (42, -28, 20), "teal": (45, -20, -8),
-    "brown": (35, 14, 22), "beige": (74, 4, 17), "red": (42, 52, 30), "dark red": (26, 32, 16), "pink": (68, 32, 4),
-    "purple": (36, 30, -30), "yellow": (78, 4, 58), "orange": (62, 38, 52),
-}
+from caphuman_jax.face.colours import BACKGROUND, CLOTHES, HAIR, colour_word, is_monochrome
+
+# Lab (D65) of the words for hair, by eye on portraits.
 _HAIR = {"black": (12, 1, 2), "dark brown": (24, 5, 8), "brown": (36, 9, 16), "fair": (58, 8, 26), "red": (40, 24, 28), "grey": (52, 0, 2), "white": (78, 0, 4)}
-BACKGROUND, CLOTHES, HAIR, FACE, WHOLE = range(5)
 PROBES = ("glasses", "beard", "moustache", "bald", "long hair", "drawing")
-
-
-def colour_word(lab: np.ndarray, words: dict[str, tuple[int, int, int]] = _SURFACE) -> str | None:
-    """The nearest colour word, or None for NaN. Chroma counts more than lightness, as in speech."""
-    if not np.all(np.isfinite(lab)):
-        return None
-    names = list(words)
-    difference = np.array([words[n] for n in names], np.float32) - np.asarray(lab, np.float32)
-    return names[int(np.argmin(np.sum((difference * (0.7, 1.0, 1.0)) ** 2, axis=1)))]
-
-
-def is_monochrome(colours: np.ndarray) -> bool:
-    """No colours in the picture, or one tint all over (sepia, a green or blue print): every part has the same hue."""
-    parts = colours[np.isfinite(colours[:, 0]), 1:3]
-    if np.all(np.abs(parts - parts.mean(0)) < 7) and np.all(np.linalg.norm(parts, axis=1) < 24):
-        return True
-    tinted = parts[np.linalg.norm(parts, axis=1) > 4]
-    if len(tinted) < len(parts) - 1:
-        return False
-    hues = np.angle(tinted[:, 0] + 1j * tinted[:, 1])
-    return bool(np.all(np.abs(np.angle(np.exp(1j * (hues - hues[0])))) < np.deg2rad(10)))
 
 
 def attributes(expression: dict[str, float], colours: np.ndarray, probes: dict[str, bool] | None = None) -> dict[str, str | bool]:

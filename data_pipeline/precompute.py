@@ -29,6 +29,7 @@ def measure_photo(path: str) -> dict:
     from caphuman_jax.face.framing import HEAD_SQUARE, crop_square, head_square
     from caphuman_jax.face.networks import network
     from caphuman_jax.face import recognise
+    from caphuman_jax.face.colours import measure_colours
     from caphuman_jax.images import read_photo
 
     try:
@@ -60,33 +61,6 @@ def measure_photo(path: str) -> dict:
         "person": np.packbits(cv2.resize(person, (64, 64), interpolation=cv2.INTER_AREA) > 0.5),
         "colours": measure_colours(crop, person, landmarks / size, covered / size), **vectors,
     }
-
-
-def measure_colours(crop: np.ndarray, person: np.ndarray, landmarks: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """(5, 4) float32: Lab medians and share of pixels of background, clothes, hair above the brow, face, whole square.
-
-    Lab as OpenCV's float form: L 0–100, a and b about ±127. NaN where a part has too few pixels to say.
-    """
-    small = cv2.resize(crop, (256, 256), interpolation=cv2.INTER_AREA)
-    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    y, x = np.mgrid[:256, :256] / 256.0
-    inside = (x > covered[0]) & (x < covered[2]) & (y > covered[1]) & (y < covered[3])
-    low, high = landmarks[:, :2].min(0), landmarks[:, :2].max(0)
-    tall, middle = high[1] - low[1], (low[0] + high[0]) / 2
-    top = landmarks[10, 1]
-    parts = [
-        inside & (person < 0.1),
-        inside & (person > 0.9) & (y > high[1] + 0.2 * tall),
-        inside & (person > 0.6) & (y < top - 0.03 * tall) & (y > top - 0.2 * tall) & (abs(x - middle) < 0.3 * tall),
-        (x > low[0]) & (x < high[0]) & (y > low[1]) & (y < high[1]) & inside,
-        inside,
-    ]
-    result = np.full((5, 4), np.nan, np.float32)
-    for row, mask in zip(result, parts):
-        row[3] = mask.mean()
-        if mask.sum() >= 60:
-            row[:3] = np.median(lab[mask], axis=0)
-    return result
 
 
 def write_records(records: list[dict], out: Path) -> None:
