@@ -7,7 +7,7 @@ of float32 arrays with string keys). In a jitted function: `nnx.merge(graphdef, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,13 @@ TRAINABLE = ("capface", "identity")
 """The networks that CapHuman trains on a frozen base."""
 
 
-def abstract(cfg: ModelConfig, dtype=jnp.float32) -> dict[str, Network]:
+def abstract(cfg: ModelConfig, dtype=jnp.float32, *, only: Collection[str] | None = None) -> dict[str, Network]:
     """Every network's (graphdef, params) with `jax.ShapeDtypeStruct` leaves; nothing is allocated or computed.
 
-    Keys: unet, capface, identity, vae, text, and image_encoder if the configuration has one. `dtype` is the compute dtype.
+    Keys: unet, capface, identity, vae, text, and image_encoder if the configuration has one; `only` picks some of them.
+    `dtype` is the compute dtype.
     """
-    return {name: _abstract(make) for name, make in _makers(cfg, dtype).items()}
+    return {name: _abstract(make) for name, make in _makers(cfg, dtype).items() if only is None or name in only}
 
 
 def init(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict[str, Network]:
@@ -57,8 +58,7 @@ def count(params: dict) -> int:
 
 def trainable_parameters(cfg: ModelConfig) -> int:
     """Number of parameters that CapHuman trains: CapFace and the identity projector; 362,464,049 at SD1.5 size."""
-    networks = abstract(cfg)
-    return sum(count(networks[name][1]) for name in TRAINABLE)
+    return sum(count(params) for _, params in abstract(cfg, only=TRAINABLE).values())
 
 
 class _Keys:
