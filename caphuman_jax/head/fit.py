@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from caphuman_jax.errors import HeadError
+from caphuman_jax.face import framing
 from caphuman_jax.head import pose
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.light import WHITE, estimate_appearance
@@ -16,6 +19,7 @@ from caphuman_jax.head.morphable import FACE_OVAL, LANDMARKS, OUTER_EYE_CORNERS,
 # (in weights) of an expression weight from the network's.
 _NOISE, _DEPTH_NOISE, _EXPRESSION_NOISE = 0.02, 0.12, 0.12
 _ITERATIONS = 12
+_SQUARE = 512
 
 
 @jax.jit
@@ -54,22 +58,34 @@ def heads_from_photos(model: Morphable, photos: jax.Array, landmarks: jax.Array,
 
 def head_from_photo(model: Morphable, photo: np.ndarray, landmarks: np.ndarray, expression: np.ndarray,
                     mask: np.ndarray | None = None) -> Head:
-    """`heads_from_photos` for one photo (H,W,3), uint8 or float in [0,1], landmarks (478,3), expression (52,), mask (H,W).
+    """The head, light and albedo included, of one photo of any size; its position is in that photo's pixels.
 
-    Raises HeadError if landmarks or photo do not fit that, or if the fit does not hold.
+    photo (H,W,3) uint8 RGB; landmarks (478,3) in its pixels; expression (E,) in the model's order; mask (H,W) where the photo
+    shows the face, or None. Colours are read from a 512-pixel square cut round the head: of one size for every photo, so that
+    nothing is compiled twice. Raises HeadError if landmarks or photo are not that, or if the landmarks are not a face's.
     """
     photo, landmarks = np.asarray(photo), np.asarray(landmarks, np.float32)
-    if photo.ndim != 3 or photo.shape[2] != 3:
-        raise HeadError(f"a photo for the head must be height × width × 3, not {photo.shape}")
+    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
+        raise HeadError(f"a photo for the head must be height × width × 3 of 8 bits, not {photo.shape} of {photo.dtype}")
     if landmarks.shape != (LANDMARKS, 3) or not np.all(np.isfinite(landmarks)):
         raise HeadError(f"the head is fitted to {LANDMARKS} finite landmarks (x, y, z), not an array of shape {landmarks.shape}")
-    if photo.dtype == np.uint8:
-        photo = photo.astype(np.float32) / 255
-    one = lambda a: None if a is None else jnp.asarray(np.asarray(a, np.float32))[None]
-    head = jax.tree.map(lambda leaf: leaf[0], heads_from_photos(model, one(photo), one(landmarks), one(expression), one(mask)))
-    if not np.isfinite(float(head.residual)) or float(head.residual) > 0.2:
+    if np.ptp(landmarks[:, :2], axis=0).min() < 4:
+        raise HeadError("the face is under 4 pixels wide in this photo; use a larger photo")
+    centre, side = framing.head_square(landmarks)
+    square, matrix, (left, top, right, bottom) = framing.crop_square(photo, centre, side, _SQUARE)
+    factor, shift = np.float32(_SQUARE / side), matrix[:, 2].astype(np.float32)
+    trusted = np.zeros((_SQUARE, _SQUARE), np.float32)
+    trusted[int(top) : int(bottom), int(left) : int(right)] = 1
+    if mask is not None:
+        painted = np.repeat(np.asarray(mask, np.float32)[..., None] * 255, 3, axis=-1).astype(np.uint8)
+        trusted *= framing.crop_square(painted, centre, side, _SQUARE)[0][..., 0] / np.float32(255)
+    inside = landmarks * factor + np.append(shift, np.float32(0))
+    heads = heads_from_photos(model, square[None].astype(np.float32) / 255, inside[None], np.asarray(expression, np.float32)[None], trusted[None])
+    head = jax.tree.map(lambda leaf: leaf[0], heads)
+    if not float(head.residual) < 0.2:
         raise HeadError("no head could be fitted to the landmarks of this photo: they do not look like a face")
-    return head
+    return dataclasses.replace(head, scale=head.scale / factor, translation=(head.translation - shift) / factor,
+                               size=jnp.asarray(photo.shape[:2], jnp.float32))
 
 
 def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: jax.Array) -> Head:

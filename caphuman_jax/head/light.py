@@ -47,7 +47,6 @@ def shading(normals: jax.Array, light: jax.Array) -> jax.Array:
     return jnp.einsum("...k,kc->...c", sh_basis(normals), light, precision=_HIGHEST)
 
 
-@jax.jit
 def estimate_appearance(model: Morphable, heads, photos: jax.Array, masks: jax.Array | None = None):
     """Light and albedo of a batch of fitted heads from their photos: the same heads with those two filled in.
 
@@ -57,15 +56,19 @@ def estimate_appearance(model: Morphable, heads, photos: jax.Array, masks: jax.A
     so keeps the colour that the photo shows. Vertices that are not seen take the mirrored side's colour, then that of their
     neighbours, then a default (the face's median skin; off-white teeth and eyes; a dark mouth).
     """
-    batch, height, width = photos.shape[:3]
+    if masks is None:
+        masks = np.ones(photos.shape[:3], np.float32)
+    return _estimate(model, heads, jnp.asarray(photos, jnp.float32), jnp.asarray(masks, jnp.float32))
+
+
+@jax.jit
+def _estimate(model, heads, photos, masks):
+    _, height, width = photos.shape[:3]
     points, normals = jax.vmap(lambda head: posed(model, head))(heads)
     ids, weights = rasterise(points, jnp.asarray(model.triangles), height, width)
     depth = jax.vmap(lambda p, i, w: interpolate(p[:, 2:], model.triangles, i, w))(points, ids, weights)
     depth = jnp.where((ids >= 0)[..., None], depth, jnp.inf)[..., 0]
-    if masks is None:
-        masks = jnp.ones((batch, height, width), jnp.float32)
-    solve = functools.partial(_appearance, model)
-    light, albedo = jax.vmap(solve)(photos.astype(jnp.float32), masks.astype(jnp.float32), points, normals, depth, heads.scale)
+    light, albedo = jax.vmap(functools.partial(_appearance, model))(photos, masks, points, normals, depth, heads.scale)
     return dataclasses.replace(heads, light=light, albedo=albedo)
 
 

@@ -52,7 +52,7 @@ def rasterise(vertices_px: jax.Array, triangles: jax.Array, height: int, width: 
     def draw(state):
         begin, keys = state
         item = begin + jnp.arange(chunk, dtype=jnp.int32)
-        owner = jnp.minimum(jnp.searchsorted(ends, item, side="right", method="scan_unrolled").astype(jnp.int32), batch * count - 1)
+        owner = jnp.minimum(jnp.searchsorted(ends, item, side="right", method="scan").astype(jnp.int32), batch * count - 1)
         local = item - (ends[owner] - sizes[owner])
         across = jnp.maximum(segments[owner], 1)
         row = first[owner, 1] + local // across

@@ -108,12 +108,29 @@ def test_bad_input(model):
     points, expression = np.zeros((478, 3), np.float32), np.zeros(52, np.float32)
     with pytest.raises(HeadError, match="478"):
         fit.head_from_photo(model, photo, points[:68], expression)
+    with pytest.raises(HeadError, match="4 pixels"):
+        fit.head_from_photo(model, photo, points, expression)
     with pytest.raises(HeadError, match="finite"):
         fit.head_from_photo(model, photo, points * np.nan, expression)
     with pytest.raises(HeadError, match="× 3"):
         fit.head_from_photo(model, photo[..., 0], points, expression)
     with pytest.raises(HeadError, match="anny"):
         morphable.load_head("nobody")
+
+
+def test_head_from_photo_of_any_size(model, make_head, landmarks_of):
+    """A head rendered as a photo, at two sizes, gives back the same head, placed in each photo's own pixels."""
+    import cv2
+    from caphuman_jax.head.hints import render_hints
+    head = make_head(4, yaw=12, pitch=5, roll=-4)
+    photo = (np.asarray(render_hints(model, head, 200, 160))[..., 6:] * 255).astype(np.uint8)
+    small = fit.head_from_photo(model, photo, landmarks_of(head), head.expression)
+    large = fit.head_from_photo(model, cv2.resize(photo, (480, 600)), landmarks_of(head) * 3, head.expression)
+    np.testing.assert_allclose(small.angles, [12, 5, -4], atol=1.0)
+    assert float(small.scale) == pytest.approx(60, rel=0.02) and np.asarray(small.size).tolist() == [200, 160]
+    np.testing.assert_allclose(small.translation, head.translation, atol=1.5)
+    np.testing.assert_allclose(large.translation / 3, small.translation, atol=0.3)
+    np.testing.assert_allclose(large.scale / 3, small.scale, rtol=0.01)
 
 
 def test_record_round_trip(model, make_head):
