@@ -4,13 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, traverse_util
 
+from caphuman_jax import models
+from caphuman_jax.diffusion.guidance import text_guidance
+from caphuman_jax.diffusion.loss import add_noise, capface_loss, prediction_target, shrink_mask
+from caphuman_jax.diffusion.samplers import sample
+from caphuman_jax.diffusion.schedule import alphas, betas, sampling_steps
 from caphuman_jax.models.capface import gate, scale_control, sum_controls
 from caphuman_jax.models.identity import drop_identity
+from caphuman_jax.weights.names import PREFIXES, table
 
 SIZES = ["small", pytest.param("full", marks=pytest.mark.slow)]
 TOLERANCE = 1e-4
+at_small_size = pytest.mark.parametrize("size", ["small"], indirect=True, scope="module")
 
 
 class Inputs:
@@ -105,9 +112,8 @@ def test_prediction(parity, size, inputs, networks, tokens, control_and_mask, ca
     assert parity.error(eps, parity.recorded(f"{size}_forward")[case]) < TOLERANCE
 
 
-def test_two_people(parity, size, inputs, networks, tokens, control_and_mask):
-    if size == "full":
-        pytest.skip("recorded at small size only")
+@at_small_size
+def test_two_people(parity, inputs, networks, tokens, control_and_mask):
     first = gate(*control_and_mask)
     batch, height, width, _ = inputs.hints.shape
     hints = parity.image("in/hint2", (batch, 9, height, width))
@@ -118,6 +124,76 @@ def test_two_people(parity, size, inputs, networks, tokens, control_and_mask):
     ))
     eps = networks.unet(networks.params, inputs.latents, inputs.timesteps, inputs.text, sum_controls([first, second]))
     assert parity.error(eps, parity.recorded("small_two_people")["eps"]) < TOLERANCE
+
+
+@at_small_size
+def test_ddim(parity, inputs, networks, tokens, control_and_mask):
+    """Six steps asked for, guidance 7 on the text, identity and hints in both halves."""
+    recorded = parity.recorded("small_ddim")
+    _, mask = control_and_mask
+
+    @jax.jit
+    def run(params, noise):
+        def control(latents, timestep, _):
+            timesteps = jnp.full((len(latents),), timestep, jnp.float32)
+            return gate(networks.control(params, latents, timesteps, tokens, inputs.hints)[0], mask)
+
+        def unet(latents, timestep, text, residuals, _):
+            return networks.unet(params, latents, jnp.full((len(latents),), timestep, jnp.float32), text, residuals)
+
+        denoise = text_guidance(unet, control, inputs.text, inputs.uncond_text, 7.0)
+        return sample(denoise, noise, sampling_steps(parity.configs["small"].diffusion, 6), trajectory=True)
+
+    final, trajectory = run(networks.params, inputs.latents)
+    assert len(trajectory) == len(recorded["latents"]) == 7
+    for ours, theirs in zip(trajectory, recorded["latents"]):
+        assert parity.error(ours, theirs) < TOLERANCE
+    assert parity.error(final, recorded["final"]) < TOLERANCE
+
+
+@at_small_size
+def test_loss_and_gradients(parity, inputs, networks):
+    """The training loss, and the gradient norm of every trained parameter."""
+    recorded, norms = parity.recorded("small_loss"), parity.json("small_grad_norms")
+    cfg = parity.configs["small"]
+    batch, side = 2, 16
+    clean, noise = (parity.image(name, (batch, 4, side, side)) for name in ("in/x0", "in/noise"))
+    hints = parity.image("in/loss_hint", (batch, 9, 8 * side, 8 * side))
+    labels = parity.generator("in/full_mask").integers(0, 19, (batch, 8 * side, 8 * side))
+    face = ~np.isin(labels, [0, 7, 8, 9, 14, 15, 16, 17, 18])  # Background, ears, neck, clothes, hair and hat are not.
+    face = shrink_mask(jnp.asarray(face[..., None], jnp.float32), (side, side))
+    alpha = jnp.asarray(alphas(cfg.diffusion)[np.array([801, 37])])
+    timesteps = jnp.asarray([801, 37], jnp.float32)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_and_gradients(trained, frozen):
+        params = trained | frozen
+        noised = add_noise(clean, noise, alpha)
+        tokens = networks.tokens(params, inputs.image_tokens, inputs.recognition)
+        control, mask = networks.control(params, noised, timesteps, tokens, hints)
+        eps = networks.unet(params, noised, timesteps, inputs.text, gate(control, mask))
+        return capface_loss(eps, prediction_target(clean, noise, alpha), mask, face)[0]
+
+    trained = {name: networks.params[name] for name in models.TRAINABLE}
+    loss, gradients = loss_and_gradients(trained, {"unet": networks.params["unet"]})
+    np.testing.assert_allclose(loss, recorded["loss"], rtol=1e-5)
+
+    assert norms["no_grad"] == []
+    ours = {}
+    for name, tree in gradients.items():
+        flat = traverse_util.flatten_dict(tree, sep=".")
+        ours |= {PREFIXES[name] + torch: float(jnp.linalg.norm(flat[path])) for torch, path in table(name, cfg, flat).items()}
+    assert ours.keys() == norms["grad_norm"].keys()
+    for name, norm in norms["grad_norm"].items():
+        assert ours[name] == pytest.approx(norm, rel=1e-3), name
+
+
+def test_schedule(parity):
+    recorded = parity.recorded("schedule")
+    diffusion = parity.configs["full"].diffusion
+    np.testing.assert_allclose(betas(diffusion), recorded["betas"], rtol=1e-6)
+    np.testing.assert_allclose(alphas(diffusion), recorded["alphas_cumprod"], rtol=1e-5)
 
 
 def test_vae(parity, size):
