@@ -23,3 +23,7 @@ class ModelFolderError(CapHumanError):
 
 class DataError(CapHumanError):
     """Records or training data that are missing, damaged or do not fit the configuration."""
+
+
+class SettingError(CapHumanError):
+    """A setting, such as the size or the number of steps, that cannot be used."""

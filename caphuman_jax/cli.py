@@ -1,0 +1,135 @@
+"""The command `caphuman`: generate, evaluate, train, precompute.
+
+Only what the chosen subcommand needs is imported, so that help comes at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from caphuman_jax import __version__
+from caphuman_jax.errors import CapHumanError
+
+# Subcommands of other rooms: a module with add_arguments(parser) and run(args), imported when it is chosen.
+_DELEGATED = {
+    "evaluate": ("caphuman_jax.evaluation.command", "measure a model on photos: face found, identity, pose, expression"),
+    "train": ("caphuman_jax.training.command", "train a model"),
+}
+_FAILED, _INTERRUPTED = 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message):
+        self.exit(_FAILED, f"caphuman: error: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; its exit code: 0, 2 for an error that is told in one line, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(arguments) or 0
+    except CapHumanError as error:
+        print(f"caphuman: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        print("\ncaphuman: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # whoever read our output has left
+        return _INTERRUPTED
+
+
+def _dispatch(arguments):
+    if arguments[:1] == ["precompute"]:  # a program of its own, also run as python -m data_pipeline.precompute
+        return importlib.import_module("data_pipeline.precompute").main(arguments[1:])
+    args = _parser(arguments[0] if arguments else None).parse_args(_joined(arguments))
+    return args.run(args)
+
+
+def _parser(chosen):
+    parser = _Parser(prog="caphuman", description="A photo of a face, a sentence and a head in; pictures of that person out.")
+    parser.add_argument("--version", action="version", version=f"caphuman {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_generate(commands.add_parser("generate", help="make pictures of the person in a photo",
+                                      formatter_class=argparse.RawDescriptionHelpFormatter, epilog=_EXAMPLES))
+    for name, (module, text) in _DELEGATED.items():
+        command = commands.add_parser(name, help=text)
+        if name == chosen:
+            module = importlib.import_module(module)
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    commands.add_parser("precompute", help="photos to records for training")
+    return parser
+
+
+_EXAMPLES = """examples:
+  caphuman generate --reference me.jpg --prompt "a photo of a smiling person" --yaw 20 --expression smile=0.8
+  caphuman generate --reference me.jpg --prompt "a portrait photo" --head-from other.jpg --take pose,expression --num 4
+  caphuman generate --repeat out/picture_02.png --reference me.jpg"""
+
+
+def _add_generate(parser):
+    parser.set_defaults(run=_generate)
+    parser.add_argument("--reference", metavar="PHOTO", required=True, help="photo of the person")
+    parser.add_argument("--prompt", metavar="TEXT", help="what the picture shows")
+    parser.add_argument("--repeat", metavar="PICTURE", help="make this picture again: prompt, head and settings are read from the file")
+    parser.add_argument("--face", type=int, metavar="N", help="which face of the photo, 0 the largest")
+
+    head = parser.add_argument_group("the head, as in the reference photo where nothing is said")
+    head.add_argument("--head-from", metavar="PHOTO", help="take the head from this photo")
+    head.add_argument("--take", default=None, metavar="PARTS", help="position,pose,expression,lighting or all (default position,pose)")
+    head.add_argument("--framing", choices=("head", "photo"), default=None,
+                      help="frame the head photo around its head (default), or keep the head where it stands in that photo")
+    head.add_argument("--head-face", type=int, metavar="N", help="which face of the head photo")
+    head.add_argument("--yaw", type=float, metavar="DEG", help="positive: towards the right side of the picture")
+    head.add_argument("--pitch", type=float, metavar="DEG", help="positive: up")
+    head.add_argument("--roll", type=float, metavar="DEG", help="positive: clockwise")
+    head.add_argument("--expression", metavar="NAME=W,…", help="ARKit names and presets with weights from 0 to 1: smile=0.8,jawOpen=0.3; "
+                      "presets: neutral, smile, laugh, surprised, sad, angry, wink, eyes-closed, mouth-open, kiss")
+    head.add_argument("--light", metavar="LIGHT", help="soft, front, left, right, top, bottom, top-left, top-right, back, with a strength "
+                      "from 0 to 1 (left=0.8), or X,Y,Z,STRENGTH: direction right, up, towards the viewer")
+    head.add_argument("--position", metavar="X,Y,SIZE", help="middle of the head and height of the face, as parts of the picture: 0.5,0.5,0.5")
+
+    how = parser.add_argument_group("how")
+    how.add_argument("--seed", type=int, help="default 0")
+    how.add_argument("--num", type=int, help="pictures, default 1; each depends on the seed and its number alone")
+    how.add_argument("--steps", type=int, help="default: the model's own")
+    how.add_argument("--guidance", type=float, help="how much the prompt counts; default: the model's own")
+    how.add_argument("--strength", type=float, help="how much the face and head count, default 1")
+    how.add_argument("--identity-until", type=float, metavar="T", help="identity is used from timestep T (of 999) down; 0, the default: always")
+    how.add_argument("--size", metavar="SIDE|WxH", help="pixels; default: the model's own")
+    how.add_argument("--gate", choices=("hard", "soft"), help="CapFace's mask: cut at one half (default), or multiplied")
+    how.add_argument("--model", default="mini", metavar="NAME|FOLDER", help="a shipped model or a model folder, default mini")
+    how.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 elsewhere")
+    how.add_argument("--batch", type=int, metavar="B", help="pictures at a time; default: 1 on a CPU, 8 elsewhere")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", default="out", metavar="DIR", help="default: out")
+    output.add_argument("--overwrite", action="store_true", help="start at picture_00.png even if it exists; otherwise numbers go on")
+
+
+def _generate(args):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own messages are not for the person at the keyboard
+    from caphuman_jax.command import run
+
+    return run(args)
+
+
+def _joined(arguments):
+    """`--light -1,0,0,1` as `--light=-1,0,0,1`: argparse would take the value for an option."""
+    joined = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--light", "--position", "--expression") and argument[:1] == "-" and argument[1:2] in set("0123456789."):
+            joined[-1] += "=" + argument
+        else:
+            joined.append(argument)
+    return joined
+
+
+if __name__ == "__main__":
+    sys.exit(main())
