@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, float]] = {
 
 # Light presets: direction towards the light (x right in the picture, y up, z towards the viewer) and strength.
 LIGHTS: dict[str, tuple[tuple[float, float, float], float]] = {
-    "soft": ((0.0, 0.3, 1.0), 0.15), "front": ((0.0, 0.1, 1.0), 0.5), "left": ((-1.0, 0.2, 0.4), 0.6), "right": ((1.0, 0.2, 0.4), 0.6),
+    "soft": ((0.0, 0.3, 1.0), 0.1), "front": ((0.0, 0.1, 1.0), 0.4), "left": ((-1.0, 0.2, 0.4), 0.6), "right": ((1.0, 0.2, 0.4), 0.6),
     "top": ((0.0, 1.0, 0.4), 0.6), "bottom": ((0.0, -1.0, 0.4), 0.6), "top-left": ((-0.7, 0.7, 0.5), 0.6), "top-right": ((0.7, 0.7, 0.5), 0.6),
     "back": ((0.0, 0.3, -1.0), 0.5),
 }
@@ -182,8 +182,9 @@ def parse_light(light) -> np.ndarray:
 def directional_light(direction: Sequence[float], strength: float) -> np.ndarray:
     """White SH light (9,3): an even part and one lamp from `direction` (x right, y up, z towards the viewer).
 
-    strength 0 is even light, 1 is the lamp alone. Shading is 1 - strength + strength × the nine-term expansion of the clamped
-    cosine round the direction (Ramamoorthi & Hanrahan 2001: 1/4, 1/2, 5/32 in the zonal functions), doubled so that a lamp in front keeps a face's brightness.
+    strength 0 is even light, 1 is the lamp alone. Shading is 1 - strength + strength × 1.4 × the nine-term expansion of the
+    clamped cosine round the direction (Ramamoorthi & Hanrahan 2001; 1/4, 1/2 and 5/32 in the zonal functions): with 1.4 the face
+    is about as bright under a lamp in front as under even light.
     """
     strength = _number(strength, "the strength of the light", 0, 1)
     vector = np.asarray([_number(v, "the light's direction", -1e6, 1e6) for v in direction], np.float64)
@@ -194,7 +195,7 @@ def directional_light(direction: Sequence[float], strength: float) -> np.ndarray
     band = 5 / 32
     lamp = np.asarray([1 / 4, x / 2, y / 2, z / 2, 6 * band * x * y, 6 * band * x * z, 6 * band * y * z,
                        1.5 * band * (x * x - y * y), 0.5 * band * (3 * z * z - 1)])
-    total = 2 * strength * lamp
+    total = 1.4 * strength * lamp
     total[0] += 1 - strength
     return np.repeat((total / SH_CONSTANTS)[:, None], 3, axis=1).astype(np.float32)
 

@@ -22,8 +22,9 @@ def overlay(model: Morphable, head: Head, photo: np.ndarray, landmarks: np.ndarr
     if wireframe:
         picture = _wires(model, head, picture)
     if landmarks is not None:
-        radius = max(1, round(height / 400))
-        for x, y in np.asarray(landmarks)[:, :2]:
+        points = np.asarray(landmarks)[:, :2]
+        radius = int(np.ptp(points[:, 0]) / 200)
+        for x, y in points:
             cv2.circle(picture, (int(x), int(y)), radius, (60, 230, 90), -1, cv2.LINE_AA)
     return picture
 

@@ -8,7 +8,7 @@ import pytest
 import jax
 import jax.numpy as jnp
 
-from caphuman_jax.head import light, morphable
+from caphuman_jax.head import draw, light, morphable
 from caphuman_jax.head.control import directional_light
 from caphuman_jax.head.head import stack, unstack
 from caphuman_jax.head.hints import fit_to_size, render_hints, render_hints_batch
@@ -107,3 +107,20 @@ def test_head_keeps_its_place_relative_to_the_picture(model, make_head):
     assert np.abs(mean - small).mean() < 0.02
     moved = fit_to_size(head, 100, 100)
     assert float(moved.scale) == 30 and np.asarray(moved.translation).tolist() == [50, 52.5]
+
+
+def test_pictures_for_the_eye(model, make_head, landmarks_of):
+    head = make_head(0)
+    hints = np.asarray(render_hints(model, head, 200, 160))
+    normal, albedo, rendered = draw.hint_pictures(hints)
+    background = hints[..., :3].any(-1) == 0
+    assert (normal[background] == 128).all() and not albedo[background].any() and not rendered[background].any()
+    assert draw.hint_strip(hints).shape == (200, 480, 3)
+    photo = np.full((200, 160, 3), 90, np.uint8)
+    plain = draw.overlay(model, head, photo, opacity=1.0, wireframe=False)
+    np.testing.assert_array_equal(plain[background], photo[background])
+    np.testing.assert_allclose(plain[~background].astype(int), rendered[~background].astype(int), atol=1)
+    landmarks = landmarks_of(head)
+    dotted = draw.overlay(model, head, photo, landmarks)
+    nose = dotted[int(landmarks[1, 1]), int(landmarks[1, 0])].astype(int)
+    assert nose[1] > nose[0] + 50
