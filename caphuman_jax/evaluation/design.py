@@ -1,0 +1,107 @@
+"""What is asked of the model: which heads and prompts for which person, all decided by one seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+
+from caphuman_jax.errors import CapHumanError
+from caphuman_jax.head import control
+from caphuman_jax.head.head import Head
+from caphuman_jax.head.morphable import Morphable
+
+HEADS = ("own", "yaw=-20", "yaw=-10", "yaw=10", "yaw=20", "pitch=-12", "pitch=12", "roll=-15", "roll=15", "smile=0.8", "mouth-open=0.8",
+         "neutral", "light=left", "light=right", "random", "random", "random", "random")
+"""Heads that are asked for by default, see `wanted_head`; a name that stands several times is drawn that much more often."""
+
+PROMPTS = ("a photo of a person", "a photo of a person, blue background", "a photo of a person, black background",
+           "a black-and-white photo of a person")
+"""Prompts by default. None speaks of expression: that is what the head decides."""
+
+RANDOM_RANGE = {"yaw": 20.0, "pitch": 15.0, "roll": 20.0}  # degrees to either side of a "random" head
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One picture that is asked for: person is its index; head as in `wanted_head`; seed of the picture's noise; number in the run."""
+
+    number: int
+    person: int
+    head: str
+    prompt: str
+    seed: int
+
+
+def plan(people: int, heads: tuple[str, ...] = HEADS, prompts: tuple[str, ...] = PROMPTS, per_person: int = 8, seed: int = 0) -> list[Request]:
+    """Requests for people 0 … people - 1, `per_person` each, in the order of people.
+
+    The own head comes first where it is among the heads; the others go round, so that over the people all come equally
+    often. Prompts are dealt evenly to each person, in random order, so that heads and prompts are independent.
+    """
+    rng = np.random.default_rng([seed, 0])
+    first = ["own"] if "own" in heads else []
+    rest = [h for h in heads if h != "own"]
+    deck: list[str] = []
+    requests = []
+    for person in range(people):
+        chosen = first[:per_person]
+        while rest and len(chosen) < per_person:
+            deck = deck or [rest[i] for i in rng.permutation(len(rest))]
+            chosen = [*chosen, deck.pop()]
+        chosen += first * (per_person - len(chosen))
+        said = [prompts[i % len(prompts)] for i in rng.permutation(-(-len(chosen) // len(prompts)) * len(prompts))][: len(chosen)]
+        for head, prompt in zip(chosen, said):
+            requests.append(Request(len(requests), person, head, prompt, int(rng.integers(2**31))))
+    return requests
+
+
+def wanted_head(model: Morphable, own: Head, request: Request, seed: int = 0) -> Head:
+    """The head that a request asks for, from the person's own.
+
+    "own": as in the photo; "random": yaw, pitch and roll drawn from RANDOM_RANGE; otherwise entries "name=value" between
+    commas, of yaw, pitch, roll (degrees), light (a preset) and expressions (ARKit names or presets): `control.from_numbers`.
+    """
+    if request.head == "own":
+        return own
+    if request.head == "random":
+        rng = np.random.default_rng([seed, 1, request.number])
+        return control.from_numbers(model, own, **{name: float(rng.uniform(-most, most)) for name, most in RANDOM_RANGE.items()})
+    return control.from_numbers(model, own, **_numbers(request.head))
+
+
+def check_heads(model: Morphable, own: Head, heads: tuple[str, ...]) -> None:
+    """Raises HeadError or CapHumanError for a head that cannot be asked for."""
+    for head in heads:
+        wanted_head(model, own, Request(0, 0, head, "", 0))
+
+
+def asked_background(prompt: str) -> str | None:
+    """The colour word before "background" in a prompt: "…, dark blue background" gives "blue"; None if there is none."""
+    found = re.search(r"(\w+) background", prompt)
+    return found.group(1) if found else None
+
+
+def asks_without_colour(prompt: str) -> bool:
+    """Whether a prompt asks for a black-and-white picture."""
+    return "black-and-white" in prompt or "black and white" in prompt
+
+
+def _numbers(text: str) -> dict:
+    numbers: dict = {}
+    expressions = []
+    for entry in text.split(","):
+        name, _, value = (part.strip() for part in entry.partition("="))
+        if name == "light":
+            numbers["light"] = value
+        elif name in RANDOM_RANGE:
+            try:
+                numbers[name] = float(value)
+            except ValueError:
+                raise CapHumanError(f"a head for the evaluation: {entry!r} is no number of degrees; write for example yaw=-20") from None
+        else:
+            expressions.append(entry)
+    if expressions:
+        numbers["expression"] = ",".join(expressions)
+    return numbers

@@ -1,0 +1,172 @@
+"""The report on disk: report.json with every number, index.md to read, sheets of pictures to look at."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from caphuman_jax.evaluation.benchmark import Outcome, Subject
+from caphuman_jax.evaluation.statistics import ANGLES, RANKED_AMONG, WITHIN
+from caphuman_jax.images import write_png
+
+CELL, LABEL = 160, 26  # pixels of one picture on a sheet, and of the two lines under it
+PEOPLE_A_SHEET = 8
+
+
+def write_json(path: Path, report: dict) -> None:
+    """The report, NaN as null, written beside and then renamed."""
+    _write(path, json.dumps(_without_nan(report), indent=1) + "\n")
+
+
+def write_sheets(folder: Path, subjects: Sequence[Subject], outcomes: Sequence[Outcome], pictures: Path) -> list[str]:
+    """Sheets of PEOPLE_A_SHEET people each, a person a row, the reference photo first; returns the files' names."""
+    names = []
+    for start in range(0, len(subjects), PEOPLE_A_SHEET):
+        people = range(start, min(start + PEOPLE_A_SHEET, len(subjects)))
+        rows = []
+        for person in people:
+            mine = [o for o in outcomes if o.person == person]
+            rows.append([(subjects[person].picture, "reference", "")] + [
+                (np.asarray(Image.open(pictures / o.file)), _head_label(o), o.request.prompt) for o in mine])
+        names.append(f"sheet_{start // PEOPLE_A_SHEET:02d}.png")
+        write_png(folder / names[-1], sheet(rows), {"Comment": "AI-generated pictures beside reference photos"})
+    return names
+
+
+def sheet(rows: Sequence[Sequence[tuple[np.ndarray, str, str]]]) -> np.ndarray:
+    """Pictures (…, 3) uint8 with two short lines under each, in rows: one picture (H, W, 3) uint8."""
+    width = max(len(row) for row in rows)
+    page = Image.new("RGB", (width * CELL, len(rows) * (CELL + LABEL)), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=10)
+    for y, row in enumerate(rows):
+        for x, (picture, *lines) in enumerate(row):
+            left, top = x * CELL, y * (CELL + LABEL)
+            page.paste(Image.fromarray(picture).resize((CELL - 2, CELL - 2), Image.Resampling.LANCZOS), (left, top))
+            for i, text in enumerate(lines):
+                draw.text((left + 2, top + CELL - 1 + 12 * i), _shortened(text, draw, font), fill="black", font=font)
+    return np.asarray(page)
+
+
+def write_index(path: Path, report: dict) -> None:
+    """index.md: goals, the main statistics with interval, chance and floor, and how each is meant."""
+    results, floor, settings = report["results"], report["floor"], report["settings"]
+    lines = [
+        f"# Evaluation of `{settings['model']}`", "",
+        f"{results['pictures']} pictures of {results['people']} people ({settings['steps']} steps, guidance {settings['guidance']:g}, seed "
+        f"{settings['seed']}); {len(report['skipped'])} photos skipped. Weights: `{report['model']['sha256'][:16]}`.", "",
+        "All numbers: [report.json](report.json); every request: [outcomes.jsonl](outcomes.jsonl).", "",
+        "## Goals", "", "| | reached | goal | |", "|---|---|---|---|",
+        *(f"| {name} | {number(g['value'])} | {g['goal']} | {'yes' if g['reached'] else 'no'} |" for name, g in report["goals"].items()), "",
+        "## What was measured", "",
+        "| | value | 95% interval | chance | floor |", "|---|---|---|---|---|",
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in _main_rows(results, floor)), "",
+        *_EXPLANATION, "",
+        "## By head", "", *_head_table(results["by_head"]), "",
+        "## Following the prompt", "", *_prompt_lines(results.get("prompts", {})), "",
+        "## Time", "", *(f"* {name.replace('_', ' ')}: {number(value)}" for name, value in report["seconds"].items()), "",
+        *(["## Skipped", "", *(f"* {name}: {why}" for name, why in report["skipped"].items()), ""] if report["skipped"] else []),
+        "## Pictures", "", *(f"![{name}]({name})" for name in report["sheets"]), "",
+    ]
+    _write(path, "\n".join(lines))
+
+
+_EXPLANATION = (
+    f"""Faces are found, heads fitted and vectors computed anew from each result. *Chance*: the same number with the results dealt out to
+the requests at random. *Floor*: the same number for the reference photos themselves, turned by a known angle and half of them
+mirrored: the error of measuring, which a perfect model would show too. Intervals: people drawn with replacement, 500 times.
+
+A result in which no face is found is a failure and counts so in *face found*, in AUC (it loses every comparison) and in rank-1 (a miss);
+in the errors and correlations of pose, expression, light and position it cannot take part. Pose errors are of heads asked
+for within ±{WITHIN:g}° on every axis. Where several faces are found, the largest counts.
+
+*dlib* knows nothing of what the model was given; the model is conditioned on *mobilefacenet*, whose figures are therefore flattering.
+*Rank-1 among {RANKED_AMONG}*: the own reference photo is the nearest among it and {RANKED_AMONG - 1} others drawn at random from this run (computed
+exactly, without drawing; empty with fewer people). Photos that seem to show the same person are not compared as others.""",)
+
+
+def _main_rows(results, floor):
+    def row(name, place, percent=False):
+        parts = [functools.reduce(lambda part, key: part.get(key, {}), place.split("."), whole) for whole in (results, floor)]
+        value, other = ((part or {}).get("value") for part in parts)
+        low, high = parts[0].get("interval", (None, None))
+        show = _percent if percent else number
+        return name, [show(value), f"{show(low)} – {show(high)}", show(parts[0].get("chance")), show(other)]
+
+    rows = [row("face found", "face_found", True)]
+    for recogniser, mark in (("dlib", ""), ("mobilefacenet", ", conditioned on")):
+        rows += [row(f"identity AUC ({recogniser}{mark})", f"identity.{recogniser}.auc"),
+                 row(f"identity AUC by centred cosine ({recogniser}{mark})", f"identity.{recogniser}.auc_centred_cosine"),
+                 row(f"rank-1 among all ({recogniser}{mark})", f"identity.{recogniser}.rank1_among_all", True),
+                 row(f"rank-1 among {RANKED_AMONG} ({recogniser}{mark})", f"identity.{recogniser}.rank1_among_{RANKED_AMONG}", True)]
+    for angle in ANGLES:
+        rows += [row(f"{angle} error, {label}, degrees", f"pose.{angle}.{key}")
+                 for key, label in (("median", "median"), ("mean", "mean"), ("ninetieth", "90% below"))]
+    for name in ("smile", "jawOpen"):
+        rows += [row(f"{name}, correlation", f"expression.{name}.correlation"), row(f"{name}, mean error", f"expression.{name}.mean")]
+    rows += [row("all expressions, correlation", "expression.all.correlation"), row("all expressions, mean error", "expression.all.mean"),
+             row("light from the right, correlation", "light.right.correlation"), row("light from above, correlation", "light.above.correlation"),
+             row("position, median distance in parts of the side", "position.median_distance"),
+             row("size, median error (natural logarithm)", "position.median_log_size_error")]
+    return rows
+
+
+def _head_table(heads):
+    if not heads:
+        return []
+    columns = list(next(iter(heads.values())))
+    return ["| head | " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|---" * (len(columns) + 1) + "|",
+            *(f"| {name} | " + " | ".join(number(line[c]) for c in columns) + " |" for name, line in heads.items())]
+
+
+def _prompt_lines(prompts):
+    lines = []
+    if grey := prompts.get("black_and_white"):
+        lines.append(f"* black-and-white exactly when asked for: {_percent(grey['value'])} of results (chance {_percent(grey['chance'])}); "
+                     f"when asked {_percent(grey['share_when_asked'])}, otherwise {_percent(grey['share_otherwise'])}.")
+    if background := prompts.get("background"):
+        words = "; ".join(f"{colour}: {_percent(share)}" for colour, share in background["by_colour"].items())
+        lines.append(f"* background of the colour asked for: {_percent(background['value'])} (chance {_percent(background['chance'])}); {words}.")
+    return lines or ["No prompt asked for what is measured here (black-and-white; a background colour)."]
+
+
+def _head_label(outcome):
+    yaw, pitch, roll = outcome.asked.angles
+    spoken = outcome.request.head if outcome.request.head != "random" else f"yaw={yaw:.0f} pitch={pitch:.0f} roll={roll:.0f}"
+    return spoken if outcome.seen.faces else f"{spoken} (no face)"
+
+
+def _shortened(text, draw, font):
+    while draw.textlength(text, font=font) > CELL - 4:
+        text = text[:-2].rstrip("…") + "…"
+    return text
+
+
+def _percent(value):
+    return "" if value is None or isinstance(value, dict) or math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def number(value):
+    if value is None or isinstance(value, dict) or math.isnan(value):
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path, text):
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

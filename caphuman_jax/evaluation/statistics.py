@@ -1,0 +1,212 @@
+"""Outcomes → every number of the report, as nested dicts of JSON types."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+
+from caphuman_jax.evaluation import design, metrics
+from caphuman_jax.evaluation.benchmark import Outcome, Subject
+from caphuman_jax.evaluation.measure import GREY_CHROMA, RECOGNISERS
+from caphuman_jax.head.morphable import Morphable
+
+SAME_PERSON = 0.5  # mobilefacenet cosine above which two reference photos show one person; they are not "other people"
+RANKED_AMONG = 50
+WITHIN = 20.0  # degrees: heads turned further than this, either way, are left out of the pose errors
+ANGLES = ("yaw", "pitch", "roll")
+
+GOALS = {
+    "face found": ("face_found.value", ">=", 0.97), "identity AUC (dlib)": ("identity.dlib.auc.value", ">=", 0.90),
+    "rank-1 among 50 people (dlib)": ("identity.dlib.rank1_among_50.value", ">=", 0.40),
+    "median yaw error, degrees": ("pose.yaw.median.value", "<=", 4.0), "median pitch error, degrees": ("pose.pitch.median.value", "<=", 4.0),
+    "median roll error, degrees": ("pose.roll.median.value", "<=", 2.0), "smile correlation": ("expression.smile.correlation.value", ">=", 0.6),
+    "jawOpen correlation": ("expression.jawOpen.correlation.value", ">=", 0.6),
+}
+"""What the small model is meant to reach on held-out people: name to (place in the report, relation, value)."""
+
+
+def compute(model: Morphable, subjects: Sequence[Subject], outcomes: Sequence[Outcome], seed: int = 0) -> dict:
+    """All statistics of requests' outcomes, or of the floor's, which have no prompts. {} without outcomes."""
+    if not outcomes:
+        return {}
+    person = np.array([o.person for o in outcomes])
+    found = np.array([float(o.seen.faces > 0) for o in outcomes])
+    result = {
+        "pictures": len(outcomes), "people": len(np.unique(person)),
+        "face_found": {"value": float(found.mean()), "interval": metrics.interval(np.mean, [found], person, seed)},
+        "more_than_one_face": float(np.mean([o.seen.faces > 1 for o in outcomes])),
+        "identity": {name: identity(name, subjects, outcomes, seed) for name in RECOGNISERS},
+        "pose": pose(outcomes, person, seed), "expression": expression(model, outcomes, person, seed),
+        "light": {axis: pairs(*_columns(outcomes, "light", i), person, seed) for i, axis in enumerate(("right", "above"))},
+        "position": position(outcomes, person, seed),
+    }
+    if outcomes[0].request is not None:
+        result["prompts"] = prompts(outcomes, person, seed)
+        result["by_head"] = by_head(model, subjects, outcomes)
+    return result
+
+
+def goals(report: dict) -> dict[str, dict]:
+    """Each of GOALS with what was reached."""
+    result = {}
+    for name, (place, relation, wanted) in GOALS.items():
+        value = functools.reduce(lambda part, key: part[key], place.split("."), report)
+        reached = value >= wanted if relation == ">=" else value <= wanted
+        result[name] = {"value": value, "goal": f"{relation} {wanted:g}", "reached": bool(reached)}
+    return result
+
+
+def identity(recogniser: str, subjects: Sequence[Subject], outcomes: Sequence[Outcome], seed: int) -> dict:
+    """How surely a result is told to show its own reference person rather than another of the run.
+
+    By Euclidean distance, and by cosine after the mean of the reference vectors is taken off both sides: raw cosines of
+    dlib's vectors all lie near 1. AUC by chance is 0.5, rank-1 is 1 in the number of people.
+    """
+    person = np.array([o.person for o in outcomes])
+    references = np.stack([s.vectors[recogniser] for s in subjects]).astype(np.float64)
+    results = np.stack([o.seen.vectors[recogniser] for o in outcomes]).astype(np.float64)
+    comparable = different_people(subjects)[person]
+    distance = np.linalg.norm(results[:, None] - references[None], axis=-1)
+    centre = references.mean(axis=0) if len(references) > 1 else 0.0
+    cosine = _unit(results - centre) @ _unit(references - centre).T
+    others = comparable & np.isfinite(distance)
+    others[np.arange(len(person)), person] = False
+    own = np.take_along_axis(cosine, person[:, None], axis=1)[:, 0]
+    answer = {
+        "conditioned_on": recogniser == "mobilefacenet",
+        "auc": _auc(distance, person, comparable, seed), "auc_centred_cosine": _auc(-cosine, person, comparable, seed),
+        "own_distance": _spread(distance[np.arange(len(person)), person]), "other_distance": _spread(distance[others]),
+        "own_centred_cosine": _spread(own), "other_centred_cosine": _spread(cosine[others]),
+        "pairs_left_out_as_same_person": int((~different_people(subjects)).sum() // 2),
+    }
+    nearer, count = metrics.closer_people(distance, person, comparable)
+    for key, among in (("rank1_among_all", None), (f"rank1_among_{RANKED_AMONG}", RANKED_AMONG)):
+        chances = metrics.rank_one(nearer, count, among)
+        by_chance = np.nan if among and not np.isfinite(chances).any() else 1 / among if among else float(np.mean(1 / (count + 1)))
+        answer[key] = {"value": _mean(chances), "interval": metrics.interval(_mean, [chances], person, seed), "chance": by_chance}
+    return answer
+
+
+def different_people(subjects: Sequence[Subject]) -> np.ndarray:
+    """(P, P) whether two reference photos show different people as far as mobilefacenet can tell; True on the diagonal."""
+    vectors = _unit(np.stack([s.vectors["mobilefacenet"] for s in subjects]).astype(np.float64))
+    return (vectors @ vectors.T <= SAME_PERSON) | np.eye(len(subjects), dtype=bool)
+
+
+def pose(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
+    """Yaw, pitch and roll errors in degrees over results with a face, of heads asked for within WITHIN degrees on every axis."""
+    kept = np.array([np.abs(o.asked.angles).max() <= WITHIN for o in outcomes])
+    answer: dict = {"requests": int(kept.sum())}
+    for i, name in enumerate(ANGLES):
+        asked, measured = (column[kept] for column in _columns(outcomes, "angles", i))
+        answer[name] = pairs(asked, measured, person[kept], seed)
+    return answer
+
+
+def pairs(asked: np.ndarray, measured: np.ndarray, person: np.ndarray, seed: int) -> dict:
+    """Errors and correlation of asked and measured numbers, each with interval and chance level."""
+    statistics = {"median": metrics.median_error, "mean": metrics.mean_error, "ninetieth": metrics.ninetieth_error,
+                  "bias": metrics.bias, "correlation": metrics.correlation}
+    return {name: metrics.summary(statistic, asked, measured, person, seed) for name, statistic in statistics.items()}
+
+
+def expression(model: Morphable, outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
+    """smile (mean of its two sides), jawOpen, and all weights taken together."""
+    names = list(model.expression_names)
+    asked, measured = (np.stack([n.expression for n in numbers]) for numbers in zip(*((o.asked, o.seen.numbers) for o in outcomes)))
+    smile = [names.index("mouthSmileLeft"), names.index("mouthSmileRight")]
+    jaw = names.index("jawOpen")
+    together = {"mean": metrics.mean_error, "correlation": metrics.correlation}
+    return {
+        "smile": pairs(asked[:, smile].mean(axis=1), measured[:, smile].mean(axis=1), person, seed),
+        "jawOpen": pairs(asked[:, jaw], measured[:, jaw], person, seed),
+        "all": {name: metrics.summary(statistic, asked, measured, person, seed) for name, statistic in together.items()},
+    }
+
+
+def position(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
+    """Where the head's middle is, as a part of the picture's side, and its size relative to the size asked for."""
+    asked, measured = (np.stack([n.position for n in numbers]) for numbers in zip(*((o.asked, o.seen.numbers) for o in outcomes)))
+    off = lambda a, m: metrics.median_error(np.zeros(len(a)), np.linalg.norm(m[:, :2] - a[:, :2], axis=1))
+    size = lambda a, m: metrics.median_error(np.zeros(len(a)), np.log(m[:, 2] / a[:, 2]))
+    return {"median_distance": metrics.summary(off, asked, measured, person, seed),
+            "median_log_size_error": metrics.summary(size, asked, measured, person, seed)}
+
+
+def prompts(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
+    """Whether what the prompt asks for can be measured in the result; shuffled prompts give the chance level.
+
+    black_and_white: how often a result is black-and-white (chroma below GREY_CHROMA) exactly when that is asked for;
+    background: of results whose prompt names a background colour and that show a face, how often it is measured to be so
+    ("dark blue" counts as blue).
+    """
+    answer: dict = {}
+    grey_asked = np.array([float(design.asks_without_colour(o.request.prompt)) for o in outcomes])
+    chroma = np.array([o.seen.chroma for o in outcomes])
+    if 0 < grey_asked.mean() < 1:
+        right = lambda a, m: float(np.mean(a == (m < GREY_CHROMA)))
+        answer["black_and_white"] = metrics.summary(right, grey_asked, chroma, person, seed) | {
+            "share_when_asked": float(np.mean(chroma[grey_asked > 0] < GREY_CHROMA)),
+            "share_otherwise": float(np.mean(chroma[grey_asked == 0] < GREY_CHROMA)),
+            "auc_of_chroma": metrics.auc(chroma[grey_asked == 0], chroma[grey_asked > 0])}
+    asked = np.array([design.asked_background(o.request.prompt) or "" for o in outcomes])
+    shown = np.array([(o.seen.background or "").split(" ")[-1] for o in outcomes])
+    kept = (asked != "") & np.array([o.seen.faces > 0 for o in outcomes])
+    if kept.any():
+        same = lambda a, m: float(np.mean(a == m))
+        answer["background"] = metrics.summary(same, asked[kept], shown[kept], person[kept], seed) | {
+            "by_colour": {c: same(asked[kept & (asked == c)], shown[kept & (asked == c)]) for c in sorted(set(asked[kept]))},
+            "measured": {c: {w: int(n) for w, n in zip(*np.unique(shown[kept & (asked == c)], return_counts=True))}
+                         for c in sorted(set(asked[kept]))}}
+    return answer
+
+
+def by_head(model: Morphable, subjects: Sequence[Subject], outcomes: Sequence[Outcome]) -> dict:
+    """A short line for each head that was asked for: face found, AUC, median errors, mean smile and jawOpen measured."""
+    names = list(model.expression_names)
+    answer = {}
+    for head in dict.fromkeys(o.request.head for o in outcomes):
+        part = [o for o in outcomes if o.request.head == head]
+        person = np.array([o.person for o in part])
+        weights = np.stack([o.seen.numbers.expression for o in part])
+        distance = np.linalg.norm(np.stack([o.seen.vectors["dlib"] for o in part])[:, None] - np.stack([s.vectors["dlib"] for s in subjects]), axis=-1)
+        wins, possible = metrics.people_auc(distance, person, different_people(subjects)[person])
+        answer[head] = {
+            "pictures": len(part), "face_found": float(np.mean([o.seen.faces > 0 for o in part])), "auc": _share(wins, possible),
+            **{f"{name}_median": metrics.median_error(*_columns(part, "angles", i)) for i, name in enumerate(ANGLES)},
+            **{f"{name}_measured": _mean(np.array([o.seen.numbers.angles[i] for o in part])) for i, name in enumerate(ANGLES)},
+            "smile_measured": _mean(weights[:, [names.index("mouthSmileLeft"), names.index("mouthSmileRight")]]),
+            "jawOpen_measured": _mean(weights[:, names.index("jawOpen")]),
+            "light_right_measured": _mean(np.array([o.seen.numbers.light[0] for o in part])),
+        }
+    return answer
+
+
+def _columns(outcomes, field, i):
+    return np.array([getattr(o.asked, field)[i] for o in outcomes]), np.array([getattr(o.seen.numbers, field)[i] for o in outcomes])
+
+
+def _auc(distance, person, comparable, seed):
+    wins, possible = metrics.people_auc(distance, person, comparable)
+    return {"value": _share(wins, possible), "interval": metrics.ratio_interval(wins, possible, seed), "chance": 0.5}
+
+
+def _share(part, whole):
+    return float(part.sum() / whole.sum()) if whole.sum() else float("nan")
+
+
+def _mean(values):
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _spread(values):
+    values = values[np.isfinite(values)]
+    low, middle, high = np.quantile(values, (0.1, 0.5, 0.9)) if len(values) else [float("nan")] * 3
+    return {"tenth": float(low), "median": float(middle), "ninetieth": float(high)}
+
+
+def _unit(vectors):
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
