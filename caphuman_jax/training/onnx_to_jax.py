@@ -128,21 +128,12 @@ def _attributes(node) -> dict[str, Any]:
 def _padding(attributes: dict[str, Any]) -> str | list[tuple[int, int]]:
     """ONNX's padding of the spatial axes in the form that `lax` takes."""
     auto = attributes.get("auto_pad", b"NOTSET").decode()
-    if auto == "SAME_UPPER":
-        return "SAME"
-    if auto == "SAME_LOWER":
-        return "SAME_LOWER"
-    if auto == "VALID":
-        return "VALID"
+    if auto in ("SAME_UPPER", "VALID"):
+        return auto.removesuffix("_UPPER")
+    if auto != "NOTSET":
+        raise ModelFolderError(f"padding {auto} has no JAX form here")
     pads = attributes.get("pads", [0, 0, 0, 0])
     return list(zip(pads[:2], pads[2:], strict=True))
-
-
-def _cast(attributes, x):
-    import onnx
-
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(attributes["to"])
-    return x if dtype == np.float32 and jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype)
 
 
 def _conv(attributes, x, weight, bias=None):
@@ -167,8 +158,7 @@ def _max_pool(attributes, x):
 
 
 def _average_pool(attributes, x):
-    padding = _padding(attributes)
-    if padding != "VALID" and any(np.ravel(padding) if not isinstance(padding, str) else [1]):
+    if _padding(attributes) not in ("VALID", [(0, 0), (0, 0)]):
         raise ModelFolderError("AveragePool with padding has no JAX form here")
     return _pool(attributes, x, 0.0, jax.lax.add) / jnp.asarray(np.prod(attributes["kernel_shape"]), x.dtype)
 
@@ -202,7 +192,6 @@ _OPERATORS: dict[str, Callable] = {
     "Abs": lambda a, x: jnp.abs(x),
     "Add": lambda a, x, y: jnp.asarray(x) + jnp.asarray(y),
     "AveragePool": _average_pool,
-    "Cast": _cast,
     "Concat": lambda a, *xs: jnp.concatenate(xs, axis=a["axis"]),
     "Conv": _conv,
     "Div": lambda a, x, y: jnp.asarray(x) / jnp.asarray(y),
