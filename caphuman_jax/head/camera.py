@@ -12,11 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from caphuman_jax.errors import HeadError
+from caphuman_jax.head.sh import turn_light
+
+# Accelerators' short products would move a head by half a pixel.
+_HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def project(points: jax.Array, rotation: jax.Array, scale: jax.Array, translation: jax.Array) -> jax.Array:
     """Points (N,3) of a head → (N,3) in pixels, y down, for rotation (3,3), scale () in pixels per model unit, translation (2,)."""
-    posed = jnp.matmul(jnp.asarray(points), rotation.T, precision=jax.lax.Precision.HIGHEST)
+    posed = jnp.matmul(jnp.asarray(points), rotation.T, precision=_HIGHEST)
     return jnp.stack([scale * posed[:, 0] + translation[0], -scale * posed[:, 1] + translation[1], -scale * posed[:, 2]], axis=-1)
 
 
@@ -49,9 +53,10 @@ def crop_resize(left: float, top: float, width: float, height: float, new_width:
 
 def transform_points(matrix: jax.Array, points: jax.Array) -> jax.Array:
     """Pixel positions (…,2) under a change of picture (2,3)."""
-    return points @ matrix[:, :2].T + matrix[:, 2]
+    return jnp.matmul(points, matrix[:, :2].T, precision=_HIGHEST) + matrix[:, 2]
 
 
+@jax.jit
 def transform_head(head, model, matrix: jax.Array, height: float, width: float):
     """The `Head` as it stands in the changed picture of height × width pixels; `matrix` (2,3) is a similarity, mirrored or not.
 
@@ -70,17 +75,19 @@ def transform_head(head, model, matrix: jax.Array, height: float, width: float):
     position = transform_points(matrix, jnp.stack([jnp.where(flip < 0, head.size[1] - head.translation[0], head.translation[0]), head.translation[1]]))
     in_plane = jnp.eye(3, dtype=jnp.float32).at[:2, :2].set(turn * jnp.asarray([[1.0, -1.0], [-1.0, 1.0]], jnp.float32))
     return dataclasses.replace(
-        head, rotation=in_plane @ head.rotation, scale=head.scale * factor, translation=position,
-        light=_turn_light(head.light, in_plane), size=jnp.stack([jnp.asarray(height, jnp.float32), jnp.asarray(width, jnp.float32)]))
+        head, rotation=jnp.matmul(in_plane, head.rotation, precision=_HIGHEST), scale=head.scale * factor, translation=position,
+        light=turn_light(head.light, in_plane), size=jnp.stack([jnp.asarray(height, jnp.float32), jnp.asarray(width, jnp.float32)]))
 
 
+@jax.jit
 def mirrored(head, model):
     """The `Head` of the left-right mirrored photo of the same size."""
     flip = jnp.asarray([-1.0, 1.0, 1.0], jnp.float32)
     basis = jnp.asarray(model.identity_basis)
     flat = basis.reshape(basis.shape[0], -1)
-    shape = jnp.tensordot(head.identity, basis, axes=1)[jnp.asarray(model.mirror)] * flip
-    identity = jnp.linalg.solve(flat @ flat.T + 1e-6 * jnp.eye(flat.shape[0], dtype=jnp.float32), flat @ shape.reshape(-1))
+    shape = jnp.tensordot(head.identity, basis, axes=1, precision=_HIGHEST)[jnp.asarray(model.mirror)] * flip
+    product = lambda a, b: jnp.matmul(a, b, precision=_HIGHEST)
+    identity = jnp.linalg.solve(product(flat, flat.T) + 1e-6 * jnp.eye(flat.shape[0], dtype=jnp.float32), product(flat, shape.reshape(-1)))
     names = model.expression_names
     swapped = [names.index(_other_side(name)) for name in names]
     # SH bands of DECA's order: 1, x, y, z, xy, xz, yz, x²-y², 3z²-1.
@@ -96,13 +103,3 @@ def _other_side(name: str) -> str:
         if name.endswith(one):
             return name[: -len(one)] + other
     return {"jawLeft": "jawRight", "jawRight": "jawLeft", "mouthLeft": "mouthRight", "mouthRight": "mouthLeft"}.get(name, name)
-
-
-def _turn_light(light: jax.Array, rotation: jax.Array) -> jax.Array:
-    """SH light (9,3) turned by a rotation (3,3): solved from its values in directions spread over the sphere."""
-    from caphuman_jax.head.light import sh_basis
-    import numpy as np
-    k = np.arange(64) + 0.5
-    polar, around = np.arccos(1 - 2 * k / 64), np.pi * (1 + 5**0.5) * k
-    points = jnp.asarray(np.stack([np.cos(around) * np.sin(polar), np.sin(around) * np.sin(polar), np.cos(polar)], -1), jnp.float32)
-    return jnp.linalg.lstsq(sh_basis(points), sh_basis(points @ rotation) @ light)[0]

@@ -25,7 +25,7 @@ def overlay(model: Morphable, head: Head, photo: np.ndarray, landmarks: np.ndarr
         points = np.asarray(landmarks)[:, :2]
         radius = int(np.ptp(points[:, 0]) / 200)
         for x, y in points:
-            cv2.circle(picture, (int(x), int(y)), radius, (60, 230, 90), -1, cv2.LINE_AA)
+            cv2.circle(picture, (int(x), int(y)), radius, (60, 230, 90), -1)
     return picture
 
 

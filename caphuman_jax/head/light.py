@@ -1,8 +1,4 @@
-"""Spherical-harmonics light and albedo: shading, and the estimate of both from a photo.
-
-Nine real spherical harmonics with the constants that DECA uses (Ramamoorthi & Hanrahan 2001; the cosine lobe is folded into
-all but the first), on normals in the viewer's frame (x right, y up, z towards the viewer). Colours are display values; colour = albedo × shading.
-"""
+"""Light and albedo of a face, estimated from a photo. Colours are display values; colour = albedo × shading (see sh)."""
 
 from __future__ import annotations
 
@@ -17,34 +13,14 @@ from caphuman_jax.head import morphable
 from caphuman_jax.head.camera import project
 from caphuman_jax.head.morphable import Morphable, vertex_normals
 from caphuman_jax.head.raster import interpolate, rasterise
+from caphuman_jax.head.sh import SH_CONSTANTS, WHITE, sh_basis, shading
 
-SH_CONSTANTS = np.asarray([
-    1 / np.sqrt(4 * np.pi),
-    *[2 * np.pi / 3 * np.sqrt(3 / (4 * np.pi))] * 3,
-    *[np.pi / 4 * 3 * np.sqrt(5 / (12 * np.pi))] * 3,
-    np.pi / 4 * 1.5 * np.sqrt(5 / (12 * np.pi)),
-    np.pi / 4 * 0.5 * np.sqrt(5 / (4 * np.pi)),
-], np.float32)
-# Even white light: shading 1 everywhere.
-WHITE = np.zeros((9, 3), np.float32)
-WHITE[0] = 1 / SH_CONSTANTS[0]
+__all__ = ["SH_CONSTANTS", "WHITE", "estimate_appearance", "posed", "sample", "sh_basis", "shading"]
 
 # Colours of what a photo seldom shows, as multiples of the brightness of the face's skin.
 _DEFAULTS = {morphable.LEFT_EYE: (1.25, 1.22, 1.2), morphable.RIGHT_EYE: (1.25, 1.22, 1.2), morphable.TONGUE: (0.75, 0.36, 0.36),
              morphable.LOWER_TEETH: (1.2, 1.16, 1.08), morphable.UPPER_TEETH: (1.2, 1.16, 1.08), morphable.MOUTH_INSIDE: (0.45, 0.15, 0.15)}
 _HIGHEST = jax.lax.Precision.HIGHEST
-
-
-def sh_basis(normals: jax.Array) -> jax.Array:
-    """The nine functions (…,9) at normals (…,3): 1, x, y, z, xy, xz, yz, x²-y², 3z²-1, each times its constant."""
-    x, y, z = (normals[..., i] for i in range(3))
-    one = jnp.ones_like(x)
-    return jnp.stack([one, x, y, z, x * y, x * z, y * z, x * x - y * y, 3 * z * z - one], axis=-1) * jnp.asarray(SH_CONSTANTS)
-
-
-def shading(normals: jax.Array, light: jax.Array) -> jax.Array:
-    """Shading (…,3) of normals (…,3) under light (9,3); not clipped, so it may be negative in odd lights."""
-    return jnp.einsum("...k,kc->...c", sh_basis(normals), light, precision=_HIGHEST)
 
 
 def estimate_appearance(model: Morphable, heads, photos: jax.Array, masks: jax.Array | None = None):

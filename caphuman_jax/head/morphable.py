@@ -7,12 +7,11 @@ in `vertices`; everything else in this room works from those two.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
 import re
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp

@@ -6,7 +6,7 @@ import pytest
 import jax.numpy as jnp
 
 from caphuman_jax.errors import HeadError
-from caphuman_jax.head import camera, morphable, pose
+from caphuman_jax.head import camera, pose
 from caphuman_jax.head.raster import interpolate, rasterise
 
 
