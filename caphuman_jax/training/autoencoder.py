@@ -14,12 +14,14 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from caphuman_jax.models.vae import VAE
-from caphuman_jax.training import augment
+from caphuman_jax.training import augment, sharding
 from caphuman_jax.training.onnx_to_jax import load_onnx
+from caphuman_jax.training.optimiser import average, update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +35,10 @@ class AutoencoderTraining:
     size: int = 256
     edge_weight: float = 1.0
     feature_weight: float = 0.5
-    kl_weight: float = 1e-6
+    kl_weight: float = 2e-4
     adversarial_weight: float = 0.4
     adversarial_start: int = 2000
-    latent_noise: float = 0.05
+    latent_noise: float = 0.1
     ema: float = 0.999
     seed: int = 0
 
@@ -86,10 +88,11 @@ def feature_loss(features, images, decoded):
     return total
 
 
-def make_step(vae_def, disc_def, optimiser, disc_optimiser, cfg: AutoencoderTraining, features=None):
+def make_step(vae_def, disc_def, optimiser, disc_optimiser, cfg: AutoencoderTraining, features=None, constrain=lambda tree: tree):
     """One step: (state, images uint8 (N, S, S, 3), valid (N, 4), step) -> (state, metrics). Random from (seed, step).
 
-    `state` holds vae, disc, ema, opt and disc_opt. `features(images) -> list of maps` may be None.
+    `state` holds vae, disc, ema, opt and disc_opt. `features(images) -> list of maps` may be None; `constrain` places a
+    batch on the mesh (see `sharding`).
     """
 
     def batch_of(data, rectangles, key):
@@ -127,7 +130,7 @@ def make_step(vae_def, disc_def, optimiser, disc_optimiser, cfg: AutoencoderTrai
     def step_fn(state, data, rectangles, step):
         key = jax.random.fold_in(jax.random.key(cfg.seed), step)
         k = jax.random.split(key, 2)
-        images, valid = batch_of(data, rectangles, k[0])
+        images, valid = constrain(batch_of(data, rectangles, k[0]))
         on = jnp.where(step >= cfg.adversarial_start, cfg.adversarial_weight, 0.0)
         (decoded, kl, spread), backward = jax.vjp(lambda p: forward(p, images, k[1]), state["vae"])
         loss, towards = jax.value_and_grad(picture_loss)(decoded, images, valid)
@@ -138,14 +141,11 @@ def make_step(vae_def, disc_def, optimiser, disc_optimiser, cfg: AutoencoderTrai
         grads, = backward((towards + on * norm * fooling, jnp.float32(cfg.kl_weight), jnp.float32(0)))
         parts = {"loss": loss, "l1": jnp.mean(jnp.abs(images - decoded) * valid),
                  "mse": jnp.mean((images - decoded) ** 2 * valid) / (jnp.mean(valid) + 1e-6), "kl": kl, "latent_std": spread}
-        updates, opt = optimiser.update(grads, state["opt"], state["vae"])
-        vae = optax.apply_updates(state["vae"], updates)
+        vae, opt = update(optimiser, grads, state["opt"], state["vae"])
         d_loss, d_grads = jax.value_and_grad(discriminator_loss)(
             state["disc"], images * valid, jax.lax.stop_gradient(decoded * valid))
-        d_updates, disc_opt = disc_optimiser.update(d_grads, state["disc_opt"], state["disc"])
-        disc = optax.apply_updates(state["disc"], d_updates)
-        decay = jnp.minimum(cfg.ema, (step + 1.0) / (step + 10.0))
-        ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), state["ema"], vae)
+        disc, disc_opt = update(disc_optimiser, d_grads, state["disc_opt"], state["disc"])
+        ema = average(state["ema"], vae, cfg.ema, step)
         parts["disc"] = d_loss
         return {"vae": vae, "disc": disc, "ema": ema, "opt": opt, "disc_opt": disc_opt}, parts
 
@@ -173,18 +173,21 @@ def recogniser_features():
     return features
 
 
-def train(cfg: AutoencoderTraining, vae_cfg, pictures, rectangles, *, minutes=None, log=print, features=None):
-    """Runs the steps on one device and returns the averaged weights. `minutes` sets the steps from the measured speed."""
+def train(cfg: AutoencoderTraining, vae_cfg, pictures, rectangles, *, mesh=None, minutes=None, log=print, features=None):
+    """Runs the steps on the mesh (all devices by default); returns the static half, the averaged weights and the configuration. `minutes` sets the steps from the measured speed."""
     vae_def, vae = nnx.split(jax.jit(lambda: VAE(vae_cfg, jnp.bfloat16, rngs=nnx.Rngs(cfg.seed)))())
     disc_def, disc = nnx.split(jax.jit(lambda: PatchDiscriminator(dtype=jnp.bfloat16, rngs=nnx.Rngs(cfg.seed + 1)))())
-    pictures, rectangles = jnp.asarray(pictures), jnp.asarray(rectangles, jnp.float32)
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    everywhere = sharding.replicated(mesh)
+    vae, disc = jax.device_put((vae, disc), everywhere)
+    pictures, rectangles = jax.device_put((pictures, np.asarray(rectangles, np.float32)), everywhere)
 
     def build(cfg):
         schedule = optax.warmup_cosine_decay_schedule(0.0, cfg.learning_rate, min(cfg.warmup, cfg.steps // 10), cfg.steps, cfg.learning_rate * 0.02)
         adam = functools.partial(optax.adamw, weight_decay=0.0)
         optimiser = optax.chain(optax.clip_by_global_norm(1.0), adam(schedule, b1=0.9, b2=0.99))
         disc_optimiser = adam(cfg.learning_rate * 0.5, b1=0.5, b2=0.95)
-        step = make_step(vae_def, disc_def, optimiser, disc_optimiser, cfg, features)
+        step = make_step(vae_def, disc_def, optimiser, disc_optimiser, cfg, features, sharding.constrain_batch(mesh))
         return optimiser, disc_optimiser, jax.jit(step, donate_argnums=0)
 
     def begin(optimiser, disc_optimiser):
@@ -213,3 +216,24 @@ def train(cfg: AutoencoderTraining, vae_cfg, pictures, rectangles, *, minutes=No
             if not all(jnp.isfinite(v) for v in parts.values()):
                 raise FloatingPointError(f"the loss is not a number at step {i}")
     return vae_def, state["ema"], cfg
+
+
+def centre_latents(vae_def, params: dict, cfg, pictures):
+    """Parameters whose latents have mean 0 in every channel, and the configuration with the scale that gives them
+    deviation 1: the mean is folded into the 1x1 convolutions around the latents, pictures stay what they were.
+
+    pictures: (N, S, S, 3) uint8, some hundred; params: plain nested dicts.
+    """
+    @jax.jit
+    def encode(params, pictures):
+        coordinates = augment.source_coordinates(augment.identity_transforms(pictures.shape[0]), pictures.shape[1], 256)
+        return nnx.merge(vae_def, params).encode(augment.warp(pictures, coordinates) / 127.5 - 1.0)[0]
+
+    latents = np.concatenate([np.asarray(encode(params, pictures[i: i + 32])) for i in range(0, len(pictures), 32)])
+    mean = latents.mean((0, 1, 2))
+    channels = cfg.latent_channels
+    quant, back = dict(params["quant"]), dict(params["post_quant"])
+    quant["bias"] = np.asarray(quant["bias"]) - np.concatenate([mean, np.zeros(channels, np.float32)])
+    back["bias"] = np.asarray(back["bias"]) + mean @ np.asarray(back["kernel"]).reshape(channels, channels)
+    scale = float(1 / np.sqrt(np.mean((latents - mean) ** 2)))
+    return params | {"quant": quant, "post_quant": back}, dataclasses.replace(cfg, scale=round(scale, 6))

@@ -14,8 +14,8 @@ import numpy as np
 
 from caphuman_jax.face import align, attributes, parse, recognise
 from caphuman_jax.face.landmarks import expression_names
-from caphuman_jax.head import fit, hints, light
-from caphuman_jax.head.morphable import load_head
+from caphuman_jax.head import fit, hints
+from caphuman_jax.head.morphable import expression_in_order, load_head
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from data_pipeline import captions
 
@@ -67,7 +67,7 @@ def compose(found: dict, rng: np.random.Generator, kind: str | None) -> str:
     return captions.compose(found, rng)
 
 
-def partners(vectors: np.ndarray, threshold: float = 0.55) -> np.ndarray:
+def partners(vectors: np.ndarray, threshold: float = 0.75) -> np.ndarray:
     """(N, PARTNERS) indices of photos that show the same person, the photo itself first and in place of missing ones."""
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     result = np.repeat(np.arange(len(unit))[:, None], PARTNERS, axis=1)
@@ -96,10 +96,11 @@ def render(pictures, regions, landmarks, expression, partner, *, chunk: int):
     photos = jax.jit(lambda p: p.astype(jnp.float32) / 255)
     encode = jax.jit(lambda h: jnp.round(jnp.concatenate([h[..., :3] / 2 + 0.5, h[..., 3:]], -1) * 255).astype(jnp.uint8))
     batches = [np.minimum(np.arange(s, s + chunk), len(pictures) - 1) for s in range(0, len(pictures), chunk)]
-    heads = []
-    for b in batches:
-        fitted = fit.fit_batch(model, landmarks[b] * size, expression[b], np.full((len(b), 2), size, np.float32))
-        heads.append(light.estimate_appearance(model, fitted, photos(pictures[b]), (regions[b] > 0).astype(np.float32)))
+    expression = expression_in_order(model, expression_names(), expression)
+    heads = [
+        fit.heads_from_photos(model, photos(pictures[b]), landmarks[b] * size, expression[b], (regions[b] > 0).astype(np.float32))
+        for b in batches
+    ]
     joined = jax.tree.map(lambda *x: np.concatenate(jax.device_get(x))[: len(pictures)], *heads)
     result = np.empty((len(pictures), 2, size, size, hints.CHANNELS), np.uint8)
     other = partner[:, 1]

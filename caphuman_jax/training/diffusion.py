@@ -19,6 +19,7 @@ from caphuman_jax.diffusion import loss, schedule
 from caphuman_jax.models.capface import gate
 from caphuman_jax.models.identity import drop_identity
 from caphuman_jax.training import augment
+from caphuman_jax.training.optimiser import average, update
 
 TRAINED = ("unet", "capface", "identity", "text")
 
@@ -47,7 +48,7 @@ class DiffusionTraining:
     augment: augment.AugmentConfig = augment.AugmentConfig()
 
 
-def draw(data: dict, key, cfg: DiffusionTraining, size: int):
+def draw(data: dict, key, cfg: DiffusionTraining, size: int, constrain=lambda tree: tree):
     """A batch from the resident data (`dataset.build`): pictures in [-1, 1], hints, region, area, tokens, vectors, ids.
 
     Photos in colour make up `colour_share` of it. Hints carry another photo's identity (or a mirrored albedo) in
@@ -59,11 +60,13 @@ def draw(data: dict, key, cfg: DiffusionTraining, size: int):
     pick = lambda key, order, count: order[jax.random.randint(key, (n,), 0, count)]
     index = jnp.where(colour, pick(k[1], data["colour_index"], data["colour_index"].shape[0]),
                       pick(k[2], data["grey_index"], data["grey_index"].shape[0]))
-    change = augment.sample_transforms(k[3], n, cfg.augment)
+    index = constrain(index)
+    change = constrain(augment.sample_transforms(k[3], n, cfg.augment))
     coordinates = augment.source_coordinates(change, data["pictures"].shape[1], size)
     variant = (jax.random.uniform(k[4], (n,)) < cfg.lent_identity).astype(jnp.int32)
-    stacked = jnp.concatenate([data["pictures"][index], data["hints"][index, variant], data["region"][index][..., None]], axis=-1)
-    warped = augment.warp(stacked, coordinates) / 255.0
+    stacked = constrain(jnp.concatenate(
+        [data["pictures"][index], data["hints"][index, variant], data["region"][index][..., None]], axis=-1))
+    warped = constrain(augment.warp(stacked, coordinates)) / 255.0
     pictures, hints, region = warped[..., :3] * 2 - 1, warped[..., 3:12], warped[..., 12:]
     grey = (jax.random.uniform(k[5], (n,)) < cfg.to_grey) | data["grey"][index]
     luma = jnp.sum(pictures * jnp.asarray([0.299, 0.587, 0.114], jnp.float32), axis=-1, keepdims=True)
@@ -140,16 +143,14 @@ def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, constrai
     def step_fn(state, frozen, data):
         key = jax.random.fold_in(jax.random.key(cfg.seed), state["step"])
         k = jax.random.split(key, 3)
-        batch = constrain(draw(data, k[0], cfg, model.image_size))
+        batch = constrain(draw(data, k[0], cfg, model.image_size, constrain))
         mean, logvar = nnx.merge(graphs["vae"], frozen["vae"]).encode(batch["pictures"])
         latents = (mean + jnp.exp(0.5 * logvar) * jax.random.normal(k[1], mean.shape)) * model.vae.scale
         latents = jax.lax.stop_gradient(latents)
         (total, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], batch, latents, k[2])
-        updates, opt = optimiser.update(grads, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
+        params, opt = update(optimiser, grads, state["opt"], state["params"])
         step = state["step"] + 1
-        decay = jnp.minimum(cfg.ema, (1.0 + step) / (10.0 + step)).astype(jnp.float32)
-        ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), state["ema"], params)
+        ema = average(state["ema"], params, cfg.ema, step)
         metrics = {"loss": total, **parts, "gradient": optax.global_norm(grads), "latent_std": jnp.std(latents)}
         return {"params": params, "ema": ema, "opt": opt, "step": step}, metrics
 

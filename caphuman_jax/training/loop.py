@@ -53,29 +53,31 @@ def train(model: ModelConfig, cfg: diffusion.DiffusionTraining, vae_params: dict
     began = measured = time.perf_counter()
     first = step = int(state["step"])
     sums, count = None, 0
-    with open(workdir / "metrics.jsonl", "a") as report:
-        while step < cfg.steps:
-            state, metrics = step_fn(state, frozen, resident)
-            step += 1
-            sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
-            count += 1
-            if step % log_every == 0 or step == cfg.steps or step == first + 1:
-                means = {k: float(v) / count for k, v in sums.items()}
-                now = time.perf_counter()
-                means |= {"step": step, "samples_per_second": count * cfg.batch / (now - measured)}
-                report.write(json.dumps(means) + "\n")
-                report.flush()
-                log(" ".join(f"{k} {v:.5g}" for k, v in means.items()))
-                if not np.isfinite(means["loss"]):
-                    raise FloatingPointError(f"the loss is not a number at step {step}; the last checkpoint is in {workdir}")
-                sums, count, measured = None, 0, now
-            out_of_time = stop_after_minutes is not None and step % 20 == 0 and time.perf_counter() - began > stop_after_minutes * 60
-            if step % save_every == 0 or step == cfg.steps or out_of_time:
-                checkpoints.save(step, state)
-            if out_of_time:
-                log(f"stopping at step {step}; the same command goes on from here")
-                break
-    checkpoints.close()
+    try:
+        with open(workdir / "metrics.jsonl", "a") as report:
+            while step < cfg.steps:
+                state, metrics = step_fn(state, frozen, resident)
+                step += 1
+                sums = metrics if sums is None else jax.tree.map(jnp.add, sums, metrics)
+                count += 1
+                if step % log_every == 0 or step == cfg.steps or step == first + 1:
+                    means = {k: float(v) / count for k, v in sums.items()}
+                    now = time.perf_counter()
+                    means |= {"step": step, "samples_per_second": count * cfg.batch / (now - measured)}
+                    report.write(json.dumps(means) + "\n")
+                    report.flush()
+                    log(" ".join(f"{k} {v:.5g}" for k, v in means.items()))
+                    if not np.isfinite(means["loss"]):
+                        raise FloatingPointError(f"the loss is not a number at step {step}; the last checkpoint is in {workdir}")
+                    sums, count, measured = None, 0, now
+                out_of_time = stop_after_minutes is not None and step % 20 == 0 and time.perf_counter() - began > stop_after_minutes * 60
+                if step % save_every == 0 or step == cfg.steps or out_of_time:
+                    checkpoints.save(step, state)
+                if out_of_time:
+                    log(f"stopping at step {step}; the same command goes on from here")
+                    break
+    finally:
+        checkpoints.close()
     return graphs, state
 
 

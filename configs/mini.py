@@ -1,0 +1,19 @@
+"""The small model that ships with the package: trained from nothing, autoencoder first."""
+
+import dataclasses
+
+import ml_collections
+
+from caphuman_jax.config import MINI
+from caphuman_jax.training.autoencoder import AutoencoderTraining
+from caphuman_jax.training.diffusion import DiffusionTraining
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Model, both stages of training and the records to train on (`--config.data=DIR`)."""
+    return ml_collections.ConfigDict({
+        "data": "",
+        "model": MINI.to_dict(),
+        "autoencoder": dataclasses.asdict(AutoencoderTraining(steps=8000, batch=96)),
+        "training": dataclasses.asdict(DiffusionTraining(steps=12000, batch=1024)),
+    })

@@ -1,0 +1,51 @@
+"""A model and data small enough to train on in seconds."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from caphuman_jax.config import MINI, CapFaceConfig, IdentityConfig, TextConfig, UNetConfig, VAEConfig
+from caphuman_jax.training import augment, diffusion
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A ModelConfig with 32-pixel pictures and 8² latents."""
+    return dataclasses.replace(
+        MINI, image_size=32,
+        unet=UNetConfig(in_channels=3, out_channels=3, channels=16, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(2,),
+                        heads=2, context_width=16, groups=8),
+        capface=CapFaceConfig(hint_widths=(8, 8, 16)),
+        identity=IdentityConfig(8, 12, "mobilefacenet", "recogniser"),
+        vae=VAEConfig(patch=2, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), res_blocks=1, latent_channels=3, groups=4, scale=1.0),
+        text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, embed_width=4, vocabulary=100))
+
+
+@pytest.fixture(scope="session")
+def training():
+    """A few steps of 8 pictures."""
+    return diffusion.DiffusionTraining(steps=6, batch=8, learning_rate=1e-3, warmup=1, augment=augment.AugmentConfig(roll_degrees=5.0))
+
+
+@pytest.fixture(scope="session")
+def data():
+    """What `dataset.build` returns, for 10 random photos of 44 pixels."""
+    rng = np.random.default_rng(0)
+    n, size = 10, 44
+    return {
+        "pictures": rng.integers(0, 256, (n, size, size, 3), np.uint8), "covered": np.tile(np.array([0, 0, size, size], np.float32), (n, 1)),
+        "region": np.where(rng.random((n, size, size)) < 0.5, 255, 0).astype(np.uint8),
+        "hints": rng.integers(0, 256, (n, 2, size, size, 9), np.uint8), "tokens": rng.standard_normal((n, 4, 5, 12)).astype(np.float16),
+        "vectors": rng.standard_normal((n, 4, 8)).astype(np.float32), "partner": np.tile(np.arange(n, dtype=np.int32)[:, None], (1, 4)),
+        "captions": rng.integers(0, 100, (n, 3, 2, 77)).astype(np.int32), "grey": np.arange(n) % 3 == 0, "empty": np.full(77, 99, np.int32),
+    }
+
+
+@pytest.fixture(scope="session")
+def vae_params(tiny):
+    """Random frozen weights of the tiny autoencoder."""
+    from caphuman_jax import models
+
+    return jax.device_get(models.init(tiny, jax.random.key(5))["vae"][1])
