@@ -29,7 +29,7 @@ def sheet(model: Morphable, result, tile: int = 256) -> np.ndarray:
     tiles += zip(("normals", "albedo", "rendered"), draw.hint_pictures(result.hints))
     results = [(f"picture {settings['first'] + i}", picture) for i, picture in enumerate(result.pictures)]
     title = (f"\u201c{settings['prompt']}\u201d   seed {settings['seed']}, {settings['steps']} steps, guidance {settings['guidance']:g}, "
-             f"strength {settings['strength']:g}, model {settings['model']} \u2014 pictures are AI-generated")
+             f"strength {settings['strength']:g}, model {settings['model']}; pictures are AI-generated")
     return _lay_out(title, tiles, results, tile)
 
 

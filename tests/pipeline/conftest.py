@@ -1,0 +1,80 @@
+"""A model folder of the same make as the shipped one, but tiny and untrained."""
+
+import dataclasses
+from importlib.resources import files
+
+import jax
+import numpy as np
+import pytest
+
+from caphuman_jax import models, pipeline
+from caphuman_jax.config import MINI
+from caphuman_jax.images import read_photo
+from caphuman_jax.weights import folder
+
+TINY = dataclasses.replace(
+    MINI, name="tiny", image_size=64,
+    unet=dataclasses.replace(MINI.unet, channels=16, multipliers=(1, 2), heads=2, context_width=32, groups=8),
+    capface=dataclasses.replace(MINI.capface, hint_widths=(8, 8, 16)),
+    vae=dataclasses.replace(MINI.vae, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), groups=8),
+    text=dataclasses.replace(MINI.text, width=32, layers=1, heads=2, mlp_width=64, embed_width=8),
+    sampling=dataclasses.replace(MINI.sampling, steps=2),
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_cache_of_the_user(tmp_path_factory):
+    """Compiled programs go to a folder of the test's own, and JAX's settings are as before afterwards."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("CAPHUMAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")}
+    yield
+    patch.undo()
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def tiny_params():
+    """{network: parameters} as initialised: CapFace's last layers are zero."""
+    return {name: params for name, (_, params) in models.init(TINY, jax.random.key(0)).items()}
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_params, tmp_path_factory):
+    """A model folder whose CapFace is not zero, so that faces and heads matter."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    rng = np.random.default_rng(0)
+    stirred = jax.tree.map(lambda p: np.asarray(p) + rng.normal(0, 0.1, p.shape).astype(np.float32), tiny_params["capface"])
+    folder.save_model(path, TINY, {**tiny_params, "capface": stirred})
+    return path
+
+
+@pytest.fixture(scope="session")
+def pipe(tiny_folder):
+    return pipeline.load(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def astronaut_file():
+    return files("caphuman_jax") / "assets" / "astronaut_nasa.png"
+
+
+@pytest.fixture(scope="session")
+def astronaut(astronaut_file):
+    picture = read_photo(astronaut_file)
+    picture.flags.writeable = False
+    return picture
+
+
+@pytest.fixture(scope="session")
+def two_faces(astronaut):
+    """A large and a small face side by side."""
+    small = np.full((512, 256, 3), 200, np.uint8)
+    small[100:356] = astronaut[::2, ::2]
+    return np.concatenate([small, astronaut], axis=1)
+
+
+@pytest.fixture(scope="session")
+def person(pipe, astronaut_file):
+    return pipe.person(astronaut_file)

@@ -1,0 +1,218 @@
+"""The whole way on a tiny untrained model: what depends on what, and how photos are framed."""
+
+import dataclasses
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import caphuman_jax
+from caphuman_jax import models, provenance
+from caphuman_jax.diffusion import guidance, samplers, schedule
+from caphuman_jax.errors import HeadError, ModelFolderError, NoFaceError, SettingError
+from caphuman_jax.head import control
+from caphuman_jax.images import read_png_metadata
+from caphuman_jax.person import WantedHead
+from caphuman_jax.pipeline import Pipeline
+from caphuman_jax.sheet import sheet
+from caphuman_jax.weights import folder
+
+PROMPT = "a photo of a person"
+
+
+def test_person_is_framed_and_measured(person, pipe):
+    assert person.square.shape == (64, 64, 3) and person.square.dtype == np.uint8
+    low, high = person.landmarks[:, :2].min(0), person.landmarks[:, :2].max(0)
+    np.testing.assert_allclose((low + high) / 2, 32, atol=1.5)
+    assert 0.5 < (high - low).max() / 64 < 0.62
+    assert person.confidence > 0.8 and np.abs(np.asarray(person.head.angles)).max() < 15
+    assert person.vector.shape == (192,) and np.linalg.norm(person.vector) == pytest.approx(1, abs=1e-5)
+    assert person.image_tokens.shape == (49, 512)
+    smile = person.head.expression[pipe.head_model.expression_names.index("mouthSmileLeft")]
+    assert 0.4 < float(smile) <= 1  # the astronaut smiles: expressions are in the head model's own order
+
+
+def test_same_seed_same_picture_and_other_seed_another(pipe, person):
+    first, again, other = (pipe(reference=person, prompt=PROMPT, seed=seed).pictures for seed in (3, 3, 4))
+    assert first.shape == (1, 64, 64, 3) and first.dtype == np.uint8
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first.astype(int) - other).mean() > 5
+
+
+def test_a_picture_alone_is_the_picture_of_a_batch(pipe, person):
+    three = pipe(reference=person, prompt=PROMPT, seed=1, num=3)
+    alone = pipe(reference=person, prompt=PROMPT, seed=1, first=2)
+    np.testing.assert_array_equal(alone.pictures[0], three.pictures[2])
+    assert np.abs(three.pictures[0].astype(int) - three.pictures[1]).mean() > 5
+    batched = Pipeline(pipe.config, pipe.params, pipe.graphs, batch=2)(reference=person, prompt=PROMPT, seed=1, num=3)
+    assert batched.pictures.shape == three.pictures.shape and batched.masks.shape == three.masks.shape
+    # Another batch size is another program, which may round otherwise.
+    assert np.abs(batched.pictures.astype(int) - three.pictures).max() <= 2
+
+
+def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params):
+    untrained = Pipeline(pipe.config, tiny_params, pipe.graphs)
+    made = [untrained(reference=person, prompt=PROMPT, seed=5, strength=strength).pictures for strength in (0, 1, 7)]
+    np.testing.assert_array_equal(made[0], made[1])
+    np.testing.assert_array_equal(made[0], made[2])
+
+    cfg, graphs = pipe.config, dict(pipe.graphs)
+    text, unet, vae = (nnx.merge(graphs[name], tiny_params[name]) for name in ("text", "unet", "vae"))
+    encoded, empty = (text(jnp.asarray(pipe.tokenize([words], 77)))[0] for words in (PROMPT, ""))
+    plain = guidance.text_guidance(
+        lambda x, t, c, r, _: unet(x, jnp.broadcast_to(t.astype(jnp.float32), x.shape[:1]), c), None, encoded, empty, cfg.sampling.guidance)
+    noise = samplers.initial_noise(samplers.picture_keys(5, [0]), (16, 16, cfg.unet.in_channels))
+    latents = jax.jit(lambda x: samplers.sample(plain, x, schedule.sampling_steps(cfg.diffusion, 2, cfg.sampling.spacing)))(noise)
+    picture = np.clip(np.asarray(vae.decode(latents / cfg.vae.scale)) / 2 + 0.5, 0, 1) * 255
+    assert np.abs(picture - made[0]).max() <= 1.5
+
+
+def test_every_setting_matters(pipe, person, astronaut):
+    base = pipe(reference=person, prompt=PROMPT).pictures.astype(int)
+    other = dataclasses.replace(person, vector=-person.vector, image_tokens=person.image_tokens[::-1])
+    changes = {
+        "prompt": {"prompt": "a dog"}, "guidance": {"guidance": 5}, "no guidance": {"guidance": 1}, "strength": {"strength": 0.3},
+        "identity_until": {"identity_until": -1}, "gate": {"hard_gate": False}, "steps": {"steps": 3}, "head": {"head": {"yaw": -25}},
+        "person": {"reference": other},
+    }
+    for name, change in changes.items():
+        made = pipe(**{"reference": person, "prompt": PROMPT, **change}).pictures
+        assert np.abs(made - base).max() > 0, name
+
+
+def test_wanted_head(pipe, person, astronaut, caplog):
+    model = pipe.head_model
+    tilted = np.asarray(Image.fromarray(astronaut).rotate(-15, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128)))
+    lender = pipe.person(tilted)
+    asked = WantedHead(photo=lender, yaw=12, expression={"jawOpen": 0.4}, light="left")
+    head = asked.build(model, person.head, lender)
+    yaw, pitch, roll = np.asarray(head.angles)
+    assert yaw == pytest.approx(12, abs=0.1) and roll == pytest.approx(float(person.head.angles[2]) + 15, abs=3)
+    np.testing.assert_array_equal(head.identity, person.head.identity)
+    np.testing.assert_array_equal(head.light, control.parse_light("left"))
+    own = WantedHead().build(model, person.head, None)
+    np.testing.assert_array_equal(own.rotation, person.head.rotation)
+    # With the photo as the frame, the head stands where it stands in the photo.
+    framed = WantedHead(photo=lender, framing="photo").build(model, person.head, lender)
+    x, y, _ = control.position_of(model, framed)
+    nose = lender.face.landmarks[4, :2] / 512
+    assert abs(x - nose[0]) < 0.08 and abs(y - nose[1]) < 0.12 and control.position_of(model, head)[0] == pytest.approx(0.5, abs=0.08)
+    with caplog.at_level(logging.WARNING):
+        result = pipe(reference=person, prompt=PROMPT, head={"yaw": 50, "position": (0.5, 0.5, 0.5)})
+    assert "yaw 50" in caplog.text and result.settings["head"]["yaw"] == pytest.approx(50, abs=0.1)
+
+
+def test_any_size(pipe, person, caplog):
+    with caplog.at_level(logging.WARNING):
+        result = pipe(reference=person, prompt=PROMPT, size=(80, 64))
+    assert result.pictures.shape == (1, 64, 80, 3) and result.hints.shape == (64, 80, 9) and "trained on 64x64" in caplog.text
+    covered = np.flatnonzero(np.abs(np.asarray(result.hints[..., 3:6])).sum((0, 2)))
+    assert abs((covered[0] + covered[-1]) / 2 - 40) < 6  # still in the middle
+    for size in (60, 0, -64, (64, 70), "big", 8192, (64, 64, 64), 64.5):
+        with pytest.raises(SettingError, match="multiples of 8"):
+            pipe.size(size)
+
+
+@pytest.mark.parametrize("setting", [
+    {"num": 0}, {"num": 1.5}, {"seed": -1}, {"seed": 2**32}, {"steps": 0}, {"steps": 1001}, {"guidance": float("nan")}, {"strength": -1},
+    {"strength": "much"}, {"identity_until": 2000}, {"prompt": None},
+])
+def test_settings_out_of_range(pipe, person, setting):
+    with pytest.raises(SettingError, match=next(iter(setting))):
+        pipe(**{"reference": person, "prompt": PROMPT, **setting})
+
+
+def test_wrong_heads(pipe, person):
+    for head in ({"yaw": float("nan")}, {"tilt": 3}, {"expression": "smirk"}, {"light": "blue"}, {"take": "nose"}, {"framing": "wide"}, {"position": (1, 2)}):
+        with pytest.raises(HeadError):
+            pipe(reference=person, prompt=PROMPT, head=head)
+
+
+def test_several_faces_and_none(pipe, two_faces, astronaut, caplog):
+    with caplog.at_level(logging.WARNING):
+        largest = pipe.person(two_faces)
+    assert "2 faces" in caplog.text and largest.face_count == 2
+    second = pipe.person(two_faces, face=1)
+    assert second.face.size < 0.7 * largest.face.size
+    with pytest.raises(NoFaceError, match="no face found"):
+        pipe(reference=np.ascontiguousarray(astronaut[250:]), prompt=PROMPT)
+
+
+def test_exif_rotated_photo_gives_the_same_person(pipe, person, astronaut, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90° for viewing
+    Image.fromarray(np.rot90(astronaut)).save(tmp_path / "turned.png", exif=exif)
+    turned = pipe.person(tmp_path / "turned.png")
+    np.testing.assert_array_equal(turned.square, person.square)
+    np.testing.assert_array_equal(turned.vector, person.vector)
+
+
+def test_long_prompt_is_a_notice(pipe, person, caplog):
+    with caplog.at_level(logging.WARNING):
+        pipe(reference=person, prompt="very " * 90 + "long")
+    assert "too long" in caplog.text
+
+
+def test_pictures_on_disk_say_how_they_were_made(pipe, person, tmp_path):
+    result = pipe(reference=person, prompt="a café — ж", num=2, head={"yaw": 10, "expression": "smile=0.5"})
+    page = sheet(pipe.head_model, result)
+    assert page.ndim == 3 and page.shape[2] == 3 and page.shape[0] > 2 * 256
+    *paths, page_path = provenance.save_pictures(tmp_path, result.pictures, result.settings, page)
+    assert [path.name for path in paths] == ["picture_00.png", "picture_01.png"] and page_path.name == "sheet.png"
+    np.testing.assert_array_equal(np.asarray(Image.open(paths[1])), result.pictures[1])
+    made = provenance.read_settings(paths[1])
+    assert made == json.loads(json.dumps({**result.settings, "index": 1}))
+    assert made["asked_head"] == {"yaw": 10.0, "expression": "smile=0.5"} and made["head"]["yaw"] == pytest.approx(10, abs=0.01)
+    assert made["reference"]["name"] == "astronaut_nasa.png" and len(made["weights"]["unet"]) == 64 and made["size"] == [64, 64]
+    entries = read_png_metadata(paths[1])
+    assert entries["AI-generated"] and provenance.DIGITAL_SOURCE in entries["XML:com.adobe.xmp"] and "Seed: 0" in entries["parameters"]
+    assert Image.open(paths[1]).getxmp if hasattr(Image.Image, "getxmp") else True
+    assert read_png_metadata(page_path)["AI-generated"]
+
+    more = provenance.save_pictures(tmp_path, result.pictures, result.settings, page)
+    assert [path.name for path in more] == ["picture_02.png", "picture_03.png", "sheet_02.png"]
+    over = provenance.save_pictures(tmp_path, result.pictures[:1], result.settings, overwrite=True)
+    assert [path.name for path in over] == ["picture_00.png"] and len(list(tmp_path.iterdir())) == 6
+
+
+def test_progress_is_told(pipe, astronaut):
+    told = []
+    pipe(reference=astronaut, prompt=PROMPT, num=2, steps=4, progress=lambda *what: told.append(what))
+    assert [stage for stage, done, _ in told if done == 0] == ["photo", "hints", "compile", "pictures"]
+    assert told[-2:] == [("pictures", 1, 2), ("pictures", 2, 2)]
+
+
+def test_models_that_need_other_networks_are_refused(pipe, tmp_path):
+    config = dataclasses.replace(pipe.config, identity=dataclasses.replace(pipe.config.identity, recogniser="facenet"))
+    with pytest.raises(ModelFolderError, match="facenet"):
+        Pipeline(config, {}, ())
+    with pytest.raises(ModelFolderError, match="nobody"):
+        caphuman_jax.load("nobody")
+
+
+@pytest.mark.slow
+def test_bfloat16(tiny_folder, person):
+    result = caphuman_jax.load(tiny_folder, dtype="bfloat16")(reference=person, prompt=PROMPT)
+    assert result.settings["dtype"] == "bfloat16" and result.pictures.std() > 5
+
+
+_SHIPPED = (folder.files("caphuman_jax") / "assets" / "mini" / "config.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _SHIPPED, reason="no trained model in this checkout")
+def test_the_shipped_model_makes_a_face_where_it_was_asked_to(astronaut_file):
+    from caphuman_jax.face.face import find_faces
+
+    pipe = caphuman_jax.load("mini")
+    person = pipe.person(astronaut_file)
+    for yaw in (-15, 15):
+        (picture,) = pipe(reference=person, prompt="a photo of a person", head={"yaw": yaw, "pitch": 0, "roll": 0}).pictures
+        (face, *_) = find_faces(picture)
+        np.testing.assert_allclose(face.landmarks[:, :2].mean(0), person.landmarks[:, :2].mean(0), atol=0.08 * picture.shape[0])
+        assert pipe.person(picture).head.angles[0] == pytest.approx(yaw, abs=8)
