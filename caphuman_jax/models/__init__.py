@@ -36,10 +36,14 @@ def abstract(cfg: ModelConfig, dtype=jnp.float32, *, only: Collection[str] | Non
     return {name: _abstract(make) for name, make in _makers(cfg, dtype).items() if only is None or name in only}
 
 
-def init(cfg: ModelConfig, key: jax.Array, dtype=jnp.float32) -> dict[str, Network]:
-    """Every network's (graphdef, params), freshly initialised; the same key gives the same parameters."""
+def init(
+    cfg: ModelConfig, key: jax.Array, dtype=jnp.float32, *, only: Collection[str] | None = None
+) -> dict[str, Network]:
+    """Every network's (graphdef, params), or those of `only`, freshly initialised; the same key gives the same parameters."""
     networks = {}
     for number, (name, make) in enumerate(_makers(cfg, dtype).items()):
+        if only is not None and name not in only:
+            continue
         params = jax.jit(lambda key, make=make: split(make(_Keys(key)))[1])(jax.random.fold_in(key, number))
         networks[name] = (_abstract(make)[0], params)
     return networks
