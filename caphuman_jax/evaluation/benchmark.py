@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from caphuman_jax import provenance
 from caphuman_jax.errors import CapHumanError, DataError
 from caphuman_jax.evaluation import design
 from caphuman_jax.evaluation.measure import RECOGNISERS, HeadNumbers, Seen, look
@@ -106,8 +107,7 @@ def run_requests(model: Morphable, generate: Generator, subjects: Sequence[Subje
             looking.append(time.perf_counter() - made)
             for request, head, picture, shown in zip(part, heads, pictures, seen):
                 file = f"pictures/{request.number:05d}.png"
-                write_png(folder / file, picture, {"Software": "caphuman-jax", "Comment": "AI-generated picture of a person",
-                                                   "caphuman": json.dumps(dataclasses.asdict(request))})
+                write_png(folder / file, picture, provenance.metadata() | {"caphuman-evaluation": json.dumps(dataclasses.asdict(request))})
                 outcome = Outcome(request, request.person, HeadNumbers.of(model, head), shown, file)
                 outcomes.append(outcome)
                 lines.write(json.dumps(outcome_record(model, outcome, subjects)) + "\n")

@@ -65,12 +65,13 @@ def run(args: argparse.Namespace) -> int:
                                                seed=args.seed, batch=batch)
     floor = benchmark.run_floor(model, subjects, seed=args.seed, batch=batch)
     results = statistics.compute(model, subjects, outcomes, args.seed)
+    weights = pipe.record.get("weights", {})
     document = {
         "format": "caphuman_jax evaluation", "format_version": 1,
         "settings": {"model": str(args.model), "photos": len(photos), "held_out": args.held_out, "drawings": not args.no_drawings, "heads": heads,
                      "prompts": prompts, "per_person": args.per_person, "seed": args.seed, "steps": steps, "guidance": guidance, "batch": batch,
                      "random_head": design.RANDOM_RANGE},
-        "model": {"name": pipe.config.name, "sha256": _joined(pipe.checksums), "files": pipe.checksums}, "versions": _versions(),
+        "model": {"name": pipe.config.name, "sha256": _joined(weights), "files": weights}, "versions": _versions(),
         "goals": statistics.goals(results), "results": results, "floor": statistics.compute(model, subjects, floor, args.seed),
         "seconds": {"read_a_photo": read_seconds, "first_batch_with_compilation": seconds["generate_first"],
                     "generate_a_picture": seconds["generate"], "look_at_a_picture": seconds["look"]},

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from caphuman_jax import provenance
 from caphuman_jax.evaluation.benchmark import Outcome, Subject
 from caphuman_jax.evaluation.statistics import ANGLES, RANKED_AMONG, WITHIN
 from caphuman_jax.images import write_png
@@ -36,7 +37,7 @@ def write_sheets(folder: Path, subjects: Sequence[Subject], outcomes: Sequence[O
             rows.append([(subjects[person].picture, "reference", "")] + [
                 (np.asarray(Image.open(pictures / o.file)), _head_label(o), o.request.prompt) for o in mine])
         names.append(f"sheet_{start // PEOPLE_A_SHEET:02d}.png")
-        write_png(folder / names[-1], sheet(rows), {"Comment": "AI-generated pictures beside reference photos"})
+        write_png(folder / names[-1], sheet(rows), provenance.metadata())
     return names
 
 

@@ -1,0 +1,94 @@
+"""What is asked: balance, repeatability, heads in words."""
+
+from collections import Counter
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from caphuman_jax.errors import CapHumanError, HeadError
+from caphuman_jax.evaluation import design
+from caphuman_jax.head.head import Head
+from caphuman_jax.head.light import WHITE
+from caphuman_jax.head.morphable import load_head
+from caphuman_jax.head.pose import rotation_matrix
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_head()
+
+
+@pytest.fixture(scope="module")
+def own(model):
+    expression = jnp.zeros(len(model.expression_names), jnp.float32).at[model.expression_names.index("jawOpen")].set(0.2)
+    return Head(jnp.zeros(len(model.identity_basis), jnp.float32), expression, rotation_matrix(5.0, -3.0, 2.0), jnp.float32(60), jnp.full(2, 128.0, jnp.float32),
+                jnp.full(2, 256.0, jnp.float32), jnp.asarray(WHITE), jnp.full((len(model.mean), 3), 0.5, jnp.float32), jnp.float32(0))
+
+
+def request(head, number=0):
+    return design.Request(number, 0, head, "a photo of a person", 0)
+
+
+def test_every_head_comes_equally_often_and_prompts_too():
+    requests = design.plan(34, per_person=8)
+    heads = Counter(r.head for r in requests)
+    assert heads.pop("own") == 34
+    assert heads["random"] == 4 * 14 and all(count == 14 for head, count in heads.items() if head != "random")  # 34 × 7 = 14 × 17
+    for person in range(34):
+        mine = [r for r in requests if r.person == person]
+        assert len(mine) == 8 and mine[0].head == "own"
+        assert set(Counter(r.prompt for r in mine).values()) == {2}
+    assert [r.number for r in requests] == list(range(len(requests)))
+    assert len({r.seed for r in requests}) == len(requests)
+
+
+def test_plan_is_a_function_of_the_seed():
+    assert design.plan(5, seed=3) == design.plan(5, seed=3)
+    assert design.plan(5, seed=3) != design.plan(5, seed=4)
+
+
+def test_few_heads_and_prompts():
+    assert [r.head for r in design.plan(2, ("own",), ("p",), 3)] == ["own"] * 6
+    assert [r.head for r in design.plan(1, ("yaw=10",), ("p",), 2)] == ["yaw=10"] * 2
+    assert len(design.plan(1, per_person=1)) == 1
+
+
+def test_heads_in_words(model, own):
+    assert design.wanted_head(model, own, request("own")) is own
+    turned = design.wanted_head(model, own, request("yaw=-20, smile=0.8"))
+    np.testing.assert_allclose(turned.angles, [-20, -3, 2], atol=1e-3)
+    names = model.expression_names
+    assert turned.expression[names.index("mouthSmileLeft")] == pytest.approx(0.72)
+    assert turned.expression[names.index("jawOpen")] == pytest.approx(0.048)
+    assert np.abs(design.wanted_head(model, own, request("neutral")).expression).max() == 0
+    lit = design.wanted_head(model, own, request("light=left"))
+    assert lit.light[1].mean() < -0.1
+    np.testing.assert_allclose(lit.rotation, own.rotation)
+
+
+def test_random_heads_stay_in_range_and_repeat(model, own):
+    angles = np.stack([design.wanted_head(model, own, request("random", n)).angles for n in range(40)])
+    assert np.all(np.abs(angles) <= np.array([20, 15, 20]) + 1e-3)
+    assert np.all(np.ptp(angles, axis=0) > [20, 15, 20])
+    again = design.wanted_head(model, own, request("random", 7))
+    np.testing.assert_array_equal(again.angles, angles[7])
+
+
+@pytest.mark.parametrize("bad", ["yaw=left", "yaw=400", "grin=1", "light=lamp", "smile=2"])
+def test_heads_that_cannot_be_asked_for(model, own, bad):
+    with pytest.raises(CapHumanError):
+        design.check_heads(model, own, ("own", bad))
+
+
+def test_unknown_expression_is_named(model, own):
+    with pytest.raises(HeadError, match="smlie"):
+        design.check_heads(model, own, ("smlie=1",))
+
+
+def test_what_prompts_ask_for():
+    assert design.asked_background("a photo of a person, dark blue background") == "blue"
+    assert design.asked_background("a photo of a person") is None
+    assert design.asks_without_colour("a black and white portrait of a person")
+    assert not design.asks_without_colour("a photo of a person, black background")
+    assert sum(design.asks_without_colour(p) for p in design.PROMPTS) == 1
