@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -18,7 +20,7 @@ from caphuman_jax.sheet import sheet
 
 _STAGES = {
     "photo": "looking at the photo", "head photo": "looking at the head photo", "hints": "rendering the head",
-    "compile": "compiling, once for this size and step count",
+    "compile": "preparing the sampler (compiled once for this size and step count)",
 }
 _SETTINGS = ("seed", "num", "steps", "guidance", "strength", "identity_until")
 
@@ -30,6 +32,7 @@ def run(args) -> None:
         options = _repeated(args) if args.repeat else _asked(args)
         if args.batch is not None and args.batch < 1:
             raise SettingError(f"--batch must be at least 1, not {args.batch}")
+        _check_writable(Path(args.out))
         pipe = load(args.model, dtype=args.dtype, batch=args.batch)
         loaded = time.perf_counter() - started
         result = pipe(reference=args.reference, face=args.face, progress=told, **options)
@@ -42,6 +45,13 @@ def run(args) -> None:
     print(*paths, sep="\n")
     seconds = {"start": loaded, **result.seconds, "in all": time.perf_counter() - started}
     print("; ".join(f"{name} {value:.1f} s" for name, value in seconds.items()), file=sys.stderr)
+
+
+def _check_writable(out: Path) -> None:
+    """Better before the work than after."""
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise SettingError(f"the pictures cannot be written to {out}: {there} is no folder that may be written to; choose another with --out")
 
 
 def _asked(args) -> dict:

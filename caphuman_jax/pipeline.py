@@ -112,7 +112,7 @@ class Pipeline:
         used = wanted.build(self.head_model, person.head, lender)
         note_unusual(self.head_model, used)
         report("hints", 0, 1)
-        hints = self.hints(used, (height, width))
+        hints = jax.block_until_ready(self.hints(used, (height, width)))
         report("hints", 1, 1)
         seconds = {"analysis": time.perf_counter() - started}
 

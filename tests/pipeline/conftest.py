@@ -24,10 +24,12 @@ TINY = dataclasses.replace(
 
 @pytest.fixture(scope="session", autouse=True)
 def no_cache_of_the_user(tmp_path_factory):
-    """Compiled programs go to a folder of the test's own, and JAX's settings are as before afterwards."""
+    """Compiled programs go to a folder of the test's own and are compiled fast; JAX's settings are as before afterwards."""
     patch = pytest.MonkeyPatch()
     patch.setenv("CAPHUMAN_CACHE", str(tmp_path_factory.mktemp("cache")))
-    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")}
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_disable_most_optimizations")
+    before = {name: jax.config.values[name] for name in names}
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
     patch.undo()
     for name, value in before.items():
@@ -36,16 +38,26 @@ def no_cache_of_the_user(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_params():
-    """{network: parameters} as initialised: CapFace's last layers are zero."""
-    return {name: params for name, (_, params) in models.init(TINY, jax.random.key(0)).items()}
+    """{network: parameters} drawn at random, save CapFace's last layers, which are zero as when training begins."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if len(leaf.shape) > 1:
+            return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
+        return np.full(leaf.shape, path[-1].key == "scale", np.float32)
+
+    shapes = {name: params for name, (_, params) in models.abstract(TINY).items()}
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
+    params["capface"]["zero"] = jax.tree.map(np.zeros_like, params["capface"]["zero"])
+    return params
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tiny_params, tmp_path_factory):
     """A model folder whose CapFace is not zero, so that faces and heads matter."""
     path = tmp_path_factory.mktemp("models") / "tiny"
-    rng = np.random.default_rng(0)
-    stirred = jax.tree.map(lambda p: np.asarray(p) + rng.normal(0, 0.1, p.shape).astype(np.float32), tiny_params["capface"])
+    rng = np.random.default_rng(1)
+    stirred = jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), tiny_params["capface"])
     folder.save_model(path, TINY, {**tiny_params, "capface": stirred})
     return path
 

@@ -12,7 +12,7 @@ from flax import nnx
 from PIL import Image
 
 import caphuman_jax
-from caphuman_jax import models, provenance
+from caphuman_jax import provenance
 from caphuman_jax.diffusion import guidance, samplers, schedule
 from caphuman_jax.errors import HeadError, ModelFolderError, NoFaceError, SettingError
 from caphuman_jax.head import control
@@ -72,12 +72,12 @@ def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params
     assert np.abs(picture - made[0]).max() <= 1.5
 
 
-def test_every_setting_matters(pipe, person, astronaut):
+def test_every_setting_matters(pipe, person):
     base = pipe(reference=person, prompt=PROMPT).pictures.astype(int)
     other = dataclasses.replace(person, vector=-person.vector, image_tokens=person.image_tokens[::-1])
     changes = {
         "prompt": {"prompt": "a dog"}, "guidance": {"guidance": 5}, "no guidance": {"guidance": 1}, "strength": {"strength": 0.3},
-        "identity_until": {"identity_until": -1}, "gate": {"hard_gate": False}, "steps": {"steps": 3}, "head": {"head": {"yaw": -25}},
+        "identity_until": {"identity_until": -1}, "gate": {"hard_gate": False}, "head": {"head": {"yaw": -25}},
         "person": {"reference": other},
     }
     for name, change in changes.items():
@@ -171,7 +171,6 @@ def test_pictures_on_disk_say_how_they_were_made(pipe, person, tmp_path):
     assert made["reference"]["name"] == "astronaut_nasa.png" and len(made["weights"]["unet"]) == 64 and made["size"] == [64, 64]
     entries = read_png_metadata(paths[1])
     assert entries["AI-generated"] and provenance.DIGITAL_SOURCE in entries["XML:com.adobe.xmp"] and "Seed: 0" in entries["parameters"]
-    assert Image.open(paths[1]).getxmp if hasattr(Image.Image, "getxmp") else True
     assert read_png_metadata(page_path)["AI-generated"]
 
     more = provenance.save_pictures(tmp_path, result.pictures, result.settings, page)
@@ -182,7 +181,8 @@ def test_pictures_on_disk_say_how_they_were_made(pipe, person, tmp_path):
 
 def test_progress_is_told(pipe, astronaut):
     told = []
-    pipe(reference=astronaut, prompt=PROMPT, num=2, steps=4, progress=lambda *what: told.append(what))
+    fresh = Pipeline(pipe.config, pipe.params, pipe.graphs)
+    fresh(reference=astronaut, prompt=PROMPT, num=2, progress=lambda *what: told.append(what))
     assert [stage for stage, done, _ in told if done == 0] == ["photo", "hints", "compile", "pictures"]
     assert told[-2:] == [("pictures", 1, 2), ("pictures", 2, 2)]
 

@@ -1,0 +1,125 @@
+"""The command: options, errors in one line that leave nothing behind, and what it writes."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from caphuman_jax import cli, provenance
+from caphuman_jax.head import control
+
+
+@pytest.fixture
+def generate(tiny_folder, astronaut_file, tmp_path, capsys):
+    """Run `caphuman generate` in-process: (exit code, lines of stderr); pictures go to tmp_path/out."""
+    def run(*options, reference=astronaut_file, prompt="a photo", out=tmp_path / "out"):
+        arguments = ["generate", "--reference", str(reference), "--model", str(tiny_folder), "--out", str(out), *map(str, options)]
+        if prompt is not None:
+            arguments += ["--prompt", prompt]
+        try:
+            code = cli.main(arguments)
+        except SystemExit as stop:
+            code = stop.code
+        run.printed, errors = capsys.readouterr()
+        return code, errors.splitlines()
+    return run
+
+
+def test_pictures_their_record_and_repeating_one(generate, tmp_path, astronaut_file):
+    code, lines = generate("--num", 2, "--seed", 7, "--yaw", 20, "--expression", "smile=0.8,jawOpen=0.1", "--light", "-1,0.2,0.4,0.6", "--head-from",
+                           astronaut_file, "--take", "expression", "--size", "64x64")
+    assert code == 0, lines
+    out = tmp_path / "out"
+    assert generate.printed.split() == [str(out / name) for name in ("picture_00.png", "picture_01.png", "sheet.png")]
+    assert sorted(path.name for path in out.iterdir()) == ["picture_00.png", "picture_01.png", "sheet.png"]
+    made = provenance.read_settings(out / "picture_01.png")
+    assert made["seed"] == 7 and made["index"] == 1 and made["asked_head"]["take"] == ["expression"] and made["size"] == [64, 64]
+    assert any(line.startswith("preparing the sampler (compiled once") for line in lines) and "sampling" in lines[-1] and "compile" in lines[-1]
+
+    code, lines = generate("--repeat", out / "picture_01.png", "--head-from", astronaut_file, prompt=None)
+    assert code == 0, lines
+    assert not any("not the one" in line for line in lines)
+    np.testing.assert_array_equal(np.asarray(Image.open(out / "picture_02.png")), np.asarray(Image.open(out / "picture_01.png")))
+    code, lines = generate("--repeat", out / "picture_01.png", prompt=None)
+    assert code == 2 and "name that photo with --head-from" in lines[-1]
+
+
+def test_several_faces_are_a_notice(generate, two_faces, tmp_path):
+    Image.fromarray(two_faces).save(tmp_path / "two.png")
+    code, lines = generate(reference=tmp_path / "two.png")
+    assert code == 0 and any("notice" in line and "2 faces" in line for line in lines)
+    code, lines = generate("--face", 1, reference=tmp_path / "two.png")
+    assert code == 0 and not any("2 faces" in line for line in lines)
+
+
+BAD = {
+    "no face": (["--reference", "{none}"], "no face found"), "no face in the head photo": (["--head-from", "{none}"], "none.png"),
+    "missing file": (["--reference", "gone.jpg"], "does not exist"), "damaged": (["--reference", "{damaged}"], "damaged"),
+    "no picture": (["--reference", "{text}"], "format"), "expression": (["--expression", "smirk=1"], "smirk"),
+    "weight": (["--expression", "smile=2"], "between 0 and 1"), "NaN": (["--yaw", "nan"], "yaw"), "no number": (["--yaw", "left"], "--yaw"),
+    "light": (["--light", "blue"], "blue"), "position": (["--position", "1,a,2"], "--position"), "size": (["--size", "65"], "multiples of 8"),
+    "size text": (["--size", "big"], "--size"), "model": (["--model", "nobody"], "nobody"), "steps": (["--steps", "0"], "steps"),
+    "num": (["--num", "0"], "num"), "face": (["--face", "3"], "no face 3"), "take": (["--take", "pose"], "--head-from"), "batch": (["--batch", "0"], "batch"),
+    "take what": (["--head-from", "{none}", "--take", "nose"], "nose"), "option": (["--colour"], "colour"), "repeat": (["--repeat", "{none}"], "--prompt"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(case, generate, astronaut, astronaut_file, tmp_path):
+    options, told = BAD[case]
+    files = {name: tmp_path / f"{name}.png" for name in ("none", "damaged", "text")}
+    Image.fromarray(astronaut[250:]).save(files["none"])
+    files["damaged"].write_bytes(astronaut_file.read_bytes()[:20_000])
+    files["text"].write_text("no picture")
+    code, lines = generate(*(option.format(**files) for option in options))
+    errors = [line for line in lines if line.startswith("caphuman: error: ")]
+    assert code == 2 and errors == lines[-1:] and told in errors[0] and "Traceback" not in "".join(lines)
+    assert not (tmp_path / "out").exists() and generate.printed == ""
+
+
+def test_other_bad_calls(generate, capsys):
+    code, lines = generate(prompt=None)
+    assert code == 2 and "--prompt is needed" in lines[-1]
+    code, lines = generate(out="/dev/null/out")
+    assert code == 2 and "cannot be written" in lines[-1]
+    for arguments in ([], ["fly"], ["generate"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "_dispatch", interrupt)
+    assert cli.main(["generate"]) == 130 and "interrupted" in capsys.readouterr().err
+
+
+def test_help_is_light_and_names_every_preset():
+    script = "import sys; from caphuman_jax import cli\ntry: cli.main(sys.argv[1:])\nfinally: assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
+    top = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True)
+    assert top.returncode == 0 and all(name in top.stdout for name in ("generate", "evaluate", "train", "precompute")), top.stderr
+    text = subprocess.run([sys.executable, "-c", script, "generate", "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "400"}).stdout
+    words = text.replace(",", " ").replace(";", " ").replace("\n", " ").split()
+    assert {*control.PRESETS, *control.LIGHTS, *control.PARTS} <= set(words)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train", "precompute"])
+def test_other_commands_have_their_own_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0 and len(capsys.readouterr().out.splitlines()) > 5
+
+
+@pytest.mark.slow
+def test_the_second_run_compiles_nothing(tiny_folder, astronaut_file, tmp_path):
+    def run():
+        subprocess.run([sys.executable, "-m", "caphuman_jax.cli", "generate", "--reference", astronaut_file, "--prompt", "a photo", "--model",
+                        tiny_folder, "--out", tmp_path / "out"], check=True, env={"PATH": "", "CAPHUMAN_CACHE": str(tmp_path / "cache"), "PYTHONPATH": ":".join(sys.path)})
+        return {path.name for path in (tmp_path / "cache" / "compiled").iterdir() if path.name.endswith("-cache")}
+    first = run()
+    assert {"jit_generate", "jit_heads_from_photos", "jit_render_hints_batch"} <= {name.rsplit("-", 2)[0] for name in first}
+    assert run() == first
