@@ -92,7 +92,7 @@ def gate(control: Control, mask: jax.Array, hard: bool = True) -> Control:
 
 def scale_control(control: Control, strength: float | jax.Array | Sequence[float]) -> Control:
     """Multiply the residuals by one strength, or each by its own."""
-    strengths = [strength] * len(control) if jnp.ndim(strength) == 0 else strength
+    strengths = strength if isinstance(strength, Sequence) else [strength] * len(control)
     return tuple(x * jnp.asarray(s, x.dtype) for x, s in zip(control, strengths, strict=True))
 
 

@@ -46,8 +46,9 @@ def table(network: str, cfg: ModelConfig, paths: Iterable[str]) -> dict[str, str
     return names
 
 
-# A norm's weight is our scale, a dense or convolution's our kernel, an embedding's our embedding; a bare parameter has no leaf.
-_LEAVES = [(".weight", ".scale"), (".weight", ".kernel"), (".weight", ".embedding"), (".weight", ""), ("", ""), (".bias", ".bias")]
+# A norm's weight is our scale, a dense layer's or convolution's our kernel, an embedding's our embedding; a parameter that we
+# hold outside of any layer is named whole.
+_LEAVES = [(".weight", ".scale"), (".weight", ".kernel"), (".weight", ".embedding"), (".bias", ".bias"), ("", "")]
 
 
 def _unet(cfg: UNetConfig) -> Pairs:
@@ -112,7 +113,7 @@ def _vae(cfg: VAEConfig) -> Pairs:
 
 def _text(cfg: TextConfig) -> Pairs:
     pairs = [
-        ("embeddings.token_embedding", "tokens"), ("embeddings.position_embedding", "positions"),
+        ("embeddings.token_embedding", "tokens"), ("embeddings.position_embedding.weight", "positions"),
         ("final_layer_norm", "norm_out"), ("embeddings.token_projection", "widen"),
     ]
     return _prefixed("text_model.", "", pairs + _clip_layers(cfg.layers))
@@ -121,7 +122,7 @@ def _text(cfg: TextConfig) -> Pairs:
 def _image_encoder(layers: int) -> Pairs:
     pairs = [
         ("embeddings.class_embedding", "class_token"), ("embeddings.patch_embedding", "patches"),
-        ("embeddings.position_embedding", "positions"), ("pre_layrnorm", "norm_in"), ("post_layernorm", "norm_out"),
+        ("embeddings.position_embedding.weight", "positions"), ("pre_layrnorm", "norm_in"), ("post_layernorm", "norm_out"),
     ]
     return _prefixed("vision_model.", "", pairs + _clip_layers(layers))
 

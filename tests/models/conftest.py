@@ -1,0 +1,38 @@
+"""Filling our networks from PyTorch modules with random weights."""
+
+import jax.numpy as jnp
+import pytest
+import torch
+
+from caphuman_jax import models
+from caphuman_jax.weights.convert import from_pytorch
+
+
+@pytest.fixture
+def randomised():
+    """Gives a PyTorch module weights of which none is zero or one, so that each of them matters."""
+
+    def make(module: torch.nn.Module) -> torch.nn.Module:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                if parameter.ndim > 1:
+                    parameter.copy_(noise / parameter[0].numel() ** 0.5)
+                else:
+                    parameter.copy_(0.1 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+        return module.eval()
+
+    return make
+
+
+@pytest.fixture
+def filled():
+    """Our network with a PyTorch module's weights: (graphdef, params)."""
+
+    def fill(network, cfg, state_dict):
+        graphdef, shapes = models.abstract(cfg, only=(network,))[network]
+        arrays = {name: tensor.numpy() for name, tensor in state_dict.items()}
+        return graphdef, from_pytorch(network, cfg, shapes, arrays, put=jnp.asarray)
+
+    return fill
