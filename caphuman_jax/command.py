@@ -129,6 +129,8 @@ class _Told:
             if self.bar is None:
                 self.bar = tqdm(total=total, unit="picture", desc="sampling", file=sys.stderr)
             self.bar.update(done - self.bar.n)
+            if done == total:
+                self.bar.close()
         elif done == 0:
             self.stage = _Stage(_STAGES[stage])
         else:

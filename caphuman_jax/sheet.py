@@ -22,10 +22,10 @@ def sheet(model: Morphable, result, tile: int = 256) -> np.ndarray:
     tiles = [("reference", person.square), (f"fitted head (confidence {person.confidence:.2f})", _fitted(model, person))]
     if result.lender is not None:
         tiles.append(("head from", _fitted(model, result.lender)))
-    yaw, pitch, roll = np.asarray(result.head.angles)
+    yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(result.head.angles))
     blank = np.full((height, width, 3), _GREY, np.uint8)
     wanted = draw.overlay(model, result.head, blank, opacity=1.0, wireframe=False)
-    tiles.append((f"wanted: yaw {yaw:.0f} pitch {pitch:.0f} roll {roll:.0f}", wanted))
+    tiles.append((f"wanted: yaw {yaw} pitch {pitch} roll {roll}", wanted))
     tiles += zip(("normals", "albedo", "rendered"), draw.hint_pictures(result.hints))
     results = [(f"picture {settings['first'] + i}", picture) for i, picture in enumerate(result.pictures)]
     title = (f"\u201c{settings['prompt']}\u201d   seed {settings['seed']}, {settings['steps']} steps, guidance {settings['guidance']:g}, "
