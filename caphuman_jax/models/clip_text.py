@@ -22,7 +22,6 @@ class TextEncoder(nnx.Module):
         normal = nnx.initializers.normal(0.02)
         self.tokens = nnx.Embed(cfg.vocabulary, narrow, dtype=dtype, embedding_init=normal, rngs=rngs)
         if narrow != cfg.width:
-            # At this scale the projected embeddings are as large as full-width ones.
             self.widen = linear(narrow, cfg.width, use_bias=False, dtype=dtype, rngs=rngs)
         self.positions = nnx.Param(normal(rngs.params(), (cfg.length, cfg.width), jnp.float32))
         self.transformer = Transformer(

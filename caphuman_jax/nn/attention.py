@@ -16,8 +16,8 @@ def attention(
         key, value: (B, S, heads·D), of the query's dtype.
         heads: number of heads; they lie next to each other on the last axis.
         causal: a position sees only itself and those before it.
-        backend: "xla"; "cudnn" (NVIDIA, bfloat16 or float16, D a multiple of 8 up to 128); or "auto", which takes cudnn where
-            it can run and XLA elsewhere.
+        backend: "xla"; "cudnn" (NVIDIA, bfloat16 or float16, L even, D a multiple of 8 up to 128); or "auto", which takes
+            cudnn where it can run and XLA elsewhere.
     Returns:
         (B, L, heads·D) in the query's dtype.
     Raises:
@@ -27,7 +27,7 @@ def attention(
     keys = key.shape[1]
     head_width = width // heads
     if backend == "auto":
-        backend = "cudnn" if _cudnn_fits(query.dtype, head_width) else "xla"
+        backend = "cudnn" if _cudnn_fits(query.dtype, queries, head_width) else "xla"
     if backend not in ("xla", "cudnn"):
         raise ValueError(f"unknown attention backend {backend!r}; known: auto, xla, cudnn")
 
@@ -48,6 +48,6 @@ def attention(
     return out.reshape(batch, queries, width)
 
 
-def _cudnn_fits(dtype, head_width: int) -> bool:
+def _cudnn_fits(dtype, queries: int, head_width: int) -> bool:
     half = dtype in (jnp.bfloat16, jnp.float16)
-    return half and head_width % 8 == 0 and head_width <= 128 and jax.default_backend() == "gpu"
+    return half and queries % 2 == 0 and head_width % 8 == 0 and head_width <= 128 and jax.default_backend() == "gpu"

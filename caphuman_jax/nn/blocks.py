@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.nn.attention import attention
@@ -63,7 +64,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, L, width) → the same."""
-        value, gate = jax.numpy.split(self.up(x), 2, axis=-1)
+        value, gate = jnp.split(self.up(x), 2, axis=-1)
         return self.down(value * jax.nn.gelu(gate, approximate=False))
 
 

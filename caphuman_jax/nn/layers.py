@@ -79,7 +79,7 @@ def upsample(x: jax.Array) -> jax.Array:
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
-    """(B, H, W, C) → (B, H/patch, W/patch, patch·patch·C), channels ordered (row, column, channel). H, W multiples of patch."""
+    """(B, H, W, C) → (B, H/patch, W/patch, patch²·C), channels ordered (row, column, channel); H, W multiples of patch."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // patch, width // patch, patch * patch * channels)

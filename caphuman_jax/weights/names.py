@@ -1,7 +1,7 @@
 """PyTorch parameter names ↔ paths in our networks, one table a network.
 
-PyTorch names are those of the original latent diffusion code (as in caphuman.ckpt and Stable Diffusion 1's .ckpt files) and, for
-CLIP, those of transformers; without the prefix that a checkpoint puts before each network (`PREFIXES`).
+PyTorch names are those of the original latent diffusion code (as in caphuman.ckpt and Stable Diffusion 1's .ckpt files)
+and, for CLIP, those of transformers; without the prefix that a checkpoint puts before each network (`PREFIXES`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PREFIXES = {
 }
 """What stands before each network's names in caphuman.ckpt."""
 
-Pairs = list[tuple[str, str]]  # (PyTorch name, our path), of modules first, of parameters in the end
+Pairs = list[tuple[str, str]]  # (PyTorch name, our path) of modules
 
 
 def table(network: str, cfg: ModelConfig, paths: Iterable[str]) -> dict[str, str]:
@@ -143,7 +143,10 @@ _RES_BLOCK = [
 ]
 _TRANSFORMER_BLOCK = [("norm", "norm"), ("proj_in", "proj_in"), ("proj_out", "proj_out")] + _prefixed(
     "transformer_blocks.0.", "",
-    [("norm1", "norm_1"), ("norm2", "norm_2"), ("norm3", "norm_3"), ("ff.net.0.proj", "feed_forward.up"), ("ff.net.2", "feed_forward.down")]
+    [
+        ("norm1", "norm_1"), ("norm2", "norm_2"), ("norm3", "norm_3"),
+        ("ff.net.0.proj", "feed_forward.up"), ("ff.net.2", "feed_forward.down"),
+    ]
     + [
         (f"{theirs}.{part}", f"{ours}.{name}")
         for theirs, ours in (("attn1", "self_attention"), ("attn2", "cross_attention"))

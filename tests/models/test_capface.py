@@ -12,7 +12,9 @@ from caphuman_jax.models.identity import drop_identity
 from caphuman_jax.models.unet import control_shapes
 
 TINY = ModelConfig(
-    unet=UNetConfig(channels=16, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(2,), heads=2, context_width=12, groups=8),
+    unet=UNetConfig(
+        channels=16, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(2,), heads=2, context_width=12, groups=8
+    ),
     capface=CapFaceConfig(hint_widths=(4, 8, 12)),
     identity=IdentityConfig(recognition_width=6, image_width=5),
 )
@@ -51,7 +53,8 @@ def test_untrained_control_is_zero_and_leaves_the_unet_unchanged(networks):
     graphdef, params = networks["unet"]
     # The UNet's own last convolution starts at zero too: give it something to lose.
     params = {**params, "conv_out": {"kernel": normal(3, 3, 16, 4), "bias": normal(4)}}
-    unet = jax.jit(lambda control: nnx.merge(graphdef, params)(normal(2, 8, 4, 4), jnp.asarray([801.0, 37.0]), normal(2, 7, 12), control))
+    inputs = normal(2, 8, 4, 4), jnp.asarray([801.0, 37.0]), normal(2, 7, 12)
+    unet = jax.jit(lambda control: nnx.merge(graphdef, params)(*inputs, control))
     np.testing.assert_array_equal(unet(control), unet(None))
 
 

@@ -6,7 +6,9 @@ from caphuman_jax import models
 from caphuman_jax.config import IdentityConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
 
 TINY = ModelConfig(
-    unet=UNetConfig(channels=16, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(2,), heads=2, context_width=12, groups=8),
+    unet=UNetConfig(
+        channels=16, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(2,), heads=2, context_width=12, groups=8
+    ),
     identity=IdentityConfig(recognition_width=6, image_width=5),
     vae=VAEConfig(encoder_channels=8, decoder_channels=8, multipliers=(1,), res_blocks=1, groups=4),
     text=TextConfig(vocabulary=50, width=12, layers=1, heads=2, mlp_width=16),
