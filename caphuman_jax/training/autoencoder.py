@@ -35,9 +35,10 @@ class AutoencoderTraining:
     size: int = 256
     edge_weight: float = 1.0
     feature_weight: float = 0.5
-    kl_weight: float = 2e-4
-    adversarial_weight: float = 0.4
+    kl_weight: float = 1e-4
+    adversarial_weight: float = 0.0
     adversarial_start: int = 2000
+    adversarial_ramp: int = 1000
     latent_noise: float = 0.1
     ema: float = 0.999
     seed: int = 0
@@ -131,22 +132,23 @@ def make_step(vae_def, disc_def, optimiser, disc_optimiser, cfg: AutoencoderTrai
         key = jax.random.fold_in(jax.random.key(cfg.seed), step)
         k = jax.random.split(key, 2)
         images, valid = constrain(batch_of(data, rectangles, k[0]))
-        on = jnp.where(step >= cfg.adversarial_start, cfg.adversarial_weight, 0.0)
         (decoded, kl, spread), backward = jax.vjp(lambda p: forward(p, images, k[1]), state["vae"])
         loss, towards = jax.value_and_grad(picture_loss)(decoded, images, valid)
-        _, fooling = jax.value_and_grad(fooled)(decoded * valid, state["disc"])
-        fooling = fooling * valid
-        # The adversarial part gets a fixed share of the gradient at the picture, whatever its own scale.
-        norm = jnp.sqrt(jnp.sum(towards**2) / (jnp.sum(fooling**2) + 1e-20))
-        grads, = backward((towards + on * norm * fooling, jnp.float32(cfg.kl_weight), jnp.float32(0)))
+        disc, disc_opt, judged = state["disc"], state["disc_opt"], {}
+        if cfg.adversarial_weight > 0:
+            fooling = jax.grad(fooled)(decoded * valid, disc) * valid
+            # A fixed share of the gradient at the picture, whatever its own scale, and not all at once.
+            share = cfg.adversarial_weight * jnp.clip((step - cfg.adversarial_start) / cfg.adversarial_ramp, 0.0, 1.0)
+            towards += share * jnp.sqrt(jnp.sum(towards**2) / (jnp.sum(fooling**2) + 1e-20)) * fooling
+            judged["disc"], d_grads = jax.value_and_grad(discriminator_loss)(
+                disc, images * valid, jax.lax.stop_gradient(decoded * valid))
+            disc, disc_opt = update(disc_optimiser, d_grads, disc_opt, disc)
+        grads, = backward((towards, jnp.float32(cfg.kl_weight), jnp.float32(0)))
         parts = {"loss": loss, "l1": jnp.mean(jnp.abs(images - decoded) * valid),
                  "mse": jnp.mean((images - decoded) ** 2 * valid) / (jnp.mean(valid) + 1e-6), "kl": kl, "latent_std": spread}
         vae, opt = update(optimiser, grads, state["opt"], state["vae"])
-        d_loss, d_grads = jax.value_and_grad(discriminator_loss)(
-            state["disc"], images * valid, jax.lax.stop_gradient(decoded * valid))
-        disc, disc_opt = update(disc_optimiser, d_grads, state["disc_opt"], state["disc"])
         ema = average(state["ema"], vae, cfg.ema, step)
-        parts["disc"] = d_loss
+        parts |= judged
         return {"vae": vae, "disc": disc, "ema": ema, "opt": opt, "disc_opt": disc_opt}, parts
 
     return step_fn
@@ -218,15 +220,15 @@ def train(cfg: AutoencoderTraining, vae_cfg, pictures, rectangles, *, mesh=None,
     return vae_def, state["ema"], cfg
 
 
-def centre_latents(vae_def, params: dict, cfg, pictures):
+def centre_latents(vae_def, params: dict, cfg, pictures, size: int = 256):
     """Parameters whose latents have mean 0 in every channel, and the configuration with the scale that gives them
     deviation 1: the mean is folded into the 1x1 convolutions around the latents, pictures stay what they were.
 
-    pictures: (N, S, S, 3) uint8, some hundred; params: plain nested dicts.
+    pictures: (N, S, S, 3) uint8, some hundred, of which the middle `size` pixels are used; params: plain nested dicts.
     """
     @jax.jit
     def encode(params, pictures):
-        coordinates = augment.source_coordinates(augment.identity_transforms(pictures.shape[0]), pictures.shape[1], 256)
+        coordinates = augment.source_coordinates(augment.identity_transforms(pictures.shape[0]), pictures.shape[1], size)
         return nnx.merge(vae_def, params).encode(augment.warp(pictures, coordinates) / 127.5 - 1.0)[0]
 
     latents = np.concatenate([np.asarray(encode(params, pictures[i: i + 32])) for i in range(0, len(pictures), 32)])

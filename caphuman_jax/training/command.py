@@ -87,7 +87,7 @@ def run(args) -> None:
         covered = records.covered * records.pictures.shape[1]
         graph, params, _ = autoencoder.train(
             cfg, model.vae, records.pictures[train_index], covered[train_index], features=autoencoder.recogniser_features())
-        params, vae_cfg = autoencoder.centre_latents(graph, jax.device_get(nnx.to_pure_dict(params)), model.vae, records.pictures[train_index[:512]])
+        params, vae_cfg = autoencoder.centre_latents(graph, jax.device_get(nnx.to_pure_dict(params)), model.vae, records.pictures[train_index[:512]], cfg.size)
         save_model(folder, dataclasses.replace(model, vae=vae_cfg), {"vae": params})
     from caphuman_jax import models
     from caphuman_jax.weights.folder import read_config as read_model_config

@@ -86,7 +86,7 @@ def face_region(landmarks: np.ndarray, size: int) -> np.ndarray:
 
 
 def render(pictures, regions, landmarks, expression, partner, *, chunk: int):
-    """Fitted heads and hints (N, 2, S, S, 9) uint8: of the photo's own head, and with the identity of a partner.
+    """Fitted heads and hints (N, 2, S, S, 9) uint8, on the device: of the photo's own head, and with the identity of a partner.
 
     The second is rendered with the shape and albedo of another photo of the same person where there is one, and with
     the photo's own albedo mirrored otherwise: in use, too, the albedo never fits the wanted picture exactly.
@@ -102,16 +102,17 @@ def render(pictures, regions, landmarks, expression, partner, *, chunk: int):
         for b in batches
     ]
     joined = jax.tree.map(lambda *x: np.concatenate(jax.device_get(x))[: len(pictures)], *heads)
-    result = np.empty((len(pictures), 2, size, size, hints.CHANNELS), np.uint8)
     other = partner[:, 1]
     alone = other == np.arange(len(partner))
     mirrored = joined.albedo[:, np.asarray(model.mirror)]
     lent = dataclasses.replace(
         joined, identity=joined.identity[other], albedo=np.where(alone[:, None, None], mirrored, joined.albedo[other]))
-    for b in batches:
-        for variant, source in enumerate((joined, lent)):
-            result[b, variant] = encode(hints.render_hints_batch(model, jax.tree.map(lambda x: x[b], source), size, size))
-    return joined, result
+    # Kept on the device: they are most of the data, and training draws from them there.
+    drawn = [
+        jnp.stack([encode(hints.render_hints_batch(model, jax.tree.map(lambda x: x[b], source), size, size)) for source in (joined, lent)], axis=1)
+        for b in batches
+    ]
+    return joined, jnp.concatenate(drawn)[: len(pictures)]
 
 
 def identity_tokens(pictures, landmarks, *, seed: int):
