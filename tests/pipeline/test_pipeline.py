@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+from importlib.resources import files
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,6 @@ from caphuman_jax.images import read_png_metadata
 from caphuman_jax.person import WantedHead
 from caphuman_jax.pipeline import Pipeline
 from caphuman_jax.sheet import sheet
-from caphuman_jax.weights import folder
 
 PROMPT = "a photo of a person"
 
@@ -201,7 +201,7 @@ def test_bfloat16(tiny_folder, person):
     assert result.settings["dtype"] == "bfloat16" and result.pictures.std() > 5
 
 
-_SHIPPED = (folder.files("caphuman_jax") / "assets" / "mini" / "config.json").is_file()
+_SHIPPED = (files("caphuman_jax") / "assets" / "mini" / "config.json").is_file()
 
 
 @pytest.mark.slow
