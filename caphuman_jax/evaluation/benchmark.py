@@ -45,11 +45,12 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """A request (for the floor: None), what was asked, what the picture shows, and for which person."""
+    """A request (for the floor: None), which person, the numbers of the head asked for and of the own one, what the picture shows."""
 
     request: design.Request | None
     person: int
     asked: HeadNumbers
+    own: HeadNumbers
     seen: Seen
     file: str | None = None
 
@@ -92,6 +93,7 @@ def run_requests(model: Morphable, generate: Generator, subjects: Sequence[Subje
     """
     pictures_folder = folder / "pictures"
     pictures_folder.mkdir(parents=True, exist_ok=True)
+    own = [HeadNumbers.of(model, subject.head) for subject in subjects]
     outcomes: list[Outcome] = []
     generating, looking = [], []
     with open(folder / "outcomes.jsonl", "w") as lines, tqdm(total=len(requests), desc="pictures", unit="picture") as bar:
@@ -108,7 +110,7 @@ def run_requests(model: Morphable, generate: Generator, subjects: Sequence[Subje
             for request, head, picture, shown in zip(part, heads, pictures, seen):
                 file = f"pictures/{request.number:05d}.png"
                 write_png(folder / file, picture, provenance.metadata() | {"caphuman-evaluation": json.dumps(dataclasses.asdict(request))})
-                outcome = Outcome(request, request.person, HeadNumbers.of(model, head), shown, file)
+                outcome = Outcome(request, request.person, HeadNumbers.of(model, head), own[request.person], shown, file)
                 outcomes.append(outcome)
                 lines.write(json.dumps(outcome_record(model, outcome, subjects)) + "\n")
             lines.flush()
@@ -129,7 +131,8 @@ def run_floor(model: Morphable, subjects: Sequence[Subject], *, seed: int, batch
         filled = [*part, *[part[-1]] * (batch - len(part))]
         changed = [turned(model, subjects[i], mirror, angle) for i, mirror, angle in filled]
         seen = look(model, [picture for picture, _ in changed])
-        outcomes += [Outcome(None, i, HeadNumbers.of(model, head), shown) for (i, _, _), (_, head), shown in zip(part, changed, seen)]
+        outcomes += [Outcome(None, i, HeadNumbers.of(model, head), HeadNumbers.of(model, subjects[i].head), shown) 
+                     for (i, _, _), (_, head), shown in zip(part, changed, seen)]
     return outcomes
 
 

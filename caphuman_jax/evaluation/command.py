@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help='"own", "random", or entries such as yaw=-20,smile=0.5 or light=left (default: %(default)s)')
     parser.add_argument("--prompts", nargs="+", default=list(design.PROMPTS), metavar="TEXT", help="default: %(default)s")
     parser.add_argument("--per-person", type=_count, default=8, metavar="N",
-                        help="pictures of each person, of the heads in turn (default: 8; on 2 cores, see the report for seconds a picture)")
+                        help="pictures of each person, of the heads in turn (default: 8; 50 people then take about half an hour on 2 cores)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=_count, help="sampling steps (default: the model's own)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     report.write_json(args.report / "report.json", document)
     report.write_index(args.report / "index.md", document)
     for name, goal in document["goals"].items():
-        print(f"{name:34} {report.number(goal['value']):>8}   goal {goal['goal']:8} {'reached' if goal['reached'] else 'not reached'}")
+        print(f"{name:34} {report.number(goal['value']):>8}   goal {goal['goal']:8} {report.verdict(goal['reached'], 'reached', 'not reached')}")
     print(f"{args.report / 'index.md'} has the rest")
     return 0
 

@@ -13,14 +13,16 @@ from caphuman_jax.head.head import Head
 from caphuman_jax.head.morphable import Morphable
 
 HEADS = ("own", "yaw=-20", "yaw=-10", "yaw=10", "yaw=20", "pitch=-12", "pitch=12", "roll=-15", "roll=15", "smile=0.8", "mouth-open=0.8",
-         "neutral", "light=left", "light=right", "random", "random", "random", "random")
+         "neutral", "light=left", "light=right", "light=top", "random", "random", "random", "random")
 """Heads that are asked for by default, see `wanted_head`; a name that stands several times is drawn that much more often."""
 
 PROMPTS = ("a photo of a person", "a photo of a person, blue background", "a photo of a person, black background",
            "a black-and-white photo of a person")
 """Prompts by default. None speaks of expression: that is what the head decides."""
 
-RANDOM_RANGE = {"yaw": 20.0, "pitch": 15.0, "roll": 20.0}  # degrees to either side of a "random" head
+RANDOM_RANGE = {"yaw": 20.0, "pitch": 15.0, "roll": 20.0}  # of a "random" head, degrees to either side
+_RANDOM_EXPRESSION = {"smile": 1.0, "mouth-open": 0.8}  # from 0 to this
+_RANDOM_SHIFT, _RANDOM_SIZE = 0.06, 0.12  # parts of the picture's side; parts of the own size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,14 +62,20 @@ def plan(people: int, heads: tuple[str, ...] = HEADS, prompts: tuple[str, ...] =
 def wanted_head(model: Morphable, own: Head, request: Request, seed: int = 0) -> Head:
     """The head that a request asks for, from the person's own.
 
-    "own": as in the photo; "random": yaw, pitch and roll drawn from RANDOM_RANGE; otherwise entries "name=value" between
-    commas, of yaw, pitch, roll (degrees), light (a preset) and expressions (ARKit names or presets): `control.from_numbers`.
+    "own": as in the photo; "random": pose drawn within RANDOM_RANGE, smile, open mouth, and a place and size near the own;
+    otherwise entries "name=value" between commas, of yaw, pitch, roll (degrees), light (a preset) and expressions (ARKit names
+    or presets): `control.from_numbers`.
     """
     if request.head == "own":
         return own
     if request.head == "random":
         rng = np.random.default_rng([seed, 1, request.number])
-        return control.from_numbers(model, own, **{name: float(rng.uniform(-most, most)) for name, most in RANDOM_RANGE.items()})
+        angles = {name: float(rng.uniform(-most, most)) for name, most in RANDOM_RANGE.items()}
+        expression = {name: float(rng.uniform(0, most)) for name, most in _RANDOM_EXPRESSION.items()}
+        x, y, size = control.position_of(model, own)
+        shift = rng.uniform(-_RANDOM_SHIFT, _RANDOM_SHIFT, 2)
+        position = (x + shift[0], y + shift[1], size * (1 + rng.uniform(-_RANDOM_SIZE, _RANDOM_SIZE)))
+        return control.from_numbers(model, own, **angles, expression=expression, position=position)
     return control.from_numbers(model, own, **_numbers(request.head))
 
 

@@ -134,10 +134,11 @@ def chance(statistic: Statistic, asked: np.ndarray, measured: np.ndarray, seed: 
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def summary(statistic: Statistic, asked: np.ndarray, measured: np.ndarray, person: np.ndarray, seed: int = 0) -> dict:
-    """{"value", "interval", "chance"} of a statistic of asked and measured."""
+def summary(statistic: Statistic, asked: np.ndarray, measured: np.ndarray, person: np.ndarray, seed: int = 0,
+            own: np.ndarray | None = None) -> dict:
+    """{"value", "interval", "chance", "copied"} of a statistic of asked and measured; "copied": of asked and the reference's `own`."""
     return {"value": statistic(asked, measured), "interval": interval(statistic, (asked, measured), person, seed),
-            "chance": chance(statistic, asked, measured, seed)}
+            "chance": chance(statistic, asked, measured, seed), "copied": float("nan") if own is None else statistic(asked, own)}
 
 
 def _below(scores: np.ndarray, ordered: np.ndarray) -> np.ndarray:

@@ -64,9 +64,9 @@ def write_index(path: Path, report: dict) -> None:
         f"{settings['seed']}); {len(report['skipped'])} photos skipped. Weights: `{report['model']['sha256'][:16]}`.", "",
         "All numbers: [report.json](report.json); every request: [outcomes.jsonl](outcomes.jsonl).", "",
         "## Goals", "", "| | reached | goal | |", "|---|---|---|---|",
-        *(f"| {name} | {number(g['value'])} | {g['goal']} | {'yes' if g['reached'] else 'no'} |" for name, g in report["goals"].items()), "",
+        *(f"| {name} | {number(g['value'])} | {g['goal']} | {verdict(g['reached'], 'yes', 'no')} |" for name, g in report["goals"].items()), "",
         "## What was measured", "",
-        "| | value | 95% interval | chance | floor |", "|---|---|---|---|---|",
+        "| | value | 95% interval | chance | copy | floor |", "|---|---|---|---|---|---|",
         *(f"| {name} | {' | '.join(cells)} |" for name, cells in _main_rows(results, floor)), "",
         *_EXPLANATION, "",
         "## By head", "", *_head_table(results["by_head"]), "",
@@ -80,7 +80,8 @@ def write_index(path: Path, report: dict) -> None:
 
 _EXPLANATION = (
     f"""Faces are found, heads fitted and vectors computed anew from each result. *Chance*: the same number with the results dealt out to
-the requests at random. *Floor*: the same number for the reference photos themselves, turned by a known angle and half of them
+the requests at random. *Copy*: what a model would get that keeps the reference photo's head, whatever is asked; *where changed*
+therefore counts only the requests that ask for a change of that number, and the goals do the same. *Floor*: the same number for the reference photos themselves, turned by a known angle and half of them
 mirrored: the error of measuring, which a perfect model would show too. Intervals: people drawn with replacement, 500 times.
 
 A result in which no face is found is a failure and counts so in *face found*, in AUC (it loses every comparison) and in rank-1 (a miss);
@@ -94,11 +95,12 @@ exactly, without drawing; empty with fewer people). Photos that seem to show the
 
 def _main_rows(results, floor):
     def row(name, place, percent=False):
-        parts = [functools.reduce(lambda part, key: part.get(key, {}), place.split("."), whole) for whole in (results, floor)]
-        value, other = ((part or {}).get("value") for part in parts)
-        low, high = parts[0].get("interval", (None, None))
+        there, measuring = (
+            functools.reduce(lambda part, key: part.get(key, {}), where.split("."), whole)
+            for whole, where in ((results, place), (floor, place.replace(".changed.", ".all."))))
         show = _percent if percent else number
-        return name, [show(value), f"{show(low)} – {show(high)}", show(parts[0].get("chance")), show(other)]
+        low, high = there.get("interval", (None, None))
+        return name, [show(there.get("value")), f"{show(low)} – {show(high)}", show(there.get("chance")), show(there.get("copied")), show(measuring.get("value"))]
 
     rows = [row("face found", "face_found", True)]
     for recogniser, mark in (("dlib", ""), ("mobilefacenet", ", conditioned on")):
@@ -107,15 +109,18 @@ def _main_rows(results, floor):
                  row(f"rank-1 among all ({recogniser}{mark})", f"identity.{recogniser}.rank1_among_all", True),
                  row(f"rank-1 among {RANKED_AMONG} ({recogniser}{mark})", f"identity.{recogniser}.rank1_among_{RANKED_AMONG}", True)]
     for angle in ANGLES:
-        rows += [row(f"{angle} error, {label}, degrees", f"pose.{angle}.{key}")
+        rows += [row(f"{angle} error where changed, {label}, degrees", f"pose.{angle}.changed.{key}")
                  for key, label in (("median", "median"), ("mean", "mean"), ("ninetieth", "90% below"))]
+        rows.append(row(f"{angle} error of all heads, median, degrees", f"pose.{angle}.all.median"))
     for name in ("smile", "jawOpen"):
-        rows += [row(f"{name}, correlation", f"expression.{name}.correlation"), row(f"{name}, mean error", f"expression.{name}.mean")]
-    rows += [row("all expressions, correlation", "expression.all.correlation"), row("all expressions, mean error", "expression.all.mean"),
-             row("light from the right, correlation", "light.right.correlation"), row("light from above, correlation", "light.above.correlation"),
-             row("position, median distance in parts of the side", "position.median_distance"),
-             row("size, median error (natural logarithm)", "position.median_log_size_error")]
-    return rows
+        rows += [row(f"{name} where changed, correlation", f"expression.{name}.changed.correlation"),
+                 row(f"{name} where changed, mean error", f"expression.{name}.changed.mean"),
+                 row(f"{name} of all heads, correlation", f"expression.{name}.all.correlation")]
+    rows += [row("all 52 expressions where changed, correlation", "expression.together.changed.correlation"),
+             row("all 52 expressions where changed, mean error", "expression.together.changed.mean")]
+    rows += [row(f"light from {side} where changed, correlation", f"light.{axis}.changed.correlation") for axis, side in (("right", "the right"), ("above", "above"))]
+    return [*rows, row("position where changed, median distance in parts of the side", "position.changed.median_distance"),
+            row("size where changed, median error (natural logarithm)", "position.changed.median_log_size_error")]
 
 
 def _head_table(heads):
@@ -149,11 +154,17 @@ def _shortened(text, draw, font):
     return text
 
 
+def verdict(reached: bool | None, yes: str, no: str) -> str:
+    """A goal's outcome in a word or two."""
+    return "not measured" if reached is None else yes if reached else no
+
+
 def _percent(value):
     return "" if value is None or isinstance(value, dict) or math.isnan(value) else f"{100 * value:.1f} %"
 
 
-def number(value):
+def number(value: float | None) -> str:
+    """Three digits; nothing for what could not be measured."""
     if value is None or isinstance(value, dict) or math.isnan(value):
         return ""
     return str(value) if isinstance(value, int) else f"{value:.3g}"

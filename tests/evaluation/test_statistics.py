@@ -36,14 +36,14 @@ def make_outcomes(model, subjects, follows: bool, missing: int = 0):
     outcomes = []
     for request in design.plan(PEOPLE, per_person=EACH):
         draw = lambda: HeadNumbers(rng.uniform(-19, 19, 3), rng.uniform([0.4, 0.4, 0.4], [0.6, 0.6, 0.6]), rng.uniform(0, 1, len(model.expression_names)), rng.uniform(-1, 1, 2))
-        asked, other = draw(), draw()
+        asked, other, own = draw(), draw(), draw()
         step = lambda: HeadNumbers(asked.angles + [3, -3, 1], asked.position + [0.03, 0.04, 0], asked.expression, -asked.light)
         shown = {n: v + 0.01 for n, v in subjects[request.person].vectors.items()} if follows else vectors(rng)
         chroma = 1.0 if design.asks_without_colour(request.prompt) == follows else 30.0
         seen = Seen(1, step() if follows else other, shown, chroma, design.asked_background(request.prompt) if follows else "pink")
         if request.number < missing:
             seen = Seen(0, HeadNumbers.missing(model), {n: np.full(len(v), np.nan) for n, v in shown.items()}, chroma, None)
-        outcomes.append(Outcome(request, request.person, asked, seen, f"pictures/{request.number:05d}.png"))
+        outcomes.append(Outcome(request, request.person, asked, own, seen, f"pictures/{request.number:05d}.png"))
     return outcomes
 
 
@@ -54,14 +54,14 @@ def test_results_that_follow(model, subjects):
     assert found["identity"]["dlib"]["rank1_among_all"]["value"] == 1 and found["identity"]["dlib"]["rank1_among_50"]["value"] == 1
     assert found["identity"]["mobilefacenet"]["conditioned_on"] and not found["identity"]["dlib"]["conditioned_on"]
     for angle, error in (("yaw", 3), ("pitch", 3), ("roll", 1)):
-        assert found["pose"][angle]["median"]["value"] == pytest.approx(error)
-        assert found["pose"][angle]["median"]["interval"] == pytest.approx([error] * 2)
-        assert found["pose"][angle]["mean"]["chance"] == pytest.approx(38 / 3, rel=0.1)
-    assert found["pose"]["pitch"]["bias"]["value"] == pytest.approx(-3)
-    assert found["expression"]["smile"]["correlation"]["value"] == pytest.approx(1)
-    assert found["light"]["right"]["correlation"]["value"] == pytest.approx(-1)
-    assert found["position"]["median_distance"]["value"] == pytest.approx(0.05)
-    assert found["position"]["median_log_size_error"]["value"] == pytest.approx(0)
+        assert found["pose"][angle]["all"]["median"]["value"] == pytest.approx(error)
+        assert found["pose"][angle]["all"]["median"]["interval"] == pytest.approx([error] * 2)
+        assert found["pose"][angle]["changed"]["mean"]["chance"] == pytest.approx(38 / 3, rel=0.1)
+    assert found["pose"]["pitch"]["all"]["bias"]["value"] == pytest.approx(-3)
+    assert found["expression"]["smile"]["changed"]["correlation"]["value"] == pytest.approx(1)
+    assert found["light"]["right"]["all"]["correlation"]["value"] == pytest.approx(-1)
+    assert found["position"]["all"]["median_distance"]["value"] == pytest.approx(0.05)
+    assert found["position"]["all"]["median_log_size_error"]["value"] == pytest.approx(0)
     assert found["prompts"]["black_and_white"]["value"] == 1 and found["prompts"]["background"]["value"] == 1
     assert found["prompts"]["black_and_white"]["chance"] == pytest.approx(0.62, abs=0.05)  # a quarter each: 1/16 + 9/16
     assert found["prompts"]["background"]["chance"] == pytest.approx(0.5, abs=0.05)
@@ -72,11 +72,26 @@ def test_results_that_do_not(model, subjects):
     found = statistics.compute(model, subjects, make_outcomes(model, subjects, False))
     assert found["identity"]["dlib"]["auc"]["value"] == pytest.approx(0.5, abs=0.05)
     assert found["identity"]["dlib"]["rank1_among_50"]["value"] == pytest.approx(1 / 50, abs=0.02)
-    for statistic in (found["pose"]["yaw"]["median"], found["expression"]["jawOpen"]["mean"], found["prompts"]["background"]):
+    for statistic in (found["pose"]["yaw"]["changed"]["median"], found["expression"]["jawOpen"]["changed"]["mean"], found["prompts"]["background"]):
         assert statistic["value"] == pytest.approx(statistic["chance"], rel=0.15, abs=0.02)
     assert found["prompts"]["black_and_white"]["value"] == 0 and found["prompts"]["background"]["value"] == 0
     reached = statistics.goals(found)
     assert reached["face found"]["reached"] and not any(g["reached"] for name, g in reached.items() if name != "face found")
+
+
+def test_a_copy_of_the_photo_is_no_following(model, subjects):
+    outcomes = []
+    for i, outcome in enumerate(make_outcomes(model, subjects, True)):
+        asked = outcome.asked if i % 4 == 0 else outcome.own  # three in four ask for nothing new
+        outcomes.append(dataclasses.replace(outcome, asked=asked, seen=dataclasses.replace(outcome.seen, numbers=outcome.own)))
+    found = statistics.compute(model, subjects, outcomes)
+    yaw = found["pose"]["yaw"]
+    assert yaw["all"]["median"]["value"] == 0 and yaw["all"]["requests"] == len(outcomes)
+    assert yaw["changed"]["median"]["value"] == yaw["changed"]["median"]["copied"] > 8
+    assert len(outcomes) / 5 < yaw["changed"]["requests"] <= len(outcomes) / 4
+    assert abs(found["expression"]["smile"]["changed"]["correlation"]["value"]) < 0.35 < found["expression"]["smile"]["all"]["correlation"]["value"]
+    reached = statistics.goals(found)
+    assert not reached["median yaw error, degrees"]["reached"] and not reached["smile correlation"]["reached"]
 
 
 def test_missing_faces_count_as_failures(model, subjects):
@@ -85,7 +100,7 @@ def test_missing_faces_count_as_failures(model, subjects):
     assert found["face_found"]["value"] == pytest.approx(0.75)
     assert found["identity"]["dlib"]["auc"]["value"] == pytest.approx(0.75)
     assert found["identity"]["dlib"]["rank1_among_all"]["value"] == pytest.approx(0.75)
-    assert found["pose"]["yaw"]["median"]["value"] == pytest.approx(3)  # of those that were found
+    assert found["pose"]["yaw"]["changed"]["median"]["value"] == pytest.approx(3)  # of those that were found
 
 
 def test_photos_of_one_person_are_not_compared(subjects):
@@ -120,6 +135,7 @@ def test_report_is_written(model, subjects, tmp_path, missing):
     assert "| median yaw error, degrees |" in text and "x.jpg: no face found" in text and "nan" not in text
     assert document["sheets"] == ["sheet_00.png", "sheet_01.png"]
     rows = [line for line in text.splitlines() if line.startswith("| face found")]
+    assert "not measured" in text or not missing
     assert rows[0].endswith("| no |" if missing else "| yes |")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["index.md", "pictures", "report.json", "sheet_00.png", "sheet_01.png"]
 
