@@ -97,7 +97,8 @@ class Pipeline:
             "prompt": _text(prompt), "seed": _whole(seed, "seed", 0, 2**32 - 1),
             "steps": _whole(sampling.steps if steps is None else steps, "steps", 1, self.config.diffusion.train_steps),
             "guidance": _real(sampling.guidance if guidance is None else guidance, "guidance", 0, 100),
-            "strength": _real(strength, "strength", 0, 10), "identity_until": _real(identity_until, "identity_until", -1, self.config.diffusion.train_steps),
+            "strength": _real(strength, "strength", 0, 10),
+            "identity_until": _real(identity_until, "identity_until", -1, self.config.diffusion.train_steps),
             "hard_gate": bool(hard_gate),
         }
         num, first = _whole(num, "num", 1, 10_000), _whole(first, "first", 0, 2**32 - 10_001)

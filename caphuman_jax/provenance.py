@@ -64,7 +64,8 @@ def save_pictures(out: str | os.PathLike, pictures: np.ndarray, settings: dict, 
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    start = 0 if overwrite else 1 + max((int(found[1]) for name in os.listdir(out) if (found := re.fullmatch(r"(?:picture|sheet)_(\d+)\.png", name))), default=-1)
+    there = [int(found[1]) for name in os.listdir(out) if (found := re.fullmatch(r"(?:picture|sheet)_(\d+)\.png", name))]
+    start = 0 if overwrite else 1 + max(there, default=-1)
     paths = []
     for i, picture in enumerate(pictures):
         paths.append(out / f"picture_{start + i:02d}.png")

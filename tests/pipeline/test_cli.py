@@ -62,8 +62,10 @@ BAD = {
     "weight": (["--expression", "smile=2"], "between 0 and 1"), "NaN": (["--yaw", "nan"], "yaw"), "no number": (["--yaw", "left"], "--yaw"),
     "light": (["--light", "blue"], "blue"), "position": (["--position", "1,a,2"], "--position"), "size": (["--size", "65"], "multiples of 8"),
     "size text": (["--size", "big"], "--size"), "model": (["--model", "nobody"], "nobody"), "steps": (["--steps", "0"], "steps"),
-    "num": (["--num", "0"], "num"), "face": (["--face", "3"], "no face 3"), "take": (["--take", "pose"], "--head-from"), "batch": (["--batch", "0"], "batch"),
-    "take what": (["--head-from", "{none}", "--take", "nose"], "nose"), "option": (["--colour"], "colour"), "repeat": (["--repeat", "{none}"], "--prompt"),
+    "num": (["--num", "0"], "num"), "face": (["--face", "3"], "no face 3"), "take": (["--take", "pose"], "--head-from"),
+    "batch": (["--batch", "0"], "batch"),
+    "take what": (["--head-from", "{none}", "--take", "nose"], "nose"), "option": (["--colour"], "colour"),
+    "repeat": (["--repeat", "{none}"], "--prompt"),
 }
 
 
@@ -102,7 +104,8 @@ def test_help_is_light_and_names_every_preset():
     script = "import sys; from caphuman_jax import cli\ntry: cli.main(sys.argv[1:])\nfinally: assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
     top = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True)
     assert top.returncode == 0 and all(name in top.stdout for name in ("generate", "evaluate", "train", "precompute")), top.stderr
-    text = subprocess.run([sys.executable, "-c", script, "generate", "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "400"}).stdout
+    wide = {**os.environ, "COLUMNS": "400"}
+    text = subprocess.run([sys.executable, "-c", script, "generate", "--help"], capture_output=True, text=True, env=wide).stdout
     words = text.replace(",", " ").replace(";", " ").replace("\n", " ").split()
     assert {*control.PRESETS, *control.LIGHTS, *control.PARTS} <= set(words)
 
@@ -116,9 +119,11 @@ def test_other_commands_have_their_own_help(command, capsys):
 
 @pytest.mark.slow
 def test_the_second_run_compiles_nothing(tiny_folder, astronaut_file, tmp_path):
+    environment = {"PATH": "", "CAPHUMAN_CACHE": str(tmp_path / "cache"), "PYTHONPATH": ":".join(sys.path)}
+
     def run():
-        subprocess.run([sys.executable, "-m", "caphuman_jax.cli", "generate", "--reference", astronaut_file, "--prompt", "a photo", "--model",
-                        tiny_folder, "--out", tmp_path / "out"], check=True, env={"PATH": "", "CAPHUMAN_CACHE": str(tmp_path / "cache"), "PYTHONPATH": ":".join(sys.path)})
+        subprocess.run([sys.executable, "-m", "caphuman_jax.cli", "generate", "--reference", astronaut_file, "--prompt", "a photo",
+                        "--model", tiny_folder, "--out", tmp_path / "out"], check=True, env=environment)
         return {path.name for path in (tmp_path / "cache" / "compiled").iterdir() if path.name.endswith("-cache")}
     first = run()
     assert {"jit_generate", "jit_heads_from_photos", "jit_render_hints_batch"} <= {name.rsplit("-", 2)[0] for name in first}

@@ -128,7 +128,8 @@ def test_settings_out_of_range(pipe, person, setting):
 
 
 def test_wrong_heads(pipe, person):
-    for head in ({"yaw": float("nan")}, {"tilt": 3}, {"expression": "smirk"}, {"light": "blue"}, {"take": "nose"}, {"framing": "wide"}, {"position": (1, 2)}):
+    for head in ({"yaw": float("nan")}, {"tilt": 3}, {"expression": "smirk"}, {"light": "blue"}, {"take": "nose"}, {"framing": "wide"},
+                 {"position": (1, 2)}):
         with pytest.raises(HeadError):
             pipe(reference=person, prompt=PROMPT, head=head)
 
