@@ -93,6 +93,8 @@ def run_requests(model: Morphable, generate: Generator, subjects: Sequence[Subje
     """
     pictures_folder = folder / "pictures"
     pictures_folder.mkdir(parents=True, exist_ok=True)
+    for old in pictures_folder.glob("[0-9]" * 5 + ".png"):
+        old.unlink()  # of a report that is written over
     own = [HeadNumbers.of(model, subject.head) for subject in subjects]
     outcomes: list[Outcome] = []
     generating, looking = [], []

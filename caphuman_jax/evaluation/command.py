@@ -54,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     subjects, skipped = benchmark.read_subjects(photos, bulk.subject_reader(pipe, drawings=not args.no_drawings))
     if len(subjects) < _FEWEST:
         reasons = "; ".join(list(skipped.values())[:3])
-        raise DataError(f"only {len(subjects)} of {len(photos)} photos can be used, at least {_FEWEST} people are needed ({reasons or 'give more photos'})")
+        raise DataError(f"only {len(subjects)} of {len(photos)} photos can be used, at least {_FEWEST} people are needed "
+                        f"({reasons or 'give more photos'})")
     read_seconds = (time.perf_counter() - start) / len(photos)
     heads, prompts = tuple(args.heads), tuple(args.prompts)
     design.check_heads(model, subjects[0].head, heads)

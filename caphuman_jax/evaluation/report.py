@@ -28,6 +28,8 @@ def write_json(path: Path, report: dict) -> None:
 
 def write_sheets(folder: Path, subjects: Sequence[Subject], outcomes: Sequence[Outcome], pictures: Path) -> list[str]:
     """Sheets of PEOPLE_A_SHEET people each, a person a row, the reference photo first; returns the files' names."""
+    for old in folder.glob("sheet_[0-9][0-9].png"):
+        old.unlink()  # of a report that is written over
     names = []
     for start in range(0, len(subjects), PEOPLE_A_SHEET):
         people = range(start, min(start + PEOPLE_A_SHEET, len(subjects)))
@@ -81,8 +83,9 @@ def write_index(path: Path, report: dict) -> None:
 _EXPLANATION = (
     f"""Faces are found, heads fitted and vectors computed anew from each result. *Chance*: the same number with the results dealt out to
 the requests at random. *Copy*: what a model would get that keeps the reference photo's head, whatever is asked; *where changed*
-therefore counts only the requests that ask for a change of that number, and the goals do the same. *Floor*: the same number for the reference photos themselves, turned by a known angle and half of them
-mirrored: the error of measuring, which a perfect model would show too. Intervals: people drawn with replacement, 500 times.
+therefore counts only the requests that ask for a change of that number, and the goals do the same. *Floor*: the same
+number for the reference photos themselves, turned by a known angle and half of them mirrored: the error of
+measuring, which a perfect model would show too. Intervals: people drawn with replacement, 500 times.
 
 A result in which no face is found is a failure and counts so in *face found*, in AUC (it loses every comparison) and in rank-1 (a miss);
 in the errors and correlations of pose, expression, light and position it cannot take part. Pose errors are of heads asked
@@ -100,7 +103,8 @@ def _main_rows(results, floor):
             for whole, where in ((results, place), (floor, place.replace(".changed.", ".all."))))
         show = _percent if percent else number
         low, high = there.get("interval", (None, None))
-        return name, [show(there.get("value")), f"{show(low)} – {show(high)}", show(there.get("chance")), show(there.get("copied")), show(measuring.get("value"))]
+        value, by_chance, copied = (show(there.get(key)) for key in ("value", "chance", "copied"))
+        return name, [value, f"{show(low)} – {show(high)}", by_chance, copied, show(measuring.get("value"))]
 
     rows = [row("face found", "face_found", True)]
     for recogniser, mark in (("dlib", ""), ("mobilefacenet", ", conditioned on")):
@@ -118,7 +122,8 @@ def _main_rows(results, floor):
                  row(f"{name} of all heads, correlation", f"expression.{name}.all.correlation")]
     rows += [row("all 52 expressions where changed, correlation", "expression.together.changed.correlation"),
              row("all 52 expressions where changed, mean error", "expression.together.changed.mean")]
-    rows += [row(f"light from {side} where changed, correlation", f"light.{axis}.changed.correlation") for axis, side in (("right", "the right"), ("above", "above"))]
+    rows += [row(f"light from {side} where changed, correlation", f"light.{axis}.changed.correlation")
+             for axis, side in (("right", "the right"), ("above", "above"))]
     return [*rows, row("position where changed, median distance in parts of the side", "position.changed.median_distance"),
             row("size where changed, median error (natural logarithm)", "position.changed.median_log_size_error")]
 

@@ -21,8 +21,10 @@ ANGLES = ("yaw", "pitch", "roll")
 GOALS = {
     "face found": ("face_found.value", ">=", 0.97), "identity AUC (dlib)": ("identity.dlib.auc.value", ">=", 0.90),
     "rank-1 among 50 people (dlib)": ("identity.dlib.rank1_among_50.value", ">=", 0.40),
-    "median yaw error, degrees": ("pose.yaw.changed.median.value", "<=", 4.0), "median pitch error, degrees": ("pose.pitch.changed.median.value", "<=", 4.0),
-    "median roll error, degrees": ("pose.roll.changed.median.value", "<=", 2.0), "smile correlation": ("expression.smile.changed.correlation.value", ">=", 0.6),
+    "median yaw error, degrees": ("pose.yaw.changed.median.value", "<=", 4.0),
+    "median pitch error, degrees": ("pose.pitch.changed.median.value", "<=", 4.0),
+    "median roll error, degrees": ("pose.roll.changed.median.value", "<=", 2.0),
+    "smile correlation": ("expression.smile.changed.correlation.value", ">=", 0.6),
     "jawOpen correlation": ("expression.jawOpen.changed.correlation.value", ">=", 0.6),
 }
 """What the small model is meant to reach on held-out people: name to (place in the report, relation, value).
@@ -134,7 +136,8 @@ def position(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict
     asked, measured, own = _tables(outcomes, "position")
     off = lambda a, m: metrics.median_error(np.zeros(len(a)), np.linalg.norm(m[:, :2] - a[:, :2], axis=1))
     size = lambda a, m: metrics.median_error(np.zeros(len(a)), np.log(m[:, 2] / a[:, 2]))
-    return _all_and_changed({"median_distance": off, "median_log_size_error": size}, asked, measured, own, _differs("position", asked, own), person, seed)
+    statistics = {"median_distance": off, "median_log_size_error": size}
+    return _all_and_changed(statistics, asked, measured, own, _differs("position", asked, own), person, seed)
 
 
 def prompts(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
@@ -168,12 +171,13 @@ def prompts(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
 def by_head(model: Morphable, subjects: Sequence[Subject], outcomes: Sequence[Outcome]) -> dict:
     """A short line for each head that was asked for: face found, AUC, median errors, mean smile and jawOpen measured."""
     names = list(model.expression_names)
+    references = np.stack([s.vectors["dlib"] for s in subjects])
     answer = {}
     for head in dict.fromkeys(o.request.head for o in outcomes):
         part = [o for o in outcomes if o.request.head == head]
         person = np.array([o.person for o in part])
         weights = np.stack([o.seen.numbers.expression for o in part])
-        distance = np.linalg.norm(np.stack([o.seen.vectors["dlib"] for o in part])[:, None] - np.stack([s.vectors["dlib"] for s in subjects]), axis=-1)
+        distance = np.linalg.norm(np.stack([o.seen.vectors["dlib"] for o in part])[:, None] - references, axis=-1)
         wins, possible = metrics.people_auc(distance, person, different_people(subjects)[person])
         answer[head] = {
             "pictures": len(part), "face_found": float(np.mean([o.seen.faces > 0 for o in part])), "auc": _share(wins, possible),
@@ -201,7 +205,8 @@ def _differs(kind, asked, own):
 
 def _tables(outcomes, field):
     """(N, K) of one field: asked, measured and of the own head."""
-    return tuple(np.stack([getattr(numbers(o), field) for o in outcomes]) for numbers in (lambda o: o.asked, lambda o: o.seen.numbers, lambda o: o.own))
+    heads = ([o.asked for o in outcomes], [o.seen.numbers for o in outcomes], [o.own for o in outcomes])
+    return tuple(np.stack([getattr(numbers, field) for numbers in column]) for column in heads)
 
 
 def _columns(outcomes, field, i):

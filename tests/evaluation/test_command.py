@@ -44,7 +44,8 @@ def photos(tmp_path_factory):
     path = tmp_path_factory.mktemp("photos")
     photo = np.asarray(Image.open(ASTRONAUT).convert("RGB"))
     photo = np.asarray(Image.fromarray(photo).resize((512 * photo.shape[1] // photo.shape[0], 512)))
-    images = {"a.png": photo, "b.png": photo[:, ::-1, ::-1], "empty.png": np.full((80, 80, 3), 128, np.uint8), "two.png": np.concatenate([photo, photo], 1)}
+    images = {"a.png": photo, "b.png": photo[:, ::-1, ::-1], "empty.png": np.full((80, 80, 3), 128, np.uint8),
+              "two.png": np.concatenate([photo, photo], 1)}
     for name, image in images.items():
         Image.fromarray(np.ascontiguousarray(image)).save(path / name)
     (path / "broken.jpg").write_bytes(b"no picture")
@@ -115,7 +116,8 @@ def arguments(*words):
 
 def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     out = tmp_path / "report"
-    words = ("--photos", photos, "--model", folder, "--report", out, "--per-person", 3, "--heads", "own", "random", "smile=0.8", "--seed", 5, "--batch", 2)
+    words = ("--photos", photos, "--model", folder, "--report", out, "--per-person", 3,
+             "--heads", "own", "random", "smile=0.8", "--seed", 5, "--batch", 2)
     assert command.run(arguments(*words)) == 0
     document = json.loads((out / "report.json").read_text())
     assert document["results"]["pictures"] == 6 and document["results"]["people"] == 2

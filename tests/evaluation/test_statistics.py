@@ -35,7 +35,8 @@ def make_outcomes(model, subjects, follows: bool, missing: int = 0):
     rng = np.random.default_rng(1)
     outcomes = []
     for request in design.plan(PEOPLE, per_person=EACH):
-        draw = lambda: HeadNumbers(rng.uniform(-19, 19, 3), rng.uniform([0.4, 0.4, 0.4], [0.6, 0.6, 0.6]), rng.uniform(0, 1, len(model.expression_names)), rng.uniform(-1, 1, 2))
+        draw = lambda: HeadNumbers(rng.uniform(-19, 19, 3), rng.uniform(0.4, 0.6, 3), rng.uniform(0, 1, len(model.expression_names)),
+                                   rng.uniform(-1, 1, 2))
         asked, other, own = draw(), draw(), draw()
         step = lambda: HeadNumbers(asked.angles + [3, -3, 1], asked.position + [0.03, 0.04, 0], asked.expression, -asked.light)
         shown = {n: v + 0.01 for n, v in subjects[request.person].vectors.items()} if follows else vectors(rng)
@@ -123,8 +124,10 @@ def test_report_is_written(model, subjects, tmp_path, missing):
         write_png(tmp_path / outcome.file, np.full((32, 32, 3), 80, np.uint8))
     some, mine = subjects[:9], outcomes[: 9 * EACH]
     results = statistics.compute(model, subjects, outcomes)
-    document = {"results": results, "floor": results, "goals": statistics.goals(results), "settings": {"model": "m", "steps": 2, "guidance": 3.0, "seed": 0},
-                "model": {"sha256": "ab" * 32}, "skipped": {"x.jpg": "no face found"}, "seconds": {"look_at_a_picture": 0.1, "generate": float("nan")},
+    document = {"results": results, "floor": results, "goals": statistics.goals(results),
+                "settings": {"model": "m", "steps": 2, "guidance": 3.0, "seed": 0},
+                "model": {"sha256": "ab" * 32}, "skipped": {"x.jpg": "no face found"},
+                "seconds": {"look_at_a_picture": 0.1, "generate": float("nan")},
                 "sheets": report.write_sheets(tmp_path, some, mine, tmp_path)}
     report.write_json(tmp_path / "report.json", document)
     report.write_index(tmp_path / "index.md", document)
@@ -143,7 +146,8 @@ def test_report_is_written(model, subjects, tmp_path, missing):
 def test_sheet_has_a_cell_for_every_picture():
     red = np.zeros((20, 20, 3), np.uint8)
     red[..., 0] = 255
-    page = report.sheet([[(red, "own", "a photo"), (red, "yaw=-20", "a prompt far too long to be written under so small a picture")], [(red, "own", "")]])
+    page = report.sheet([[(red, "own", "a photo"), (red, "yaw=-20", "a prompt far too long to be written under a picture so small")],
+                         [(red, "own", "")]])
     assert page.shape == (2 * (report.CELL + report.LABEL), 2 * report.CELL, 3)
     middle, down = report.CELL // 2, report.CELL + report.LABEL
     for y, x in ((middle, middle), (middle, middle + report.CELL), (middle + down, middle)):
