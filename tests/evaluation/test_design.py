@@ -24,7 +24,7 @@ def model():
 def own(model):
     expression = jnp.zeros(len(model.expression_names), jnp.float32).at[model.expression_names.index("jawOpen")].set(0.2)
     return Head(jnp.zeros(len(model.identity_basis), jnp.float32), expression, rotation_matrix(5.0, -3.0, 2.0), jnp.float32(60),
-                jnp.full(2, 128.0, jnp.float32), jnp.full(2, 256.0, jnp.float32), jnp.asarray(WHITE), jnp.full((len(model.mean), 3), 0.5, jnp.float32),
+                jnp.full(2, 128.0, jnp.float32), jnp.full(2, 256.0, jnp.float32), jnp.asarray(WHITE), jnp.full((len(model.mean), 3), 0.5, "float32"),
                 jnp.float32(0))
 
 
