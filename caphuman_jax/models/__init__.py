@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from caphuman_jax.config import ModelConfig
@@ -39,13 +40,15 @@ def abstract(cfg: ModelConfig, dtype=jnp.float32, *, only: Collection[str] | Non
 def init(
     cfg: ModelConfig, key: jax.Array, dtype=jnp.float32, *, only: Collection[str] | None = None
 ) -> dict[str, Network]:
-    """Every network's (graphdef, params), or those of `only`, freshly initialised; the same key gives the same parameters."""
+    """Every network's (graphdef, params), or those of `only`, freshly initialised; the same key gives the same parameters.
+
+    The numbers are drawn on the host (nn/initialisers.py says why), so this cannot be called inside a compiled function.
+    """
     networks = {}
     for number, (name, make) in enumerate(_makers(cfg, dtype).items()):
         if only is not None and name not in only:
             continue
-        params = jax.jit(lambda key, make=make: split(make(_Keys(key)))[1])(jax.random.fold_in(key, number))
-        networks[name] = (_abstract(make)[0], params)
+        networks[name] = split(make(_HostNumbers(jax.random.fold_in(key, number))))
     return networks
 
 
@@ -75,6 +78,16 @@ class _Keys:
     def params(self) -> jax.Array:
         self.drawn += 1
         return jax.random.fold_in(self.key, self.drawn)
+
+
+class _HostNumbers:
+    """In the place of `nnx.Rngs` too: our initialisers take a NumPy generator for a key, the others use none."""
+
+    def __init__(self, key: jax.Array):
+        self.generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+    def params(self) -> np.random.Generator:
+        return self.generator
 
 
 def _abstract(make: Callable[[_Keys], nnx.Module]) -> Network:

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from caphuman_jax.config import ImageEncoderConfig
+from caphuman_jax.nn import initialisers
 from caphuman_jax.nn.layers import LayerNorm, linear, space_to_depth
 from caphuman_jax.nn.transformer import Transformer
 
@@ -27,7 +28,7 @@ class ImageEncoder(nnx.Module):
     def __init__(self, cfg: ImageEncoderConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
         self.patch = cfg.patch
         count = (cfg.image_size // cfg.patch) ** 2 + 1
-        normal = nnx.initializers.normal(0.02)
+        normal = initialisers.normal(0.02)
         self.patches = linear(3 * cfg.patch**2, cfg.width, use_bias=False, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(normal(rngs.params(), (cfg.width,), jnp.float32))
         self.positions = nnx.Param(normal(rngs.params(), (count, cfg.width), jnp.float32))

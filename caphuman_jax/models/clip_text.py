@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.config import TextConfig
+from caphuman_jax.nn import initialisers
 from caphuman_jax.nn.layers import LayerNorm, linear
 from caphuman_jax.nn.transformer import Transformer
 
@@ -19,7 +20,7 @@ class TextEncoder(nnx.Module):
 
     def __init__(self, cfg: TextConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
         narrow = cfg.embed_width or cfg.width
-        normal = nnx.initializers.normal(0.02)
+        normal = initialisers.normal(0.02)
         self.tokens = nnx.Embed(cfg.vocabulary, narrow, dtype=dtype, embedding_init=normal, rngs=rngs)
         if narrow != cfg.width:
             self.widen = linear(narrow, cfg.width, use_bias=False, dtype=dtype, rngs=rngs)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from caphuman_jax.nn.initialisers import lecun_normal
+
 
 class GroupNorm(nnx.Module):
     """Group normalisation over height, width and the channels of each group (arXiv 1803.08494), in float32.
@@ -57,7 +59,7 @@ class LayerNorm(nnx.Module):
 
 def linear(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, use_bias: bool = True, zero: bool = False) -> nnx.Linear:
     """Dense layer on the last axis; on pictures it is the 1×1 convolution. `zero` starts it at zero."""
-    kernel_init = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
+    kernel_init = nnx.initializers.zeros_init() if zero else lecun_normal
     return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
 
 
@@ -65,7 +67,7 @@ def conv(
     inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, stride: int = 1, padding=((1, 1), (1, 1)), zero: bool = False
 ) -> nnx.Conv:
     """3×3 convolution. `zero` starts it at zero; `padding` is ((top, bottom), (left, right))."""
-    kernel_init = nnx.initializers.zeros_init() if zero else nnx.initializers.lecun_normal()
+    kernel_init = nnx.initializers.zeros_init() if zero else lecun_normal
     return nnx.Conv(
         inputs, outputs, kernel_size=(3, 3), strides=stride, padding=padding, kernel_init=kernel_init, dtype=dtype, rngs=rngs
     )
