@@ -160,7 +160,8 @@ SD15 = ModelConfig()
 
 MINI = ModelConfig(
     name="mini", image_size=256, head="anny", image_encoder=None,
-    unet=UNetConfig(in_channels=8, out_channels=8, channels=64, multipliers=(1, 2, 2), res_blocks=1, heads=4, context_width=128, groups=16),
+    unet=UNetConfig(in_channels=8, out_channels=8, channels=64, multipliers=(1, 2, 2), res_blocks=1, attention_downsamplings=(2, 4), heads=4,
+                    context_width=128, groups=16),
     capface=CapFaceConfig(hint_widths=(16, 32, 64, 96)),
     identity=IdentityConfig(recognition_width=192, image_width=512, recogniser="mobilefacenet", image_tokens="recogniser"),
     vae=VAEConfig(patch=2, encoder_channels=32, decoder_channels=48, multipliers=(1, 2, 3), res_blocks=1, latent_channels=8, groups=16, scale=1.0),

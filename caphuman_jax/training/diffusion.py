@@ -18,7 +18,7 @@ from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import loss, schedule
 from caphuman_jax.models.capface import gate
 from caphuman_jax.models.identity import drop_identity
-from caphuman_jax.training import augment
+from caphuman_jax.training import augment, sharding
 from caphuman_jax.training.optimiser import average, update
 
 TRAINED = ("unet", "capface", "identity", "text")
@@ -48,7 +48,7 @@ class DiffusionTraining:
     augment: augment.AugmentConfig = augment.AugmentConfig()
 
 
-def draw(data: dict, key, cfg: DiffusionTraining, size: int, constrain=lambda tree: tree):
+def draw(data: dict, key, cfg: DiffusionTraining, size: int, mesh=None):
     """A batch from the resident data (`dataset.build`): pictures in [-1, 1], hints, region, area, tokens, vectors, ids.
 
     Photos in colour make up `colour_share` of it. Hints carry another photo's identity (or a mirrored albedo) in
@@ -57,32 +57,38 @@ def draw(data: dict, key, cfg: DiffusionTraining, size: int, constrain=lambda tr
     k = jax.random.split(key, 10)
     n = cfg.batch
     colour = jax.random.uniform(k[0], (n,)) < cfg.colour_share
-    pick = lambda key, order, count: order[jax.random.randint(key, (n,), 0, count)]
-    index = jnp.where(colour, pick(k[1], data["colour_index"], data["colour_index"].shape[0]),
-                      pick(k[2], data["grey_index"], data["grey_index"].shape[0]))
-    index = constrain(index)
-    change = constrain(augment.sample_transforms(k[3], n, cfg.augment))
+    pick = lambda key, order: order[jax.random.randint(key, (n,), 0, order.shape[0])]
+    choice = lambda key, count: jax.random.randint(key, (n,), 0, count)
+    index = jnp.where(colour, pick(k[1], data["colour_index"]), pick(k[2], data["grey_index"]))
+    chosen = {
+        "index": index, "change": augment.sample_transforms(k[3], n, cfg.augment),
+        "variant": (jax.random.uniform(k[4], (n,)) < cfg.lent_identity).astype(jnp.int32),
+        "grey": (jax.random.uniform(k[5], (n,)) < cfg.to_grey) | data["grey"][index],
+        "lender": data["partner"][index, choice(k[6], data["partner"].shape[1])],
+        "face": choice(k[7], data["tokens"].shape[1]), "caption": choice(k[8], data["captions"].shape[1]),
+        "dropped": jax.random.uniform(k[9], (n,)) < cfg.drop_text,
+    }
+    return sharding.over_batch(mesh, lambda data, chosen: _assemble(data, chosen, size))(data, chosen)
+
+
+def _assemble(data: dict, chosen: dict, size: int) -> dict:
+    """The chosen photos with their changes made: every array that a step needs of them."""
+    index, change, grey = chosen["index"], chosen["change"], chosen["grey"]
     coordinates = augment.source_coordinates(change, data["pictures"].shape[1], size)
-    variant = (jax.random.uniform(k[4], (n,)) < cfg.lent_identity).astype(jnp.int32)
-    stacked = constrain(jnp.concatenate(
-        [data["pictures"][index], data["hints"][index, variant], data["region"][index][..., None]], axis=-1))
-    warped = constrain(augment.warp(stacked, coordinates)) / 255.0
+    stacked = jnp.concatenate([data["pictures"][index], data["hints"][index, chosen["variant"]], data["region"][index][..., None]], axis=-1)
+    warped = augment.warp(stacked, coordinates) / 255.0
     pictures, hints, region = warped[..., :3] * 2 - 1, warped[..., 3:12], warped[..., 12:]
-    grey = (jax.random.uniform(k[5], (n,)) < cfg.to_grey) | data["grey"][index]
     luma = jnp.sum(pictures * jnp.asarray([0.299, 0.587, 0.114], jnp.float32), axis=-1, keepdims=True)
     pictures = jnp.where(grey[:, None, None, None], luma, pictures)
     head = (jnp.sum(hints[..., 3:6], axis=-1, keepdims=True) > 0.01).astype(jnp.float32)
     normals = augment.turn_normals(hints[..., :3] * 2 - 1, change) * head
-    hints = jnp.concatenate([normals, hints[..., 3:] * head], axis=-1)
-    area = augment.valid_area(coordinates, data["covered"][index])
-    lender = data["partner"][index, jax.random.randint(k[6], (n,), 0, data["partner"].shape[1])]
-    face = jax.random.randint(k[7], (n,), 0, data["tokens"].shape[1])
-    caption = data["captions"][index, jax.random.randint(k[8], (n,), 0, data["captions"].shape[1]), grey.astype(jnp.int32)]
-    dropped = jax.random.uniform(k[9], (n, 1)) < cfg.drop_text
+    caption = data["captions"][index, chosen["caption"], grey.astype(jnp.int32)]
     return {
-        "pictures": pictures, "hints": hints, "region": region, "area": area,
-        "image_tokens": data["tokens"][lender, face].astype(jnp.float32), "recognition": data["vectors"][lender, face],
-        "token_ids": jnp.where(dropped, data["empty"], caption),
+        "pictures": pictures, "hints": jnp.concatenate([normals, hints[..., 3:] * head], axis=-1), "region": region,
+        "area": augment.valid_area(coordinates, data["covered"][index]),
+        "image_tokens": data["tokens"][chosen["lender"], chosen["face"]].astype(jnp.float32),
+        "recognition": data["vectors"][chosen["lender"], chosen["face"]],
+        "token_ids": jnp.where(chosen["dropped"][:, None], data["empty"], caption),
     }
 
 
@@ -105,8 +111,8 @@ def init_state(model: ModelConfig, cfg: DiffusionTraining) -> tuple[dict, dict]:
     return {name: graph for name, (graph, _) in networks.items()}, state
 
 
-def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, constrain=lambda tree: tree):
-    """(state, frozen {"vae"}, data) -> (state, metrics). `constrain` places a batch on the mesh (see `sharding`)."""
+def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, mesh=None):
+    """(state, frozen {"vae"}, data) -> (state, metrics), the batch split over the mesh."""
     optimiser = make_optimiser(cfg)
     levels = schedule.alphas(model.diffusion)
 
@@ -143,7 +149,7 @@ def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, constrai
     def step_fn(state, frozen, data):
         key = jax.random.fold_in(jax.random.key(cfg.seed), state["step"])
         k = jax.random.split(key, 3)
-        batch = constrain(draw(data, k[0], cfg, model.image_size, constrain))
+        batch = sharding.constrain_batch(mesh)(draw(data, k[0], cfg, model.image_size, mesh))
         mean, logvar = nnx.merge(graphs["vae"], frozen["vae"]).encode(batch["pictures"])
         latents = (mean + jnp.exp(0.5 * logvar) * jax.random.normal(k[1], mean.shape)) * model.vae.scale
         latents = jax.lax.stop_gradient(latents)
@@ -151,7 +157,7 @@ def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, constrai
         params, opt = update(optimiser, grads, state["opt"], state["params"])
         step = state["step"] + 1
         ema = average(state["ema"], params, cfg.ema, step)
-        metrics = {"loss": total, **parts, "gradient": optax.global_norm(grads), "latent_std": jnp.std(latents)}
+        metrics = {"loss": total, **parts, "gradient": optax.tree.norm(grads), "latent_std": jnp.std(latents)}
         return {"params": params, "ema": ema, "opt": opt, "step": step}, metrics
 
     return step_fn

@@ -49,7 +49,7 @@ def train(model: ModelConfig, cfg: diffusion.DiffusionTraining, vae_params: dict
         log(f"resumed at step {int(state['step'])}")
     frozen = jax.device_put({"vae": vae_params}, sharding.replicated(mesh))
     resident = place_data(data, mesh)
-    step_fn = jax.jit(diffusion.make_step(model, graphs, cfg, sharding.constrain_batch(mesh)), donate_argnums=0)
+    step_fn = jax.jit(diffusion.make_step(model, graphs, cfg, mesh), donate_argnums=0)
     began = measured = time.perf_counter()
     first = step = int(state["step"])
     sums, count = None, 0

@@ -25,7 +25,19 @@ def by_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def constrain_batch(mesh: Mesh):
-    """A function that splits every array of a tree along its first axis."""
+def constrain_batch(mesh: Mesh | None):
+    """A function that splits every array of a tree along its first axis; nothing is done without a mesh."""
+    if mesh is None:
+        return lambda tree: tree
     placement = by_batch(mesh)
     return lambda tree: jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, placement), tree)
+
+
+def over_batch(mesh: Mesh | None, function):
+    """`function(shared, split)` on every device for its own part of the batch: `shared` is whole on each device, every
+    array of `split` and of the result has the batch first. Gathers from resident data are not split well otherwise.
+    """
+    if mesh is None:
+        return function
+    batch = PartitionSpec(("data", "fsdp"))
+    return jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch)

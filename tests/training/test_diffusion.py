@@ -47,7 +47,7 @@ def test_one_and_eight_devices_agree(tiny, training, data, vae_params):
         mesh = sharding.make_mesh(devices=jax.devices()[:count])
         graphs, state = diffusion.init_state(tiny, training)
         place = sharding.replicated(mesh)
-        step = jax.jit(diffusion.make_step(tiny, graphs, training, sharding.constrain_batch(mesh)))
+        step = jax.jit(diffusion.make_step(tiny, graphs, training, mesh))
         state, metrics = step(jax.device_put(state, place), jax.device_put({"vae": vae_params}, place), loop.place_data(data, mesh))
         results.append({k: float(v) for k, v in metrics.items()})
     for name, value in results[0].items():
@@ -59,7 +59,7 @@ def test_every_trained_parameter_gets_a_gradient_once_the_zero_convolutions_have
     training = dataclasses.replace(training, steps=100, drop_identity=0.0, late_identity=0.0, drop_control=0.0)
     graphs, state = diffusion.init_state(tiny, training)
     before = jax.device_get(state["params"])
-    step = jax.jit(diffusion.make_step(tiny, graphs, training, sharding.constrain_batch(mesh)))
+    step = jax.jit(diffusion.make_step(tiny, graphs, training, mesh))
     resident = loop.place_data(data, mesh)
     for _ in range(6):
         state, metrics = step(state, {"vae": vae_params}, resident)
