@@ -1,9 +1,11 @@
-"""Strictness for every test: 8 simulated devices, no silent dtype promotion."""
+"""For every test: 8 simulated devices, no silent dtype promotion, and programs compiled fast rather than compiled to be fast."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# LLVM's optimisation takes up to two thirds of compiling, and the networks here are tiny. XLA's own passes all run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest

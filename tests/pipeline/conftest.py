@@ -24,12 +24,11 @@ TINY = dataclasses.replace(
 
 @pytest.fixture(scope="session", autouse=True)
 def no_cache_of_the_user(tmp_path_factory):
-    """Compiled programs go to a folder of the test's own and are compiled fast; JAX's settings are as before afterwards."""
+    """Compiled programs go to a folder of the test's own; JAX's settings are as before afterwards."""
     patch = pytest.MonkeyPatch()
     patch.setenv("CAPHUMAN_CACHE", str(tmp_path_factory.mktemp("cache")))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_disable_most_optimizations")
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: jax.config.values[name] for name in names}
-    jax.config.update("jax_disable_most_optimizations", True)
     yield
     patch.undo()
     for name, value in before.items():
