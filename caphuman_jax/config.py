@@ -134,7 +134,7 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "ModelConfig":
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`. Raises ModelFolderError naming an unknown or missing part."""
         parts = {
             "unet": UNetConfig, "capface": CapFaceConfig, "identity": IdentityConfig, "vae": VAEConfig,

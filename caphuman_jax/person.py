@@ -124,7 +124,7 @@ class WantedHead:
             raise HeadError(f"there is no framing called {self.framing!r}; choose from {', '.join(FRAMINGS)}")
 
     @classmethod
-    def of(cls, head) -> "WantedHead":
+    def of(cls, head) -> WantedHead:
         """From None, a dict of the fields above, or a photo (or Person) alone."""
         if isinstance(head, WantedHead):
             return head

@@ -25,11 +25,11 @@ _PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 def measure_photo(path: str) -> dict:
     """One photo's record, or {"file", "dropped": why}. Never raises for a bad photo."""
     from caphuman_jax.errors import CapHumanError
+    from caphuman_jax.face import recognise
+    from caphuman_jax.face.colours import measure_colours
     from caphuman_jax.face.face import find_faces
     from caphuman_jax.face.framing import HEAD_SQUARE, crop_square, head_square
     from caphuman_jax.face.networks import network
-    from caphuman_jax.face import recognise
-    from caphuman_jax.face.colours import measure_colours
     from caphuman_jax.images import read_photo
 
     try:

@@ -36,7 +36,7 @@ class Records:
     def __len__(self) -> int:
         return len(self.name)
 
-    def take(self, index: np.ndarray) -> "Records":
+    def take(self, index: np.ndarray) -> Records:
         """The records of an index or mask."""
         return Records(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
 

@@ -133,7 +133,7 @@ def run_floor(model: Morphable, subjects: Sequence[Subject], *, seed: int, batch
         filled = [*part, *[part[-1]] * (batch - len(part))]
         changed = [turned(model, subjects[i], mirror, angle) for i, mirror, angle in filled]
         seen = look(model, [picture for picture, _ in changed])
-        outcomes += [Outcome(None, i, HeadNumbers.of(model, head), HeadNumbers.of(model, subjects[i].head), shown) 
+        outcomes += [Outcome(None, i, HeadNumbers.of(model, head), HeadNumbers.of(model, subjects[i].head), shown)
                      for (i, _, _), (_, head), shown in zip(part, changed, seen)]
     return outcomes
 

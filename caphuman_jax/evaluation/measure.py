@@ -34,13 +34,13 @@ class HeadNumbers:
     light: np.ndarray
 
     @classmethod
-    def of(cls, model: Morphable, head: Head) -> "HeadNumbers":
+    def of(cls, model: Morphable, head: Head) -> HeadNumbers:
         """The numbers of a head."""
         light = np.asarray(head.light)
         return cls(np.asarray(head.angles), np.array(control.position_of(model, head)), np.asarray(head.expression), light_from(light))
 
     @classmethod
-    def missing(cls, model: Morphable) -> "HeadNumbers":
+    def missing(cls, model: Morphable) -> HeadNumbers:
         """NaN everywhere: no face was found."""
         return cls(*(np.full(n, np.nan) for n in (3, 3, len(model.expression_names), 2)))
 

@@ -90,7 +90,7 @@ def vertex_normals(points: jax.Array, triangles: jax.Array, vertex_triangles: ja
     return total / jnp.maximum(jnp.linalg.norm(total, axis=-1, keepdims=True), 1e-12)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_head(name: str = "anny") -> Morphable:
     """The shipped head as a Morphable of numpy arrays (no device is touched). Raises HeadError for an unknown name."""
     if name != "anny":

@@ -180,7 +180,10 @@ def recogniser_features():
 
 
 def train(cfg: AutoencoderTraining, vae_cfg, pictures, rectangles, *, mesh=None, minutes=None, log=print, features=None):
-    """Runs the steps on the mesh (all devices by default); returns the static half, the averaged weights and the configuration. `minutes` sets the steps from the measured speed."""
+    """Runs the steps on the mesh (all devices by default); returns the static half, the averaged weights and the configuration.
+
+    `minutes` sets the steps from the measured speed.
+    """
     vae_def, vae = nnx.split(jax.jit(lambda: VAE(vae_cfg, jnp.bfloat16, rngs=nnx.Rngs(cfg.seed)))())
     disc_def, disc = nnx.split(jax.jit(lambda: PatchDiscriminator(dtype=jnp.bfloat16, rngs=nnx.Rngs(cfg.seed + 1)))())
     mesh = sharding.make_mesh() if mesh is None else mesh

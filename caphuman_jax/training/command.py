@@ -86,7 +86,7 @@ def run(args) -> None:
         cfg = autoencoder.AutoencoderTraining(**config.autoencoder)
         covered = records.covered * records.pictures.shape[1]
         graph, params, _ = autoencoder.train(
-            cfg, model.vae, records.pictures[train_index], covered[train_index], 
+            cfg, model.vae, records.pictures[train_index], covered[train_index],
             features=autoencoder.recogniser_features() if cfg.feature_weight > 0 else None)
         params, vae_cfg = autoencoder.centre_latents(graph, jax.device_get(nnx.to_pure_dict(params)), model.vae, records.pictures[train_index[:512]], cfg.size)
         save_model(folder, dataclasses.replace(model, vae=vae_cfg), {"vae": params})

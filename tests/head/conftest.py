@@ -1,10 +1,8 @@
 """Synthetic heads with known numbers, shared by this room's tests."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import jax
-import jax.numpy as jnp
 
 from caphuman_jax.head import camera, morphable, pose
 from caphuman_jax.head.head import Head

@@ -1,9 +1,8 @@
 """Whose numbers end up in a mixed head, heads in words, and the messages for words that are not known."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import jax.numpy as jnp
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import control

@@ -1,10 +1,9 @@
 """Fits recover known heads; mirrored landmarks give the mirrored head; nothing is random."""
 
-import numpy as np
-import pytest
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import fit, morphable, pose
@@ -121,6 +120,7 @@ def test_bad_input(model):
 def test_head_from_photo_of_any_size(model, make_head, landmarks_of):
     """A head rendered as a photo, at two sizes, gives back the same head, placed in each photo's own pixels."""
     import cv2
+
     from caphuman_jax.head.hints import render_hints
     head = make_head(4, yaw=12, pitch=5, roll=-4)
     photo = (np.asarray(render_hints(model, head, 200, 160))[..., 6:] * 255).astype(np.uint8)

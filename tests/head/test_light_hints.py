@@ -2,11 +2,10 @@
 
 import dataclasses
 
-import numpy as np
-import pytest
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 from caphuman_jax.head import draw, light, morphable
 from caphuman_jax.head.control import directional_light
@@ -40,7 +39,7 @@ def test_light_direction_and_albedo(model, scene):
             assert np.sign(seen[1]) == np.sign(true[1]) and abs(seen[1]) > 0.4 * abs(true[1]) * seen[0] / true[0]
         normals = np.asarray(hints[i, ..., :3])
         face = np.asarray(hints[i, ..., 3:6]).sum(-1) > 0
-        made, again = (np.asarray(light.shading(jnp.asarray(normals[face]), jnp.asarray(l))).mean(-1) for l in (heads.light[i], found.light[i]))
+        made, again = (np.asarray(light.shading(jnp.asarray(normals[face]), jnp.asarray(lamp))).mean(-1) for lamp in (heads.light[i], found.light[i]))
         assert np.corrcoef(made, again)[0, 1] > (0.85 if i < 2 else 0.3)
     face = (model.face_weight > 0.9) & (model.parts == morphable.SKIN)
     scale = np.asarray(heads.albedo)[:, face].mean(1) / np.asarray(found.albedo)[:, face].mean(1)

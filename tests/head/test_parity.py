@@ -6,11 +6,10 @@ The folder that CAPHUMAN_PARITY names (default: the repository's own) holds the 
 import os
 import pathlib
 
-import numpy as np
-import pytest
-
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 from caphuman_jax.head.light import shading
 from caphuman_jax.head.morphable import incident_triangles, vertex_normals

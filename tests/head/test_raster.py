@@ -1,9 +1,8 @@
 """The rasteriser against a brute-force loop over triangles and pixels."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import jax.numpy as jnp
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import camera, pose

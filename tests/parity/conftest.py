@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from caphuman_jax import models
-from caphuman_jax.config import IdentityConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
+from caphuman_jax.config import IdentityConfig, ModelConfig, UNetConfig, VAEConfig
 from caphuman_jax.weights.convert import from_pytorch
 from caphuman_jax.weights.names import PREFIXES
 
