@@ -100,6 +100,7 @@ def _add_generate(parser):
     how.add_argument("--num", type=int, help="pictures, default 1; each depends on the seed and its number alone")
     how.add_argument("--steps", type=int, help="default: the model's own")
     how.add_argument("--guidance", type=float, help="how much the prompt counts; default: the model's own")
+    how.add_argument("--eta", type=float, help="noise put back at each step, 0 (DDIM) to 1 (as DDPM); default: the model's own")
     how.add_argument("--strength", type=float, help="how much the face and head count, default 1")
     how.add_argument("--identity-until", type=float, metavar="T", help="identity is used from timestep T (of 999) down; 0, the default: always")
     how.add_argument("--size", metavar="SIDE|WxH", help="pixels; default: the model's own")

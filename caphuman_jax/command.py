@@ -22,7 +22,7 @@ _STAGES = {
     "photo": "looking at the photo", "head photo": "looking at the head photo", "hints": "rendering the head",
     "compile": "preparing the sampler (compiled once for this size and step count)",
 }
-_SETTINGS = ("seed", "num", "steps", "guidance", "strength", "identity_until")
+_SETTINGS = ("seed", "num", "steps", "guidance", "eta", "strength", "identity_until")
 
 
 def run(args) -> None:
@@ -87,7 +87,7 @@ def _repeated(args) -> dict:
             head |= {"photo": args.head_from, "photo_face": head["photo"]["face"]}
         if args.face is None:
             args.face = made["reference"]["face"]
-        options = {name: made[name] for name in ("prompt", "seed", "steps", "guidance", "strength", "identity_until", "hard_gate", "size")}
+        options = {name: made[name] for name in ("prompt", "seed", "steps", "guidance", "eta", "strength", "identity_until", "hard_gate", "size")}
         return {**options, "first": made["index"], "head": WantedHead.of(head)}
     except (KeyError, TypeError) as error:
         raise SettingError(f"{args.repeat} does not say all that is needed to make it again ({error})") from error

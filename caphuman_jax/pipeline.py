@@ -77,7 +77,7 @@ class Pipeline:
         self._compiled = {}
 
     def __call__(self, *, reference: PhotoSource | Person, prompt: str, head: WantedHead | dict | PhotoSource | Person | None = None,
-                 num: int = 1, seed: int = 0, steps: int | None = None, guidance: float | None = None, strength: float = 1.0,
+                 num: int = 1, seed: int = 0, steps: int | None = None, guidance: float | None = None, eta: float | None = None, strength: float = 1.0,
                  identity_until: float = 0, size: int | tuple[int, int] | None = None, face: int | None = None,
                  hard_gate: bool = True, first: int = 0, progress: Progress | None = None) -> Result:
         """Pictures of the person in `reference` as the prompt says, with the head that is wanted.
@@ -86,7 +86,7 @@ class Pipeline:
             reference: photo, or a Person from `person`. face: number of the face in it, 0 the largest.
             head: None (the reference's own), a photo, a `WantedHead`, or a dict of its fields such as {"yaw": 20}.
             num, first: pictures `first` … `first + num - 1` of the seed; each depends on the seed and its own number alone.
-            steps, guidance: None for what the model is best sampled with; guidance 1 is none.
+            steps, guidance, eta: None for what the model is best sampled with; guidance 1 is none; eta 0 is DDIM, 1 as noisy as DDPM.
             strength: of CapFace, 1 as trained. identity_until: identity tokens are kept where the timestep (999 … 0) is at
                 most this; 0: always, negative: never. hard_gate: CapFace's mask is cut at 0.5, not multiplied.
             size: pixels: a side, or (width, height); None for what the model was trained on.
@@ -97,6 +97,7 @@ class Pipeline:
             "prompt": _text(prompt), "seed": _whole(seed, "seed", 0, 2**32 - 1),
             "steps": _whole(sampling.steps if steps is None else steps, "steps", 1, self.config.diffusion.train_steps),
             "guidance": _real(sampling.guidance if guidance is None else guidance, "guidance", 0, 100),
+            "eta": _real(sampling.eta if eta is None else eta, "eta", 0, 1),
             "strength": _real(strength, "strength", 0, 10),
             "identity_until": _real(identity_until, "identity_until", -1, self.config.diffusion.train_steps),
             "hard_gate": bool(hard_gate),
@@ -167,7 +168,7 @@ class Pipeline:
             "image_tokens": repeat(person.image_tokens), "recognition": repeat(person.vector),
         }
         numbers = {name: jnp.float32(settings[name]) for name in ("guidance", "strength", "identity_until")}
-        static = {"steps": settings["steps"], "size": hints.shape[:2], "guided": settings["guidance"] != 1, "hard_gate": settings["hard_gate"]}
+        static = {"steps": settings["steps"], "eta": settings["eta"], "size": hints.shape[:2], "guided": settings["guidance"] != 1, "hard_gate": settings["hard_gate"]}
         keys = lambda start: picture_keys(settings["seed"], np.minimum(np.arange(start, start + batch), indices[-1]))
 
         started = time.perf_counter()

@@ -14,9 +14,9 @@ from caphuman_jax.models.capface import gate, scale_control
 from caphuman_jax.models.identity import drop_identity
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "graphs", "steps", "spacing", "guided", "hard_gate", "size"))
+@functools.partial(jax.jit, static_argnames=("cfg", "graphs", "steps", "spacing", "eta", "guided", "hard_gate", "size"))
 def generate(params, conditions, keys, settings, *, cfg: ModelConfig, graphs, steps: int, size: tuple[int, int],
-             spacing: str = "original", guided: bool = True, hard_gate: bool = True):
+             spacing: str = "original", eta: float = 0.0, guided: bool = True, hard_gate: bool = True):
     """Pictures (B, H, W, 3) float32 in [0, 1] and face masks (B, H/f, W/f, 1) from conditions.
 
     Args:
@@ -27,7 +27,7 @@ def generate(params, conditions, keys, settings, *, cfg: ModelConfig, graphs, st
         settings: guidance, strength (of CapFace) and identity_until (identity tokens are kept where the timestep is at
             most this; 0: always), float32 scalars.
         graphs: tuple of (name, graphdef), the static halves of the networks.
-        steps, spacing: see `schedule.timesteps`. guided False: one half only, without classifier-free guidance.
+        steps, spacing: see `schedule.timesteps`. eta: 0 is DDIM, 1 puts back as much noise as DDPM. guided False: one half only, without classifier-free guidance.
         size: (H, W) in pixels, multiples of the autoencoder's downsampling times the UNet's.
     """
     graph = dict(graphs)
@@ -52,6 +52,7 @@ def generate(params, conditions, keys, settings, *, cfg: ModelConfig, graphs, st
     denoise = guidance.text_guidance(denoiser, control, text, empty, settings["guidance"])
     factor = cfg.vae.downsampling
     noise = samplers.initial_noise(keys, (size[0] // factor, size[1] // factor, cfg.unet.in_channels))
-    latents = samplers.sample(denoise, noise, schedule.sampling_steps(cfg.diffusion, steps, spacing), prediction=cfg.diffusion.prediction)
+    latents = samplers.sample(denoise, noise, schedule.sampling_steps(cfg.diffusion, steps, spacing), prediction=cfg.diffusion.prediction,
+                              eta=eta, keys=keys)
     pictures = vae.decode(latents / cfg.vae.scale)
     return jnp.clip(pictures / 2 + 0.5, 0.0, 1.0), mask

@@ -36,7 +36,7 @@ def bulk_generator(pipe: Pipeline, steps: int, guidance: float) -> Generator:
         }
         pictures, _ = generate(
             pipe.params, conditions, keys_of(jnp.asarray(seeds, jnp.uint32)), settings, cfg=pipe.config, graphs=pipe.graphs,
-            steps=steps, size=size, spacing=pipe.config.sampling.spacing, guided=guidance != 1)
+            steps=steps, size=size, spacing=pipe.config.sampling.spacing, eta=pipe.config.sampling.eta, guided=guidance != 1)
         return np.rint(np.asarray(pictures, np.float32) * 255).astype(np.uint8)
 
     return make

@@ -152,6 +152,7 @@ def _write_network(folder: Path, name: str, tree: Any, dtype: Any) -> dict[str, 
         tensors[key] = stored
     file = folder / f"{name}.safetensors"
     save_file(tensors, file)
+    file.chmod(0o644)  # safetensors writes for the owner alone; a model folder is for whoever may enter it
     return {"file": file.name, "sha256": _sha256(file), "bytes": file.stat().st_size}
 
 
