@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from caphuman_jax.config import ModelConfig
@@ -21,6 +20,7 @@ from caphuman_jax.models.clip_text import TextEncoder
 from caphuman_jax.models.identity import IdentityProjector
 from caphuman_jax.models.unet import UNet
 from caphuman_jax.models.vae import VAE
+from caphuman_jax.nn.initialisers import HostNumbers
 
 Network = tuple[nnx.GraphDef, dict]
 
@@ -48,7 +48,7 @@ def init(
     for number, (name, make) in enumerate(_makers(cfg, dtype).items()):
         if only is not None and name not in only:
             continue
-        networks[name] = split(make(_HostNumbers(jax.random.fold_in(key, number))))
+        networks[name] = split(make(HostNumbers(jax.random.fold_in(key, number))))
     return networks
 
 
@@ -78,16 +78,6 @@ class _Keys:
     def params(self) -> jax.Array:
         self.drawn += 1
         return jax.random.fold_in(self.key, self.drawn)
-
-
-class _HostNumbers:
-    """In the place of `nnx.Rngs` too: our initialisers take a NumPy generator for a key, the others use none."""
-
-    def __init__(self, key: jax.Array):
-        self.generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-
-    def params(self) -> np.random.Generator:
-        return self.generator
 
 
 def _abstract(make: Callable[[_Keys], nnx.Module]) -> Network:

@@ -37,3 +37,13 @@ def normal(deviation: float):
         return jnp.asarray(key.standard_normal(shape, np.float32) * np.float32(deviation), dtype)
 
     return draw
+
+
+class HostNumbers:
+    """Stands in for `nnx.Rngs`: our initialisers take a NumPy generator for a key, the others use none."""
+
+    def __init__(self, key: jax.Array):
+        self.generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+    def params(self) -> np.random.Generator:
+        return self.generator

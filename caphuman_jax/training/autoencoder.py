@@ -20,6 +20,7 @@ import optax
 from flax import nnx
 
 from caphuman_jax.models.vae import VAE
+from caphuman_jax.nn.initialisers import HostNumbers
 from caphuman_jax.training import augment, sharding
 from caphuman_jax.training.onnx_to_jax import load_onnx
 from caphuman_jax.training.optimiser import average, update
@@ -184,7 +185,7 @@ def train(cfg: AutoencoderTraining, vae_cfg, pictures, rectangles, *, mesh=None,
 
     `minutes` sets the steps from the measured speed.
     """
-    vae_def, vae = nnx.split(jax.jit(lambda: VAE(vae_cfg, jnp.bfloat16, rngs=nnx.Rngs(cfg.seed)))())
+    vae_def, vae = nnx.split(VAE(vae_cfg, jnp.bfloat16, rngs=HostNumbers(jax.random.key(cfg.seed))))
     disc_def, disc = nnx.split(jax.jit(lambda: PatchDiscriminator(dtype=jnp.bfloat16, rngs=nnx.Rngs(cfg.seed + 1)))())
     mesh = sharding.make_mesh() if mesh is None else mesh
     everywhere = sharding.replicated(mesh)

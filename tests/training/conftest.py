@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from caphuman_jax.config import MINI, CapFaceConfig, IdentityConfig, TextConfig, UNetConfig, VAEConfig
 from caphuman_jax.training import augment, diffusion
@@ -16,6 +17,20 @@ def strict_dtypes(request):
     whole_step = request.module.__name__.rpartition(".")[2] in ("test_autoencoder", "test_diffusion")
     with jax.numpy_dtype_promotion("standard" if whole_step else "strict"):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_are_kept(tmp_path_factory):
+    """A run that is resumed compiles nothing again; JAX's settings are as before afterwards."""
+    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")), "jax_persistent_cache_min_compile_time_secs": 5.0}
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +48,8 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def training():
-    """A few steps of 8 pictures."""
-    return diffusion.DiffusionTraining(steps=6, batch=8, learning_rate=1e-3, warmup=1, augment=augment.AugmentConfig(roll_degrees=5.0))
+    """A few steps of 8 pictures: enough for the mask to open and CapFace to learn behind it."""
+    return diffusion.DiffusionTraining(steps=16, batch=8, learning_rate=1e-3, warmup=1, augment=augment.AugmentConfig(roll_degrees=5.0))
 
 
 @pytest.fixture(scope="session")

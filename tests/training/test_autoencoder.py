@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from caphuman_jax.training import autoencoder, sharding
@@ -30,6 +31,7 @@ def test_padding_does_not_count():
     assert float(autoencoder.reconstruction_loss(jnp.asarray(a), jnp.asarray(b), jnp.asarray(valid), 1.0)) == 0.0
 
 
+@pytest.mark.slow
 def test_a_short_run_learns_and_the_latents_can_be_centred(tiny):
     y, x = np.mgrid[:64, :64]
     phases = np.random.default_rng(0).random((6, 3)) * 6
