@@ -15,7 +15,7 @@ TORCH_CPU := --quiet --extra-index-url https://download.pytorch.org/whl/cpu --re
 
 demo: $(VENV)/.installed ## Four pictures of the astronaut in out/demo.
 	$(BIN)/caphuman generate --reference caphuman_jax/assets/astronaut_nasa.png \
-		--prompt "a photo of a smiling woman" --expression smile=0.8 --yaw 15 --num 4 --out out/demo
+		--prompt "a photo of a smiling person" --expression smile=0.8 --yaw 15 --num 4 --out out/demo
 
 test: $(VENV)/.installed-test ## The fast tests.
 	$(PYTEST)
