@@ -66,8 +66,10 @@ def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params
     encoded, empty = (text(jnp.asarray(pipe.tokenize([words], 77)))[0] for words in (PROMPT, ""))
     plain = guidance.text_guidance(
         lambda x, t, c, r, _: unet(x, jnp.broadcast_to(t.astype(jnp.float32), x.shape[:1]), c), None, encoded, empty, cfg.sampling.guidance)
-    noise = samplers.initial_noise(samplers.picture_keys(5, [0]), (16, 16, cfg.unet.in_channels))
-    latents = jax.jit(lambda x: samplers.sample(plain, x, schedule.sampling_steps(cfg.diffusion, 2, cfg.sampling.spacing)))(noise)
+    keys = samplers.picture_keys(5, [0])
+    noise = samplers.initial_noise(keys, (16, 16, cfg.unet.in_channels))
+    steps = schedule.sampling_steps(cfg.diffusion, 2, cfg.sampling.spacing)
+    latents = jax.jit(lambda x: samplers.sample(plain, x, steps, eta=cfg.sampling.eta, keys=keys))(noise)
     picture = np.clip(np.asarray(vae.decode(latents / cfg.vae.scale)) / 2 + 0.5, 0, 1) * 255
     assert np.abs(picture - made[0]).max() <= 1.5
 
@@ -76,7 +78,7 @@ def test_every_setting_matters(pipe, person):
     base = pipe(reference=person, prompt=PROMPT).pictures.astype(int)
     other = dataclasses.replace(person, vector=-person.vector, image_tokens=person.image_tokens[::-1])
     changes = {
-        "prompt": {"prompt": "a dog"}, "guidance": {"guidance": 5}, "no guidance": {"guidance": 1}, "strength": {"strength": 0.3},
+        "prompt": {"prompt": "a dog"}, "guidance": {"guidance": 5}, "eta": {"eta": 0.3}, "no guidance": {"guidance": 1}, "strength": {"strength": 0.3},
         "identity_until": {"identity_until": -1}, "gate": {"hard_gate": False}, "head": {"head": {"yaw": -25}},
         "person": {"reference": other},
     }
