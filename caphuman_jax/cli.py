@@ -122,11 +122,11 @@ def _generate(args):
 
 
 def _joined(arguments):
-    """`--light -1,0,0,1` as `--light=-1,0,0,1` and `--config.NAME=VALUE` as `config.NAME=VALUE`, which argparse would both misread."""
+    """`--light -1,0,0,1` as `--light=-1,0,0,1` and `--config.NAME=VALUE` as `--override=NAME=VALUE`, which argparse would both misread."""
     joined = []
     for argument in arguments:
         if argument.startswith("--config."):
-            argument = argument[2:]
+            argument = "--override=" + argument.removeprefix("--config.")
         if joined and joined[-1] in ("--light", "--position", "--expression") and argument[:1] == "-" and argument[1:2] in set("0123456789."):
             joined[-1] += "=" + argument
         else:

@@ -14,17 +14,18 @@ def add_arguments(parser) -> None:
     parser.add_argument("--config", default="mini", help="name of a file in configs/, without .py")
     parser.add_argument("--workdir", required=True, help="checkpoints, metrics and the finished model go here; the same folder resumes")
     parser.add_argument("--minutes", type=float, help="save and stop after so many minutes of denoiser training")
-    parser.add_argument("overrides", nargs="*", metavar="--config.NAME=VALUE", help="for example --config.data=records --config.training.batch=64")
+    parser.add_argument("--override", dest="overrides", action="append", default=[], metavar="NAME=VALUE",
+                        help="another way to write --config.NAME=VALUE, for example --config.data=records --config.training.batch=64")
 
 
 def read_config(name: str, overrides: list[str]):
-    """The ConfigDict of configs/NAME.py with `config.a.b=value` entries applied (their types are those of the defaults)."""
+    """The ConfigDict of configs/NAME.py with `a.b=value` entries applied (their types are those of the defaults)."""
     import ml_collections
 
     config: ml_collections.ConfigDict = _find_config(name).get_config()
     for entry in overrides:
-        key, equals, value = entry.lstrip("-").partition("=")
-        path = key.removeprefix("config.").split(".")
+        key, equals, value = entry.partition("=")
+        path = key.split(".")
         place = config
         try:
             for part in path[:-1]:
