@@ -72,3 +72,10 @@ def test_no_photos_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit):
         precompute.main(["--photos", str(tmp_path), "--out", str(tmp_path / "o")])
     assert "no photos" in capsys.readouterr().err
+
+
+def test_a_handful_of_photos_may_hold_nobody_out(folder):
+    one = load_records(folder)
+    assert not held_out(one.name).any()
+    train_index, test_index = training_split(one)
+    assert train_index.tolist() == [0] and len(test_index) == 0
