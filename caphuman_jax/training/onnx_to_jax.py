@@ -74,7 +74,10 @@ def tensor_names(path: str | Path) -> list[str]:
 
 
 def _read_graph(path: str | Path):
-    import onnx
+    try:
+        import onnx
+    except ModuleNotFoundError as error:
+        raise ModelFolderError("training needs the package onnx: pip install 'caphuman-jax[train]', or pip install onnx") from error
 
     try:
         return onnx.load(str(path)).graph
