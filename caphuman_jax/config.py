@@ -96,18 +96,23 @@ class ImageEncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """Noise schedule linear in the square root of beta. `prediction` is "epsilon" or "v"."""
+    """Noise schedule linear in the square root of beta. `prediction` is "epsilon" or "v".
+
+    `zero_terminal_snr`: betas rescaled so that the last step is noise alone (arXiv 2305.08891, algorithm 1); needs "v".
+    """
 
     train_steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction: str = "epsilon"
+    zero_terminal_snr: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """What a model is best sampled with unless something else is asked for; `eta` 0 is DDIM, 1 as noisy as DDPM."""
+    """What a model is best sampled with unless something else is asked for; `eta` (of the sampler "ddim") 0 is DDIM, 1 as noisy as DDPM."""
 
+    sampler: str = "ddim"
     steps: int = 20
     guidance: float = 7.0
     spacing: str = "original"
@@ -116,12 +121,18 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides the shapes of a model's weights. `image_encoder` None: tokens come from the recogniser."""
+    """Everything that decides the shapes of a model's weights.
+
+    `image_encoder` None: image tokens come from the recogniser. `controlnets` names the ControlNets (arXiv 2302.05543) that
+    come with the model, each a network "controlnet_NAME" of the shape that `controlnet` gives.
+    """
 
     name: str = "sd15"
     image_size: int = 512
     unet: UNetConfig = UNetConfig()
     capface: CapFaceConfig = CapFaceConfig()
+    controlnets: tuple[str, ...] = ()
+    controlnet: CapFaceConfig = CapFaceConfig(hint_channels=3)
     identity: IdentityConfig = IdentityConfig()
     vae: VAEConfig = VAEConfig()
     text: TextConfig = TextConfig()
@@ -138,7 +149,7 @@ class ModelConfig:
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`. Raises ModelFolderError naming an unknown or missing part."""
         parts = {
-            "unet": UNetConfig, "capface": CapFaceConfig, "identity": IdentityConfig, "vae": VAEConfig,
+            "unet": UNetConfig, "capface": CapFaceConfig, "controlnet": CapFaceConfig, "identity": IdentityConfig, "vae": VAEConfig,
             "text": TextConfig, "image_encoder": ImageEncoderConfig, "diffusion": DiffusionConfig,
             "sampling": SamplingConfig,
         }
