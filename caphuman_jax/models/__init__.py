@@ -17,6 +17,7 @@ from caphuman_jax.config import ModelConfig
 from caphuman_jax.models.capface import CapFace
 from caphuman_jax.models.clip_image import ImageEncoder
 from caphuman_jax.models.clip_text import TextEncoder
+from caphuman_jax.models.controlnet import ControlNet
 from caphuman_jax.models.identity import IdentityProjector
 from caphuman_jax.models.unet import UNet
 from caphuman_jax.models.vae import VAE
@@ -31,7 +32,8 @@ TRAINABLE = ("capface", "identity")
 def abstract(cfg: ModelConfig, dtype=jnp.float32, *, only: Collection[str] | None = None) -> dict[str, Network]:
     """Every network's (graphdef, params) with `jax.ShapeDtypeStruct` leaves; nothing is allocated or computed.
 
-    Keys: unet, capface, identity, vae, text, and image_encoder if the configuration has one; `only` picks some of them.
+    Keys: unet, capface, identity, vae, text; image_encoder if the configuration has one; controlnet_NAME for each of its
+    ControlNets. `only` picks some of them.
     `dtype` is the compute dtype.
     """
     return {name: _abstract(make) for name, make in _makers(cfg, dtype).items() if only is None or name in only}
@@ -94,4 +96,6 @@ def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[_Keys], nnx.Module]]
     }
     if cfg.image_encoder is not None:
         makers["image_encoder"] = lambda rngs: ImageEncoder(cfg.image_encoder, dtype, rngs=rngs)
+    for name in cfg.controlnets:
+        makers[f"controlnet_{name}"] = lambda rngs: ControlNet(cfg.unet, cfg.controlnet, dtype, rngs=rngs)
     return makers
