@@ -18,7 +18,7 @@ def arrays():
     rng = np.random.default_rng(0)
     _, shapes = models._abstract(lambda rngs: facenet.FaceNet(rngs=rngs))
     made = {}
-    for path, shape in ((path, shape) for path, shape in _flat(shapes).items()):
+    for path, shape in _flat(shapes).items():
         made[path] = rng.standard_normal(shape).astype(np.float32) * 0.05 + (1 if path.endswith(("scale", "variance")) else 0)
     names = face_names.table("facenet", made)
     pytorch = {name: _theirs(made[path]) for name, path in names.items()}
