@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import numpy as np
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.weights import safetensors_file
+from caphuman_jax.weights.pickles import guarded
+from caphuman_jax.weights.torch_pickle import File
 
 FORMAT, FORMAT_VERSION = "caphuman_jax", 1
 
@@ -45,29 +49,37 @@ def save_model(
 ) -> None:
     """Write a model folder.
 
-    params: {network: nested dicts of float arrays}; dtype: what they are stored as; metadata: JSON values kept in
-    config.json (training steps, licence …). All is written beside `path` and renamed at the end, so a stopped run
+    params: {network: nested dicts of float arrays}; dtype: what they are stored as, None: as they are; metadata: JSON values kept
+    in config.json (training steps, licence …). All is written beside `path` and renamed at the end, so a stopped run
     leaves no half of a folder. `overwrite` replaces an existing model folder and keeps files in it that are not ours
     (a model card, notices). Raises ModelFolderError where the folder exists, or a weight does not fit into `dtype`.
     """
-    path = Path(path)
+    with writing(path, overwrite=overwrite) as beside:
+        manifest = {name: _write_network(beside, name, tree, dtype) for name, tree in params.items()}
+        write_description(beside, config, manifest, metadata)
+
+
+@contextmanager
+def writing(path: str | Path, *, overwrite: bool = False, kind: str = "model folder", marker: str = "config.json") -> Iterator[Path]:
+    """An empty folder beside `path` to write into, renamed to `path` if all goes well and removed if not.
+
+    marker: the file by which an existing folder is known to be of this kind, and may be replaced with `overwrite`; files in it that
+    its description does not name are kept. Raises ModelFolderError where something is in the way.
+    """
+    path = Path(path).expanduser()
     if path.exists() and not overwrite:
         raise ModelFolderError(f"{path} exists already; choose another folder or allow overwriting")
-    if path.exists() and not (path / "config.json").is_file():
-        raise ModelFolderError(f"{path} exists and is no model folder; it is left as it is")
+    if path.exists() and not (path / marker).is_file():
+        raise ModelFolderError(f"{path} exists and is no {kind}; it is left as it is")
 
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     beside.mkdir()
     try:
-        manifest = {name: _write_network(beside, name, tree, dtype) for name, tree in params.items()}
-        document = {
-            "format": FORMAT, "format_version": FORMAT_VERSION,
-            "config": config.to_dict(), "files": manifest, "metadata": dict(metadata or {}),
-        }
-        (beside / "config.json").write_text(json.dumps(document, indent=1) + "\n")
+        yield beside
         if path.exists():
-            _carry_over(path, beside)
+            if marker == "config.json":
+                _carry_over(path, beside)
             old = beside.with_suffix(".old")
             os.rename(path, old)
             os.rename(beside, path)
@@ -76,6 +88,21 @@ def save_model(
             os.rename(beside, path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_description(folder: Path, config: ModelConfig, manifest: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> None:
+    """config.json. manifest: what `safetensors_file.write` gave, for each network."""
+    document = {
+        "format": FORMAT, "format_version": FORMAT_VERSION,
+        "config": config.to_dict(), "files": dict(manifest), "metadata": dict(metadata or {}),
+    }
+    (folder / "config.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
+
+
+def tokenizer_files(path: str | Path) -> tuple[Path, Path] | None:
+    """A model folder's own tokeniser, (vocab.json, merges.txt) in the form of transformers; None: CLIP's, which comes with the package."""
+    files = Path(path) / "tokenizer" / "vocab.json", Path(path) / "tokenizer" / "merges.txt"
+    return files if all(file.is_file() for file in files) else None
 
 
 def read_config(path: str | Path) -> ModelConfig:
@@ -140,36 +167,55 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 
 def _write_network(folder: Path, name: str, tree: Any, dtype: Any) -> dict[str, Any]:
-    from safetensors.numpy import save_file
+    leaves = _flatten(tree)
+    specs = {key: (np.dtype(dtype or value.dtype), tuple(value.shape)) for key, value in leaves.items()}
+    arrays = (cast(np.asarray(leaves[key]), specs[key][0], f"{name}: {key}") for key in safetensors_file.order(specs))
+    return safetensors_file.write(folder / f"{name}.safetensors", specs, arrays)
 
-    tensors = {}
-    for key, value in _flatten(tree).items():
-        value = np.asarray(value)
-        with np.errstate(over="ignore"):
-            stored = value.astype(dtype, order="C")
-        if np.isfinite(value.astype(np.float32)).all() and not np.isfinite(stored.astype(np.float32)).all():
-            raise ModelFolderError(f"{name}: {key} has values too large for {np.dtype(dtype).name}")
-        tensors[key] = stored
-    file = folder / f"{name}.safetensors"
-    save_file(tensors, file)
-    file.chmod(0o644)  # safetensors writes for the owner alone; a model folder is for whoever may enter it
-    return {"file": file.name, "sha256": _sha256(file), "bytes": file.stat().st_size}
+
+def cast(value: np.ndarray, dtype: Any, name: str) -> np.ndarray:
+    """`value` as `dtype`. Raises ModelFolderError where finite numbers are too large for it."""
+    if value.dtype == dtype:
+        return value
+    with np.errstate(over="ignore"):
+        stored = value.astype(dtype, order="C")
+    narrow = np.dtype(dtype).itemsize < value.dtype.itemsize or np.dtype(dtype) == np.float16
+    if narrow and not np.isfinite(stored.astype(np.float32, copy=False)).all() and np.isfinite(value.astype(np.float32)).all():
+        raise ModelFolderError(f"{name} has values too large for {np.dtype(dtype).name}")
+    return stored
+
+
+def stored_network(path: str | Path, name: str) -> dict[str, safetensors_file.Tensor]:
+    """A network's weights, {dotted path: tensor with .shape, .dtype and .read()}, each read from disk when it is asked for."""
+    file = Path(path) / _entry(Path(path), name)["file"]
+    return guarded(file, lambda: safetensors_file.read_header(File(file))[0])
+
+
+def networks(path: str | Path) -> list[str]:
+    """The networks that a model folder holds."""
+    return list(_read_document(Path(path))["files"])
+
+
+def _entry(path: Path, name: str) -> dict[str, Any]:
+    manifest = _read_document(path)["files"]
+    if name not in manifest:
+        raise ModelFolderError(f"{path} has no {name}; it has {', '.join(manifest) or 'no networks'}")
+    return manifest[name]
 
 
 def _read_network(file: Path, tree: Any, dtype: Any) -> Any:
-    from safetensors import SafetensorError, safe_open
-
     wanted = _flatten(tree)
-    try:
-        with safe_open(file, framework="numpy") as stored:
-            found = {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}
-            _check_shapes(file, {key: tuple(leaf.shape) for key, leaf in wanted.items()}, found)
-            values = {key: stored.get_tensor(key).astype(dtype, copy=False) for key in wanted}
-    except FileNotFoundError as error:
-        raise ModelFolderError(f"{file} is missing") from error
-    except (OSError, SafetensorError) as error:
-        raise ModelFolderError(f"{file} is damaged: {error}") from error
-    return _unflatten(tree, values)
+
+    def read():
+        stored = File(file)
+        try:
+            tensors, _ = safetensors_file.read_header(stored)
+            _check_shapes(file, {key: tuple(leaf.shape) for key, leaf in wanted.items()}, {key: t.shape for key, t in tensors.items()})
+            return {key: tensors[key].read().astype(dtype, copy=False) for key in wanted}
+        finally:
+            stored.close()
+
+    return _unflatten(tree, guarded(file, read))
 
 
 def _check_shapes(file: Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:
