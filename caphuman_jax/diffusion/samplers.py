@@ -1,4 +1,4 @@
-"""From noise to latents: DDIM (arXiv 2010.02502) as one pure step and as a whole loop, and where the noise comes from."""
+"""From noise to latents: one loop that follows the plan of any sampler, and where the noise comes from."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from caphuman_jax.diffusion.schedule import Steps
+from caphuman_jax.diffusion.plan import SAMPLERS, Plan, plan
+
+__all__ = ["SAMPLERS", "Denoise", "Plan", "initial_noise", "picture_keys", "plan", "sample", "split_prediction"]
 
 Denoise = Callable[[jax.Array, jax.Array, Any], jax.Array]
-"""denoise(latents (B, h, w, C) float32, timestep () int32, step_constants) → the prediction, shaped as the latents."""
+"""denoise(latents (B, h, w, C) float32, timestep () float32, step_constants) → the prediction, shaped as the latents."""
 
 
 def picture_keys(seed: int | jax.Array, indices: Sequence[int] | jax.Array) -> jax.Array:
@@ -28,10 +30,9 @@ def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def split_prediction(
-    output: jax.Array, latents: jax.Array, alpha: jax.Array, prediction: str = "epsilon"
+    output: jax.Array, latents: jax.Array, signal: jax.Array, spread: jax.Array, prediction: str = "epsilon"
 ) -> tuple[jax.Array, jax.Array]:
-    """The (x0, noise) that a denoiser's output means at signal level alpha (scalar), for either kind of prediction."""
-    signal, spread = jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
+    """The (x0, noise) that a denoiser's output means for latents = signal · x0 + spread · noise (scalars), for either kind of prediction."""
     if prediction == "epsilon":
         return (latents - spread * output) / signal, output
     if prediction == "v":
@@ -39,60 +40,51 @@ def split_prediction(
     raise ValueError(f"prediction is {prediction!r}; known: epsilon, v")
 
 
-def ddim_step(
-    latents: jax.Array,
-    output: jax.Array,
-    alpha: jax.Array,
-    alpha_prev: jax.Array,
-    *,
-    prediction: str = "epsilon",
-    eta: float = 0.0,
-    noise: jax.Array | None = None,
-) -> jax.Array:
-    """One DDIM step (eq. 12) from signal level `alpha` to `alpha_prev` (scalars); everything in float32.
-
-    eta 0 is deterministic and 1 as noisy as DDPM; above 0 it needs unit normal `noise`, shaped as the latents.
-    """
-    output = output.astype(jnp.float32)
-    x0, direction = split_prediction(output, latents, alpha, prediction)
-    if eta == 0.0:
-        return jnp.sqrt(alpha_prev) * x0 + jnp.sqrt(1 - alpha_prev) * direction
-    if noise is None:
-        raise ValueError("eta above 0 needs noise")
-    sigma = eta * jnp.sqrt((1 - alpha_prev) / (1 - alpha) * (1 - alpha / alpha_prev))  # eq. 16
-    return jnp.sqrt(alpha_prev) * x0 + jnp.sqrt(1 - alpha_prev - sigma**2) * direction + sigma * noise
-
-
 def sample(
     denoise: Denoise,
     latents: jax.Array,
-    steps: Steps,
+    plan: Plan,
     *,
     prediction: str = "epsilon",
-    eta: float = 0.0,
     keys: jax.Array | None = None,
     step_constants: Any = None,
     trajectory: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """The whole sampling loop, traced once whatever the number of steps.
+    """The whole sampling loop, traced once whatever the number of steps; its state is float32.
 
-    latents: (B, h, w, C) float32, unit normal; keys: (B,), needed where eta > 0; step_constants: a pytree whose leaves
-    have the steps as their first axis (timestep embeddings, for instance), handed to `denoise` one step at a time.
+    latents: (B, h, w, C) float32, unit normal whatever the sampler; plan: of `plan`; keys: (B,), needed where the plan has noise;
+    step_constants: a pytree whose leaves have the plan's steps as their first axis (timestep embeddings, for instance), handed to
+    `denoise` one step at a time. Only what the plan looks back to is kept from step to step.
     Returns the clean latents (B, h, w, C), with `trajectory` also those after every step (S, B, h, w, C).
     """
-    if eta != 0.0 and keys is None:
-        raise ValueError("eta above 0 needs keys")
+    if plan.noise is not None and keys is None:
+        raise ValueError("this plan has noise, which needs keys")
 
-    def body(latents, step):
-        index, (timestep, alpha, alpha_prev), constants = step
-        output = denoise(latents, timestep, constants)
-        noise = _normal(keys, index + 1, latents.shape[1:]) if eta != 0.0 else None
-        latents = ddim_step(latents, output, alpha, alpha_prev, prediction=prediction, eta=eta, noise=noise)
-        return latents, latents if trajectory else None
+    def body(state, step):
+        x, last_latents, last_x0, earlier_x0 = state
+        index, row, constants = step
+        output = denoise(x, row.timesteps, constants).astype(jnp.float32)
+        x0, _ = split_prediction(output, x, row.signal, row.spread, prediction)
+        if row.corrector is not None:
+            c = row.corrector
+            x = c.last_latents * last_latents + c.x0 * x0 + c.last_x0 * last_x0 + c.earlier_x0 * earlier_x0
+            last_latents, earlier_x0 = x, last_x0
+        following = row.latents * x + row.x0 * x0
+        if row.last_x0 is not None:
+            following, last_x0 = following + row.last_x0 * last_x0, x0
+        if row.noise is not None:
+            following = following + row.noise * _normal(keys, index + 1, x.shape[1:])
+        return (following, last_latents, last_x0, earlier_x0), following if trajectory else None
 
-    count = steps.timesteps.shape[0]
-    steps = Steps(*map(jnp.asarray, steps))
-    final, after_each = jax.lax.scan(body, latents.astype(jnp.float32), (jnp.arange(count), steps, step_constants))
+    x = latents.astype(jnp.float32)
+    state = (
+        x,
+        None if plan.corrector is None else x,
+        None if plan.last_x0 is None else jnp.zeros_like(x),
+        None if plan.corrector is None else jnp.zeros_like(x),
+    )
+    rows = (jnp.arange(plan.steps), jax.tree.map(jnp.asarray, plan), step_constants)
+    (final, *_), after_each = jax.lax.scan(body, state, rows)
     return (final, after_each) if trajectory else final
 
 

@@ -1,4 +1,4 @@
-"""The noise schedule, and which of its timesteps a sampler visits.
+"""The noise schedule, and the timesteps that a sampler visits.
 
 alpha means the cumulative product ᾱ_t throughout: latents_t = sqrt(alpha) · x0 + sqrt(1 − alpha) · noise
 (DDPM, arXiv 2006.11239, eq. 4).
@@ -6,62 +6,69 @@ alpha means the cumulative product ᾱ_t throughout: latents_t = sqrt(alpha) · 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from caphuman_jax.config import DiffusionConfig
+from caphuman_jax.errors import SettingError
 
-SPACINGS = ("original", "leading", "trailing")
+SPACINGS = ("original", "leading", "trailing", "linspace")
 
 
-class Steps(NamedTuple):
-    """The timesteps of one sampling run, noisiest first; a pytree, so `lax.scan` can walk over it.
+def alphas(config: DiffusionConfig, dtype=np.float32) -> np.ndarray:
+    """Cumulative signal levels (train_steps,), computed in float64.
 
-    timesteps (S,) int32; alphas and alphas_prev (S,) float32: the signal level before and after each step.
+    With `zero_terminal_snr` the square roots are shifted and stretched so that the first stays and the last is exactly 0
+    (arXiv 2305.08891, algorithm 1). Raises SettingError where that meets prediction "epsilon": noise says nothing of noise.
     """
-
-    timesteps: np.ndarray
-    alphas: np.ndarray
-    alphas_prev: np.ndarray
+    levels = np.cumprod(1.0 - _plain_betas(config))
+    if config.zero_terminal_snr:
+        if config.prediction != "v":
+            raise SettingError(f'zero_terminal_snr needs a model that predicts "v", not "{config.prediction}"; correct one of the two in its config')
+        roots = np.sqrt(levels)
+        levels = np.square((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1])))
+    return levels.astype(dtype)
 
 
 def betas(config: DiffusionConfig) -> np.ndarray:
-    """Variances (train_steps,) float64, linear in the square root of beta, as Stable Diffusion has them."""
-    roots = np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.train_steps, dtype=np.float64)
-    return roots**2
+    """Variances (train_steps,) float64, linear in the square root of beta as Stable Diffusion has them; the last 1 with `zero_terminal_snr`."""
+    if not config.zero_terminal_snr:
+        return _plain_betas(config)
+    levels = alphas(config, np.float64)
+    return 1.0 - levels / np.append(1.0, levels[:-1])
 
 
-def alphas(config: DiffusionConfig) -> np.ndarray:
-    """Cumulative signal levels (train_steps,) float32, computed in float64."""
-    return np.cumprod(1.0 - betas(config)).astype(np.float32)
+def timesteps(config: DiffusionConfig, steps: int, spacing: str = "original", *, end_is_counted: bool = False) -> np.ndarray:
+    """Timesteps (S,) int32, noisiest first, S at most `steps` but for "original".
 
+    "original": 1, 1 + ⌊T/steps⌋, … as CapHuman and the first Stable Diffusion code do, which gives one step more where `steps` does
+    not divide T = train_steps. "leading": the same stride, never more than `steps`. "trailing": evenly back from T − 1. "linspace":
+    evenly from T − 1 to 0 (the last three as arXiv 2305.08891, table 2, names them). Values are held below T, so that no step falls
+    off the schedule (with the original spacing 3 steps would ask for t = 1000).
 
-def timesteps(config: DiffusionConfig, steps: int, spacing: str = "original") -> np.ndarray:
-    """Timesteps (S,) int32, noisiest first.
-
-    "original": 1, 1 + ⌊T/steps⌋, … as CapHuman and the first Stable Diffusion code do, which gives one step more
-    where `steps` does not divide T = train_steps. "leading": the same stride, never more than `steps`.
-    "trailing": starts at T − 1 (arXiv 2305.08891, table 2). Values are held below T, so that no step falls off the
-    schedule (with the original spacing 3 steps would ask for t = 1000).
+    end_is_counted: "leading" and "linspace" are laid out for one point more, and the last one, near 0, is left out: it is where the
+    last step of a solver ends. Raises SettingError.
     """
-    total = config.train_steps
-    if not 1 <= steps <= total:
-        raise ValueError(f"steps is {steps}; it must lie between 1 and {total}")
-    stride = total // steps
+    total, points = config.train_steps, steps + end_is_counted
+    check_spacing(spacing)
+    most = total - end_is_counted if spacing != "trailing" else total
+    if not 1 <= steps <= most:
+        raise SettingError(f"steps is {steps}; it must lie between 1 and {most}")
     if spacing == "original":
-        ascending = np.arange(0, total, stride) + 1
+        ascending = np.arange(0, total, total // steps) + 1
     elif spacing == "leading":
-        ascending = np.arange(steps) * stride + 1
+        ascending = np.arange(points)[int(end_is_counted):] * (total // points) + 1
     elif spacing == "trailing":
-        ascending = np.round(total - np.arange(steps) * (total / steps))[::-1] - 1
+        ascending = np.round(total - np.arange(steps) * (total / steps)) - 1
     else:
-        raise ValueError(f"spacing is {spacing!r}; known: {', '.join(SPACINGS)}")
+        ascending = np.round(np.linspace(0, total - 1, points))[int(end_is_counted):]
     return np.unique(np.minimum(ascending, total - 1))[::-1].astype(np.int32)
 
 
-def sampling_steps(config: DiffusionConfig, steps: int, spacing: str = "original") -> Steps:
-    """Everything a sampler needs to know of the schedule. The last step ends at alphas[0], not at 1, as the original's."""
-    levels = alphas(config)
-    times = timesteps(config, steps, spacing)
-    return Steps(times, levels[times], levels[np.append(times[1:], 0)])
+def check_spacing(spacing: str) -> None:
+    """Raises SettingError where there is no such spacing."""
+    if spacing not in SPACINGS:
+        raise SettingError(f"spacing is {spacing!r}; known: {', '.join(SPACINGS)}")
+
+
+def _plain_betas(config: DiffusionConfig) -> np.ndarray:
+    return np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.train_steps, dtype=np.float64) ** 2
