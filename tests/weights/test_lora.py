@@ -1,5 +1,6 @@
 """LoRA files against diffusers with PEFT: the same file loaded there and here gives the same weights and the same pictures."""
 
+import copy
 import json
 
 import jax
@@ -18,7 +19,7 @@ from caphuman_jax.weights.convert import to_ours
 from caphuman_jax.weights.names import modules, table
 
 TINY = ModelConfig(
-    unet=UNetConfig(channels=16, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(1,), heads=2, context_width=16, groups=8),
+    unet=UNetConfig(channels=16, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(1, 2), heads=2, context_width=16, groups=8),
     text=TextConfig(vocabulary=40, length=12, width=16, layers=2, heads=2, mlp_width=32), image_encoder=None,
 )
 RANK, ALPHA = 3, 5.0
@@ -35,8 +36,8 @@ def torch_networks():
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        block_out_channels=[16, 32], layers_per_block=1, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
-        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"], cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8,
+        block_out_channels=[16, 32], layers_per_block=1, down_block_types=["CrossAttnDownBlock2D"] * 2,
+        up_block_types=["CrossAttnUpBlock2D"] * 2, cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8,
     )
     text = CLIPTextModel(CLIPTextConfig(
         vocab_size=40, max_position_embeddings=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
@@ -95,8 +96,6 @@ def kohya(layers, networks=("unet", "text"), rename=lambda network, name: name):
 
 def fuse(torch_networks, file, scale=1.0, metadata=None):
     """Copies of the networks with a LoRA fused by diffusers."""
-    import copy
-
     from diffusers.loaders import StableDiffusionLoraLoaderMixin as Loader
 
     networks = copy.deepcopy(torch_networks)
@@ -144,3 +143,205 @@ def test_kohya_file_of_every_layer_gives_diffusers_weights_and_pictures(torch_ne
     got, before = (np.asarray(run(jax.tree.map(jnp.asarray, x["unet"]))).transpose(0, 3, 1, 2) for x in (params, base))
     assert np.abs(got - expected).max() < 1e-5 * np.abs(expected).max()
     assert np.abs(before - expected).max() > 0.1 * np.abs(expected).max()
+
+
+def test_kohya_file_with_the_original_block_names(torch_networks, base, layers, shapes):
+    original = {diffusers: ldm for ldm, diffusers, _ in modules("unet", TINY)}
+    file = kohya(layers, ("unet",), lambda network, name: original[name])
+    assert "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q.lora_down.weight" in file
+    params = lora.apply(base, [(lora.read(file, TINY), 1.0)])
+    assert_same(params["unet"], ours("unet", fuse(torch_networks, file)["unet"], shapes))
+
+
+def test_early_diffusers_file(torch_networks, base, layers, shapes):
+    """Attention processors and early text encoder names; no alpha, so that it is the rank."""
+    file = {}
+    for network, start in (("unet", "unet."), ("text", "text_encoder.")):
+        for name, shape in layers[network].items():
+            parts = factors(name, shape)
+            if "attn" in name:
+                block, _, projection = name.removesuffix(".0").rpartition(".")
+                processor = "processor." if network == "unet" else ""
+                projection = projection if network == "unet" else f"to_{projection.removesuffix('_proj')}"
+                name = f"{block}.{processor}{projection}_lora"
+            else:
+                name = f"{name}.{'lora' if network == 'unet' else 'lora_linear_layer'}"
+            file |= {f"{start}{name}.{part}.weight": x for part, x in zip(("down", "up"), parts)}
+    assert "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora.down.weight" in file
+    assert "text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora.up.weight" in file
+    theirs = fuse(torch_networks, file)
+    params = lora.apply(base, [(lora.read(file, TINY), 1.0)])
+    for network in ("unet", "text"):
+        assert_same(params[network], ours(network, theirs[network], shapes))
+    bare = {key.removeprefix("unet."): x for key, x in file.items() if key.startswith("unet.")}  # earlier still
+    for path, part in lora.read(bare, TINY).parts["unet"].items():
+        np.testing.assert_array_equal(part.weight(), lora.read(file, TINY).parts["unet"][path].weight())
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_file_written_by_diffusers_has_alpha_in_its_header(torch_networks, base, shapes, tmp_path, rslora):
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+
+    patterns = {} if rslora else {"alpha_pattern": {"conv1": 7.0, "mid_block.attentions.0.proj_in": 2.5}, "rank_pattern": {"to_v": 5}}
+    targets = ["to_q", "to_v", "to_out.0", "proj_in", "conv1", "time_emb_proj", "ff.net.0.proj", "downsamplers.0.conv"]
+    configs = {
+        "unet": LoraConfig(r=4, lora_alpha=10, target_modules=targets, init_lora_weights=False, use_rslora=rslora, **patterns),
+        "text": LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "fc1"], init_lora_weights=False),
+    }
+    torch.manual_seed(1)
+    networks = {name: inject_adapter_in_model(config, copy.deepcopy(torch_networks[name])) for name, config in configs.items()}
+    states = {name: get_peft_model_state_dict(module) for name, module in networks.items()}
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path, states["unet"], states["text"],
+        unet_lora_adapter_metadata=configs["unet"].to_dict(), text_encoder_lora_adapter_metadata=configs["text"].to_dict(),
+    )
+    params = lora.apply(base, [(lora.read_file(tmp_path / "pytorch_lora_weights.safetensors", TINY), 1.0)])
+    for network, module in networks.items():
+        for layer in module.modules():
+            if hasattr(layer, "merge"):
+                layer.merge()
+        assert_same(params[network], ours(network, module, shapes))
+        assert changed(params[network], base[network])
+
+
+def test_convolution_in_three_parts_is_three_convolutions(base):
+    """LoCon's Tucker form: 1×1, 3×3 and 1×1 one after another, as kohya runs them."""
+    key, path = "lora_unet_down_blocks_0_resnets_0_conv1", "encoder.down.0.res_0.conv_1.kernel"
+    down, mid, up = normal("d", RANK, 16, 1, 1), normal("m", RANK, RANK, 3, 3), normal("u", 16, RANK, 1, 1)
+    file = {f"{key}.lora_down.weight": down, f"{key}.lora_mid.weight": mid, f"{key}.lora_up.weight": up, f"{key}.alpha": np.float32(ALPHA)}
+    delta = lora.read(file, TINY).delta("unet", path, (3, 3, 16, 16), 2.0)
+    image = torch.from_numpy(normal("image", 1, 16, 6, 6))
+    conv = torch.nn.functional.conv2d
+    expected = conv(conv(conv(image, torch.from_numpy(down)), torch.from_numpy(mid), padding=1), torch.from_numpy(up)) * 2 * ALPHA / RANK
+    got = conv(image, torch.from_numpy(delta.transpose(3, 2, 0, 1).copy()), padding=1)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("effective", [False, True], ids=["flat", "tucker"])
+@pytest.mark.parametrize(("kind", "settings"), [("LoHa", {}), ("LoKr", {}), ("LoKr", {"decompose_both": True}), ("LoKr", {"r": 40})])
+def test_lycoris_kinds_equal_peft(torch_networks, layers, shapes, kind, settings, effective):
+    import peft
+
+    network = copy.deepcopy(torch_networks["unet"])
+    config = getattr(peft, f"{kind}Config")(**{
+        "r": 2, "alpha": 3, "target_modules": r".*(to_q|ff\.net\.2|conv1|proj_in|downsamplers\.0\.conv)", "use_effective_conv2d": effective,
+        "init_weights": False,
+    } | settings)
+    torch.manual_seed(2)
+    peft.inject_adapter_in_model(config, network)
+    layer_of = {name: part for name, part in network.named_modules() if hasattr(part, "get_delta_weight")}
+    file = {key: x.numpy() for key, x in peft.get_peft_model_state_dict(network).items()}
+    for form in ("unet.", "lora_unet_"):  # diffusers' form and kohya's, which LyCORIS writes
+        renamed = {form + (key if form == "unet." else key.rpartition(".")[0].replace(".", "_") + "." + key.rpartition(".")[2]): x
+                   for key, x in file.items()}
+        # In PEFT alpha stands in the configuration, in LyCORIS beside the arrays.
+        alphas = {f"{key.rpartition('.')[0]}.alpha": np.float32(layer_of[key.rpartition(".")[0]].scaling["default"] * config.r) for key in file}
+        if form == "unet.":
+            renamed |= {form + key: x for key, x in alphas.items()}
+        else:
+            renamed |= {form + key.removesuffix(".alpha").replace(".", "_") + ".alpha": x for key, x in alphas.items()}
+        read = lora.read(renamed, TINY)
+        assert len(read.parts["unet"]) == len(layer_of) > 10
+        flat = traverse_util.flatten_dict(shapes["unet"], sep=".")
+        names = {name: path for name, path in table("unet", TINY, flat, "diffusers").items()}
+        for name, part in layer_of.items():
+            path = names[f"{name}.weight"]
+            whole = kind == "LoKr" and not any(role.endswith("_b") for role in read.parts["unet"][path].arrays)
+            expected = part.get_delta_weight("default").detach().numpy() / (part.scaling["default"] if whole else 1)
+            got = read.delta("unet", path, flat[path].shape)
+            np.testing.assert_allclose(got, to_ours(path, expected, flat[path].shape), rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def two(layers):
+    file = kohya(layers)
+    half = {key: x * np.float32(0.5) if key.endswith("up.weight") else x for key, x in file.items()}
+    return lora.read(file, TINY), lora.read(half, TINY)
+
+
+def test_strengths_add_up_and_are_separate_for_the_networks(base, two):
+    whole, half = two
+    assert_same(lora.apply(base, [(whole, 0.5), (half, 1.0)]), lora.apply(base, [(whole, 1.0)]))
+    assert_same(lora.apply(base, [(whole, 0.75), (half, -0.5)]), lora.apply(base, [(half, 1.0)]))
+    params = lora.apply(base, [(whole, (0.0, 1.0)), (half, (1.0, 0.0))])
+    assert_same(params["unet"], lora.apply(base, [(half, 1.0)])["unet"])
+    assert_same(params["text"], lora.apply(base, [(whole, 1.0)])["text"])
+    assert not changed(lora.apply(base, [(whole, (0.0, 1.0))])["unet"], base["unet"])
+
+
+def test_base_stays_as_it_is_and_the_rest_is_shared(base, two):
+    before = jax.tree.map(np.copy, base)
+    params = lora.apply(base, [(two[0], 1.0)])
+    jax.tree.map(np.testing.assert_array_equal, base, before)
+    same = {path for path in traverse_util.flatten_dict(base, sep=".")} - changed(params, base)
+    assert same and all(path.endswith(("bias", "scale", "embedding", "positions")) for path in same)
+    assert not changed(lora.apply(params | base, []), base)  # taken away: the base, leaf by leaf
+
+
+def test_jax_arrays_and_types(base, two):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        on_device = jax.tree.map(lambda x: jax.device_put(x.astype(dtype), jax.devices()[3]), base)
+        params = lora.apply(on_device, [(two[0], 0.3), (two[1], 0.3)])
+        flat, host = (traverse_util.flatten_dict(x, sep=".") for x in (params, lora.apply(
+            jax.tree.map(np.asarray, on_device), [(two[0], 0.3), (two[1], 0.3)])))
+        for path, leaf in flat.items():
+            assert leaf.dtype == dtype and leaf.devices() == {jax.devices()[3]} and isinstance(host[path], np.ndarray)
+            np.testing.assert_array_equal(np.asarray(leaf), host[path])
+
+
+def test_one_parameter_at_a_time_gives_the_same(base, two):
+    loras = [(two[0], (0.7, 0.2)), (two[1], 0.4)]
+    for network, tree in lora.apply(base, loras).items():
+        flat = traverse_util.flatten_dict(base[network], sep=".")
+        for path, leaf in traverse_util.flatten_dict(tree, sep=".").items():
+            np.testing.assert_array_equal(lora.merged(network, path, flat[path], loras), leaf)
+
+
+KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+
+
+@pytest.fixture
+def small():
+    return {f"{KEY}.lora_down.weight": normal("a", 2, 16), f"{KEY}.lora_up.weight": normal("b", 32, 2)}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda x: x | {"lora_unet_mid_block_nose.lora_down.weight": 0, "strange": 0}, "no place for: lora_unet_mid_block_nose.lora_down.weight, strange;"),
+    (lambda x: x | {f"lora_unet_{i}.alpha": 0 for i in range(50)}, "lora_unet_19.alpha and 30 more"),
+    (lambda x: x | {f"{KEY}.dora_scale": np.ones(32)}, "is a DoRA"),
+    (lambda x: x | {"lora_unet_x.diff": 0}, "a full difference"),
+    (lambda x: x | {"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": 0}, "a LoRA for SDXL"),
+    (lambda x: {f"{KEY}.lora_down.weight": x[f"{KEY}.lora_down.weight"]}, "incomplete: of lora_unet_mid_block.* has only down"),
+    (lambda x: x | {f"{KEY}.hada_w1_a": np.ones((2, 2))}, "incomplete"),
+    (lambda x: x | {f"{KEY.replace('mid_block_attentions_0', 'middle_block_1')}.lora_up.weight": 0}, "says twice"),
+    (lambda x: {}, "is empty"),
+])
+def test_a_file_that_is_not_understood_is_refused_in_one_line(small, change, message):
+    with pytest.raises(ModelFolderError, match=message) as caught:
+        lora.read(change(small), TINY, name="x.safetensors")
+    assert str(caught.value).startswith("x.safetensors") and "\n" not in str(caught.value)
+
+
+def test_damaged_header(small):
+    for text in ("{", "[]"):
+        with pytest.raises(ModelFolderError, match="lora_adapter_metadata"):
+            lora.read(small, TINY, metadata={"lora_adapter_metadata": text})
+    with pytest.raises(ModelFolderError, match="no number"):
+        lora.read(small, TINY, metadata={"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "much"})})
+
+
+def test_a_lora_for_another_base_does_not_fit(base, small):
+    small[f"{KEY}.lora_down.weight"] = normal("c", 2, 64)
+    with pytest.raises(ModelFolderError, match=f"{KEY}.*another base model"):
+        lora.apply(base, [(lora.read(small, TINY), 1.0)])
+
+
+def test_what_is_not_there_cannot_be_changed(base, two):
+    with pytest.raises(ModelFolderError, match="network text, which is not here"):
+        lora.apply({"unet": base["unet"]}, [(two[0], 1.0)])
+    assert lora.apply({"unet": base["unet"]}, [(two[0], (1.0, 0.0))]).keys() == {"unet"}
+    key = "lora_unet_down_blocks_0_resnets_0_conv_shortcut"  # of a block whose width does not change
+    file = {f"{key}.lora_down.weight": normal("a", 2, 16, 1, 1), f"{key}.lora_up.weight": normal("b", 16, 2, 1, 1)}
+    with pytest.raises(ModelFolderError, match=f"layers that this model does not have: {key}"):
+        lora.apply(base, [(lora.read(file, TINY), 1.0)])
