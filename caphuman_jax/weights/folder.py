@@ -185,22 +185,22 @@ def cast(value: np.ndarray, dtype: Any, name: str) -> np.ndarray:
     return stored
 
 
-def stored_network(path: str | Path, name: str) -> dict[str, safetensors_file.Tensor]:
-    """A network's weights, {dotted path: tensor with .shape, .dtype and .read()}, each read from disk when it is asked for."""
-    file = Path(path) / _entry(Path(path), name)["file"]
-    return guarded(file, lambda: safetensors_file.read_header(File(file))[0])
+@contextmanager
+def stored_networks(path: str | Path) -> Iterator[dict[str, dict[str, safetensors_file.Tensor]]]:
+    """{network: {dotted path: tensor with .shape, .dtype and .read()}} of a model folder, each tensor read when it is asked for."""
+    path = Path(path)
+    files: list[File] = []
 
+    def tensors(file):
+        files.append(File(file))
+        return safetensors_file.read_header(files[-1])[0]
 
-def networks(path: str | Path) -> list[str]:
-    """The networks that a model folder holds."""
-    return list(_read_document(Path(path))["files"])
-
-
-def _entry(path: Path, name: str) -> dict[str, Any]:
-    manifest = _read_document(path)["files"]
-    if name not in manifest:
-        raise ModelFolderError(f"{path} has no {name}; it has {', '.join(manifest) or 'no networks'}")
-    return manifest[name]
+    try:
+        entries = _read_document(path)["files"]
+        yield {name: guarded(path / entry["file"], lambda file=path / entry["file"]: tensors(file)) for name, entry in entries.items()}
+    finally:
+        for file in files:
+            file.close()
 
 
 def _read_network(file: Path, tree: Any, dtype: Any) -> Any:

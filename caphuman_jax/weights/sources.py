@@ -1,0 +1,211 @@
+"""What is in the weight files that people have: which networks, in which form of names, and what else.
+
+A key of a file belongs to a network, or to one of the known extras (`EXTRAS`), or is unknown; nothing is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from caphuman_jax.weights.names import PREFIXES, modern_name
+
+EXTRAS = {
+    "noise schedule": r"(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|logvar|lvlb_weights|scale_factor)",
+    "moving averages (--ema uses them)": r"model_ema\..+",
+    "the VAE's training loss": r"(first_stage_model\.)?loss\..+",
+    "position numbers": r"(.+\.)?position_ids",
+    "CLIP's projections": r"(.+\.)?(logit_scale|(text|visual)_projection(\.weight)?)",
+    "prediction kind": r"v_pred|ztsnr",
+    "control strengths": r"control_scales",
+}
+"""What published files hold besides weights of the networks: what it is → regular expression of whole keys. It is left out."""
+
+FOLDERS = {
+    "unet": "unet", "vae": "vae", "text_encoder": "text", "capface": "capface", "identity": "identity", "image_encoder": "image_encoder",
+}
+"""Folder of a diffusers pipeline (the last three: of ours) → network."""
+
+
+@dataclass
+class Found:
+    """A network in a file. keys: its names without prefix, as in `names.table` → key; form: "ldm" or "diffusers"."""
+
+    checkpoint: Checkpoint
+    form: str
+    keys: dict[str, str]
+
+    @property
+    def path(self) -> Path:
+        return self.checkpoint.path
+
+
+@dataclass
+class Source:
+    """A file or folder and what it was given as. networks: name → Found; extras: group → keys; unknown: keys that belong to nothing."""
+
+    option: str
+    path: Path
+    networks: dict[str, Found] = field(default_factory=dict)
+    extras: dict[str, list[str]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    prediction: str | None = None
+    zero_snr: bool | None = None
+    config: ModelConfig | None = None
+    tokenizer: Path | None = None
+    heads: int | None = None
+
+    def close(self) -> None:
+        for checkpoint in self.checkpoints:
+            checkpoint.close()
+
+
+def read(option: str, path: str | Path) -> Source:
+    """Open what was given as `option` (caphuman, base, vae, clip, image-encoder, controlnet). Raises ModelFolderError."""
+    path = Path(path).expanduser()
+    source = Source(option, path)
+    try:
+        if path.is_dir() and any((path / name).is_dir() for name in FOLDERS):
+            _read_pipeline(source)
+        else:
+            _read_weights(source, open_checkpoint(path))
+            if path.is_dir() and option == "clip" and (path / "vocab.json").is_file():
+                source.tokenizer = path
+    except BaseException:
+        source.close()
+        raise
+    return source
+
+
+def _read_pipeline(source: Source) -> None:
+    """A diffusers folder: one folder a network."""
+    wanted = {"vae": {"vae"}, "clip": {"text_encoder", "image_encoder"}, "image-encoder": {"image_encoder"}}.get(source.option, FOLDERS)
+    for folder in sorted(source.path.iterdir()):
+        network = folder.name if folder.name.startswith("controlnet_") else FOLDERS.get(folder.name)
+        if network is None or not folder.is_dir() or (folder.name not in wanted and not network.startswith("controlnet_")):
+            continue
+        if source.option == "base" and folder.name == "image_encoder":
+            continue  # of another use: diffusers' own image prompts
+        _read_weights(source, open_checkpoint(folder), network)
+    if "unet" in source.networks:
+        _check_heads(source)
+    if (source.path / "tokenizer" / "vocab.json").is_file():
+        source.tokenizer = source.path / "tokenizer"
+    scheduler = _json(source.path / "scheduler" / "scheduler_config.json")
+    if scheduler:
+        kinds = {"epsilon": "epsilon", "v_prediction": "v"}
+        kind = scheduler.get("prediction_type", "epsilon")
+        if kind not in kinds or scheduler.get("beta_schedule", "scaled_linear") != "scaled_linear":
+            raise ModelFolderError(f"{source.path} predicts {kind} on a {scheduler.get('beta_schedule')} schedule; only Stable Diffusion 1's can be used")
+        source.prediction, source.zero_snr = kinds[kind], bool(scheduler.get("rescale_betas_zero_snr", False))
+    exported = _json(source.path / "caphuman.json")
+    if exported:
+        source.config = ModelConfig.from_dict(exported)
+
+
+def _check_heads(source: Source) -> None:
+    described = _json(source.path / "unet" / "config.json")
+    heads = described.get("attention_head_dim", 8)
+    if isinstance(heads, list) or described.get("use_linear_projection") or described.get("addition_embed_type"):
+        kind = "SDXL" if described.get("addition_embed_type") else "Stable Diffusion 2"
+        raise ModelFolderError(f"{source.path} is {kind}; only Stable Diffusion 1 and what was trained from it can be used")
+    source.heads = heads
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelFolderError(f"{path} cannot be read: it is no JSON object")
+    return content
+
+
+def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = None) -> None:
+    """Sort a file's keys. network: what its bare names belong to; None: by the option, and by the names themselves."""
+    source.checkpoints.append(checkpoint)
+    keys = list(checkpoint)
+    if network is None and any(key.startswith("module.") for key in keys):
+        raise ModelFolderError(f"{checkpoint.path} has keys that begin with module., as saved from DataParallel; save model.module instead")
+    control = "capface" if any(re.fullmatch(r"(control_model\.)?mask_predict\..+", key) for key in keys) else "controlnet"
+    inner: dict[str, dict[str, str]] = {}
+    for key in keys:
+        group = next((group for group, pattern in EXTRAS.items() if re.fullmatch(pattern, key)), None)
+        if group is not None:
+            source.extras.setdefault(group, []).append(key)
+            continue
+        place = (network, key) if network else _place(key, source.option, control, keys)
+        if place is None:
+            source.unknown.append(key)
+        else:
+            inner.setdefault(place[0], {})[place[1]] = key
+    for name, found in inner.items():
+        form = "diffusers" if any(re.match(r"((en|de)coder\.)?(down|up|mid)_block", part) for part in found) else "ldm"
+        modern = {modern_name(part, name): key for part, key in found.items()}
+        if len(modern) != len(found):
+            raise ModelFolderError(f"{checkpoint.path} holds {name} twice, under two kinds of names")
+        source.networks[name] = Found(checkpoint, form, modern)
+    if any(key in checkpoint for key in ("v_pred",)) or checkpoint.metadata.get("modelspec.prediction_type") == "v":
+        source.prediction, source.zero_snr = "v", "ztsnr" in checkpoint
+    if isinstance(checkpoint.metadata.get("caphuman_jax.config"), str):
+        try:
+            source.config = ModelConfig.from_dict(json.loads(checkpoint.metadata["caphuman_jax.config"]))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ModelFolderError(f"{checkpoint.path}: the configuration in its header cannot be read: {error}") from error
+
+
+def _place(key: str, option: str, control: str, keys: list[str]) -> tuple[str, str] | None:
+    """(network, name without prefix) of a key of a single file."""
+    for network, prefix in PREFIXES.items():
+        if prefix and key.startswith(prefix):
+            return (control if network in ("capface", "controlnet") else network), key.removeprefix(prefix)
+    if re.match(r"(id|img)_linear\.", key):
+        return "identity", key
+    if option in ("clip", "image-encoder"):
+        if key.startswith("text_model."):
+            return "text", key
+        if key.startswith("vision_model."):
+            return "image_encoder", key
+        if re.match(r"(embeddings|encoder|final_layer_norm|pre_layrnorm|post_layernorm)\.", key):
+            return ("image_encoder" if "embeddings.class_embedding" in keys else "text"), key
+        return None
+    bare = {
+        "base": ("unet", r"(time_embed|input_blocks|middle_block|output_blocks|out|time_embedding|(down|up|mid)_block|conv_)"),
+        "vae": ("vae", r"(encoder|decoder|quant_conv|post_quant_conv)\."),
+        "controlnet": ("controlnet", r"(time_embed|input_|middle_block|zero_convs|conv_in|(down|mid)_block|controlnet_)"),
+    }.get(option)
+    return (bare[0], key) if bare and re.match(bare[1], key) else None
+
+
+def moving_averages(found: Found, names: list[str], network: str) -> dict[str, str]:
+    """{name: key of its moving average}: LDM's `model_ema.` followed by the name as its module knows it, without dots."""
+    top = "diffusion_model." if network == "unet" else ""
+    keys = {name: "model_ema." + (top + name).replace(".", "") for name in names}
+    return {name: key for name, key in keys.items() if key in found.checkpoint}
+
+
+def another_kind(found: Found, cfg: ModelConfig) -> str | None:
+    """What a UNet or ControlNet is if it is not of this configuration's kind, as far as its shapes tell."""
+    shape = found.checkpoint.shape
+    for key in found.checkpoint:
+        for start, kind in (("conditioner.embedders.", "SDXL"), ("cond_stage_model.model.", "Stable Diffusion 2"),
+                            ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"), ("model.diffusion_model.double_blocks.", "FLUX")):
+            if key.startswith(start):
+                return kind
+    for name, key in found.keys.items():
+        sizes = shape(key)
+        if name.endswith("attn2.to_k.weight") and len(sizes) == 2 and sizes[1] != cfg.unet.context_width:
+            return {1024: "Stable Diffusion 2", 2048: "SDXL"}.get(sizes[1], f"a model with text of width {sizes[1]}")
+        if name in ("input_blocks.0.0.weight", "conv_in.weight") and len(sizes) == 4 and sizes[1] != cfg.unet.in_channels:
+            return {9: "an inpainting model", 8: "an editing model (InstructPix2Pix)"}.get(sizes[1], f"a model with {sizes[1]} input channels")
+    return None

@@ -1,0 +1,29 @@
+"""CLIP's tokeniser as the files that transformers reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from caphuman_jax.models.tokenizer import END, START, vocabulary_and_merges
+
+_NAMES = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
+
+
+def write(folder: Path, source: Path | None = None) -> None:
+    """Write `folder`/vocab.json, merges.txt and what transformers wants besides: a copy of those in `source`, or CLIP's own."""
+    folder.mkdir()
+    if source is not None:
+        for name in _NAMES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            return
+    vocabulary, merges = vocabulary_and_merges()
+    special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    settings = special | {"model_max_length": 77, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
