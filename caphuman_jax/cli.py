@@ -1,4 +1,4 @@
-"""The command `caphuman`: generate, evaluate, train, precompute.
+"""The command `caphuman`: generate, identity, evaluate, train, precompute and others.
 
 Only what the chosen subcommand needs is imported, so that help comes at once.
 """
@@ -16,6 +16,9 @@ from caphuman_jax.errors import CapHumanError
 # Subcommands of other rooms: a module with add_arguments(parser) and run(args), imported when it is chosen.
 _DELEGATED = {
     "evaluate": ("caphuman_jax.evaluation.command", "measure a model on photos: face found, identity, pose, expression"),
+    "identity": ("caphuman_jax.identity_command", "photos of a person to a file that takes their place"),
+    "import": ("caphuman_jax.weights.import_command", "weight files (caphuman.ckpt, SD1.5, VAE, LoRA …) to a model folder"),
+    "export": ("caphuman_jax.weights.export_command", "a model folder to files for PyTorch programs"),
     "train": ("caphuman_jax.training.command", "train a model"),
 }
 _FAILED, _INTERRUPTED = 2, 130
@@ -70,13 +73,22 @@ def _parser(chosen):
 _EXAMPLES = """examples:
   caphuman generate --reference me.jpg --prompt "a photo of a smiling person" --yaw 20 --expression smile=0.8
   caphuman generate --reference me.jpg --prompt "a portrait photo" --head-from other.jpg --take pose,expression --num 4
+  caphuman generate --person ref=me.jpg,yaw=15 --person ref=you.jpg,yaw=-15,expression=smile:0.8 --prompt "two people"
+  caphuman generate --reference me.jpg --prompt "a photo" --sampler dpmpp_2m --steps 12
   caphuman generate --repeat out/picture_02.png --reference me.jpg"""
 
 
 def _add_generate(parser):
     parser.set_defaults(run=_generate)
-    parser.add_argument("--reference", metavar="PHOTO", required=True, help="photo of the person")
+    parser.add_argument("--reference", metavar="PHOTO", nargs="+", help="photo of the person, or several, or an identity file")
+    parser.add_argument("--photos", choices=("average", "stack"), default=None,
+                        help="several photos of the person: their identity tokens are averaged (default), or all of them given")
+    parser.add_argument("--person", metavar="ref=PHOTO,…", action="append",
+                        help="one of several people, once for each, instead of --reference and the options of the head: ref=PHOTO (again for more "
+                        "photos), face=N, head=PHOTO, take=pose+expression, framing=photo, yaw=DEG, pitch=DEG, roll=DEG, "
+                        "expression=smile:0.8+jawOpen:0.3, light=left:0.8, position=X/Y/SIZE; without a position they stand side by side")
     parser.add_argument("--prompt", metavar="TEXT", help="what the picture shows")
+    parser.add_argument("--negative", metavar="TEXT", help="what the picture does not show")
     parser.add_argument("--repeat", metavar="PICTURE", help="make this picture again: prompt, head and settings are read from the file")
     parser.add_argument("--face", type=int, metavar="N", help="which face of the photo, 0 the largest")
 
@@ -98,11 +110,18 @@ def _add_generate(parser):
     how = parser.add_argument_group("how")
     how.add_argument("--seed", type=int, help="default 0")
     how.add_argument("--num", type=int, help="pictures, default 1; each depends on the seed and its number alone")
+    how.add_argument("--sampler", metavar="NAME", help="ddim, dpmpp_2m, dpmpp_2m_karras, euler_a, unipc or lcm; default: the model's own")
     how.add_argument("--steps", type=int, help="default: the model's own")
+    how.add_argument("--eta", type=float, help="noise put back at each step of ddim, 0 to 1 (as DDPM); default: the model's own")
     how.add_argument("--guidance", type=float, help="how much the prompt counts; default: the model's own")
-    how.add_argument("--eta", type=float, help="noise put back at each step, 0 (DDIM) to 1 (as DDPM); default: the model's own")
+    how.add_argument("--identity-guidance", type=float, metavar="G", help="the same for the identity, default 1: as trained")
+    how.add_argument("--head-guidance", type=float, metavar="G", help="the same for the head, default 1: as trained")
+    how.add_argument("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: tames the contrast of strong guidance; default: the model's own")
     how.add_argument("--strength", type=float, help="how much the face and head count, default 1")
     how.add_argument("--identity-until", type=float, metavar="T", help="identity is used from timestep T (of 999) down; 0, the default: always")
+    how.add_argument("--control", metavar="NAME=PICTURE[:S]", action="append",
+                     help="a ControlNet of the model, its picture and its strength S (default 1); the picture `landmarks` is the wanted heads' 68 "
+                     "landmarks as dots")
     how.add_argument("--size", metavar="SIDE|WxH", help="pixels; default: the model's own")
     how.add_argument("--gate", choices=("hard", "soft"), help="CapFace's mask: cut at one half (default), or multiplied")
     how.add_argument("--model", default="mini", metavar="NAME|FOLDER", help="a shipped model or a model folder, default mini")

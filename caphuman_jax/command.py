@@ -22,7 +22,10 @@ _STAGES = {
     "photo": "looking at the photo", "head photo": "looking at the head photo", "hints": "rendering the head",
     "compile": "preparing the sampler (compiled once for this size and step count)",
 }
-_SETTINGS = ("seed", "num", "steps", "guidance", "eta", "strength", "identity_until")
+_NUMBERS = ("seed", "sampler", "steps", "eta", "guidance", "identity_guidance", "head_guidance", "guidance_rescale", "strength", "identity_until")
+_SETTINGS = ("num", "negative", "photos", *_NUMBERS)
+_HEAD = {"yaw": float, "pitch": float, "roll": float, "framing": str}
+_HEAD_OPTIONS = ("face", "head_from", "take", "framing", "head_face", "yaw", "pitch", "roll", "expression", "light", "position")
 
 
 def run(args) -> None:
@@ -35,7 +38,7 @@ def run(args) -> None:
         _check_writable(Path(args.out))
         pipe = load(args.model, dtype=args.dtype, batch=args.batch)
         loaded = time.perf_counter() - started
-        result = pipe(reference=args.reference, face=args.face, progress=told, **options)
+        result = pipe(progress=told, **options)
         if args.repeat:
             _compare(args.repeat, result.settings)
         try:
@@ -63,45 +66,131 @@ def _asked(args) -> dict:
             if getattr(args, name) is not None:
                 raise SettingError(f"--{name.replace('_', '-')} needs --head-from PHOTO")
     options = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
+    size = None if args.size is None else [_pixels(side) for side in args.size.lower().split("x")]
+    return {**options, "prompt": args.prompt, "people": _people(args), "controls": [_control(text) for text in args.control or ()],
+            "hard_gate": args.gate != "soft", "size": size[0] if size and len(size) == 1 else size}
+
+
+def _people(args) -> list[dict]:
+    """The people that are asked for, with --person each, or one with options of their own."""
+    if args.person:
+        given = [name for name in ("reference", *_HEAD_OPTIONS) if getattr(args, name) is not None]
+        if given:
+            raise SettingError(f"with --person, each person has their own head: leave out --{given[0].replace('_', '-')}")
+        return [_person(text) for text in args.person]
+    if not args.reference:
+        raise SettingError("--reference PHOTO is needed: whose picture is it to be?")
     head = {"photo": args.head_from, "take": args.take, "framing": args.framing, "photo_face": args.head_face, "yaw": args.yaw,
             "pitch": args.pitch, "roll": args.roll, "expression": args.expression, "light": args.light,
             "position": None if args.position is None else _numbers(args.position, "--position", ",")}
     head = WantedHead(**{name: value for name, value in head.items() if value is not None})
-    size = None if args.size is None else [_pixels(side) for side in args.size.lower().split("x")]
-    return {**options, "prompt": args.prompt, "head": head, "hard_gate": args.gate != "soft",
-            "size": size[0] if size and len(size) == 1 else size}
+    return [{"reference": args.reference, "face": args.face, "head": head}]
+
+
+def _person(text: str) -> dict:
+    """"ref=me.jpg,yaw=15,expression=smile:0.8+jawOpen:0.3" → one of the pipeline's people."""
+    references, face, head = [], None, {}
+    for entry in text.split(","):
+        key, equals, value = entry.partition("=")
+        key = key.strip()
+        if not equals or not value:
+            raise SettingError(f"--person takes entries such as ref=me.jpg,yaw=15, not {entry!r}")
+        if key == "ref":
+            references.append(value)
+        elif key in ("face", "head-face"):
+            number = _typed(int, value, key)
+            face, head = (number, head) if key == "face" else (face, head | {"photo_face": number})
+        elif key in _HEAD:
+            head[key] = _typed(_HEAD[key], value, key)
+        elif key == "head":
+            head["photo"] = value
+        elif key == "take":
+            head["take"] = value.replace("+", ",")
+        elif key == "expression":
+            head["expression"] = value.replace(":", "=").replace("+", ",")
+        elif key == "light":
+            head["light"] = value.replace(":", "=").replace("/", ",")
+        elif key == "position":
+            head["position"] = _numbers(value, "position of --person", "/")
+        else:
+            raise SettingError(f"--person has no entry {key!r}; it has ref, face, head, head-face, take, framing, yaw, pitch, roll, expression, "
+                               "light and position")
+    if not references:
+        raise SettingError(f"--person {text} names no photo: begin with ref=PHOTO")
+    return {"reference": references, "face": face, "head": WantedHead(**head)}
+
+
+def _control(text: str) -> dict:
+    """"openpose=body.png:0.8" → one of the pipeline's controls."""
+    name, equals, picture = text.partition("=")
+    if not equals or not picture:
+        raise SettingError(f"--control takes NAME=PICTURE or NAME=PICTURE:STRENGTH, not {text!r}")
+    before, colon, strength = picture.rpartition(":")
+    try:
+        return {"name": name, "picture": before, "strength": float(strength)} if colon else {"name": name, "picture": picture}
+    except ValueError:  # the colon belongs to the file's name
+        return {"name": name, "picture": picture}
 
 
 def _repeated(args) -> dict:
     """Arguments of the pipeline as a picture of ours records them; the photos are the person's to give again."""
-    given = [name for name in (*_SETTINGS, "prompt", "take", "framing", "yaw", "pitch", "roll", "expression", "light", "position", "size", "gate")
-             if getattr(args, name) is not None]
+    given = [name for name in (*_SETTINGS, "prompt", *_HEAD_OPTIONS, "size", "gate")
+             if name not in ("head_from", "face", "head_face") and getattr(args, name) is not None]
     if given:
         raise SettingError(f"--repeat takes its settings from the picture; leave out --{given[0].replace('_', '-')}")
     made = provenance.read_settings(args.repeat)
     try:
-        head = dict(made["asked_head"])
-        if "photo" in head:
-            if args.head_from is None:
-                raise SettingError(f"{args.repeat} took its head from {head['photo']['name']}; name that photo with --head-from")
-            head |= {"photo": args.head_from, "photo_face": head["photo"]["face"]}
-        if args.face is None:
-            args.face = made["reference"]["face"]
-        options = {name: made[name] for name in ("prompt", "seed", "steps", "guidance", "eta", "strength", "identity_until", "hard_gate", "size")}
-        return {**options, "first": made["index"], "head": WantedHead.of(head)}
+        people = _repeated_people(args, made["people"])
+        controls = {control["name"]: control for control in map(_control, args.control or ())}
+        for control in made["controls"]:
+            if isinstance(control["picture"], str):
+                controls[control["name"]] = {"picture": control["picture"]}
+            elif control["name"] not in controls:
+                raise SettingError(f"{args.repeat} was made with the ControlNet {control['name']} and {control['picture']['name']}; name that picture "
+                                   f"with --control {control['name']}=PICTURE")
+        options = {name: made[name] for name in ("prompt", "negative", "photos", *_NUMBERS, "hard_gate", "size")}
+        return {**options, "first": made["index"], "people": people,
+                "controls": [{**controls[c["name"]], "name": c["name"], "strength": c["strength"]} for c in made["controls"]]}
     except (KeyError, TypeError) as error:
         raise SettingError(f"{args.repeat} does not say all that is needed to make it again ({error})") from error
+
+
+def _repeated_people(args, made) -> list[dict]:
+    """The people of a picture with the photos that are given for them, in their order."""
+    given = [_person(text) for text in args.person] if args.person else [{"reference": args.reference, "head": WantedHead(photo=args.head_from)}]
+    if len(given) != len(made):
+        raise SettingError(f"{args.repeat} shows {len(made)} people; name their photos in the same order with --person ref=PHOTO, once for each")
+    people = []
+    for photos, person in zip(given, made):
+        if not photos["reference"]:
+            raise SettingError(f"name the photo of {person['reference']['name']} with --reference")
+        head = dict(person["asked_head"])
+        if "photo" in head:
+            if photos["head"].photo is None:
+                how = "head=PHOTO in --person" if args.person else "--head-from"
+                raise SettingError(f"{args.repeat} took its head from {head['photo']['name']}; name that photo with {how}")
+            head |= {"photo": photos["head"].photo, "photo_face": head["photo"]["face"]}
+        people.append({"reference": photos["reference"], "face": person["reference"]["face"], "head": WantedHead.of(head)})
+    return people
 
 
 def _compare(picture, now) -> None:
     """A notice for everything that is not as it was when the picture was made."""
     before = provenance.read_settings(picture)
-    photo = lambda settings: settings["asked_head"].get("photo", {}).get("sha256")
-    for what, old, new in (("the reference photo", before["reference"]["sha256"], now["reference"]["sha256"]),
-                           ("the head photo", photo(before), photo(now)), ("the model", before.get("weights"), now.get("weights")),
-                           *((f"the {key}", before.get(key), now[key]) for key in ("dtype", "version", "jax", "backend"))):
+    references = lambda settings: [person["reference"]["sha256"] for person in settings["people"]]
+    photos = lambda settings: [person["asked_head"].get("photo", {}).get("sha256") for person in settings["people"]]
+    for what, old, new in (("the reference photo", references(before), references(now)), ("the head photo", photos(before), photos(now)),
+                           ("a ControlNet's picture", before["controls"], now["controls"]), ("the model", before.get("weights"), now.get("weights")),
+                           *((f"the {key}", before.get(key), now.get(key)) for key in ("loras", "dtype", "version", "jax", "backend"))):
         if old != new:
             logging.getLogger("caphuman_jax").warning("%s is not the one that %s was made with; it may not come out the same", what, picture)
+
+
+def _typed(kind, value, key):
+    try:
+        return kind(value)
+    except ValueError:
+        raise SettingError(f"{key} of --person takes a number, not {value!r}") from None
 
 
 def _numbers(text, option, separator):

@@ -117,6 +117,7 @@ class SamplingConfig:
     guidance: float = 7.0
     spacing: str = "original"
     eta: float = 0.0
+    guidance_rescale: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from caphuman_jax.errors import HeadError, SettingError
-from caphuman_jax.face import parse, recognise
+from caphuman_jax.face import parse
 from caphuman_jax.face.align import invert
 from caphuman_jax.face.face import Face, choose_face, find_faces
 from caphuman_jax.face.framing import crop_square, head_square
@@ -22,11 +23,13 @@ from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.fit import head_from_photo
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.morphable import Morphable, expression_in_order
+from caphuman_jax.identity import Identifier, View
 from caphuman_jax.images import PhotoSource, photo_name, read_photo
 
 log = logging.getLogger("caphuman_jax")
 
 FRAMINGS = ("head", "photo")
+TOGETHER = ("average", "stack")
 _RECOGNITION_MARGIN = 1.35  # square over the head square: the corners of a tilted face's recognition crop have room
 _POOR_FIT = 0.7  # confidence below which a fit is worth a word
 # What the shipped model was trained on, about; beyond it the head is followed less well.
@@ -42,7 +45,8 @@ class Person:
     square: (S, S, 3) uint8, the upright square around the head. landmarks: (478, 3) in the square's pixels.
     head: fitted in that square, with light and albedo. place: (2, 3), photo pixels to the square's; photo_size: (H, W).
     face: see face.Face, in the photo's pixels; face_count: faces that the photo shows.
-    vector: (192,) unit float32 recognition vector. image_tokens: (49, 512) float32. confidence: of the fit, [0, 1].
+    vectors: (K, R) unit float32 recognition vectors of K photos (1, unless people were put `together`); image_tokens:
+    (K, N, W) float32; known_by: the networks that both come from (`Identifier.name`). confidence: of the fit, [0, 1].
     """
 
     name: str
@@ -54,8 +58,9 @@ class Person:
     photo_size: tuple[int, int]
     face: Face
     face_count: int
-    vector: np.ndarray
+    vectors: np.ndarray
     image_tokens: np.ndarray
+    known_by: str
 
     @property
     def confidence(self) -> float:
@@ -67,7 +72,7 @@ class Person:
         return transform_head(self.head, model, invert(self.place), *self.photo_size)
 
 
-def measure(model: Morphable, photo: PhotoSource, size: int, face: int | None = None) -> Person:
+def measure(model: Morphable, photo: PhotoSource, size: int, face: int | None = None, identify: Identifier = Identifier()) -> Person:
     """The person in a photo: face number `face` (0 is the largest; None: the largest, with a notice), square of `size` pixels.
 
     Raises PhotoError where the photo cannot be read, NoFaceError where it shows no face, HeadError where no head fits.
@@ -87,13 +92,43 @@ def measure(model: Morphable, photo: PhotoSource, size: int, face: int | None = 
         raise HeadError(f"{name}: {problem}") from problem
     wide, wide_size = side * _RECOGNITION_MARGIN, round(size * _RECOGNITION_MARGIN)
     context, wide_place, _ = crop_square(image, center, wide, wide_size)
-    vector, tokens = recognise.identity(context, _moved(chosen.landmarks, wide_place, wide_size / wide))
-    person = Person(os.path.basename(name), _checksum(photo, image), square, landmarks, head, place, image.shape[:2], chosen,
-                    len(faces), vector, tokens)
+    vector, tokens = identify(View(square, region, context, _moved(chosen.landmarks, wide_place, wide_size / wide)))
+    person = Person(os.path.basename(name), checksum(photo, image), square, landmarks, head, place, image.shape[:2], chosen,
+                    len(faces), vector[None], tokens[None], identify.name)
     if person.confidence < _POOR_FIT:
         log.warning("the head fits the face in %s poorly (confidence %.2f); a sharper photo, seen more from the front, may help",
                     name, person.confidence)
     return person
+
+
+def together(people: Sequence[Person], how: str = "average") -> Person:
+    """One person of several photos of them. The head is the first photo's; raises SettingError for an unknown `how`.
+
+    "average": the means of the image tokens and of the recognition vectors, these brought back to length 1; "stack": each photo
+    adds tokens of its own, so the cross-attention chooses between them.
+    """
+    if how not in TOGETHER:
+        raise SettingError(f"photos are put together by {' or '.join(TOGETHER)}, not {how!r}")
+    first, *rest = people
+    if not rest:
+        return first
+    vectors, tokens = (np.concatenate(arrays) for arrays in zip(*((p.vectors, p.image_tokens) for p in people)))
+    if how == "average":
+        mean = vectors.mean(axis=0, keepdims=True)
+        vectors, tokens = mean / max(float(np.linalg.norm(mean)), 1e-12), tokens.mean(axis=0, keepdims=True)
+    names, sums = (" + ".join(texts) for texts in zip(*((p.name, p.sha256) for p in people)))
+    return dataclasses.replace(first, name=names, sha256=sums, vectors=vectors, image_tokens=tokens)
+
+
+def stack_people(people: Sequence[Person]) -> dict[str, np.ndarray]:
+    """image_tokens (P, K, N, W) and recognition (P, K, R) of people in one picture.
+
+    People of fewer photos have their tokens repeated: attention to every token twice is attention to every token once.
+    """
+    count = math.lcm(*(len(person.vectors) for person in people))
+    repeat = lambda array: np.tile(array, (count // len(array), *[1] * (array.ndim - 1)))
+    return {"image_tokens": np.stack([repeat(person.image_tokens) for person in people]),
+            "recognition": np.stack([repeat(person.vectors) for person in people])}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +222,8 @@ def _moved(landmarks: np.ndarray, matrix: np.ndarray, scale: float) -> np.ndarra
     return np.concatenate([xy, landmarks[:, 2:] * scale], axis=1).astype(np.float32)
 
 
-def _checksum(photo: PhotoSource, image: np.ndarray) -> str:
+def checksum(photo: PhotoSource, image: np.ndarray) -> str:
+    """SHA-256 of a photo's file, or of its pixels where it is no file."""
     if isinstance(photo, (str, os.PathLike)):
         return hashlib.sha256(Path(photo).read_bytes()).hexdigest()
     return hashlib.sha256(bytes(photo) if isinstance(photo, (bytes, bytearray)) else np.ascontiguousarray(image)).hexdigest()

@@ -7,31 +7,41 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from PIL import Image, ImageOps
+
 import caphuman_jax
-from caphuman_jax import models, provenance
+from caphuman_jax import identity_file, models, provenance
 from caphuman_jax.config import ModelConfig
+from caphuman_jax.diffusion import samplers
 from caphuman_jax.diffusion.generate import generate
+from caphuman_jax.diffusion.guidance import branch_weights
 from caphuman_jax.diffusion.samplers import picture_keys
-from caphuman_jax.errors import ModelFolderError, SettingError
+from caphuman_jax.errors import PhotoError, SettingError
+from caphuman_jax.head.control import parse_take
+from caphuman_jax.head.dots import landmark_picture
 from caphuman_jax.head.head import Head, to_numbers
 from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.morphable import load_head
-from caphuman_jax.images import PhotoSource
+from caphuman_jax.identity import Identifier
+from caphuman_jax.images import PhotoSource, photo_name, read_photo
 from caphuman_jax.models.tokenizer import ClipTokenizer
-from caphuman_jax.person import Person, WantedHead, measure, note_unusual
+from caphuman_jax.person import Person, WantedHead, checksum, measure, note_unusual, stack_people, together
 from caphuman_jax.weights import folder
 
 log = logging.getLogger("caphuman_jax")
 
 LARGEST_SIDE = 4096
 _BATCH_ON_ACCELERATOR = 8
+
+LANDMARKS = "landmarks"
+Reference = PhotoSource | Person
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total): called as a stage begins (done 0) and as its parts are done.
@@ -40,96 +50,140 @@ Stages: "photo", "head photo", "hints", "compile", "pictures"."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Appearance:
+    """One person in the pictures. person: of the reference; lender: of the head photo, if there was one; head: the one that was
+    asked for; hints: (H, W, 9) float32, see `head.hints`."""
+
+    person: Person
+    lender: Person | None
+    head: Head
+    hints: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Result:
     """Pictures and what they were made from.
 
-    pictures: (N, H, W, 3) uint8 RGB. masks: (N, h, w) float32 in [0, 1], at latent size: where CapFace took the face to be.
-    hints: (H, W, 9) float32, see `head.hints`. person: of the reference photo; lender: of the head photo, if there was one.
-    head: the head that was asked for. settings: everything that the pictures were made with, JSON types; `index` is added
-    for each picture. seconds: time spent by stage: analysis, compile, sampling.
+    pictures: (N, H, W, 3) uint8 RGB. masks: (N, P, h, w) float32 in [0, 1], at latent size: where CapFace took each face to be.
+    people: the P people in them; `person`, `lender`, `head`, `hints` are those of the first. controls: {ControlNet: its picture
+    (H, W, 3) uint8}. settings: everything that the pictures were made with, JSON types; `index` is added for each picture.
+    seconds: time spent by stage: analysis, compile, sampling.
     """
 
     pictures: np.ndarray
     masks: np.ndarray
-    hints: np.ndarray
-    person: Person
-    lender: Person | None
-    head: Head
+    people: tuple[Appearance, ...]
+    controls: dict[str, np.ndarray]
     settings: dict
     seconds: dict[str, float]
+
+    person = property(lambda self: self.people[0].person)
+    lender = property(lambda self: self.people[0].lender)
+    head = property(lambda self: self.people[0].head)
+    hints = property(lambda self: self.people[0].hints)
 
 
 class Pipeline:
     """A loaded model; call it, or take it in steps with `person`, `head` and `hints`."""
 
-    def __init__(self, config: ModelConfig, params: dict, graphs: tuple, record: dict | None = None, batch: int | None = None):
+    def __init__(self, config: ModelConfig, params: dict, graphs: tuple, record: dict | None = None, batch: int | None = None,
+                 tokenizer: ClipTokenizer | None = None):
         """params: {network: parameters}; graphs: ((network, graphdef), …), with the compute dtype in them; record: JSON types that
         say which weights these are, added to the settings of every picture. batch: pictures made at a time; None: 1 on a CPU
         (as fast there, and one program serves any number of pictures), 8 elsewhere."""
-        if config.identity.recogniser != "mobilefacenet" or config.identity.image_tokens != "recogniser":
-            raise ModelFolderError(f"the model {config.name} takes identity from {config.identity.recogniser} and "
-                                   f"{config.identity.image_tokens}; this program has mobilefacenet and recogniser")
         self.config, self.params, self.graphs = config, params, graphs
+        self.identify = Identifier(config, params, dict(graphs))
         self.record = record or {}
         self.batch = batch or (1 if jax.default_backend() == "cpu" else _BATCH_ON_ACCELERATOR)
         self.head_model = load_head(config.head)
-        self.tokenize = ClipTokenizer()
+        self.tokenize = tokenizer or ClipTokenizer()
         self._compiled = {}
 
-    def __call__(self, *, reference: PhotoSource | Person, prompt: str, head: WantedHead | dict | PhotoSource | Person | None = None,
-                 num: int = 1, seed: int = 0, steps: int | None = None, guidance: float | None = None, eta: float | None = None, strength: float = 1.0,
-                 identity_until: float = 0, size: int | tuple[int, int] | None = None, face: int | None = None,
-                 hard_gate: bool = True, first: int = 0, progress: Progress | None = None) -> Result:
+    def __call__(self, *, prompt: str, reference: Reference | Sequence[Reference] | None = None,
+                 head: WantedHead | dict | PhotoSource | Person | None = None, face: int | None = None, people: Sequence[Mapping] = (),
+                 photos: str = "average", negative: str = "", num: int = 1, seed: int = 0, first: int = 0, sampler: str | None = None,
+                 steps: int | None = None, eta: float | None = None, guidance: float | None = None, identity_guidance: float = 1.0,
+                 head_guidance: float = 1.0, guidance_rescale: float | None = None, strength: float = 1.0, identity_until: float = 0,
+                 controls: Sequence[Mapping] = (), size: int | tuple[int, int] | None = None, hard_gate: bool = True,
+                 progress: Progress | None = None) -> Result:
         """Pictures of the person in `reference` as the prompt says, with the head that is wanted.
 
         Args:
-            reference: photo, or a Person from `person`. face: number of the face in it, 0 the largest.
+            reference: photo, identity file, or a Person from `person`; or several of one person, put together as `photos` says:
+                "average" of their tokens, or "stack", each with tokens of its own. face: number of the face in it, 0 the largest.
             head: None (the reference's own), a photo, a `WantedHead`, or a dict of its fields such as {"yaw": 20}.
+            people: instead of these three, for several people in one picture: a {"reference", "head", "face"} each. Those whose
+                position is not asked for stand side by side.
+            negative: what takes the place of "no prompt" in guidance.
             num, first: pictures `first` … `first + num - 1` of the seed; each depends on the seed and its own number alone.
-            steps, guidance, eta: None for what the model is best sampled with; guidance 1 is none; eta 0 is DDIM, 1 as noisy as DDPM.
+            sampler, steps, eta, guidance, guidance_rescale: None for what the model is best sampled with. sampler: one of
+                `samplers.SAMPLERS`; eta (of "ddim") 0 is DDIM, 1 as noisy as DDPM; guidance counts the text and 1 is none;
+                identity_guidance and head_guidance count those conditions in the same way (see `diffusion.guidance`);
+                guidance_rescale in [0, 1] tames the contrast of strong guidance (arXiv 2305.08891).
             strength: of CapFace, 1 as trained. identity_until: identity tokens are kept where the timestep (999 … 0) is at
                 most this; 0: always, negative: never. hard_gate: CapFace's mask is cut at 0.5, not multiplied.
+            controls: ControlNets of the model, a {"name", "picture", "strength"} each; the picture is a photo, or "landmarks" for
+                the 68 landmarks of the wanted heads as dots.
             size: pixels: a side, or (width, height); None for what the model was trained on.
-        Raises SettingError, PhotoError (NoFaceError), HeadError: all CapHumanError.
+        Raises SettingError, PhotoError (NoFaceError), HeadError, ModelFolderError: all CapHumanError.
         """
-        sampling = self.config.sampling
-        settings = {
-            "prompt": _text(prompt), "seed": _whole(seed, "seed", 0, 2**32 - 1),
-            "steps": _whole(sampling.steps if steps is None else steps, "steps", 1, self.config.diffusion.train_steps),
-            "guidance": _real(sampling.guidance if guidance is None else guidance, "guidance", 0, 100),
-            "eta": _real(sampling.eta if eta is None else eta, "eta", 0, 1),
-            "strength": _real(strength, "strength", 0, 10),
-            "identity_until": _real(identity_until, "identity_until", -1, self.config.diffusion.train_steps),
-            "hard_gate": bool(hard_gate),
-        }
+        settings, plan = self._settings(prompt, negative, seed, sampler, steps, eta, guidance, identity_guidance, head_guidance,
+                                        guidance_rescale, strength, identity_until, hard_gate)
         num, first = _whole(num, "num", 1, 10_000), _whole(first, "first", 0, 2**32 - 10_001)
         height, width = self.size(size)
-        wanted = WantedHead.of(head)
-        wanted.check(self.head_model)
+        asked = _asked(people, reference, head, face, self.head_model)
+        controls = self._checked_controls(controls)
         report = progress or (lambda stage, done, total: None)
 
         started = time.perf_counter()
-        person = self._measured(reference, face, "photo", report)
-        lender = self._measured(wanted.photo, wanted.photo_face, "head photo", report)
-        used = wanted.build(self.head_model, person.head, lender)
-        note_unusual(self.head_model, used)
+        cast = [self._measured(one, photos, report) for one in asked]
+        wanted = _side_by_side([one.head for one in asked], [person.head for person, _ in cast], height, width)
         report("hints", 0, 1)
-        hints = jax.block_until_ready(self.hints(used, (height, width)))
+        appearances = []
+        for (person, lender), want in zip(cast, wanted):
+            used = want.build(self.head_model, person.head, lender)
+            note_unusual(self.head_model, used)
+            appearances.append(Appearance(person, lender, used, np.asarray(self.hints(used, (height, width)))))
+        pictures_of = {name: self._control_picture(picture, appearances, height, width) for name, picture, _ in controls}
         report("hints", 1, 1)
         seconds = {"analysis": time.perf_counter() - started}
 
-        pictures, masks = self._pictures(person, hints, settings, range(first, first + num), report, seconds)
+        strengths = {name: strength for name, _, strength in controls}
+        pictures, masks = self._pictures(appearances, pictures_of, strengths, settings, plan, range(first, first + num), report, seconds)
         settings |= {
-            "first": first, "size": [width, height], "spacing": sampling.spacing,
-            "reference": {"name": person.name, "sha256": person.sha256, "face": face}, "asked_head": wanted.record(lender),
-            "head": to_numbers(used, self.head_model), "model": self.config.name, **self.record,
+            "first": first, "size": [width, height], "photos": photos,
+            "people": [{"reference": {"name": person.name, "sha256": person.sha256, "face": one.face}, "asked_head": want.record(lender), "head": to_numbers(look.head, self.head_model)}
+                       for one, (person, lender), want, look in zip(asked, cast, wanted, appearances)],
+            "controls": [{"name": name, "strength": strength, "picture": _picture_record(picture)} for name, picture, strength in controls],
+            "model": self.config.name, **self.record,
             "version": caphuman_jax.__version__, "jax": jax.__version__, "backend": jax.default_backend(),
         }
-        return Result(pictures, masks, np.asarray(hints), person, lender, used, settings, seconds)
+        return Result(pictures, masks, tuple(appearances), pictures_of, settings, seconds)
+
+    def _settings(self, prompt, negative, seed, sampler, steps, eta, guidance, identity_guidance, head_guidance, guidance_rescale, strength,
+                  identity_until, hard_gate):
+        """The settings as JSON types, checked, and the sampler's plan."""
+        best, diffusion = self.config.sampling, self.config.diffusion
+        sampler = best.sampler if sampler is None else sampler
+        own = sampler == best.sampler  # another sampler than the model's own takes its standard noise
+        settings = {
+            "prompt": _text(prompt, "prompt"), "negative": _text(negative, "negative prompt"), "seed": _whole(seed, "seed", 0, 2**32 - 1),
+            "sampler": sampler, "steps": _whole(best.steps if steps is None else steps, "steps", 1, diffusion.train_steps),
+            "spacing": best.spacing, "eta": _real((best.eta if own else 0.0) if eta is None else eta, "eta", 0, 1),
+            "guidance": _real(best.guidance if guidance is None else guidance, "guidance", 0, 100),
+            "identity_guidance": _real(identity_guidance, "identity_guidance", 0, 100),
+            "head_guidance": _real(head_guidance, "head_guidance", 0, 100),
+            "guidance_rescale": _real(best.guidance_rescale if guidance_rescale is None else guidance_rescale, "guidance_rescale", 0, 1),
+            "strength": _real(strength, "strength", 0, 10),
+            "identity_until": _real(identity_until, "identity_until", -1, diffusion.train_steps), "hard_gate": bool(hard_gate),
+        }
+        return settings, samplers.plan(diffusion, sampler, settings["steps"], spacing=settings["spacing"], eta=settings["eta"])
 
     def person(self, photo: PhotoSource, face: int | None = None) -> Person:
-        """The person in a photo, for use as `reference` or as a head; see `person.measure`."""
-        return measure(self.head_model, photo, self.config.image_size, face)
+        """The person in a photo or an identity file, for use as `reference` or as a head; see `person.measure`."""
+        if identity_file.is_identity_file(photo):
+            return identity_file.load(photo, self.head_model.name, self.identify.name)
+        return measure(self.head_model, photo, self.config.image_size, face, self.identify)
 
     def hints(self, head: Head, size: tuple[int, int] | None = None) -> jax.Array:
         """Hints (H, W, 9) of a head for pictures of size (H, W)."""
@@ -150,51 +204,134 @@ class Pipeline:
                         self.config.image_size, self.config.image_size, width, height)
         return height, width
 
-    def _measured(self, photo, face, stage, report) -> Person | None:
-        if photo is None or isinstance(photo, Person):
-            return photo
-        report(stage, 0, 1)
-        person = self.person(photo, face)
-        report(stage, 1, 1)
-        return person
+    def _measured(self, one: _Asked, photos, report) -> tuple[Person, Person | None]:
+        """The person of the reference and that of the head photo."""
+        def person(photo, face, stage):
+            if isinstance(photo, Person):
+                if photo.known_by != self.identify.name:
+                    raise PhotoError(f"{photo.name} was measured by {photo.known_by}; the model {self.config.name} takes {self.identify.name}")
+                return photo
+            report(stage, 0, 1)
+            measured = self.person(photo, face)
+            report(stage, 1, 1)
+            return measured
 
-    def _pictures(self, person, hints, settings, indices, report, seconds):
+        reference = together([person(photo, one.face, "photo") for photo in one.references], photos)
+        return reference, None if one.head.photo is None else person(one.head.photo, one.head.photo_face, "head photo")
+
+    def _checked_controls(self, controls) -> list[tuple[str, PhotoSource, float]]:
+        checked = []
+        for control in controls:
+            unknown = set(control) - {"name", "picture", "strength"}
+            if unknown or not {"name", "picture"} <= set(control):
+                raise SettingError(f"a control has a name, a picture and a strength, not {', '.join(map(str, control))}")
+            if control["name"] not in self.config.controlnets:
+                there = ", ".join(self.config.controlnets) or "none; caphuman import --controlnet adds one"
+                raise SettingError(f"the model {self.config.name} has no ControlNet named {control['name']!r}; it has {there}")
+            checked.append((control["name"], control["picture"], _real(control.get("strength", 1.0), "strength of a control", 0, 10)))
+        names = [name for name, _, _ in checked]
+        if len(set(names)) < len(names):
+            raise SettingError(f"each ControlNet can be used once; asked for: {', '.join(names)}")
+        return checked
+
+    def _control_picture(self, picture, appearances, height, width) -> np.ndarray:
+        """(H, W, 3) uint8: the dots of the wanted heads, or a photo cut to the pictures' shape about its centre."""
+        if isinstance(picture, str) and picture == LANDMARKS:
+            return landmark_picture(self.head_model, [look.head for look in appearances], height, width)
+        return np.asarray(ImageOps.fit(Image.fromarray(read_photo(picture)), (width, height), Image.Resampling.BICUBIC))
+
+    def _pictures(self, appearances, control_pictures, strengths, settings, plan, indices, report, seconds):
         """Pictures (N, H, W, 3) uint8 and masks, `batch` at a time; the last batch is filled up, so one program serves all."""
-        batch = min(self.batch, len(indices))
+        batch, length = min(self.batch, len(indices)), self.config.text.length
         repeat = lambda array: jnp.broadcast_to(jnp.asarray(array), (batch, *np.shape(array)))
         conditions = {
-            "tokens": repeat(self.tokenize([settings["prompt"]], self.config.text.length)[0]),
-            "empty_tokens": jnp.asarray(self.tokenize([""], self.config.text.length)), "hints": repeat(hints),
-            "image_tokens": repeat(person.image_tokens), "recognition": repeat(person.vector),
+            "tokens": repeat(self.tokenize([settings["prompt"]], length)[0]), "empty_tokens": repeat(self.tokenize([settings["negative"]], length)[0]),
+            "controls": {name: repeat(picture.astype(np.float32) / 255) for name, picture in control_pictures.items()},
+            **{name: repeat(array) for name, array in stack_people([look.person for look in appearances]).items()},
+            "hints": repeat(np.stack([look.hints for look in appearances])),
         }
-        numbers = {name: jnp.float32(settings[name]) for name in ("guidance", "strength", "identity_until")}
-        static = {"steps": settings["steps"], "eta": settings["eta"], "size": hints.shape[:2], "guided": settings["guidance"] != 1, "hard_gate": settings["hard_gate"]}
+        scales = branch_weights(settings["guidance"], settings["identity_guidance"], settings["head_guidance"])
+        numbers = {name: jnp.float32(settings[name]) for name in ("strength", "identity_until")}
+        numbers |= {"weights": {name: jnp.float32(weight) for name, weight in scales.items()},
+                    "controls": {name: jnp.float32(value) for name, value in strengths.items()}}
+        if settings["guidance_rescale"]:
+            numbers["rescale"] = jnp.float32(settings["guidance_rescale"])
+        static = {"size": appearances[0].hints.shape[:2], "branches": tuple(scales), "hard_gate": settings["hard_gate"]}
         keys = lambda start: picture_keys(settings["seed"], np.minimum(np.arange(start, start + batch), indices[-1]))
 
         started = time.perf_counter()
-        run = self._program(self.params, conditions, keys(indices[0]), numbers, static, report)
+        run = self._program((self.params, conditions, keys(indices[0]), numbers, plan), static, report)
         seconds["compile"], started = time.perf_counter() - started, time.perf_counter()
         parts = []
         report("pictures", 0, len(indices))
         for start in range(0, len(indices), batch):
-            made = run(self.params, conditions, keys(indices[start]), numbers)
+            made = run(self.params, conditions, keys(indices[start]), numbers, plan)
             count = min(batch, len(indices) - start)
             parts.append([np.asarray(array)[:count] for array in made])
             report("pictures", start + count, len(indices))
         seconds["sampling"] = time.perf_counter() - started
         pictures, masks = (np.concatenate(arrays) for arrays in zip(*parts))
-        return np.rint(pictures * 255).astype(np.uint8), masks[..., 0]
+        return np.rint(pictures * 255).astype(np.uint8), masks
 
-    def _program(self, params, conditions, keys, numbers, static, report):
+    def _program(self, arguments, static, report):
         """`generate` compiled for these shapes, kept for the next call."""
-        key = (len(keys), *static.items())
+        shapes = jax.tree.map(lambda leaf: (np.shape(leaf), jnp.result_type(leaf)), arguments[1:])
+        key = (str(shapes), *static.items())
         if key not in self._compiled:
             report("compile", 0, 1)
-            lowered = generate.lower(params, conditions, keys, numbers, cfg=self.config, graphs=self.graphs,
-                                     spacing=self.config.sampling.spacing, **static)
-            self._compiled[key] = lowered.compile()
+            self._compiled[key] = generate.lower(*arguments, cfg=self.config, graphs=self.graphs, **static).compile()
             report("compile", 1, 1)
         return self._compiled[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """One person as they were asked for."""
+
+    references: tuple
+    head: WantedHead
+    face: int | None
+
+
+def _asked(people, reference, head, face, model) -> list[_Asked]:
+    """The people of a call, checked before any photo is looked at."""
+    if people and (reference is not None or head is not None or face is not None):
+        raise SettingError("reference, head and face are for one person; with several, each of them has their own")
+    if not people:
+        people = [{"reference": reference, "head": head, "face": face}]
+    asked = []
+    for one in people:
+        unknown = set(one) - {"reference", "head", "face"}
+        if unknown:
+            raise SettingError(f"a person has a reference, a head and a face, no {', '.join(sorted(unknown))}")
+        references = one.get("reference")
+        references = tuple(references) if isinstance(references, (list, tuple)) else (references,)
+        if not references or any(photo is None for photo in references):
+            raise SettingError("a reference photo is needed for each person")
+        wanted = WantedHead.of(one.get("head"))
+        wanted.check(model)
+        asked.append(_Asked(references, wanted, one.get("face")))
+    return asked
+
+
+def _side_by_side(wanted: list[WantedHead], own: list[Head], height: int, width: int) -> list[WantedHead]:
+    """With several people, those whose position is not asked for get a place of their own, left to right."""
+    if len(wanted) == 1:
+        return wanted
+    placed = []
+    for i, want in enumerate(wanted):
+        by_photo = want.photo is not None and want.framing == "photo" and "position" in parse_take(want.take)
+        if want.position is None and not by_photo:
+            size = min(0.45, 0.62 * width / height / len(wanted))
+            want = dataclasses.replace(want, position=((i + 0.5) / len(wanted), 0.5, round(size, 3)))
+        placed.append(want)
+    return placed
+
+
+def _picture_record(picture):
+    if isinstance(picture, str) and picture == LANDMARKS:
+        return LANDMARKS
+    return {"name": os.path.basename(photo_name(picture)), "sha256": checksum(picture, read_photo(picture))}
 
 
 def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: int | None = None, cache: bool = True) -> Pipeline:
@@ -208,10 +345,11 @@ def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: 
     if cache:
         keep_compiled()
     dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
-    networks = models.abstract(config, dtype)
+    there = provenance.checksums(path)
+    networks = models.abstract(config, dtype) | models.abstract(config, only=[name for name in models.OPTIONAL if name in there])
     params = folder.load_params(path, {name: shapes for name, (_, shapes) in networks.items()})
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
-    record = {"weights": provenance.checksums(path), "dtype": dtype.name}
+    record = {"weights": there, "dtype": dtype.name}
     return Pipeline(config, jax.device_put(params), graphs, record, batch)
 
 
@@ -236,9 +374,9 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def _text(prompt) -> str:
+def _text(prompt, name: str) -> str:
     if not isinstance(prompt, str):
-        raise SettingError(f"the prompt is a text, not {type(prompt).__name__}")
+        raise SettingError(f"the {name} is a text, not {type(prompt).__name__}")
     return prompt
 
 

@@ -35,13 +35,17 @@ def metadata(settings: dict | None = None) -> dict[str, str]:
 
 def summary(settings: dict) -> str:
     """A few lines for people: the prompt, then what it was made with."""
-    head, (width, height) = settings["head"], settings["size"]
-    angles = ", ".join(f"{name} {head[name]:.1f}" for name in ("yaw", "pitch", "roll"))
-    return (f"{settings['prompt']}\n"
-            f"Seed: {settings['seed']}, Picture: {settings['index']}, Steps: {settings['steps']}, Guidance: {settings['guidance']:g}, "
-            f"Strength: {settings['strength']:g}, Identity until: {settings['identity_until']:g}, Size: {width}x{height}, "
-            f"Model: {settings['model']}, Version: {settings['version']}\n"
-            f"Reference: {settings['reference']['name']}, Head: {angles}\nAI-generated")
+    width, height = settings["size"]
+    people = []
+    for person in settings["people"]:
+        angles = ", ".join(f"{name} {person['head'][name]:.1f}" for name in ("yaw", "pitch", "roll"))
+        people.append(f"Reference: {person['reference']['name']}, Head: {angles}")
+    negative = f"Negative prompt: {settings['negative']}\n" if settings["negative"] else ""
+    return (f"{settings['prompt']}\n{negative}"
+            f"Seed: {settings['seed']}, Picture: {settings['index']}, Sampler: {settings['sampler']}, Steps: {settings['steps']}, "
+            f"Guidance: {settings['guidance']:g}, Strength: {settings['strength']:g}, Identity until: {settings['identity_until']:g}, "
+            f"Size: {width}x{height}, Model: {settings['model']}, Version: {settings['version']}\n"
+            + "\n".join(people) + "\nAI-generated")
 
 
 def read_settings(path: str | os.PathLike) -> dict:

@@ -12,23 +12,25 @@ from caphuman_jax.head import draw
 from caphuman_jax.head.morphable import Morphable
 
 _LABEL, _GAP, _GREY = 20, 8, 96
-_COLUMNS = 6
+_COLUMNS, _WIDEST = 6, 8
 
 
 def sheet(model: Morphable, result, tile: int = 256) -> np.ndarray:
     """A `pipeline.Result` as one picture (H, W, 3) uint8; `tile` is the height of its parts in pixels."""
-    person, settings = result.person, result.settings
+    settings = result.settings
     height, width = result.hints.shape[:2]
-    tiles = [("reference", person.square), (f"fitted head (confidence {person.confidence:.2f})", _fitted(model, person))]
-    if result.lender is not None:
-        tiles.append(("head from", _fitted(model, result.lender)))
-    yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(result.head.angles))
-    blank = np.full((height, width, 3), _GREY, np.uint8)
-    wanted = draw.overlay(model, result.head, blank, opacity=1.0, wireframe=False)
-    tiles.append((f"wanted: yaw {yaw} pitch {pitch} roll {roll}", wanted))
-    tiles += zip(("normals", "albedo", "rendered"), draw.hint_pictures(result.hints))
+    blank, tiles = np.full((height, width, 3), _GREY, np.uint8), []
+    for look in result.people:
+        tiles += [("reference", look.person.square), (f"fitted head (confidence {look.person.confidence:.2f})", _fitted(model, look.person))]
+        if look.lender is not None:
+            tiles.append(("head from", _fitted(model, look.lender)))
+        yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(look.head.angles))
+        wanted = draw.overlay(model, look.head, blank, opacity=1.0, wireframe=False)
+        tiles.append((f"wanted: yaw {yaw} pitch {pitch} roll {roll}", wanted))
+        tiles += zip(("normals", "albedo", "rendered"), draw.hint_pictures(look.hints))
+    tiles += result.controls.items()
     results = [(f"picture {settings['first'] + i}", picture) for i, picture in enumerate(result.pictures)]
-    title = (f"\u201c{settings['prompt']}\u201d   seed {settings['seed']}, {settings['steps']} steps, guidance {settings['guidance']:g}, "
+    title = (f"\u201c{settings['prompt']}\u201d   seed {settings['seed']}, {settings['steps']} steps of {settings['sampler']}, guidance {settings['guidance']:g}, "
              f"strength {settings['strength']:g}, model {settings['model']}; pictures are AI-generated")
     return _lay_out(title, tiles, results, tile)
 
@@ -39,7 +41,7 @@ def _fitted(model, person):
 
 def _lay_out(title, inputs, results, tile):
     scaled = [[(label, _scale(picture, tile)) for label, picture in part] for part in (inputs, results)]
-    columns = max(len(inputs), min(_COLUMNS, len(results)))
+    columns = max(min(len(inputs), _WIDEST), min(_COLUMNS, len(results)))
     rows = [part[i:i + columns] for part in scaled for i in range(0, len(part), columns)]
     width = max(sum(picture.width + _GAP for _, picture in row) for row in rows) + _GAP
     lines = textwrap.wrap(title, max(20, math.floor(width / 7.5)))

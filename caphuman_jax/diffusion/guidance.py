@@ -1,11 +1,16 @@
-"""Classifier-free guidance (arXiv 2207.12598) on the text alone.
+"""Classifier-free guidance (arXiv 2207.12598), with scales of their own for text, identity and head.
 
-CapFace never sees the prompt, and identity and hints stay the same in both halves, so one control pass serves both.
+From a prediction that knows nothing, each condition is added in turn and its difference scaled (arXiv 2211.09800, eq. 3):
+
+    none + head scale · (head − none) + identity scale · (identity − head) + text scale · (text − identity)
+
+"head" is CapFace with the identity tokens at zero, "identity" CapFace as trained, "text" that and the prompt. CapFace never sees the
+prompt, so one pass of it serves "identity" and "text". With head and identity scale 1, the original's setting, two predictions are left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,35 +18,56 @@ import jax.numpy as jnp
 
 from caphuman_jax.diffusion.samplers import Denoise
 
+BRANCHES = ("none", "head", "identity", "text")
 
-def text_guidance(
+
+def branch_weights(text: float, identity: float = 1.0, head: float = 1.0) -> dict[str, float]:
+    """What each prediction counts in the sum above, by name; those that count nothing are left out, so that they are not made."""
+    weights = dict(zip(BRANCHES, (1 - head, head - identity, identity - text, text)))
+    return {name: weight for name, weight in weights.items() if weight != 0}
+
+
+def guided(
     unet: Callable[[jax.Array, jax.Array, Any, Any, Any], jax.Array],
-    control: Callable[[jax.Array, jax.Array, Any], Any] | None,
-    text: Any,
-    empty_text: Any | None,
-    scale: float | jax.Array = 7.0,
+    controls: Callable[[jax.Array, jax.Array, Any], Mapping[str, Any]] | None,
+    branches: Sequence[tuple[str, float | jax.Array, Any]],
+    rescale: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Denoise:
-    """A `denoise` function for `samplers.sample`: empty + scale · (with text − empty), in float32.
+    """A `denoise` function for `samplers.sample`: the weighted sum, in float32, of one prediction a branch.
 
-    unet(latents, timestep, text, residuals, step_constants) → prediction (B, h, w, C);
-    control(latents, timestep, step_constants) → residuals, a pytree with the batch as the leaves' first axis; None
-    runs the UNet with residuals None. text and empty_text: pytrees alike (token features, or keys and values computed
-    beforehand), batch first. The UNet sees both halves as one batch of 2B, the empty text first. timestep is a scalar
-    and step_constants have no batch axis. empty_text None means no guidance: one half, `scale` unused.
+    unet(latents, timestep, text, residuals, step_constants) → prediction (kB, h, w, C): all branches are one batch, in their order.
+    controls(latents, timestep, step_constants) → residuals by branch, pytrees alike with the batch as the leaves' first axis; None
+    runs the UNet with residuals None. branches: (name, weight, text), text a pytree with the batch first; the weight may be traced.
+    rescale(sum, the last branch's prediction) is applied at the end. timestep is a scalar, step_constants have no batch axis.
     """
+    names, weights, texts = zip(*branches)
 
     def denoise(latents, timestep, step_constants=None):
-        residuals = None if control is None else control(latents, timestep, step_constants)
-        if empty_text is None:
-            return unet(latents, timestep, text, residuals, step_constants).astype(jnp.float32)
-        twice = jax.tree.map(_doubled, (latents, residuals))
-        texts = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), empty_text, text)
-        output = unet(twice[0], timestep, texts, twice[1], step_constants)
-        without, with_text = jnp.split(output.astype(jnp.float32), 2)
-        return without + scale * (with_text - without)
+        residuals = None if controls is None else controls(latents, timestep, step_constants)
+        residuals = None if residuals is None else _joined([residuals[name] for name in names])
+        output = unet(_joined([latents] * len(names)), timestep, _joined(texts), residuals, step_constants)
+        parts = jnp.split(output.astype(jnp.float32), len(names))
+        total = sum(weight * part for weight, part in zip(weights, parts))
+        return total if rescale is None else rescale(total, parts[-1])
 
     return denoise
 
 
-def _doubled(x: jax.Array) -> jax.Array:
-    return jnp.concatenate([x, x])
+def text_guidance(unet, control, text: Any, empty_text: Any | None, scale: float | jax.Array = 7.0) -> Denoise:
+    """`guided` on the text alone: empty + scale · (with text − empty), with one control pass for both halves.
+
+    control(latents, timestep, step_constants) → residuals, or None. empty_text None: the prediction with text alone.
+    """
+    if empty_text is None:
+        branches = [("text", 1.0, text)]
+    else:
+        branches = [("identity", 1 - scale, empty_text), ("text", scale, text)]
+
+    def controls(latents, timestep, constants):
+        return dict.fromkeys(("identity", "text"), control(latents, timestep, constants))
+
+    return guided(unet, None if control is None else controls, branches)
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

@@ -28,15 +28,18 @@ Network = tuple[nnx.GraphDef, dict]
 TRAINABLE = ("capface", "identity")
 """The networks that CapHuman trains on a frozen base."""
 
+OPTIONAL = ("facenet",)
+"""Networks that a model folder may hold and that are not its own: recognisers of one fixed form."""
+
 
 def abstract(cfg: ModelConfig, dtype=jnp.float32, *, only: Collection[str] | None = None) -> dict[str, Network]:
     """Every network's (graphdef, params) with `jax.ShapeDtypeStruct` leaves; nothing is allocated or computed.
 
     Keys: unet, capface, identity, vae, text; image_encoder if the configuration has one; controlnet_NAME for each of its
-    ControlNets. `only` picks some of them.
-    `dtype` is the compute dtype.
+    ControlNets. `only` picks some of them, and may name those of OPTIONAL. `dtype` is the compute dtype.
     """
-    return {name: _abstract(make) for name, make in _makers(cfg, dtype).items() if only is None or name in only}
+    makers = _makers(cfg, dtype) | (_optional(dtype) if only and set(OPTIONAL) & set(only) else {})
+    return {name: _abstract(make) for name, make in makers.items() if only is None or name in only}
 
 
 def init(
@@ -99,3 +102,9 @@ def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[_Keys], nnx.Module]]
     for name in cfg.controlnets:
         makers[f"controlnet_{name}"] = lambda rngs: ControlNet(cfg.unet, cfg.controlnet, dtype, rngs=rngs)
     return makers
+
+
+def _optional(dtype) -> dict[str, Callable[[_Keys], nnx.Module]]:
+    from caphuman_jax.models.facenet import FaceNet  # which imports this module
+
+    return {"facenet": lambda rngs: FaceNet(dtype, rngs=rngs)}

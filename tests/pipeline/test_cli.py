@@ -16,7 +16,8 @@ from caphuman_jax.head import control
 def generate(tiny_folder, astronaut_file, tmp_path, capsys):
     """Run `caphuman generate` in-process: (exit code, lines of stderr); pictures go to tmp_path/out."""
     def run(*options, reference=astronaut_file, prompt="a photo", out=tmp_path / "out"):
-        arguments = ["generate", "--reference", str(reference), "--model", str(tiny_folder), "--out", str(out), *map(str, options)]
+        arguments = ["generate", "--model", str(tiny_folder)] + ([] if reference is None else ["--reference", str(reference)])
+        arguments += ["--out", str(out), *map(str, options)]
         if prompt is not None:
             arguments += ["--prompt", prompt]
         try:
@@ -25,6 +26,7 @@ def generate(tiny_folder, astronaut_file, tmp_path, capsys):
             code = stop.code
         run.printed, errors = capsys.readouterr()
         return code, errors.splitlines()
+    run.model = str(tiny_folder)
     return run
 
 
@@ -36,7 +38,7 @@ def test_pictures_their_record_and_repeating_one(generate, tmp_path, astronaut_f
     assert generate.printed.split() == [str(out / name) for name in ("picture_00.png", "picture_01.png", "sheet.png")]
     assert sorted(path.name for path in out.iterdir()) == ["picture_00.png", "picture_01.png", "sheet.png"]
     made = provenance.read_settings(out / "picture_01.png")
-    assert made["seed"] == 7 and made["index"] == 1 and made["asked_head"]["take"] == ["expression"] and made["size"] == [64, 64]
+    assert made["seed"] == 7 and made["index"] == 1 and made["people"][0]["asked_head"]["take"] == ["expression"] and made["size"] == [64, 64]
     assert any(line.startswith("preparing the sampler (compiled once") for line in lines) and "sampling" in lines[-1] and "compile" in lines[-1]
 
     code, lines = generate("--repeat", out / "picture_01.png", "--head-from", astronaut_file, prompt=None)
@@ -65,7 +67,8 @@ BAD = {
     "num": (["--num", "0"], "num"), "face": (["--face", "3"], "no face 3"), "take": (["--take", "pose"], "--head-from"),
     "batch": (["--batch", "0"], "batch"),
     "take what": (["--head-from", "{none}", "--take", "nose"], "nose"), "option": (["--colour"], "colour"),
-    "repeat": (["--repeat", "{none}"], "--prompt"),
+    "repeat": (["--repeat", "{none}"], "--prompt"), "sampler": (["--sampler", "magic"], "dpmpp_2m"), "control": (["--control", "pose={none}"], "no ControlNet"),
+    "control form": (["--control", "pose"], "NAME=PICTURE"),
 }
 
 
@@ -87,10 +90,35 @@ def test_other_bad_calls(generate, capsys):
     assert code == 2 and "--prompt is needed" in lines[-1]
     code, lines = generate(out="/dev/null/out")
     assert code == 2 and "cannot be written" in lines[-1]
-    for arguments in ([], ["fly"], ["generate"]):
+    for arguments in ([], ["fly"]):
         with pytest.raises(SystemExit) as stop:
             cli.main(arguments)
         assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    for arguments, told in ((["generate"], "--prompt"), (["generate", "--prompt", "x"], "--reference")):
+        assert cli.main(arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+
+
+def test_several_people_from_the_command_line(generate, tmp_path, astronaut_file, capsys):
+    file = tmp_path / "her.identity"
+    assert cli.main(["identity", "--reference", str(astronaut_file), "--model", generate.model, "--out", str(file)]) == 0
+    assert cli.main(["identity", "--reference", str(astronaut_file), "--model", generate.model, "--out", str(file)]) == 2
+    assert "exists" in capsys.readouterr().err
+    people = ["--person", f"ref={astronaut_file},yaw=15,expression=smile:0.8+jawOpen:0.1,light=left:0.5", "--person", f"ref={file},position=0.7/0.5/0.3"]
+    code, lines = generate(*people, reference=None)
+    assert code == 0, lines
+    picture = tmp_path / "out" / "picture_00.png"
+    first, second = provenance.read_settings(picture)["people"]
+    assert first["asked_head"]["expression"] == "smile=0.8,jawOpen=0.1" and first["asked_head"]["position"][0] == 0.25
+    assert second["asked_head"]["position"] == [0.7, 0.5, 0.3] and first["reference"]["sha256"] == second["reference"]["sha256"]
+    code, lines = generate("--repeat", picture, "--person", f"ref={astronaut_file}", "--person", f"ref={file}", prompt=None, reference=None)
+    assert code == 0, lines
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "picture_01.png")), np.asarray(Image.open(picture)))
+    for options, told in (([*people, "--yaw", "3"], "leave out --yaw"), (["--person", "yaw=3"], "ref=PHOTO"), (["--person", "me.jpg"], "ref=me.jpg"),
+                          (["--person", f"ref={file},tilt=3"], "tilt"), (["--person", f"ref={file},yaw=left"], "yaw")):
+        code, lines = generate(*options, reference=None)
+        assert code == 2 and told in lines[-1], lines
 
 
 def test_interrupted(monkeypatch, capsys):
@@ -110,7 +138,7 @@ def test_help_is_light_and_names_every_preset():
     assert {*control.PRESETS, *control.LIGHTS, *control.PARTS} <= set(words)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "train", "precompute"])
+@pytest.mark.parametrize("command", ["evaluate", "identity", "train", "precompute"])
 def test_other_commands_have_their_own_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

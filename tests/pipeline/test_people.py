@@ -1,0 +1,181 @@
+"""Several people, several photos of one, identity files, ControlNets, guidance of their own, and samplers, on the tiny model."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from caphuman_jax import identity_file, models, pipeline
+from caphuman_jax.config import ImageEncoderConfig
+from caphuman_jax.errors import ModelFolderError, PhotoError, SettingError
+from caphuman_jax.head.dots import IBUG_68, draw_dots, landmarks_68
+from caphuman_jax.person import stack_people, together
+from caphuman_jax.pipeline import Pipeline
+
+PROMPT = "a photo of a person"
+
+
+@pytest.fixture(scope="module")
+def other(pipe, astronaut):
+    """The astronaut mirrored, who is somebody else to the networks."""
+    return pipe.person(np.ascontiguousarray(astronaut[:, ::-1]))
+
+
+@pytest.fixture(scope="module")
+def with_controlnets(pipe):
+    """The tiny model and two ControlNets of random weights."""
+    config = dataclasses.replace(pipe.config, controlnets=("dots", "depth"), controlnet=dataclasses.replace(pipe.config.capface, hint_channels=3))
+    rng = np.random.default_rng(0)
+    shapes = models.abstract(config, only=("controlnet_dots", "controlnet_depth"))
+    params = {name: jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), tree) for name, (_, tree) in shapes.items()}
+    graphs = pipe.graphs + tuple((name, graph) for name, (graph, _) in shapes.items())
+    return Pipeline(config, pipe.params | params, graphs)
+
+
+def close(a, b):
+    """Pictures that differ by rounding alone."""
+    return np.abs(a.pictures.astype(int) - b.pictures).max() <= 2
+
+
+def test_two_people(pipe, person, other):
+    two = pipe(people=[{"reference": person}, {"reference": other}], prompt=PROMPT)
+    assert two.masks.shape == (1, 2, 16, 16) and len(two.people) == 2
+    # Nobody's position was asked for: they stand side by side.
+    middles = [np.argwhere(np.abs(look.hints[..., 3:6]).sum(-1))[:, 1].mean() for look in two.people]
+    assert 8 < middles[0] < 26 and 38 < middles[1] < 56
+    places = [{"head": {"position": (0.25, 0.5, 0.31)}}, {"head": {"position": (0.75, 0.5, 0.31)}}]
+    swapped = pipe(people=[{"reference": other, **places[1]}, {"reference": person, **places[0]}], prompt=PROMPT)
+    assert close(two, swapped)
+    alone = pipe(reference=person, head=places[0]["head"], prompt=PROMPT)
+    assert not close(two, alone)
+    for wrong in ({"people": [{"reference": person}], "reference": person}, {"people": [{"photo": person}]}, {"people": [{}]}, {}):
+        with pytest.raises(SettingError):
+            pipe(prompt=PROMPT, **wrong)
+
+
+def test_several_photos_of_one_person(pipe, person, other):
+    base = pipe(reference=person, prompt=PROMPT)
+    for how in ("average", "stack"):  # the same photo twice says nothing new
+        assert close(base, pipe(reference=[person, person], photos=how, prompt=PROMPT)), how
+    average, stacked = together([person, other]), together([person, other], "stack")
+    assert average.vectors.shape == (1, 192) and stacked.vectors.shape == (2, 192) and stacked.image_tokens.shape == (2, 49, 512)
+    assert np.linalg.norm(average.vectors) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(average.image_tokens[0], (person.image_tokens[0] + other.image_tokens[0]) / 2, rtol=1e-6)
+    made = [pipe(reference=[person, other], photos=how, prompt=PROMPT) for how in ("average", "stack")]
+    assert not close(made[0], base) and not close(made[0], made[1])
+    assert made[1].settings["people"][0]["reference"]["sha256"] == f"{person.sha256} + {other.sha256}"
+    shapes = {name: array.shape for name, array in stack_people([person, stacked, together([person, other, other], "stack")]).items()}
+    assert shapes == {"image_tokens": (3, 6, 49, 512), "recognition": (3, 6, 192)}
+
+
+def test_identity_file(pipe, person, tmp_path):
+    path = tmp_path / "her.identity"
+    identity_file.save(path, person, pipe.head_model.name)
+    assert [file.name for file in tmp_path.iterdir()] == ["her.identity"]
+    again, base = pipe(reference=path, prompt=PROMPT, head={"yaw": 5}), pipe(reference=person, prompt=PROMPT, head={"yaw": 5})
+    np.testing.assert_array_equal(again.pictures, base.pictures)
+    assert again.settings == base.settings
+    with pytest.raises(PhotoError, match="make it again"):
+        identity_file.load(path, pipe.head_model.name, "facenet and clip")
+    for damage in (path.read_bytes()[:-50], b"no identity", b""):
+        path.write_bytes(damage)
+        with pytest.raises(PhotoError, match="damaged"):
+            pipe(reference=path, prompt=PROMPT)
+    with pytest.raises(PhotoError, match="does not exist"):
+        pipe(reference="gone.identity", prompt=PROMPT)
+    with pytest.raises(PhotoError, match="measured by"):
+        pipe(reference=dataclasses.replace(person, known_by="facenet and clip"), prompt=PROMPT)
+
+
+def test_controlnets(with_controlnets, pipe, person, astronaut):
+    call = lambda *controls, **more: with_controlnets(reference=person, prompt=PROMPT, controls=controls, **more)
+    dots = {"name": "dots", "picture": "landmarks"}
+    base, dotted = pipe(reference=person, prompt=PROMPT), call(dots)
+    assert not close(dotted, base) and close(call(dots | {"strength": 0}), base)
+    assert not close(call(dots | {"strength": 0.5}), dotted)
+    assert dotted.controls["dots"].shape == (64, 64, 3) and set(np.unique(dotted.controls["dots"])) == {0, 255}
+    both = call(dots, {"name": "depth", "picture": astronaut[100:, :300]}, size=(96, 64))
+    assert both.controls["depth"].shape == (64, 96, 3) and both.pictures.shape == (1, 64, 96, 3)
+    assert both.settings["controls"][0] == {"name": "dots", "strength": 1.0, "picture": "landmarks"}
+    for wrong, told in (({"name": "pose", "picture": "landmarks"}, "dots, depth"), ({"name": "dots"}, "a picture"), (dots | {"strength": -1}, "strength")):
+        with pytest.raises(SettingError, match=told):
+            call(wrong)
+    with pytest.raises(SettingError, match="once"):
+        call(dots, dots)
+
+
+def test_guidance_of_identity_and_head(pipe, person):
+    call = lambda **more: pipe(reference=person, prompt=PROMPT, guidance=3, **more)
+    base = call()
+    for more in ({"identity_guidance": 2}, {"head_guidance": 2}, {"identity_guidance": 0, "head_guidance": 0}, {"guidance_rescale": 0.7}):
+        assert not close(call(**more), base), more
+    assert np.abs(call(negative="blurry").pictures.astype(int) - base.pictures).max() > 0
+    # Nothing but the text, three times: the plain model, whatever CapFace says.
+    plain = call(identity_guidance=0, head_guidance=0, strength=0)
+    assert close(plain, call(strength=0)) and not close(plain, call(identity_guidance=0, head_guidance=0))
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_karras", "euler_a", "unipc", "lcm"])
+def test_samplers(pipe, person, sampler):
+    made = pipe(reference=person, prompt=PROMPT, sampler=sampler, steps=3)
+    assert made.pictures.std() > 5 and made.settings["sampler"] == sampler and made.settings["eta"] == 0
+    assert not close(made, pipe(reference=person, prompt=PROMPT, steps=3))
+
+
+def test_image_tokens_of_clip(tiny_params, pipe, astronaut):
+    """A model that knows people by CLIP's image tokens and another recogniser's vector, in portrait and landscape."""
+    identity = dataclasses.replace(pipe.config.identity, image_tokens="clip", image_width=32)
+    config = dataclasses.replace(pipe.config, identity=identity, image_encoder=ImageEncoderConfig(56, 14, 32, 2, 2, 64))
+    networks = models.init(config, jax.random.key(0), only=("identity", "image_encoder"))
+    params = pipe.params | {name: tree for name, (_, tree) in networks.items()}
+    clip = Pipeline(config, params, tuple((dict(pipe.graphs) | {name: graph for name, (graph, _) in networks.items()}).items()))
+    person = clip.person(astronaut)
+    assert person.image_tokens.shape == (1, 17, 32) and person.vectors.shape == (1, 192) and person.known_by == "mobilefacenet and clip"
+    assert clip(reference=person, prompt=PROMPT, size=(64, 96)).pictures.shape == (1, 96, 64, 3)
+    # Hair and background are painted white before the encoder sees the face: they do not matter, the face does.
+    def tokens(change):
+        picture = astronaut.copy()
+        change(picture)
+        return clip.person(picture).image_tokens
+
+    def far(picture):
+        picture[:30] = picture[:30, :, ::-1]
+
+    def near(picture):
+        picture[140:170, 200:240] = 90
+    assert np.abs(tokens(far) - person.image_tokens).max() < 0.2 * np.abs(tokens(near) - person.image_tokens).max()
+    facenet = dataclasses.replace(config, identity=dataclasses.replace(identity, recogniser="facenet"))
+    with pytest.raises(ModelFolderError, match="--facenet"):
+        Pipeline(facenet, params, clip.graphs).person(astronaut)
+
+
+@pytest.mark.slow
+def test_facenet_from_the_model_folder(pipe, tiny_params, tmp_path, astronaut):
+    """The recogniser's weights lie in the folder of a model that knows people by FaceNet."""
+    from caphuman_jax.weights import folder
+
+    identity = dataclasses.replace(pipe.config.identity, image_tokens="clip", image_width=32, recogniser="facenet", recognition_width=512)
+    config = dataclasses.replace(pipe.config, identity=identity, image_encoder=ImageEncoderConfig(56, 14, 32, 2, 2, 64))
+    own = {name: tree for name, (_, tree) in models.init(config, jax.random.key(0), only=("identity", "image_encoder")).items()}
+    rng = np.random.default_rng(0)
+    shapes = models.abstract(config, only=("facenet",))["facenet"][1]
+    drawn = jax.tree.map(lambda leaf: np.abs(rng.normal(0, 0.05, leaf.shape)).astype(np.float32), shapes)
+    folder.save_model(tmp_path / "model", config, {**tiny_params, **own, "facenet": drawn})
+    loaded = pipeline.load(tmp_path / "model")
+    person = loaded.person(astronaut)
+    assert person.vectors.shape == (1, 512) and np.linalg.norm(person.vectors) == pytest.approx(1, abs=1e-4)
+    assert loaded(reference=person, prompt=PROMPT).pictures.shape == (1, 64, 64, 3)
+
+
+def test_landmark_dots(pipe, person, astronaut):
+    assert len(IBUG_68) == 68 == len(set(IBUG_68)) and np.asarray(pipe.head_model.landmark_valid)[list(IBUG_68)].all()
+    points = landmarks_68(pipe.head_model, person.head, 64, 64)
+    seen = person.landmarks[list(IBUG_68), :2]
+    eyes = np.linalg.norm(seen[36] - seen[45])
+    assert np.median(np.linalg.norm(points - seen, axis=1)) < 0.05 * eyes
+    assert (np.diff(points[:17, 0]) > -1).all() and points[8, 1] == points[:17, 1].max()  # the jaw runs from left to right over the chin
+    dots = draw_dots(np.array([[256.0, 100.0], [1e9, 5.0], [np.nan, 3.0]]), 512, 512)
+    assert dots.shape == (512, 512, 3) and np.pi * 9 * 0.7 < (dots[..., 0] == 255).sum() < np.pi * 16
+    rows, columns = np.nonzero(dots[..., 0])
+    assert abs(rows.mean() + 0.5 - 100) < 0.25 and abs(columns.mean() + 0.5 - 256) < 0.25
