@@ -117,7 +117,8 @@ def _dpmpp_2m_karras(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
     """The same on the noise levels of arXiv 2206.00364, eq. 5 with ρ = 7, and the nearest whole timesteps; `spacing` is not used."""
     if not 1 <= steps <= config.train_steps:
         raise SettingError(f"steps is {steps}; it must lie between 1 and {config.train_steps}")
-    known = _sigmas(config)
+    # From float32 levels, as everywhere: 1 − ᾱ₀ loses four digits, and whole timesteps hang on it. Reproducing pictures needs the same.
+    known = _sigmas(config, np.float32)
     ends = known[[-1, 0]] ** (1 / 7)
     sigmas = (ends[0] + np.linspace(0, 1, steps) * (ends[1] - ends[0])) ** 7
     times = np.interp(np.log(sigmas), np.log(known), np.arange(len(known)))
@@ -190,9 +191,9 @@ def _lcm(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
     return Plan(times, np.sqrt(alpha), np.sqrt(1 - alpha), latents=np.sqrt(after) * skip, x0=np.sqrt(after) * out, noise=np.sqrt(1 - after))
 
 
-def _sigmas(config: DiffusionConfig) -> np.ndarray:
-    """σ (train_steps,), ascending and finite."""
-    levels = np.maximum(schedule.alphas(config, np.float64), _NEARLY_ZERO)
+def _sigmas(config: DiffusionConfig, precision=np.float64) -> np.ndarray:
+    """σ (train_steps,) float64, ascending and finite, of levels of that precision."""
+    levels = np.maximum(schedule.alphas(config, precision).astype(np.float64), _NEARLY_ZERO)
     return np.sqrt((1 - levels) / levels)
 
 

@@ -58,7 +58,8 @@ def timesteps(config: DiffusionConfig, steps: int, spacing: str = "original", *,
     elif spacing == "leading":
         ascending = np.arange(points)[int(end_is_counted):] * (total // points) + 1
     elif spacing == "trailing":
-        ascending = np.round(total - np.arange(steps) * (total / steps)) - 1
+        # As Diffusers counts down, to the last bit, since halves are rounded; held to `steps`, which it may exceed by a timestep of -1.
+        ascending = np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
     else:
         ascending = np.round(np.linspace(0, total - 1, points))[int(end_is_counted):]
     return np.unique(np.minimum(ascending, total - 1))[::-1].astype(np.int32)

@@ -33,7 +33,7 @@ def test_noising_and_v_equal_diffusers(diffusers_schedule):
 def test_targets_are_what_the_sampler_takes_apart(prediction):
     x, noise, alpha = jnp.asarray(normal(0)), jnp.asarray(normal(1)), jnp.full((2,), 0.3, jnp.float32)
     output = loss.prediction_target(x, noise, alpha, prediction)
-    x0, eps = samplers.split_prediction(output, loss.add_noise(x, noise, alpha), alpha[0], prediction)
+    x0, eps = samplers.split_prediction(output, loss.add_noise(x, noise, alpha), jnp.sqrt(alpha[0]), jnp.sqrt(1 - alpha[0]), prediction)
     np.testing.assert_allclose(x0, x, atol=1e-5)
     np.testing.assert_allclose(eps, noise, atol=1e-5)
 

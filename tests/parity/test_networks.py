@@ -9,8 +9,8 @@ from flax import nnx, traverse_util
 from caphuman_jax import models
 from caphuman_jax.diffusion.guidance import text_guidance
 from caphuman_jax.diffusion.loss import add_noise, capface_loss, prediction_target, shrink_mask
-from caphuman_jax.diffusion.samplers import sample
-from caphuman_jax.diffusion.schedule import alphas, betas, sampling_steps
+from caphuman_jax.diffusion.samplers import plan, sample
+from caphuman_jax.diffusion.schedule import alphas, betas
 from caphuman_jax.models.capface import gate, scale_control, sum_controls
 from caphuman_jax.models.identity import drop_identity
 from caphuman_jax.weights.names import PREFIXES, table
@@ -142,7 +142,7 @@ def test_ddim(parity, inputs, networks, tokens, control_and_mask):
             return networks.unet(params, latents, jnp.full((len(latents),), timestep, jnp.float32), text, residuals)
 
         denoise = text_guidance(unet, control, inputs.text, inputs.uncond_text, 7.0)
-        return sample(denoise, noise, sampling_steps(parity.configs["small"].diffusion, 6), trajectory=True)
+        return sample(denoise, noise, plan(parity.configs["small"].diffusion, "ddim", 6), trajectory=True)
 
     final, trajectory = run(networks.params, inputs.latents)
     assert len(trajectory) == len(recorded["latents"]) == 7
