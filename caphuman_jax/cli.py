@@ -125,6 +125,8 @@ def _add_generate(parser):
     how.add_argument("--size", metavar="SIDE|WxH", help="pixels; default: the model's own")
     how.add_argument("--gate", choices=("hard", "soft"), help="CapFace's mask: cut at one half (default), or multiplied")
     how.add_argument("--model", default="mini", metavar="NAME|FOLDER", help="a shipped model or a model folder, default mini")
+    how.add_argument("--lora", metavar="FILE[:S[,T]]", action="append",
+                     help="a LoRA file at strength S (default 1), or S for the UNet and T for the text encoder; once for each")
     how.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 elsewhere")
     how.add_argument("--batch", type=int, metavar="B", help="pictures at a time; default: 1 on a CPU, 8 elsewhere")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import math
 import os
@@ -33,7 +34,7 @@ from caphuman_jax.identity import Identifier
 from caphuman_jax.images import PhotoSource, photo_name, read_photo
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person import Person, WantedHead, checksum, measure, note_unusual, stack_people, together
-from caphuman_jax.weights import folder
+from caphuman_jax.weights import folder, lora
 
 log = logging.getLogger("caphuman_jax")
 
@@ -92,6 +93,7 @@ class Pipeline:
         say which weights these are, added to the settings of every picture. batch: pictures made at a time; None: 1 on a CPU
         (as fast there, and one program serves any number of pictures), 8 elsewhere."""
         self.config, self.params, self.graphs = config, params, graphs
+        self._base = params
         self.identify = Identifier(config, params, dict(graphs))
         self.record = record or {}
         self.batch = batch or (1 if jax.default_backend() == "cpu" else _BATCH_ON_ACCELERATOR)
@@ -178,6 +180,19 @@ class Pipeline:
             "identity_until": _real(identity_until, "identity_until", -1, diffusion.train_steps), "hard_gate": bool(hard_gate),
         }
         return settings, samplers.plan(diffusion, sampler, settings["steps"], spacing=settings["spacing"], eta=settings["eta"])
+
+    def use_loras(self, loras: Sequence[tuple[str | os.PathLike, lora.Strength]]) -> None:
+        """From now on, sample with these LoRA files added to the base's UNet and text encoder, each at its strength: one number, or one
+        for each of the two. They take the place of those in use; () goes back to the base as it was loaded, which stays in memory.
+
+        Raises ModelFolderError.
+        """
+        read = [(lora.read_file(path, self.config), strength) for path, strength in loras]
+        self.params = lora.apply(self._base, read)
+        self.record = {name: value for name, value in self.record.items() if name != "loras"}
+        if loras:
+            self.record["loras"] = [{"name": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(), "strength": strength}
+                                    for path, strength in loras]
 
     def person(self, photo: PhotoSource, face: int | None = None) -> Person:
         """The person in a photo or an identity file, for use as `reference` or as a head; see `person.measure`."""
