@@ -3,9 +3,11 @@
 import jax.numpy as jnp
 import pytest
 import torch
+from flax import traverse_util
 
 from caphuman_jax import models
 from caphuman_jax.weights.convert import from_pytorch
+from caphuman_jax.weights.names import table
 
 
 @pytest.fixture
@@ -28,11 +30,14 @@ def randomised():
 
 @pytest.fixture
 def filled():
-    """Our network with a PyTorch module's weights: (graphdef, params)."""
+    """Our network with a PyTorch module's weights, under the names of the form given: (graphdef, params)."""
 
-    def fill(network, cfg, state_dict):
+    def fill(network, cfg, state_dict, form="ldm"):
         graphdef, shapes = models.abstract(cfg, only=(network,))[network]
-        arrays = {name: tensor.numpy() for name, tensor in state_dict.items()}
+        paths = traverse_util.flatten_dict(shapes, sep=".")
+        original = {path: name for name, path in table(network, cfg, paths).items()}
+        named = table(network, cfg, paths, form)
+        arrays = {original[named[name]] if form != "ldm" else name: tensor.numpy() for name, tensor in state_dict.items()}
         return graphdef, from_pytorch(network, cfg, shapes, arrays, put=jnp.asarray)
 
     return fill

@@ -3,12 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx, traverse_util
+from flax import nnx
 
 from caphuman_jax import models
 from caphuman_jax.config import SD15, CapFaceConfig, ModelConfig, UNetConfig
 from caphuman_jax.models.unet import control_shapes
-from caphuman_jax.weights.names import prefix, table
 
 TINY = ModelConfig(
     unet=UNetConfig(
@@ -44,14 +43,8 @@ def run(graphdef, params, hints, *inputs):
     return control(params, jnp.asarray(hints), *map(jnp.asarray, inputs))
 
 
-def test_equals_diffusers_from_a_file_in_the_original_form(reference, filled):
-    """Weights travel as in control_v11p_sd15_openpose.pth, `control_model.…`; the file is filled from diffusers' own network."""
-    paths = traverse_util.flatten_dict(models.abstract(TINY, only=("controlnet_openpose",))["controlnet_openpose"][1], sep=".")
-    original = {path: name for name, path in table("controlnet_openpose", TINY, paths).items()}
-    diffusers = table("controlnet_openpose", TINY, paths, "diffusers")
-    file = {prefix("controlnet_openpose") + original[diffusers[name]]: x for name, x in reference.state_dict().items()}
-    graphdef, params = filled("controlnet_openpose", TINY, {name.removeprefix("control_model."): x for name, x in file.items()})
-
+def test_equals_diffusers(reference, filled):
+    graphdef, params = filled("controlnet_openpose", TINY, reference.state_dict(), "diffusers")
     latents, t, text, hints = normal(0, 2, 16, 8, 4), np.array([801, 37], np.float32), normal(1, 2, 7, 24), normal(2, 2, 128, 64, 3)
 
     def to_torch(x):

@@ -38,41 +38,10 @@ def diffusers_unet():
     )
 
 
-def ldm_names(state_dict, cfg):
-    """diffusers' names → latent diffusion's, for a UNet of this test's kind."""
-    levels, blocks = len(cfg.multipliers), cfg.res_blocks
-    table = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-             "conv_norm_out": "out.0", "conv_out": "out.2", "mid_block.resnets.0": "middle_block.0",
-             "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2"}
-    for level in range(levels):
-        for i in range(blocks):
-            number = 1 + level * (blocks + 1) + i
-            table[f"down_blocks.{level}.resnets.{i}"] = f"input_blocks.{number}.0"
-            table[f"down_blocks.{level}.attentions.{i}"] = f"input_blocks.{number}.1"
-        table[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{(level + 1) * (blocks + 1)}.0.op"
-        for i in range(blocks + 1):
-            number = level * (blocks + 1) + i
-            table[f"up_blocks.{level}.resnets.{i}"] = f"output_blocks.{number}.0"
-            table[f"up_blocks.{level}.attentions.{i}"] = f"output_blocks.{number}.1"
-        has_attention = 2 ** (levels - 1 - level) in cfg.attention_downsamplings
-        table[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{number}.{2 if has_attention else 1}.conv"
-    parts = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-             "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
-    renamed = {}
-    for name, value in state_dict.items():
-        block = max((b for b in table if name.startswith(b + ".")), key=len)
-        rest = name[len(block) + 1 :]
-        if "resnets" in block:
-            part, leaf = rest.split(".")
-            rest = f"{parts[part]}.{leaf}"
-        renamed[f"{table[block]}.{rest}"] = value
-    return renamed
-
-
 @pytest.mark.parametrize("with_control", [False, True])
 def test_equals_diffusers(diffusers_unet, randomised, filled, with_control):
     module = randomised(diffusers_unet)
-    graphdef, params = filled("unet", TINY, ldm_names(module.state_dict(), TINY.unet))
+    graphdef, params = filled("unet", TINY, module.state_dict(), "diffusers")
     latents, text, t = normal(0, 2, 16, 8, 4), normal(1, 2, 7, 24), np.array([801, 37], np.float32)
     control = [normal(i, 2, *shape) for i, shape in enumerate(control_shapes(TINY.unet, 16, 8))] if with_control else None
 
@@ -114,8 +83,7 @@ def test_wrong_number_of_residuals_is_refused(tiny):
 
 
 def test_bfloat16_is_near_float32(randomised, filled, diffusers_unet):
-    state_dict = ldm_names(randomised(diffusers_unet).state_dict(), TINY.unet)
-    graphdef, params = filled("unet", TINY, state_dict)
+    graphdef, params = filled("unet", TINY, randomised(diffusers_unet).state_dict(), "diffusers")
     half, _ = models.abstract(TINY, jnp.bfloat16, only=("unet",))["unet"]
     inputs = [jnp.asarray(x) for x in (normal(0, 1, 8, 8, 4), np.array([801], np.float32), normal(1, 1, 7, 24))]
     a, b = (jax.jit(lambda params, g=g: nnx.merge(g, params)(*inputs))(params) for g in (graphdef, half))

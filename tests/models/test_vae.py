@@ -13,26 +13,6 @@ PATCHED = VAEConfig(
 )
 
 
-def ldm_names(state_dict, levels):
-    """diffusers' autoencoder names → latent diffusion's."""
-    renamed = {}
-    for name, value in state_dict.items():
-        name = name.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
-        name = name.replace("mid_block.resnets.0", "mid.block_1").replace("mid_block.resnets.1", "mid.block_2")
-        if "attentions.0" in name:
-            name = name.replace("mid_block.attentions.0", "mid.attn_1")
-            for theirs, ours in (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")):
-                name = name.replace(theirs, ours)
-        for level in range(levels):
-            name = name.replace(f"down_blocks.{level}.resnets", f"down.{level}.block").replace(
-                f"down_blocks.{level}.downsamplers.0", f"down.{level}.downsample")
-            up = levels - 1 - level
-            name = name.replace(f"up_blocks.{level}.resnets", f"up.{up}.block").replace(
-                f"up_blocks.{level}.upsamplers.0", f"up.{up}.upsample")
-        renamed[name] = value
-    return renamed
-
-
 def test_equals_diffusers(randomised, filled):
     from diffusers import AutoencoderKL
 
@@ -40,7 +20,7 @@ def test_equals_diffusers(randomised, filled):
         block_out_channels=[16, 32, 32], layers_per_block=1, norm_num_groups=8, latent_channels=4,
         down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
     ))
-    graphdef, params = filled("vae", TINY, ldm_names(module.state_dict(), 3))
+    graphdef, params = filled("vae", TINY, module.state_dict(), "diffusers")
     rng = np.random.default_rng(0)
     images, latents = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 3, 16, 24), (2, 4, 4, 6)))
     with torch.no_grad():
