@@ -270,7 +270,8 @@ def _lora(x: dict[str, np.ndarray]) -> np.ndarray:
     up = up.reshape(up.shape[:2])
     if "mid" in x:
         return _tucker(x["mid"], up.T, down.reshape(down.shape[:2]))
-    return (up @ down.reshape(down.shape[0], -1)).reshape(up.shape[0], *down.shape[1:])
+    # Multiplied the other way round, the product lies in memory as our layout wants it.
+    return (down.reshape(down.shape[0], -1).T @ up.T).T.reshape(up.shape[0], *down.shape[1:])
 
 
 def _tucker(core: np.ndarray, outward: np.ndarray, inward: np.ndarray) -> np.ndarray:
