@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,9 @@ def read_file(path: str | Path, cfg: ModelConfig) -> Lora:
     from caphuman_jax.weights.checkpoint import open_checkpoint
 
     with open_checkpoint(path) as checkpoint:
-        return read(checkpoint, cfg, name=Path(path).name, metadata=checkpoint.metadata)
+        # In a PyTorch file alpha may be a plain number.
+        alphas = {key: np.asarray(x, np.float32) for key, x in checkpoint.extra.items() if key.endswith(".alpha") and isinstance(x, int | float)}
+        return read(ChainMap(alphas, checkpoint), cfg, name=Path(path).name, metadata=checkpoint.metadata)
 
 
 def read(checkpoint: Mapping[str, Any], cfg: ModelConfig, *, name: str = "the LoRA", metadata: Mapping[str, str] | None = None) -> Lora:
@@ -105,7 +108,10 @@ def read(checkpoint: Mapping[str, Any], cfg: ModelConfig, *, name: str = "the Lo
         role = {"A": "down", "B": "up"}.get(found["role"], found["role"])
         if role in arrays.setdefault(place, {}):
             raise ModelFolderError(f"{name} says twice what is added to one layer: {places[place]} and {found['module']}")
-        arrays[place][role] = checkpoint[key]
+        array = np.asarray(checkpoint[key])
+        if array.size != 1 if role == "alpha" else array.ndim < 2 or array.size == 0:
+            raise ModelFolderError(f"{name} is damaged: {key} has the shape {array.shape}")
+        arrays[place][role] = array
         places[place] = found["module"]
     if unknown:
         more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
@@ -127,7 +133,7 @@ def read(checkpoint: Mapping[str, Any], cfg: ModelConfig, *, name: str = "the Lo
         if alpha is None:
             scale = settings.scale(network, module, rank)
         else:
-            scale = 1.0 if rank is None else float(np.asarray(alpha).astype(np.float32).reshape(())) / rank
+            scale = 1.0 if rank is None else alpha.astype(np.float32).item() / rank
         parts.setdefault(network, {})[path] = Part(module, roles, scale)
     return Lora(name, parts)
 
@@ -192,7 +198,7 @@ def _strength_of(network: str, strength: Strength) -> float:
 _KEYS = [
     re.compile(r"(?P<module>.+?)(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<role>down|up|mid|A|B)(?:\.[^.]+)?\.weight"),
     re.compile(r"(?P<module>.+)\.(?P<role>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"),
-    re.compile(r"(?P<module>.+?)(?:_lora)?\.(?P<role>alpha)"),
+    re.compile(r"(?P<module>.+?)(?:[._]lora)?\.(?P<role>alpha)"),
 ]
 _STARTS = [
     ("lora_unet_", "unet"), ("lora_te_", "text"), ("lora_te1_", "text"), ("unet.", "unet"), ("text_encoder.", "text"),

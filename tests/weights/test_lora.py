@@ -306,6 +306,15 @@ def small():
     return {f"{KEY}.lora_down.weight": normal("a", 2, 16), f"{KEY}.lora_up.weight": normal("b", 32, 2)}
 
 
+def test_pytorch_files_too(small, tmp_path):
+    tensors = {key: torch.from_numpy(x).half() for key, x in small.items()}
+    torch.save(tensors | {f"{KEY}.alpha": 4.0}, tmp_path / "x.pt")
+    path = "encoder.middle.attention.cross_attention.key.kernel"
+    delta = lora.read_file(tmp_path / "x.pt", TINY).delta("unet", path, (16, 32))
+    down, up = (tensors[f"{KEY}.lora_{part}.weight"].float().numpy() for part in ("down", "up"))
+    np.testing.assert_allclose(delta, 2 * (up @ down).T, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (lambda x: x | {"lora_unet_mid_block_nose.lora_down.weight": 0, "strange": 0}, "no place for: lora_unet_mid_block_nose.lora_down.weight, strange;"),
     (lambda x: x | {f"lora_unet_{i}.alpha": 0 for i in range(50)}, "lora_unet_19.alpha and 30 more"),
@@ -313,8 +322,10 @@ def small():
     (lambda x: x | {"lora_unet_x.diff": 0}, "a full difference"),
     (lambda x: x | {"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": 0}, "a LoRA for SDXL"),
     (lambda x: {f"{KEY}.lora_down.weight": x[f"{KEY}.lora_down.weight"]}, "incomplete: of lora_unet_mid_block.* has only down"),
+    (lambda x: x | {f"{KEY}.alpha": np.ones(2)}, f"damaged: {KEY}.alpha has the shape .2,."),
+    (lambda x: x | {f"{KEY}.lora_up.weight": np.ones(32)}, f"damaged: {KEY}.lora_up.weight"),
     (lambda x: x | {f"{KEY}.hada_w1_a": np.ones((2, 2))}, "incomplete"),
-    (lambda x: x | {f"{KEY.replace('mid_block_attentions_0', 'middle_block_1')}.lora_up.weight": 0}, "says twice"),
+    (lambda x: x | {f"{KEY.replace('mid_block_attentions_0', 'middle_block_1')}.lora_up.weight": np.ones((32, 2))}, "says twice"),
     (lambda x: {}, "is empty"),
 ])
 def test_a_file_that_is_not_understood_is_refused_in_one_line(small, change, message):
