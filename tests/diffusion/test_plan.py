@@ -180,8 +180,7 @@ def test_samplers_that_forget_carry_nothing():
         table = plan.plan(SD15, name, 4, eta=eta)
         traced = jax.make_jaxpr(lambda x, t=table: samplers.sample(lambda x, *_: x, x, t, keys=KEYS[:1]))(x)
         scan, = (e for e in traced.jaxpr.eqns if e.primitive.name == "scan")
-        carried = scan.params["jaxpr"].in_avals[scan.params["num_consts"]:][:scan.params["num_carry"]]
-        assert sum(aval.shape == x.shape for aval in carried) == states, name
+        assert sum(out.aval.shape == x.shape for out in scan.outvars) == states, name
 
 
 def test_plans_of_one_form_share_a_program():
