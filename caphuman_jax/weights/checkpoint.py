@@ -100,7 +100,7 @@ def _open_file(path: Path, part: str | None) -> Checkpoint:
         metadata: dict[str, Any] = {}
         if start[:4] == b"PK\x03\x04":
             kind, content = "torch", torch_pickle.read_zip(file)
-        elif start.startswith(torch_pickle.LEGACY_START):
+        elif torch_pickle.LEGACY_MAGIC in start[:32]:
             kind, content = "old torch", torch_pickle.read_legacy(file)
         elif safetensors_file.looks_like(start):
             kind, (content, metadata) = "safetensors", safetensors_file.read_header(file)

@@ -146,18 +146,21 @@ class Reader(pickle._Unpickler):
         self.stack[-1].update(_key(item) for item in items)
 
     def load_frozenset(self) -> None:
-        self.append(frozenset(_key(item) for item in self.pop_mark()))
+        items = self.pop_mark()  # before `append` is looked up: it is that of another list afterwards
+        self.append(frozenset(_key(item) for item in items))
+
+    def load_bytearray8(self) -> None:  # Python's own allocates before it looks whether there is so much
+        self.append(self.read(int.from_bytes(self.read(8), "little")))
 
     def _refuse_buffers(self) -> None:
-        raise Refused("it holds byte arrays or buffers outside of itself")
+        raise Refused("it refers to buffers outside of itself")
 
     dispatch.update({
         pickle.REDUCE[0]: load_reduce, pickle.NEWOBJ[0]: load_reduce, pickle.NEWOBJ_EX[0]: load_newobj_ex, pickle.BUILD[0]: load_build,
         pickle.SETITEM[0]: load_setitem, pickle.SETITEMS[0]: load_setitems, pickle.DICT[0]: load_dict,
         pickle.APPEND[0]: load_append, pickle.APPENDS[0]: load_appends, pickle.ADDITEMS[0]: load_additems,
         pickle.FROZENSET[0]: load_frozenset,
-        # Python's BYTEARRAY8 allocates before it looks whether there is so much.
-        pickle.BYTEARRAY8[0]: _refuse_buffers, pickle.NEXT_BUFFER[0]: _refuse_buffers, pickle.READONLY_BUFFER[0]: _refuse_buffers,
+        pickle.BYTEARRAY8[0]: load_bytearray8, pickle.NEXT_BUFFER[0]: _refuse_buffers, pickle.READONLY_BUFFER[0]: _refuse_buffers,
     })
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from caphuman_jax.weights import pickles
 from caphuman_jax.weights.pickles import Damaged, Name, Refused
 
-LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a pickle of the magic number
+LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # the magic number as pickles of all binary protocols write it
 _LEGACY_PROTOCOL = 1001
 _LARGEST_EXPANDED = 2**20  # elements of a tensor that repeats its storage
 _CHUNK = 2**23
@@ -47,7 +47,7 @@ class File:
 
     def __init__(self, path: Path):
         self.path = path
-        self.stream = open(path, "rb", buffering=0)  # noqa: SIM115
+        self.stream = io.FileIO(path)
         self.size = path.stat().st_size
         self.lock = threading.Lock()
 
@@ -68,6 +68,10 @@ class File:
 
     def close(self) -> None:
         self.stream.close()
+
+    def __del__(self):
+        if hasattr(self, "stream"):
+            self.close()
 
 
 class Storage:
