@@ -88,14 +88,18 @@ def mirrored(head, model):
     shape = jnp.tensordot(head.identity, basis, axes=1, precision=_HIGHEST)[jnp.asarray(model.mirror)] * flip
     product = lambda a, b: jnp.matmul(a, b, precision=_HIGHEST)
     identity = jnp.linalg.solve(product(flat, flat.T) + 1e-6 * jnp.eye(flat.shape[0], dtype=jnp.float32), product(flat, shape.reshape(-1)))
-    names = model.expression_names
-    swapped = [names.index(_other_side(name)) for name in names]
+    if hasattr(model, "mirrored_expression"):
+        expression = model.mirrored_expression(head.expression)
+    else:
+        names = model.expression_names
+        expression = head.expression[jnp.asarray([names.index(_other_side(name)) for name in names])]
     # SH bands of DECA's order: 1, x, y, z, xy, xz, yz, x²-y², 3z²-1.
     signs = jnp.asarray([1, -1, 1, 1, -1, -1, 1, 1, 1], jnp.float32)[:, None]
     return dataclasses.replace(
-        head, identity=identity, expression=head.expression[jnp.asarray(swapped)],
+        head, identity=identity, expression=expression,
         rotation=head.rotation * flip[:, None] * flip, translation=jnp.stack([head.size[1] - head.translation[0], head.translation[1]]),
-        light=head.light * signs, albedo=head.albedo[jnp.asarray(model.mirror)])
+        light=head.light * signs,
+        albedo=head.albedo[:, ::-1] if head.albedo.ndim == 3 else head.albedo[jnp.asarray(model.mirror)])
 
 
 def _other_side(name: str) -> str:

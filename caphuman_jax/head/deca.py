@@ -151,15 +151,11 @@ def render_hints(model: Flame, space: TextureSpace, codes: FlameCode, height: in
 def draw(model: Flame, points: jax.Array, normals: jax.Array, textures: jax.Array, lights: jax.Array, height: int, width: int,
          with_alpha: bool = False):
     """`render_hints` of heads already placed: points (B,V,3) in pixels, normals (B,V,3), textures (B,S,S,3), lights (B,9,3)."""
-    if model.uv is None:
-        raise HeadError("this FLAME model has no texture coordinates; put head_template.obj beside it")
     ids, weights = rasterise(points, jnp.asarray(model.triangles), height, width)
 
     def shade(normals, texture, light, ids, weights):
         normal = interpolate(normals, model.triangles, ids, weights)
-        albedo = flame.sample_texture(texture, interpolate(jnp.asarray(model.uv), model.uv_triangles, ids, weights))
-        covered = (ids >= 0)[..., None]
-        albedo = jnp.where(covered, albedo, 0)
+        albedo = flame.texture_at(model, texture, ids, weights)
         return jnp.concatenate([normal, albedo, albedo * shading(normal, light)], axis=-1)
 
     hints = jax.vmap(shade)(normals, textures, lights, ids, weights)

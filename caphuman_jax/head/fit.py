@@ -102,17 +102,25 @@ def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: ja
     mean, shape, moves = at_landmarks(model.mean), at_landmarks(model.identity_basis), at_landmarks(model.expression_basis)
     origin = jnp.mean(mean, axis=0)
     mean = mean - origin
-    basis = jnp.concatenate([shape, moves])
     count, faces = shape.shape[0], moves.shape[0]
+    if hasattr(model, "landmarks_of"):  # A head that bends: its directions are those of where it is.
+        place = lambda coefficients: model.landmarks_of(coefficients[:count], coefficients[count:]) - origin
+        directions = lambda coefficients: jnp.moveaxis(jax.jacfwd(place)(coefficients), 2, 0)
+        deviations, least, greatest = (jnp.asarray(limit) for limit in model.expression_limits())
+    else:
+        basis = jnp.concatenate([shape, moves])
+        place = lambda coefficients: mean + jnp.tensordot(coefficients, basis, axes=1)
+        directions = lambda coefficients: basis
+        deviations, least, greatest = (jnp.full(faces, limit, jnp.float32) for limit in (_EXPRESSION_NOISE, 0, 1))
     trust = jnp.asarray(model.landmark_valid, jnp.float32) * jnp.asarray(_landmark_trust())
     deviation = jnp.asarray([_NOISE, _NOISE, _DEPTH_NOISE], jnp.float32)
-    prior = jnp.concatenate([jnp.ones(count, jnp.float32), jnp.full(faces, 1 / _EXPRESSION_NOISE**2, jnp.float32), jnp.full(7, 1e-3, jnp.float32)])
+    prior = jnp.concatenate([jnp.ones(count, jnp.float32), 1 / deviations**2, jnp.full(7, 1e-3, jnp.float32)])
     expected = jnp.concatenate([jnp.zeros(count, jnp.float32), expression0])
     bound = jnp.asarray(model.identity_bound)
-    low, high = jnp.concatenate([-bound, jnp.zeros(faces, jnp.float32)]), jnp.concatenate([bound, jnp.ones(faces, jnp.float32)])
+    low, high = jnp.concatenate([-bound, least]), jnp.concatenate([bound, greatest])
 
     def residuals(coefficients, rotation, scale, shift):
-        points = (mean + jnp.tensordot(coefficients, basis, axes=1)) @ rotation.T
+        points = place(coefficients) @ rotation.T
         return points, scale * points * flip + shift - target
 
     def step(_, state):
@@ -124,7 +132,7 @@ def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: ja
         x, y, z = points.T
         zero = jnp.zeros_like(x)
         turns = jnp.stack([jnp.stack([zero, -z, y], -1), jnp.stack([z, zero, -x], -1), jnp.stack([-y, x, zero], -1), points])
-        columns = scale * flip * jnp.concatenate([basis @ rotation.T, turns])
+        columns = scale * flip * jnp.concatenate([directions(coefficients) @ rotation.T, turns])
         columns = jnp.concatenate([columns, jnp.broadcast_to(jnp.eye(3, dtype=jnp.float32)[:, None], (3, *mean.shape))])
         columns = columns.reshape(columns.shape[0], -1)
         weighted = columns * weight.reshape(-1)
@@ -140,7 +148,7 @@ def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: ja
         return (jnp.clip(coefficients + change[: count + faces], low, high), pose.from_vector(turn) @ rotation,
                 scale * jnp.exp(jnp.clip(change[-4], -0.5, 0.5)), shift + change[-3:])
 
-    state = (expected, *_start(mean + jnp.tensordot(expression0, moves, axes=1), target, trust, flip))
+    state = (expected, *_start(place(expected), target, trust, flip))
     coefficients, rotation, scale, shift = jax.lax.fori_loop(0, _ITERATIONS, step, state)
     rotation = pose.orthonormal(rotation)
     _, error = residuals(coefficients, rotation, scale, shift)

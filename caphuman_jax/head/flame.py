@@ -18,7 +18,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from caphuman_jax.errors import HeadError
 from caphuman_jax.head import pose as rotations
+from caphuman_jax.head.raster import interpolate
 
 VERTICES = 5023
 JOINTS = ("root", "neck", "jaw", "left_eye", "right_eye")
@@ -149,6 +151,17 @@ def sample_texture(image: jax.Array, uv: jax.Array) -> jax.Array:
             at = (jnp.clip(row, 0, height - 1).astype(jnp.int32), jnp.clip(column, 0, width - 1).astype(jnp.int32))
             total = total + image[at] * weight[..., None]
     return total
+
+
+def texture_at(flame: Flame, image: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
+    """Colours (H,W,C) of a texture (S,S,C) at pixels: triangles ids (H,W), barycentric weights (H,W,3); 0 where ids is -1.
+
+    Raises HeadError for a model without texture coordinates.
+    """
+    if flame.uv is None:
+        raise HeadError("this FLAME model has no texture coordinates; put head_template.obj beside it")
+    colours = sample_texture(image, interpolate(jnp.asarray(flame.uv), flame.uv_triangles, ids, weights))
+    return jnp.where((ids >= 0)[..., None], colours, 0)
 
 
 def _combine(mean, shape, shape_basis, expression, expression_basis):

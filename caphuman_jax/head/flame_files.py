@@ -16,7 +16,7 @@ import numpy as np
 
 from caphuman_jax.errors import HeadError, ModelFolderError
 from caphuman_jax.head.flame import JOINTS, PARENTS, VERTICES, Flame, TextureSpace
-from caphuman_jax.head.morphable import incident_triangles
+from caphuman_jax.head.morphable import LANDMARKS, incident_triangles
 from caphuman_jax.weights import pickles, torch_pickle
 
 MODEL_NAMES = ("generic_model.pkl", "flame2023.pkl", "flame2023_Open.pkl", "generic_model.npz", "flame2023.npz", "flame2023_Open.npz")
@@ -157,6 +157,23 @@ def read_embedding(path: str | Path) -> dict[str, np.ndarray]:
     return {key: value for key, value in table.items() if isinstance(value, np.ndarray)}
 
 
+def read_mediapipe(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """FLAME's mediapipe_landmark_embedding.npz → numbers (N,) of MediaPipe's landmarks, triangles (N,), barycentric weights (N,3).
+
+    Raises HeadError.
+    """
+    arrays = _read_npz(Path(path))
+    try:
+        numbers, faces, weights = (np.asarray(arrays[name]) for name in ("landmark_indices", "lmk_face_idx", "lmk_b_coords"))
+    except KeyError as problem:
+        raise HeadError(f"{path} is no table of MediaPipe's landmarks: it has no {problem}") from problem
+    numbers, faces, weights = numbers.astype(np.int64), faces.astype(np.int64), weights.astype(np.float32)
+    if not (numbers.ndim == 1 and faces.shape == numbers.shape and weights.shape == (*numbers.shape, 3) and np.isfinite(weights).all()
+            and numbers.min() >= 0 and numbers.max() < LANDMARKS and len(set(numbers)) == len(numbers) and faces.min() >= 0):
+        raise HeadError(f"{path} is damaged: its landmarks, triangles and weights do not go together")
+    return numbers, faces, weights
+
+
 def read_template(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """head_template.obj → uv (U,2) with v up, triangles of uv (T,3), triangles of vertices (T,3). Raises HeadError."""
     path = Path(path).expanduser()
@@ -225,10 +242,12 @@ def _corners(triangles: np.ndarray, embedding: Mapping[str, np.ndarray], part: s
 
 
 # Tensors within an ordinary pickle: each storage is a whole old torch.save file in bytes.
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+
 
 def _storage_from_bytes(reader, data) -> tuple[np.ndarray, ...]:
-    if not isinstance(data, bytes) or not data.startswith(torch_pickle.LEGACY_START):
-        raise pickles.Refused("it has a tensor in a form that is not known")
+    if not isinstance(data, bytes):
+        raise pickles.Damaged("a tensor without bytes")
     stream = io.BytesIO(data)
 
     def storage(pid):
@@ -237,7 +256,9 @@ def _storage_from_bytes(reader, data) -> tuple[np.ndarray, ...]:
             raise pickles.Refused("it refers to something that is no storage")
         return _Storage(pid[1].value, pid[4])
 
-    parts = [pickles.load(stream, len(data), torch_pickle.NAMES, storage) for _ in range(5)]  # magic, protocol, system, content, keys
+    parts = [pickles.load(stream, len(data), torch_pickle.NAMES, storage) for _ in range(5)]  # magic number, protocol, system, content, keys
+    if parts[0] != _TORCH_MAGIC:
+        raise pickles.Refused("it has a tensor in a form that is not known")
     if not isinstance(parts[3], _Storage) or len(parts[4]) != 1:
         raise pickles.Damaged("a tensor without storage")
     stream.read(8)  # the number of elements again

@@ -20,7 +20,8 @@ class Head:
 
     identity (K,) in standard deviations; expression (E,) in [0,1], in the model's order of names; rotation (3,3), see pose;
     scale () pixels per model unit and translation (2,) pixels (x, y) of the model's origin, see camera; size (2,) height and
-    width in pixels of the picture that those are for; light (9,3) SH coefficients × RGB, see light; albedo (V,3) RGB in [0,1].
+    width in pixels of the picture that those are for; light (9,3) SH coefficients × RGB, see light; albedo (V,3) RGB in [0,1], or
+    of a FLAME head also its texture (S,S,3).
     Colours are display (sRGB-encoded) values throughout and light multiplies them as they are, as in DECA.
     residual () median landmark distance over the distance of the outer eye corners: about 0.01-0.03 for a good fit.
     """
@@ -88,7 +89,7 @@ def from_record(numbers: dict, model: Morphable) -> Head:
         shapes = {"identity": (model.identity_basis.shape[0],), "translation": (2,), "size": (2,), "light": (9, 3)}
         arrays = {name: np.asarray(numbers[name], np.float32).reshape(shape) for name, shape in shapes.items()}
         return Head(expression=jnp.asarray(expression), rotation=pose.rotation_matrix(numbers["yaw"], numbers["pitch"], numbers["roll"]),
-                    scale=jnp.float32(numbers["scale"]), albedo=jnp.asarray(albedo.reshape(count, 3)),
+                    scale=jnp.float32(numbers["scale"]), albedo=jnp.asarray(albedo if albedo.ndim == 3 else albedo.reshape(count, 3)),
                     residual=jnp.float32(numbers["residual"]), **{name: jnp.asarray(a) for name, a in arrays.items()})
     except (KeyError, ValueError, TypeError) as problem:
         raise HeadError(f"this record of a head is incomplete or damaged: {problem}") from problem

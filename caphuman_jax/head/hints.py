@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from caphuman_jax.head.flame import texture_at
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.light import posed, shading
 from caphuman_jax.head.morphable import Morphable
@@ -29,11 +30,16 @@ def render_hints_batch(model: Morphable, heads: Head, height: int, width: int, w
     heads = jax.vmap(lambda head: fit_to_size(head, height, width))(heads)
     points, normals = jax.vmap(lambda head: posed(model, head))(heads)
     triangles = jnp.asarray(model.triangles)
-    ids, weights = rasterise(points, triangles, height, width, cull_backfaces=True)
+    textured = heads.albedo.ndim == 4
+    # What a texture belongs to is drawn as DECA draws it.
+    ids, weights = rasterise(points, triangles, height, width, cull_backfaces=not textured)
 
     def shade(head, normals, ids, weights):
-        values = interpolate(jnp.concatenate([normals, head.albedo], axis=-1), triangles, ids, weights)
-        normal, albedo = values[..., :3], values[..., 3:]
+        if textured:
+            normal, albedo = interpolate(normals, triangles, ids, weights), texture_at(model.flame, head.albedo, ids, weights)
+        else:
+            values = interpolate(jnp.concatenate([normals, head.albedo], axis=-1), triangles, ids, weights)
+            normal, albedo = values[..., :3], values[..., 3:]
         return jnp.concatenate([normal, albedo, jnp.clip(albedo * shading(normal, head.light), 0, 1)], axis=-1)
 
     hints = jax.vmap(shade)(heads, normals, ids, weights)

@@ -1,8 +1,8 @@
 """Morphable heads: a mean mesh, linear identity and expression directions, and where the landmarks sit on it.
 
 Coordinates of every model: x to the right of the picture when the head looks at the viewer (so the person's own left is
-+x), y up, z towards the viewer. A model in another form (FLAME's skinned head, say) needs the same fields and its own branch
-in `vertices`; everything else in this room works from those two.
++x), y up, z towards the viewer. A model in another form (flame_head.FlameHead) has the same fields and `vertices` of its own;
+everything else in this room works from those two.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ class Morphable:
 
 def vertices(model: Morphable, identity: jax.Array, expression: jax.Array) -> jax.Array:
     """Vertices (V,3) in the model's own frame and unit, before pose, for identity (K,) and expression (E,)."""
+    if hasattr(model, "vertices"):  # More than linear, as FLAME is.
+        return model.vertices(identity, expression)
     # Full precision: the 10-bit products that accelerators use by default would move vertices by visible amounts.
     highest = jax.lax.Precision.HIGHEST
     return (jnp.asarray(model.mean) + jnp.tensordot(identity, jnp.asarray(model.identity_basis), axes=1, precision=highest)
@@ -92,9 +94,15 @@ def vertex_normals(points: jax.Array, triangles: jax.Array, vertex_triangles: ja
 
 @functools.cache
 def load_head(name: str = "anny") -> Morphable:
-    """The shipped head as a Morphable of numpy arrays (no device is touched). Raises HeadError for an unknown name."""
+    """The shipped head, or FLAME from its file or folder, as a Morphable of numpy arrays (no device is touched).
+
+    Raises HeadError for an unknown name, and what `flame_head.load_flame_head` does.
+    """
+    if name != "anny" and pathlib.Path(name).expanduser().exists():
+        from caphuman_jax.head.flame_head import load_flame_head
+        return load_flame_head(name)
     if name != "anny":
-        raise HeadError(f"no head model named {name!r}; the one that comes with the package is 'anny'")
+        raise HeadError(f"no head model named {name!r}; the one that comes with the package is 'anny', FLAME is named by its file or folder")
     data = np.load(ASSETS / "anny_head.npz")
     names = json.loads((ASSETS / "anny_head_names.json").read_text())
     base, triangles = data["v"].astype(np.float64) - _CENTRE, data["t"].astype(np.int32)

@@ -1,0 +1,226 @@
+"""FLAME behind the interface of the shipped head: a FLAME-form model made from the shipped mesh, whose truth is known."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial import cKDTree
+
+from caphuman_jax.errors import HeadError
+from caphuman_jax.head import camera, control, deca, flame, flame_files, flame_head, morphable
+from caphuman_jax.head import head as heads
+from caphuman_jax.head.dots import IBUG_68, landmarks_68
+from caphuman_jax.head.fit import fit, head_from_photo
+from caphuman_jax.head.flame import TextureSpace
+from caphuman_jax.head.hints import render_hints
+from caphuman_jax.head.light import posed
+from caphuman_jax.head.pose import rotation_matrix
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    return morphable.load_head()
+
+
+@pytest.fixture(scope="session")
+def entries(shipped):
+    """The shipped head in FLAME's form and metres: 300 + 100 directions, joints by a regressor, a jaw that bends."""
+    mean = shipped.mean / np.float64(10)
+    count = len(mean)
+    rng = np.random.default_rng(0)
+    shapedirs = np.zeros((count, 3, 400))
+    shapedirs[:, :, :90] = np.moveaxis(shipped.identity_basis, 0, 2) / 10
+    moves = np.moveaxis(shipped.expression_basis, 0, 2) / 10
+    shapedirs[:, :, 300:350] = np.einsum("vxe,ef->vxf", moves, rng.standard_normal((52, 50)) / 7)
+    places = np.asarray([[0, -1.2, -0.4], [0, -0.6, -0.2], [0, -0.1, 0.1], [0.32, 0.05, 0.9], [-0.32, 0.05, 0.9]]) / 10
+    regressor = np.zeros((5, count))
+    for joint, near in enumerate(cKDTree(mean).query(places, 12)[1]):
+        regressor[joint, near] = 1 / 12
+    x, y, z = mean.T
+    jaw = np.clip((-0.02 - y) / 0.03, 0, 1) * np.clip((z - 0.01) / 0.03, 0, 1)
+    eyes = [(shipped.parts == part).astype(float) for part in (morphable.LEFT_EYE, morphable.RIGHT_EYE)]
+    root = np.clip((-0.08 - y) / 0.04, 0, 1) * (1 - jaw) * (1 - sum(eyes))
+    weights = np.stack([root, 1 - root - jaw * (1 - sum(eyes)) - sum(eyes), jaw * (1 - sum(eyes)), *eyes], axis=1)
+    return {"v_template": mean, "f": shipped.triangles, "shapedirs": shapedirs, "posedirs": 1e-4 * rng.standard_normal((count, 3, 36)),
+            "J_regressor": regressor, "kintree_table": np.stack([np.asarray(flame.PARENTS), np.arange(5)]), "weights": weights}
+
+
+@pytest.fixture(scope="session")
+def embedding(shipped):
+    """FLAME's 68 landmarks, where the shipped head has the same ones."""
+    owner = {tuple(sorted(corner)): i for i, corner in enumerate(shipped.triangles.tolist())}
+    faces, weights = [], []
+    for number in IBUG_68:
+        corner = shipped.landmark_vertices[number]
+        face = owner[tuple(sorted(corner.tolist()))]
+        faces.append(face)
+        weights.append([shipped.landmark_weights[number][list(corner).index(v)] for v in shipped.triangles[face]])
+    faces, weights = np.asarray(faces), np.asarray(weights)
+    return {"static_lmk_faces_idx": faces[17:], "static_lmk_bary_coords": weights[17:], "full_lmk_faces_idx": faces[None],
+            "full_lmk_bary_coords": weights[None], "dynamic_lmk_faces_idx": np.tile(faces[:17], (79, 1)),
+            "dynamic_lmk_bary_coords": np.tile(weights[:17], (79, 1, 1))}
+
+
+@pytest.fixture(scope="session")
+def model(entries, embedding, shipped):
+    uv = shipped.mean[:, :2].astype(np.float64) / 4 + 0.5
+    template = (uv, shipped.triangles, shipped.triangles)
+    made = flame_files.from_arrays(entries, shapes=60, vertices=None, embedding=embedding, template=template)
+    return flame_head.as_head(made)
+
+
+@pytest.fixture(scope="session")
+def code():
+    rng = np.random.default_rng(3)
+    number = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    return deca.FlameCode(
+        shape=0.7 * number(60), texture=number(4), expression=0.5 * number(50), pose=jnp.asarray([0.2, -0.4, 0.1, 0.3, 0.02, 0.0]),
+        camera=jnp.asarray([7.5, 0.01, 0.02]), light=jnp.asarray(np.eye(9, 3), jnp.float32) * 3 + 0.2 * number(9, 3),
+        crop=jnp.asarray([40.0, 25.0, 180.0]), size=jnp.asarray([240.0, 260.0]))
+
+
+@pytest.fixture(scope="session")
+def space():
+    rng = np.random.default_rng(4)
+    return TextureSpace(mean=np.full((64, 64, 3), 0.5, np.float32), basis=(0.05 * rng.standard_normal((4, 64, 64, 3))).astype(np.float32))
+
+
+def test_landmarks_are_carried_over(model, shipped):
+    """The given 68 are exact; of the others, warped from a head that is the same, every one comes back to its place."""
+    ours, theirs = (np.asarray(morphable.landmarks(m, m.mean)) for m in (model, shipped))
+    theirs = theirs - model.origin * 10
+    assert model.landmark_valid.sum() == 68
+    np.testing.assert_allclose(ours[list(IBUG_68)], theirs[list(IBUG_68)], atol=1e-5)
+    assert np.abs(ours - theirs)[shipped.landmark_valid].max() < 0.02  # 2 mm
+    assert control.face_height(model) == pytest.approx(control.face_height(shipped), rel=0.02)
+
+
+def test_expression_directions_are_derivatives(model):
+    """Rows of expression_basis, against differences of the bent head."""
+    zero = jnp.zeros(60), jnp.zeros(62)
+    rest = morphable.vertices(model, *zero)
+    np.testing.assert_allclose(rest, model.mean, atol=1e-5)
+    step = 1e-2
+    for i in (3, 50, 53, 55, 57, 61):
+        moved = [morphable.vertices(model, zero[0], zero[1].at[i].set(s)) for s in (step, -step)]
+        np.testing.assert_allclose((moved[0] - moved[1]) / (2 * step), model.expression_basis[i], atol=1e-3)
+
+
+def test_fitted_landmarks_are_those_of_the_vertices(model, code):
+    expression = jnp.concatenate([code.expression, 0.1 * jnp.arange(12, dtype=jnp.float32)])
+    few = model.landmarks_of(code.shape, expression)
+    whole = morphable.landmarks(model, morphable.vertices(model, code.shape, expression))
+    np.testing.assert_allclose(few[model.landmark_valid], whole[model.landmark_valid], atol=1e-5)
+
+
+def test_head_of_deca_code_stands_where_deca_puts_it(model, space, code):
+    points = flame.vertices(model.flame, code.shape, code.expression, flame.full_pose(code.pose))
+    expected = deca.to_picture(deca.project(points, code.camera), code.crop)
+    head = flame_head.head_of_code(model, space, code)
+    ours, normals = posed(model, head)
+    np.testing.assert_allclose(ours[:, :2], expected[:, :2], atol=2e-3)
+    np.testing.assert_allclose(ours[:, 2] - ours[0, 2], expected[:, 2] - expected[0, 2], atol=2e-3)
+    back = flame_head.code_of_head(model, head, code.crop, code.texture)
+    for field in dataclasses.fields(code):
+        np.testing.assert_allclose(getattr(back, field.name), getattr(code, field.name), atol=1e-4, err_msg=field.name)
+
+
+def test_hints_are_decas(model, space, code):
+    """The same nine channels by the way of every head, with the texture as albedo; the render is cut to [0,1] there."""
+    head = flame_head.head_of_code(model, space, code)
+    ours = np.asarray(render_hints(model, head, 120, 130))
+    codes = jax.tree.map(lambda leaf: leaf[None], code)
+    theirs = np.array(deca.render_hints(model.flame, space, codes, 120, 130)[0])
+    theirs[..., 6:] = theirs[..., 6:].clip(0, 1)
+    assert (np.abs(ours - theirs).max(axis=-1) > 1e-3).mean() < 2e-3
+    assert (theirs[..., 3:6] > 0).any(axis=-1).mean() > 0.2
+
+
+def test_fit_finds_a_bent_head(model, space, code):
+    """Landmarks of a head with an open jaw: put back within a fraction of a pixel, jaw and pose found."""
+    wanted = flame_head.head_of_code(model, space, code)
+    points, _ = posed(model, wanted)
+    found = fit(model, morphable.landmarks(model, points), jnp.zeros(62), wanted.size)
+    assert float(found.residual) < 0.01
+    again, _ = posed(model, found)
+    eyes = morphable.landmarks(model, points)[np.asarray(morphable.OUTER_EYE_CORNERS), :2]
+    unit = float(jnp.linalg.norm(eyes[0] - eyes[1]))
+    given, refound = (np.asarray(morphable.landmarks(model, p))[list(IBUG_68), :2] for p in (points, again))
+    assert np.median(np.linalg.norm(given - refound, axis=-1)) < 0.01 * unit
+    assert np.abs(np.asarray(found.angles) - np.asarray(wanted.angles)).max() < 3
+    names = model.expression_names
+    assert abs(float(found.expression[names.index("jaw_x")]) - 0.3) < 0.12
+    held = [i for i, name in enumerate(names) if name.startswith(("neck", "left_eye", "right_eye"))]
+    assert not np.asarray(found.expression)[held].any()
+
+
+def test_everything_downstream_takes_it(model, space, code, tmp_path):
+    head = flame_head.head_of_code(model, space, code)
+    other = dataclasses.replace(head, rotation=rotation_matrix(20.0, 5.0, 0.0))
+    mixed = control.mix(head, other, "pose,expression")
+    np.testing.assert_array_equal(mixed.rotation, other.rotation)
+    turned = control.from_numbers(model, head, yaw=-15.0, position=(0.5, 0.55, 0.6))
+    np.testing.assert_allclose(turned.angles[0], -15, atol=1e-3)
+    np.testing.assert_allclose(control.position_of(model, turned), (0.5, 0.55, 0.6), rtol=1e-5)
+    record = heads.to_numbers(head, model, albedo=True)
+    again = heads.from_record(record, model)
+    np.testing.assert_allclose(again.expression, np.where(np.abs(head.expression) > 0.005, head.expression, 0), atol=1e-4)
+    assert again.albedo.shape == (64, 64, 3)
+    assert landmarks_68(model, head, 240, 260).shape == (68, 2)
+
+
+def test_mirroring_twice(model, space, code):
+    head = flame_head.head_of_code(model, space, code)
+    once = camera.mirrored(head, model)
+    twice = camera.mirrored(once, model)
+    np.testing.assert_allclose(once.angles, np.asarray(head.angles) * [-1, 1, -1], atol=1e-3)
+    np.testing.assert_allclose(once.albedo, head.albedo[:, ::-1])
+    names = model.expression_names
+    jaw = [names.index(f"jaw_{axis}") for axis in "xyz"]
+    np.testing.assert_allclose(once.expression[np.asarray(jaw)], np.asarray([0.3, -0.02, 0]), atol=1e-6)
+    np.testing.assert_allclose(twice.translation, head.translation, atol=1e-3)
+    np.testing.assert_allclose(twice.expression[-12:], head.expression[-12:], atol=1e-6)
+
+
+def test_photo_to_head(model, space, code):
+    """A render of it as the photo: colours by vertex, as from the shipped head."""
+    wanted = flame_head.head_of_code(model, space, dataclasses.replace(code, light=jnp.asarray(control.directional_light((0, 0, 1), 0.3))))
+    picture = np.asarray(render_hints(model, wanted, 240, 260))[..., 6:]
+    points, _ = posed(model, wanted)
+    head = head_from_photo(model, np.rint(picture * 255).astype(np.uint8), np.asarray(morphable.landmarks(model, points)), np.zeros(62, np.float32))
+    assert head.albedo.shape == (len(model.mean), 3)
+    seen = np.asarray(render_hints(model, head, 240, 260))
+    both = (seen[..., 3:6] > 0).any(-1) & (picture > 0).any(-1)
+    assert np.abs(seen[..., 6:] - picture)[both].mean() < 0.06
+
+
+def test_without_landmarks(entries):
+    with pytest.raises(HeadError, match="landmark_embedding.npy"):
+        flame_head.as_head(flame_files.from_arrays(entries, vertices=None))
+
+
+def test_named_by_its_folder(tmp_path, entries, embedding):
+    with pytest.raises(HeadError, match="named by its file or folder"):
+        morphable.load_head(str(tmp_path / "none"))
+    np.savez(tmp_path / "flame2023.npz", **entries)
+    with pytest.raises(HeadError, match="4,801 vertices; FLAME has 5,023"):
+        morphable.load_head(str(tmp_path))
+
+
+def test_mediapipe_table(entries, embedding, shipped, tmp_path):
+    """FLAME's own 105 landmarks of MediaPipe, where they lie beside the model."""
+    owner = {tuple(sorted(corner)): i for i, corner in enumerate(shipped.triangles.tolist())}
+    numbers = np.flatnonzero(shipped.landmark_valid)[::4][:105]
+    faces = np.asarray([owner[tuple(sorted(shipped.landmark_vertices[n].tolist()))] for n in numbers])
+    weights = np.full((len(numbers), 3), 1 / 3)
+    np.savez(tmp_path / "flame2023.npz", **entries)
+    np.save(tmp_path / "landmark_embedding.npy", embedding, allow_pickle=True)
+    np.savez(tmp_path / flame_head.MEDIAPIPE, landmark_indices=numbers, lmk_face_idx=faces, lmk_b_coords=weights)
+    made = flame_head.load_flame_head(tmp_path, vertices=None)
+    assert set(np.flatnonzero(made.landmark_valid)) == set(numbers) | set(IBUG_68[:17])
+    np.testing.assert_array_equal(np.sort(made.landmark_vertices[numbers]), np.sort(shipped.landmark_vertices[numbers]))
+    np.savez(tmp_path / flame_head.MEDIAPIPE, landmark_indices=numbers, lmk_face_idx=faces[1:], lmk_b_coords=weights)
+    with pytest.raises(HeadError, match="do not go together"):
+        flame_head.load_flame_head(tmp_path, vertices=None)
