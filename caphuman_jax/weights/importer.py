@@ -163,7 +163,8 @@ def _choose(opened: list[Source], config: ModelConfig, init: bool) -> dict[str, 
 
 
 def _holds(source: Source) -> str:
-    return ", ".join(source.networks) or (f"only keys that are not known, such as {source.unknown[0]}" if source.unknown else "no weights")
+    there = sorted(source.networks, key=[*_PROVIDERS, *source.networks].index)
+    return ", ".join(there) or (f"only keys that are not known, such as {source.unknown[0]}" if source.unknown else "no weights")
 
 
 def _controlnets(given, opened: list[Source], config: ModelConfig) -> dict[str, tuple[Source, Found]]:
@@ -311,12 +312,17 @@ def _files(opened: list[Source], loras, facenet) -> list[Path]:
 
 def _describe(path: Path, identity: Identification) -> dict[str, Any]:
     md5, known = identity.result()
-    return {"file": path.name, "md5": md5, "known": known}
+    return {"file": _short(path), "md5": md5, "known": known}
 
 
 def _origin(pieces: Pieces) -> str:
-    names = Counter(piece.checkpoint.path.name if piece.checkpoint else "fresh" for piece in pieces.values())
-    return ", ".join(names)
+    names = Counter(_short(piece.checkpoint.path) if piece.checkpoint else "fresh numbers" for piece in pieces.values())
+    return " and ".join(names)
+
+
+def _short(path: Path) -> str:
+    """A file's name; with that of its folder where all files are called alike."""
+    return f"{path.parent.name}/{path.name}" if path.name.startswith(("diffusion_pytorch_model", "model.", "pytorch_model")) else path.name
 
 
 def _unused(opened, chosen, controls, used: set, ignore) -> dict[str, dict[str, int]]:
@@ -342,7 +348,7 @@ def _report(out, config, plan, files, unused, loras, manifest) -> list[str]:
         lines.append(f"{network}: {len(pieces)} tensors of {_origin(pieces)} ({', '.join(types)})")
     lines += [f"LoRA {Path(path).name} added with strength {strength:g}" for path, strength in loras]
     lines += [f"{entry['file']} is {entry['known']}" for entry in files if entry["known"]]
-    lines += [f"not used of {name}: {count} tensors: {group}" for name, groups in unused.items() for group, count in groups.items()]
+    lines += [f"not used of {name}: {count} {'tensor' if count == 1 else 'tensors'}, {group}" for name, groups in unused.items() for group, count in groups.items()]
     size = sum(entry["bytes"] for entry in manifest.values()) / 2**30
     lines.append(f"{out}: {config.name}, {size:.2f} GiB, predicts {config.diffusion.prediction}, head {config.head}")
     return lines
