@@ -134,18 +134,26 @@ def parse_expression(text: str) -> dict[str, float]:
 
 
 def expression_vector(model: Morphable, expression: Mapping[str, float] | str) -> np.ndarray:
-    """Weights (E,) float32 in the model's order; presets and single names add up, capped at 1."""
+    """Weights (E,) float32 in the model's order; presets and single names add up, capped at 1.
+
+    A FLAME head takes the same names, and besides them its own coefficients and turns (from -5 to 5).
+    """
     if isinstance(expression, str):
         expression = parse_expression(expression)
-    weights = np.zeros(len(model.expression_names), np.float32)
+    arkit = getattr(model, "arkit_names", model.expression_names)
+    weights, own = np.zeros(len(arkit), np.float32), np.zeros(len(model.expression_names), np.float32)
     for name, value in expression.items():
+        if name not in PRESETS and name not in arkit:
+            if name not in model.expression_names:
+                raise HeadError(_unknown("expression", name, [*PRESETS, *arkit, *(n for n in model.expression_names if n not in arkit)]))
+            own[model.expression_names.index(name)] += _number(value, f"the expression number {name!r}", -5, 5)
+            continue
         value = _number(value, f"the weight of expression {name!r}", 0, 1)
-        if name not in PRESETS and name not in model.expression_names:
-            raise HeadError(_unknown("expression", name, [*PRESETS, *model.expression_names]))
         for part, share in PRESETS.get(name, {name: 1.0}).items():
-            if part in model.expression_names:
-                weights[model.expression_names.index(part)] += value * share
-    return np.minimum(weights, 1)
+            if part in arkit:
+                weights[arkit.index(part)] += value * share
+    weights = np.minimum(weights, 1)
+    return weights @ model.arkit + own if hasattr(model, "arkit") else weights
 
 
 def expression_numbers(model: Morphable, head: Head) -> dict[str, float]:

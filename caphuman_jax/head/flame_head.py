@@ -32,8 +32,8 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=[*(field.name for field in dataclasses.fields(Morphable) if field.name not in ("name", "expression_names")),
-                 "flame", "origin", "landmarks_fitted"],
-    meta_fields=["name", "expression_names"])
+                 "flame", "origin", "landmarks_fitted", "arkit"],
+    meta_fields=["name", "expression_names", "arkit_names"])
 @dataclasses.dataclass(frozen=True)
 class FlameHead(Morphable):
     """FLAME behind the fields of a `Morphable`; V, K and E + 12 as there.
@@ -41,12 +41,15 @@ class FlameHead(Morphable):
     expression: FLAME's coefficients, then the turns of neck, jaw, left and right eye as axis-angle in radians (see JOINT_NAMES);
     its rows of expression_basis are the derivatives at rest. landmark_valid: the landmarks whose place FLAME's own tables give, also
     as numbers in landmarks_fitted; the others' places are carried over from the shipped head and good to a few millimetres.
-    flame: the model itself; origin (3,): our origin in its frame, in metres.
+    flame: the model itself; origin (3,): our origin in its frame, in metres. arkit (N,E+12): the expression that moves the landmarks
+    nearest to how the shipped head's expression of that name in arkit_names does, at weight 1.
     """
 
     flame: Flame
     origin: jax.Array
     landmarks_fitted: jax.Array
+    arkit: jax.Array
+    arkit_names: tuple[str, ...]
 
     def vertices(self, identity: jax.Array, expression: jax.Array) -> jax.Array:
         """See `morphable.vertices`."""
@@ -119,14 +122,17 @@ def as_head(model: Flame, mediapipe: tuple[np.ndarray, np.ndarray, np.ndarray] |
     valid = np.zeros(LANDMARKS, bool)
     valid[fitted] = True
     expressions = len(model.expression_basis)
+    basis = np.concatenate([model.expression_basis * np.float32(UNITS), turns])
+    shipped = morphable.load_head()
     return FlameHead(
         mean=mean, identity_basis=model.shape_basis * np.float32(UNITS), identity_bound=np.full(len(model.shape_basis), 3, np.float32),
-        expression_basis=np.concatenate([model.expression_basis * np.float32(UNITS), turns]), triangles=triangles,
+        expression_basis=basis, triangles=triangles,
         landmark_vertices=corners, landmark_weights=weights, landmark_valid=valid, mirror=morphable.mirror_map(mean), parts=parts,
         vertex_triangles=model.vertex_triangles, neighbours=morphable._neighbours(triangles, len(mean)),
         face_weight=morphable._face_weight(mean, corners[list(morphable.FACE_OVAL)], corners, parts).astype(np.float32), name="flame",
         expression_names=tuple(f"expression_{i}" for i in range(expressions)) + JOINT_NAMES,
-        flame=model, origin=origin, landmarks_fitted=fitted)
+        flame=model, origin=origin, landmarks_fitted=fitted, arkit=_arkit(shipped, basis, corners, weights, fitted),
+        arkit_names=shipped.expression_names)
 
 
 def head_of_code(model: FlameHead, space: TextureSpace, code: FlameCode) -> Head:
@@ -186,6 +192,20 @@ def _turn_derivatives(model: Flame) -> np.ndarray:
             corrective = np.tensordot(skew.reshape(-1), model.pose_basis[9 * joint - 9 : 9 * joint], axes=1)
             moves.append(share * np.cross(axis, model.mean - model.joints_mean[joint]) + corrective)
     return np.stack(moves).astype(np.float32)
+
+
+def _arkit(shipped: Morphable, basis: np.ndarray, corners: np.ndarray, weights: np.ndarray, fitted: np.ndarray) -> np.ndarray:
+    """Expressions (N,E+12) nearest to the shipped head's N, by how the given landmarks move: least squares with the fit's priors."""
+    numbers = fitted[shipped.landmark_valid[fitted]]
+    wanted = (shipped.expression_basis[:, shipped.landmark_vertices[numbers]] * shipped.landmark_weights[numbers][..., None]).sum(axis=2)
+    moves = (basis[:, corners[numbers]] * weights[numbers][..., None]).sum(axis=2)
+    turns = [0.0] * 3 + [deviation for deviation, _, _ in _JAW_FIT] + [0.0] * 6
+    deviations = np.asarray([_EXPRESSION_FIT[0]] * (len(basis) - len(turns)) + turns, np.float64)
+    eyes = shipped.landmark_vertices[list(morphable.OUTER_EYE_CORNERS)]
+    noise = 0.01 * np.ptp(shipped.mean[eyes, 0].mean(axis=1))
+    scaled = moves.reshape(len(moves), -1) * deviations[:, None] / noise
+    solution = np.linalg.solve(scaled @ scaled.T + np.eye(len(scaled)), scaled @ wanted.reshape(len(wanted), -1).T / noise)
+    return (solution * deviations[:, None]).T.astype(np.float32)
 
 
 def _landmarks(model: Flame, mean: np.ndarray, mediapipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

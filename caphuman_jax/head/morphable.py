@@ -266,9 +266,12 @@ def _face_weight(points: np.ndarray, oval: np.ndarray, landmark_vertices: np.nda
 def expression_in_order(model: Morphable, names: tuple[str, ...], weights: np.ndarray) -> np.ndarray:
     """Weights (…,N) that a network gives for `names` → (…,E) in this model's own order; what it does not name is 0.
 
-    Names that the model does not have (the network's "_neutral") are left out.
+    Names that the model does not have (the network's "_neutral") are left out; a FLAME head gets the nearest of its own numbers.
     """
     weights = np.asarray(weights, np.float32)
+    if hasattr(model, "arkit"):
+        return sum((weights[..., names.index(n), None] * row for n, row in zip(model.arkit_names, model.arkit) if n in names),
+                   np.zeros(model.arkit.shape[1], np.float32))
     place = {name: i for i, name in enumerate(names)}
     result = np.zeros((*weights.shape[:-1], len(model.expression_names)), np.float32)
     for i, name in enumerate(model.expression_names):

@@ -171,6 +171,24 @@ def test_everything_downstream_takes_it(model, space, code, tmp_path):
     assert landmarks_68(model, head, 240, 260).shape == (68, 2)
 
 
+def test_expressions_by_name(model, shipped):
+    """An open mouth opens: the lower lip goes down as on the shipped head; numbers of its own are taken as they are."""
+    rest, opened = (np.asarray(morphable.landmarks(model, morphable.vertices(model, jnp.zeros(60), jnp.asarray(
+        control.expression_vector(model, text))))) for text in ("neutral", "jawOpen=0.8"))
+    theirs = 0.8 * np.asarray(morphable.landmarks(shipped, shipped.expression_basis[shipped.expression_names.index("jawOpen")]))
+    for number in (17, 14, 152):
+        assert (opened - rest)[number, 1] == pytest.approx(theirs[number, 1], rel=0.4)
+        assert theirs[number, 1] < -0.05
+    own = control.expression_vector(model, {"jaw_x": 0.2, "expression_3": -1.5})
+    assert own[model.expression_names.index("jaw_x")] == pytest.approx(0.2) and own[3] == -1.5 and np.count_nonzero(own) == 2
+    with pytest.raises(HeadError, match="jaw_x"):
+        control.expression_vector(model, "jaw_y2=1")
+    with pytest.raises(HeadError, match="between 0 and 1"):
+        control.expression_vector(model, {"smile": 1.5})
+    named = morphable.expression_in_order(model, ("_neutral", "jawOpen"), np.asarray([[0.3, 0.8]]))
+    np.testing.assert_allclose(named[0], control.expression_vector(model, "jawOpen=0.8"), rtol=1e-5)
+
+
 def test_mirroring_twice(model, space, code):
     head = flame_head.head_of_code(model, space, code)
     once = camera.mirrored(head, model)
