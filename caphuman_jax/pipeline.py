@@ -181,6 +181,10 @@ class Pipeline:
         }
         return settings, samplers.plan(diffusion, sampler, settings["steps"], spacing=settings["spacing"], eta=settings["eta"])
 
+    def precision(self):
+        """A context to compile in: float32 means float32, also where the device would take a shorter type for products by itself."""
+        return jax.default_matmul_precision("highest" if self.record.get("dtype") == "float32" else "default")
+
     def use_loras(self, loras: Sequence[tuple[str | os.PathLike, lora.Strength]]) -> None:
         """From now on, sample with these LoRA files added to the base's UNet and text encoder, each at its strength: one number, or one
         for each of the two. They take the place of those in use; () goes back to the base as it was loaded, which stays in memory.
@@ -294,7 +298,8 @@ class Pipeline:
         key = (str(shapes), *static.items())
         if key not in self._compiled:
             report("compile", 0, 1)
-            self._compiled[key] = generate.lower(*arguments, cfg=self.config, graphs=self.graphs, **static).compile()
+            with self.precision():
+                self._compiled[key] = generate.lower(*arguments, cfg=self.config, graphs=self.graphs, **static).compile()
             report("compile", 1, 1)
         return self._compiled[key]
 
@@ -365,7 +370,7 @@ def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: 
     params = folder.load_params(path, {name: shapes for name, (_, shapes) in networks.items()})
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
     record = {"weights": there, "dtype": dtype.name}
-    return Pipeline(config, jax.device_put(params), graphs, record, batch)
+    return Pipeline(config, jax.device_put(params), graphs, record, batch, ClipTokenizer(folder.tokenizer_files(path)))
 
 
 def cache_folder() -> Path:

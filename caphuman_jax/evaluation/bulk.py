@@ -41,8 +41,9 @@ def bulk_generator(pipe: Pipeline, steps: int, guidance: float) -> Generator:
             "image_tokens": jnp.asarray(np.stack([p.image_tokens for p in persons]))[:, None],
             "recognition": jnp.asarray(np.stack([p.vectors for p in persons]))[:, None],
         }
-        pictures, _ = generate(pipe.params, conditions, keys_of(jnp.asarray(seeds, jnp.uint32)), settings, plan, cfg=pipe.config,
-                               graphs=pipe.graphs, size=size, branches=tuple(scales))
+        with pipe.precision():
+            pictures, _ = generate(pipe.params, conditions, keys_of(jnp.asarray(seeds, jnp.uint32)), settings, plan, cfg=pipe.config,
+                                   graphs=pipe.graphs, size=size, branches=tuple(scales))
         return np.rint(np.asarray(pictures, np.float32) * 255).astype(np.uint8)
 
     return make

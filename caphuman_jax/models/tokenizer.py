@@ -6,12 +6,16 @@ The `tokenizers` library does the work; `transformers`, which only wraps it, wou
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import lzma
 from collections.abc import Sequence
-from importlib.resources import files
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
+
+from caphuman_jax.errors import ModelFolderError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +29,10 @@ _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 class ClipTokenizer:
     """Prompts to token ids. Lower-cased, 49,408 ids: 256 bytes, 256 bytes that end a word, the merges, start and end."""
 
+    def __init__(self, files: tuple[Path, Path] | None = None):
+        """files: a model's own vocab.json and merges.txt; None: CLIP's. Raises ModelFolderError."""
+        self._files = files and tuple(map(str, files))
+
     def __call__(self, texts: Sequence[str], length: int = 77) -> np.ndarray:
         """Token ids (len(texts), length) int32: start, words, end, then padding, which is the end token again (49407).
 
@@ -37,7 +45,7 @@ class ClipTokenizer:
         ids = np.full((len(texts), length), END_ID, np.int32)
         for row, text in zip(ids, texts, strict=True):
             text = text.encode("utf-8", "replace").decode("utf-8")  # a terminal may pass on bytes that are no UTF-8
-            words = _backend().encode(text, add_special_tokens=False)
+            words = _backend(self._files).encode(text, add_special_tokens=False)
             if len(words.ids) > length - 2:
                 rest = text[words.offsets[length - 2][0] :]
                 log.warning("the prompt is too long by %d tokens; not used: %r", len(words.ids) - length + 2, rest)
@@ -49,7 +57,7 @@ class ClipTokenizer:
 
 def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """CLIP's vocabulary (token → id, 49,408) and the merges that it is made of, best first."""
-    packed = (files("caphuman_jax") / "assets" / "text" / "clip_merges.txt.xz").read_bytes()
+    packed = (resources.files("caphuman_jax") / "assets" / "text" / "clip_merges.txt.xz").read_bytes()
     merges = [tuple(line.split(" ")) for line in lzma.decompress(packed).decode("utf-8").splitlines()]
     letters = _byte_letters()
     tokens = letters + [letter + "</w>" for letter in letters] + [a + b for a, b in merges] + [START, END]
@@ -62,11 +70,23 @@ def _byte_letters() -> list[str]:
     return [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
 
 
+def _read(files: tuple[str, str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    try:
+        vocabulary = json.loads(Path(files[0]).read_text("utf-8"))
+        lines = Path(files[1]).read_text("utf-8").splitlines()
+        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        if vocabulary[START] != START_ID or vocabulary[END] != END_ID:
+            raise ValueError(f"{START} and {END} are not {START_ID} and {END_ID}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelFolderError(f"the tokenizer in {Path(files[0]).parent} cannot be used: {error}") from error
+    return vocabulary, merges
+
+
 @functools.cache
-def _backend():
+def _backend(files: tuple[str, str] | None = None):
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    vocabulary, merges = vocabulary_and_merges()
+    vocabulary, merges = _read(files) if files else vocabulary_and_merges()
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=END))
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]

@@ -1,5 +1,6 @@
 """The tokenizer against transformers on odd prompts, and against token ids known from CLIP's own examples."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
+from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.models.tokenizer import ClipTokenizer, vocabulary_and_merges
 
 ODD = [
@@ -90,3 +92,17 @@ def test_import_is_light():
     code = "import sys, caphuman_jax.models.tokenizer; print({'tokenizers', 'transformers', 'torch'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_a_model_s_own_files(tmp_path):
+    vocabulary, merges = vocabulary_and_merges()
+    files = tmp_path / "vocab.json", tmp_path / "merges.txt"
+    files[0].write_text(json.dumps(vocabulary))
+    files[1].write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)))
+    np.testing.assert_array_equal(ClipTokenizer(files)(["a café of 3 #dogs"]), ClipTokenizer()(["a café of 3 #dogs"]))
+    for i, damage in enumerate(("{", "{}", "[]")):
+        other = tmp_path / f"other{i}" / "vocab.json"
+        other.parent.mkdir()
+        other.write_text(damage)
+        with pytest.raises(ModelFolderError, match=f"other{i} cannot be used"):
+            ClipTokenizer((other, files[1]))(["a"])
