@@ -12,11 +12,8 @@ import numpy as np
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import flame, flame_files, morphable
-from caphuman_jax.head import pose as rotations
-from caphuman_jax.head.deca import SIZE, FlameCode
 from caphuman_jax.head.dots import IBUG_68
-from caphuman_jax.head.flame import Flame, TextureSpace
-from caphuman_jax.head.head import Head
+from caphuman_jax.head.flame import Flame
 from caphuman_jax.head.morphable import LANDMARKS, LEFT_EYE, RIGHT_EYE, SKIN, Morphable
 
 UNITS = 10.0  # of the shipped head, 0.1 m, in a metre
@@ -133,52 +130,6 @@ def as_head(model: Flame, mediapipe: tuple[np.ndarray, np.ndarray, np.ndarray] |
         expression_names=tuple(f"expression_{i}" for i in range(expressions)) + JOINT_NAMES,
         flame=model, origin=origin, landmarks_fitted=fitted, arkit=_arkit(shipped, basis, corners, weights, fitted),
         arkit_names=shipped.expression_names)
-
-
-def head_of_code(model: FlameHead, space: TextureSpace, code: FlameCode) -> Head:
-    """DECA's numbers of one head as a `Head` in the picture that they are for; its albedo is a texture (S,S,3).
-
-    The head's place among vertices, pose and camera is exact. Nothing is known of how well it fits: residual 0.
-    """
-    rotation = rotations.from_vector(code.pose[:3])
-    count = len(model.expression_names) - len(JOINT_NAMES)
-    if code.expression.shape[-1] != count or code.shape.shape[-1] != model.identity_basis.shape[0]:
-        raise HeadError(f"these numbers have {code.shape.shape[-1]} of shape and {code.expression.shape[-1]} of expression, the FLAME model "
-                        f"was loaded with {model.identity_basis.shape[0]} and {count}")
-    # FLAME turns about its root; the origin goes along.
-    root = flame.joints(model.flame, code.shape, code.expression)[0]
-    origin = jnp.matmul(rotation, jnp.asarray(model.origin) - root, precision=_HIGHEST) + root
-    pixels = SIZE / 2 * code.crop[2] / (SIZE - 1)
-    place = (origin[:2] + code.camera[1:]) * code.camera[0] * jnp.asarray([1, -1], jnp.float32)
-    zero = jnp.zeros(3, jnp.float32)
-    return Head(
-        identity=code.shape, expression=jnp.concatenate([code.expression, zero, code.pose[3:], zero, zero]), rotation=rotation,
-        scale=code.camera[0] * pixels / UNITS, translation=(place + 1) * pixels + code.crop[:2], size=code.size, light=code.light,
-        albedo=flame.texture(space, code.texture), residual=jnp.float32(0))
-
-
-def code_of_head(model: FlameHead, head: Head, crop: jax.Array, texture: jax.Array) -> FlameCode:
-    """The inverse of `head_of_code` for a crop (3,) of the head's picture: a head that was fitted, in DECA's numbers.
-
-    The neck's and the eyes' turns are left out, as DECA has none; texture (n,) are the coefficients to note.
-    """
-    coefficients, pose = model.split_expression(head.expression)
-    root = flame.joints(model.flame, head.identity, coefficients)[0]
-    origin = jnp.matmul(head.rotation, jnp.asarray(model.origin) - root, precision=_HIGHEST) + root
-    pixels = SIZE / 2 * crop[2] / (SIZE - 1)
-    scale = head.scale * UNITS / pixels
-    place = ((head.translation - crop[:2]) / pixels - 1) / scale * jnp.asarray([1, -1], jnp.float32)
-    return FlameCode(
-        shape=head.identity, texture=texture, expression=coefficients, pose=jnp.concatenate([to_vector(head.rotation), pose[6:9]]),
-        camera=jnp.concatenate([scale[None], place - origin[:2]]), light=head.light, crop=crop, size=head.size)
-
-
-def to_vector(rotation: jax.Array) -> jax.Array:
-    """Axis-angle (3,) in radians of a rotation (3,3): the inverse of `pose.from_vector`, for angles below 180°."""
-    twice_sine = jnp.stack([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
-    length = jnp.linalg.norm(twice_sine)
-    angle = jnp.arctan2(length, jnp.trace(rotation) - 1)
-    return twice_sine * jnp.where(length > 1e-6, angle / jnp.maximum(length, 1e-6), 0.5)
 
 
 def _turn_derivatives(model: Flame) -> np.ndarray:

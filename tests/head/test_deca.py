@@ -152,3 +152,20 @@ def test_mix_keeps_shape_and_texture(codes):
 def test_a_model_without_texture_coordinates(model, space, codes):
     with pytest.raises(HeadError, match="head_template.obj"):
         deca.render_hints(dataclasses.replace(model, uv=None), space, codes, 32, 32)
+
+
+def test_estimate_from_a_photo():
+    """The encoder's numbers of the crop that the landmarks ask for, with the crop and the photo's size."""
+    from caphuman_jax import models
+    from caphuman_jax.models import deca as encoder
+    from caphuman_jax.nn.initialisers import HostNumbers
+    network = models.split(encoder.DecaEncoder(rngs=HostNumbers(jax.random.key(0))))
+    rng = np.random.default_rng(2)
+    photo, landmarks = rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), rng.uniform(20, 80, (68, 2))
+    code = deca.estimate(network, photo, landmarks)
+    crop = deca.crop_of_box(deca.landmark_box(landmarks))
+    np.testing.assert_array_equal(code.crop, crop)
+    np.testing.assert_array_equal(code.size, [90, 120])
+    expected = encoder.encode(*network, deca.crop_photo(photo, crop)[None])
+    for name, part in expected.items():
+        np.testing.assert_allclose(getattr(code, name), part[0], rtol=1e-5, atol=1e-6)

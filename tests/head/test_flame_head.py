@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from caphuman_jax.errors import HeadError
-from caphuman_jax.head import camera, control, deca, flame, flame_files, flame_head, morphable
+from caphuman_jax.head import camera, control, deca, deca_head, flame, flame_files, flame_head, morphable
 from caphuman_jax.head import head as heads
 from caphuman_jax.head.dots import IBUG_68, landmarks_68
 from caphuman_jax.head.fit import fit, head_from_photo
@@ -118,18 +118,18 @@ def test_fitted_landmarks_are_those_of_the_vertices(model, code):
 def test_head_of_deca_code_stands_where_deca_puts_it(model, space, code):
     points = flame.vertices(model.flame, code.shape, code.expression, flame.full_pose(code.pose))
     expected = deca.to_picture(deca.project(points, code.camera), code.crop)
-    head = flame_head.head_of_code(model, space, code)
+    head = deca_head.head_of_code(model, space, code)
     ours, normals = posed(model, head)
     np.testing.assert_allclose(ours[:, :2], expected[:, :2], atol=2e-3)
     np.testing.assert_allclose(ours[:, 2] - ours[0, 2], expected[:, 2] - expected[0, 2], atol=2e-3)
-    back = flame_head.code_of_head(model, head, code.crop, code.texture)
+    back = deca_head.code_of_head(model, head, code.crop, code.texture)
     for field in dataclasses.fields(code):
         np.testing.assert_allclose(getattr(back, field.name), getattr(code, field.name), atol=1e-4, err_msg=field.name)
 
 
 def test_hints_are_decas(model, space, code):
     """The same nine channels by the way of every head, with the texture as albedo; the render is cut to [0,1] there."""
-    head = flame_head.head_of_code(model, space, code)
+    head = deca_head.head_of_code(model, space, code)
     ours = np.asarray(render_hints(model, head, 120, 130))
     codes = jax.tree.map(lambda leaf: leaf[None], code)
     theirs = np.array(deca.render_hints(model.flame, space, codes, 120, 130)[0])
@@ -140,7 +140,7 @@ def test_hints_are_decas(model, space, code):
 
 def test_fit_finds_a_bent_head(model, space, code):
     """Landmarks of a head with an open jaw: put back within a fraction of a pixel, jaw and pose found."""
-    wanted = flame_head.head_of_code(model, space, code)
+    wanted = deca_head.head_of_code(model, space, code)
     points, _ = posed(model, wanted)
     found = fit(model, morphable.landmarks(model, points), jnp.zeros(62), wanted.size)
     assert float(found.residual) < 0.01
@@ -157,7 +157,7 @@ def test_fit_finds_a_bent_head(model, space, code):
 
 
 def test_everything_downstream_takes_it(model, space, code, tmp_path):
-    head = flame_head.head_of_code(model, space, code)
+    head = deca_head.head_of_code(model, space, code)
     other = dataclasses.replace(head, rotation=rotation_matrix(20.0, 5.0, 0.0))
     mixed = control.mix(head, other, "pose,expression")
     np.testing.assert_array_equal(mixed.rotation, other.rotation)
@@ -190,7 +190,7 @@ def test_expressions_by_name(model, shipped):
 
 
 def test_mirroring_twice(model, space, code):
-    head = flame_head.head_of_code(model, space, code)
+    head = deca_head.head_of_code(model, space, code)
     once = camera.mirrored(head, model)
     twice = camera.mirrored(once, model)
     np.testing.assert_allclose(once.angles, np.asarray(head.angles) * [-1, 1, -1], atol=1e-3)
@@ -204,7 +204,7 @@ def test_mirroring_twice(model, space, code):
 
 def test_photo_to_head(model, space, code):
     """A render of it as the photo: colours by vertex, as from the shipped head."""
-    wanted = flame_head.head_of_code(model, space, dataclasses.replace(code, light=jnp.asarray(control.directional_light((0, 0, 1), 0.3))))
+    wanted = deca_head.head_of_code(model, space, dataclasses.replace(code, light=jnp.asarray(control.directional_light((0, 0, 1), 0.3))))
     picture = np.asarray(render_hints(model, wanted, 240, 260))[..., 6:]
     points, _ = posed(model, wanted)
     head = head_from_photo(model, np.rint(picture * 255).astype(np.uint8), np.asarray(morphable.landmarks(model, points)), np.zeros(62, np.float32))
@@ -212,6 +212,48 @@ def test_photo_to_head(model, space, code):
     seen = np.asarray(render_hints(model, head, 240, 260))
     both = (seen[..., 3:6] > 0).any(-1) & (picture > 0).any(-1)
     assert np.abs(seen[..., 6:] - picture)[both].mean() < 0.06
+
+
+def test_photo_to_deca_code_without_deca(model, code):
+    """The photo is a render; fitted numbers draw nearly the same picture by DECA's way, texture included."""
+    rng = np.random.default_rng(5)
+    smooth = np.repeat(np.repeat(rng.standard_normal((4, 4, 4, 3)), 16, 1), 16, 2) * 0.06
+    space = TextureSpace(mean=np.full((64, 64, 3), 0.5, np.float32), basis=smooth.astype(np.float32))
+    light = jnp.asarray(control.directional_light((0.3, 0.2, 1), 0.2))
+    wanted = deca_head.head_of_code(model, space, dataclasses.replace(code, light=light, pose=code.pose * 0.5))
+    picture = np.asarray(render_hints(model, wanted, 240, 260))[..., 6:]
+    points = np.asarray(morphable.landmarks(model, posed(model, wanted)[0]))
+    found = deca_head.code_from_photo(model, space, np.rint(picture * 255).astype(np.uint8), points, np.zeros(62, np.float32))
+    drawn = np.asarray(deca.render_hints(model.flame, space, jax.tree.map(lambda leaf: leaf[None], found), 240, 260)[0])[..., 6:]
+    both = (drawn > 0).any(-1) & (picture > 0).any(-1)
+    assert both.sum() > 0.9 * (picture > 0).any(-1).sum()
+    assert np.abs(drawn - picture)[both].mean() < 0.05
+    assert found.texture.shape == (4,)
+
+
+def test_texture_of_albedo(model):
+    """Colours that a texture gives at the vertices: its coefficients, shrunk a little."""
+    rng = np.random.default_rng(6)
+    space = TextureSpace(mean=rng.random((32, 32, 3), dtype=np.float32), basis=rng.standard_normal((5, 32, 32, 3)).astype(np.float32))
+    wanted = np.asarray([1, -0.5, 0, 2, 0.3], np.float32)
+    colours = flame.sample_texture(flame.texture(space, jnp.asarray(wanted)), jnp.asarray(model.flame.uv))
+    np.testing.assert_allclose(deca_head.texture_of_albedo(model, space, colours), wanted, atol=0.05)
+
+
+@pytest.mark.parametrize("shift, words", [(0.0, None), (300.0, "no head where the landmarks")])
+def test_head_by_deca_says_how_well_it_fits(model, space, code, monkeypatch, shift, words):
+    wanted = deca_head.head_of_code(model, space, code)
+    points = np.asarray(morphable.landmarks(model, posed(model, wanted)[0])) + np.asarray([shift, 0, 0])
+    monkeypatch.setattr(deca, "estimate", lambda *_: code)
+    photo = np.zeros((240, 260, 3), np.uint8)
+    if words:
+        with pytest.raises(HeadError, match=words):
+            deca_head.head_by_deca(model, space, None, photo, points)
+        return
+    for given in (points, points[list(IBUG_68)]):
+        assert float(deca_head.head_by_deca(model, space, None, photo, given).residual) < 1e-3
+    moved = deca_head.head_by_deca(model, space, None, photo, points + np.asarray([2, 0, 0]))
+    assert 0.01 < float(moved.residual) < 0.2
 
 
 def test_without_landmarks(entries):
