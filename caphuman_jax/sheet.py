@@ -19,20 +19,21 @@ def sheet(model: Morphable, result, tile: int = 256) -> np.ndarray:
     """A `pipeline.Result` as one picture (H, W, 3) uint8; `tile` is the height of its parts in pixels."""
     settings = result.settings
     height, width = result.hints.shape[:2]
-    blank, tiles = np.full((height, width, 3), _GREY, np.uint8), []
+    blank, parts = np.full((height, width, 3), _GREY, np.uint8), []
     for look in result.people:
-        tiles += [("reference", look.person.square), (f"fitted head (confidence {look.person.confidence:.2f})", _fitted(model, look.person))]
+        tiles = [("reference", look.person.square), (f"fitted head (confidence {look.person.confidence:.2f})", _fitted(model, look.person))]
         if look.lender is not None:
             tiles.append(("head from", _fitted(model, look.lender)))
         yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(look.head.angles))
         wanted = draw.overlay(model, look.head, blank, opacity=1.0, wireframe=False)
         tiles.append((f"wanted: yaw {yaw} pitch {pitch} roll {roll}", wanted))
         tiles += zip(("normals", "albedo", "rendered"), draw.hint_pictures(look.hints))
-    tiles += result.controls.items()
+        parts.append(tiles)
+    parts[0] += result.controls.items()
     results = [(f"picture {settings['first'] + i}", picture) for i, picture in enumerate(result.pictures)]
     title = (f"\u201c{settings['prompt']}\u201d   seed {settings['seed']}, {settings['steps']} steps of {settings['sampler']}, guidance {settings['guidance']:g}, "
              f"strength {settings['strength']:g}, model {settings['model']}; pictures are AI-generated")
-    return _lay_out(title, tiles, results, tile)
+    return _lay_out(title, parts, results, tile)
 
 
 def _fitted(model, person):
@@ -40,8 +41,8 @@ def _fitted(model, person):
 
 
 def _lay_out(title, inputs, results, tile):
-    scaled = [[(label, _scale(picture, tile)) for label, picture in part] for part in (inputs, results)]
-    columns = max(min(len(inputs), _WIDEST), min(_COLUMNS, len(results)))
+    scaled = [[(label, _scale(picture, tile)) for label, picture in part] for part in (*inputs, results)]
+    columns = max(min(max(map(len, inputs)), _WIDEST), min(_COLUMNS, len(results)))
     rows = [part[i:i + columns] for part in scaled for i in range(0, len(part), columns)]
     width = max(sum(picture.width + _GAP for _, picture in row) for row in rows) + _GAP
     lines = textwrap.wrap(title, max(20, math.floor(width / 7.5)))
