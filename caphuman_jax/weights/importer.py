@@ -109,6 +109,9 @@ def import_model(
             opened += [source for source, _ in controls.values() if source not in opened]
             identified = {path: Identification(path) for path in _files(opened, loras, facenet)}
             config = _settings(config, opened, controls, prediction, zero_snr, name, head)
+            scale = chosen["vae"].vae_scale
+            if scale is not None and abs(scale - config.vae.scale) > 1e-6:
+                raise ModelFolderError(f"the VAE of {chosen['vae'].path} scales latents by {scale}, Stable Diffusion 1's by {config.vae.scale}: it is another model's")
 
             wanted = {network: _flat(shapes) for network, (_, shapes) in models.abstract(config).items()}
             plan, used = _plan(config, wanted, {n: s.networks[n] for n, s in chosen.items()} | {n: f for n, (_, f) in controls.items()}, ema)
@@ -122,7 +125,7 @@ def import_model(
             manifest = {n: _write(beside, n, plan[n], stored, adapters) for n in wanted}
             if facenet:
                 manifest["facenet"] = _write_facenet(beside, facenet, models)
-            tokenizer_files.write(beside / "tokenizer", next((s.tokenizer for s in opened if s.option in ("clip", "base") and s.tokenizer), None))
+            tokenizer_files.write(beside / "tokenizer", _tokenizer(opened))
             files = [_describe(path, identity) for path, identity in identified.items()]
             unused = _unused(opened, chosen, controls, used, ignore)
             folder.write_description(beside, config, manifest, {
@@ -303,6 +306,12 @@ def _write_facenet(beside: Path, path: str | Path, models) -> dict[str, Any]:
 
 def _flat(tree: Any) -> dict[str, Any]:
     return traverse_util.flatten_dict(tree, sep=".")
+
+
+def _tokenizer(opened: list[Source]) -> Path | None:
+    """The tokeniser that came with the text encoder, or with what stands nearest to it."""
+    found = {source.option: source.tokenizer for source in opened if source.tokenizer}
+    return next((found[option] for option in _PROVIDERS["text"] if option in found), None)
 
 
 def _files(opened: list[Source], loras, facenet) -> list[Path]:

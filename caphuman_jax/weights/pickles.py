@@ -50,7 +50,7 @@ class Reader(pickle._Unpickler):
     def __init__(self, stream, names: Mapping[tuple[str, str], Name], size: int, persistent: Callable[[Any], Any] | None = None):
         super().__init__(stream, fix_imports=False, encoding="latin1")
         self.names, self.persistent = names, persistent
-        self.budget = 8 * size + 2**26  # bytes that builders may copy: a small file must not become a large one
+        self.budget = min(8 * size + 2**26, 2**31)  # bytes that builders may copy: a small file must not become a large one
 
     def spend(self, count: int) -> None:
         self.budget -= count

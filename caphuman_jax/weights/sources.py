@@ -61,6 +61,7 @@ class Source:
     config: ModelConfig | None = None
     tokenizer: Path | None = None
     heads: int | None = None
+    vae_scale: float | None = None
 
     def close(self) -> None:
         for checkpoint in self.checkpoints:
@@ -78,6 +79,8 @@ def read(option: str, path: str | Path) -> Source:
             _read_weights(source, open_checkpoint(path))
             if path.is_dir() and option == "clip" and (path / "vocab.json").is_file():
                 source.tokenizer = path
+            if path.is_dir() and option == "vae":
+                source.vae_scale = _json(path / "config.json").get("scaling_factor")
     except BaseException:
         source.close()
         raise
@@ -96,6 +99,7 @@ def _read_pipeline(source: Source) -> None:
         _read_weights(source, open_checkpoint(folder), network)
     if "unet" in source.networks:
         _check_heads(source)
+    source.vae_scale = _json(source.path / "vae" / "config.json").get("scaling_factor")
     if (source.path / "tokenizer" / "vocab.json").is_file():
         source.tokenizer = source.path / "tokenizer"
     scheduler = _json(source.path / "scheduler" / "scheduler_config.json")
@@ -155,7 +159,7 @@ def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = 
         if len(modern) != len(found):
             raise ModelFolderError(f"{checkpoint.path} holds {name} twice, under two kinds of names")
         source.networks[name] = Found(checkpoint, form, modern)
-    if any(key in checkpoint for key in ("v_pred",)) or checkpoint.metadata.get("modelspec.prediction_type") == "v":
+    if "v_pred" in checkpoint or checkpoint.metadata.get("modelspec.prediction_type") == "v":
         source.prediction, source.zero_snr = "v", "ztsnr" in checkpoint
     if isinstance(checkpoint.metadata.get("caphuman_jax.config"), str):
         try:

@@ -81,6 +81,8 @@ class Storage:
         self.file, self.start, self.length, self.crc = file, start, length, crc
 
     def read(self, start: int, length: int) -> np.ndarray:
+        if start + length > self.length:
+            raise Damaged("a tensor larger than its storage")
         if self.crc is not None and (start, length) != (0, self.length):
             crc = 0
             for at in range(0, self.length, _CHUNK):
@@ -220,7 +222,7 @@ def _typed_storage(pid: Any, found: dict[str, Storage]) -> _TypedStorage:
         raise Damaged("a storage without type, key or size")
     storage = _TypedStorage(None if isinstance(value, str) else value, count, key, found)
     if view and view[0] is not None:  # (key, first element, number of elements) of a part of a storage
-        if type(view[0]) is not tuple or len(view[0]) != 3 or any(type(n) is not int or n < 0 for n in view[0][1:]):
+        if storage.dtype is None or type(view[0]) is not tuple or len(view[0]) != 3 or any(type(n) is not int or n < 0 for n in view[0][1:]):
             raise Damaged("a part of a storage without place")
         storage.first, storage.count = view[0][1:]
         if storage.first + storage.count > count:

@@ -119,6 +119,11 @@ def test_diffusers_folders_are_bases(tmp_path, model, caphuman):
         if name.startswith((PREFIXES["unet"], PREFIXES["vae"], PREFIXES["text"])):
             assert torch.equal(again[name], x.float().half()), name
 
+    described = tmp_path / "saved" / "vae" / "config.json"
+    described.write_text(described.read_text().replace("0.18215", "0.13025"))
+    with pytest.raises(ModelFolderError, match="scales latents by 0.13025"):
+        import_model(tmp_path / "n", caphuman=caphuman, vae=tmp_path / "saved" / "vae", config=TINY)
+
     (tmp_path / "saved" / "unet" / "config.json").write_text(json.dumps({"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}))
     with pytest.raises(ModelFolderError, match="saved is Stable Diffusion 2"):
         import_model(tmp_path / "n", caphuman=caphuman, base=tmp_path / "saved", config=TINY)

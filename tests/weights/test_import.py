@@ -316,6 +316,26 @@ def test_controlnets(tmp_path, caphuman):
         import_model(tmp_path / "n", caphuman=caphuman, config=TINY, controlnets=[(caphuman, "x")])
 
 
+@pytest.mark.slow
+def test_facenet(tmp_path, caphuman):
+    """As facenet-pytorch's file: a state dict with counters and the classifier of its training."""
+    from flax import traverse_util
+
+    from caphuman_jax.weights import face_names
+
+    shapes = traverse_util.flatten_dict(models.abstract(TINY, only=("facenet",))["facenet"][1], sep=".")
+    names = face_names.table("facenet", shapes)
+    sd = {name: value(name, convert.shape_of_theirs(path, name, tuple(shapes[path].shape))) for name, path in names.items()}
+    sd |= {"logits.weight": torch.zeros(2, 2), "last_bn.num_batches_tracked": torch.tensor(1)}
+    torch.save(sd, tmp_path / "20180402-114759-vggface2.pt")
+    import_model(tmp_path / "m", caphuman=caphuman, config=TINY, facenet=tmp_path / "20180402-114759-vggface2.pt")
+    ours = stored(tmp_path / "m")
+    np.testing.assert_array_equal(ours["facenet/embed.kernel"], sd["last_linear.weight"].numpy().T)
+    config = folder.read_config(tmp_path / "m")
+    loaded = folder.load_params(tmp_path / "m", {"facenet": models.abstract(config, only=("facenet",))["facenet"][1]})
+    assert set(loaded) == {"facenet"}
+
+
 @pytest.mark.parametrize(("file", "name"), [
     ("control_v11p_sd15_openpose.pth", "openpose"), ("control_v11f1p_sd15_depth_fp16.safetensors", "depth_fp16"), ("control_sd15_canny.pth", "canny"),
     ("my net.pth", "my_net"), ("control.pth", "control"),
