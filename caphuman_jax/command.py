@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import sys
 import threading
@@ -18,6 +17,7 @@ from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.person import WantedHead
 from caphuman_jax.pipeline import load
 from caphuman_jax.sheet import sheet
+from caphuman_jax.weights import lora
 
 _STAGES = {
     "photo": "looking at the photo", "head photo": "looking at the head photo", "hints": "rendering the head",
@@ -39,7 +39,7 @@ def run(args) -> None:
         _check_writable(Path(args.out))
         pipe = load(args.model, dtype=args.dtype, batch=args.batch)
         if args.lora:
-            pipe.use_loras([_lora(text) for text in args.lora])
+            pipe.use_loras([lora.parse(text) for text in args.lora])
         loaded = time.perf_counter() - started
         result = pipe(progress=told, **options)
         if args.repeat:
@@ -133,20 +133,6 @@ def _control(text: str) -> dict:
         return {"name": name, "picture": before, "strength": float(strength)} if colon else {"name": name, "picture": picture}
     except ValueError:  # the colon belongs to the file's name
         return {"name": name, "picture": picture}
-
-
-def _lora(text: str) -> tuple[str, float | tuple[float, ...]]:
-    """"style.safetensors:0.8" or "style.safetensors:0.8,0.5" → the file and its strength."""
-    path, colon, tail = text.rpartition(":")
-    try:
-        strengths = tuple(float(part) for part in tail.split(",")) if colon else ()
-    except ValueError:  # the colon belongs to the file's name
-        return text, 1.0
-    if not colon:
-        return text, 1.0
-    if len(strengths) > 2 or not all(map(math.isfinite, strengths)):
-        raise SettingError(f"--lora {text}: a strength is one number, or two: for the UNet and for the text encoder")
-    return path, strengths[0] if len(strengths) == 1 else strengths
 
 
 def _repeated(args) -> dict:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-
-from caphuman_jax.errors import SettingError
 
 _DTYPES = ("keep", "float32", "float16", "bfloat16")
 
@@ -18,7 +17,8 @@ def add_arguments(parser) -> None:
     parts.add_argument("--vae", metavar="FILE|DIR", help="another VAE")
     parts.add_argument("--clip", metavar="FILE|DIR", help="CLIP ViT-L/14: text encoder, and image encoder if it is in it")
     parts.add_argument("--image-encoder", metavar="FILE|DIR", help="CLIP ViT-L/14's image encoder")
-    parts.add_argument("--lora", metavar="FILE[:STRENGTH]", action="append", default=[], help="add a LoRA to UNet and text encoder; repeat for more")
+    parts.add_argument("--lora", metavar="FILE[:S[,T]]", action="append", default=[],
+                       help="add a LoRA for good, at strength S (default 1), or S for the UNet and T for the text encoder; repeat for more")
     parts.add_argument("--controlnet", metavar="FILE[=NAME]", action="append", default=[], help="bring a ControlNet along; repeat for more")
     parts.add_argument("--facenet", metavar="FILE", help="FaceNet, 20180402-114759-vggface2.pt: the recogniser that CapHuman was trained with")
     parts.add_argument("--init", action="store_true", help="without --caphuman: CapFace begins as a copy of the UNet's encoder, to be trained")
@@ -36,26 +36,16 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Makes the folder and prints the report."""
+    from caphuman_jax.weights import lora
     from caphuman_jax.weights.importer import import_model, read_configuration
 
     report = import_model(
         args.out, caphuman=args.caphuman, base=args.base, vae=args.vae, clip=args.clip, image_encoder=args.image_encoder,
-        facenet=args.facenet, loras=[lora_and_strength(text) for text in args.lora], controlnets=[_controlnet(text) for text in args.controlnet],
+        facenet=args.facenet, loras=[lora.parse(text) for text in args.lora], controlnets=[_controlnet(text) for text in args.controlnet],
         dtype=args.dtype, ema=args.ema, config=read_configuration(args.config) if args.config else None, prediction=args.prediction,
         zero_snr=args.zero_snr, name=args.name, head=args.head, init=args.init, ignore=args.ignore, overwrite=args.overwrite,
     )
     print("\n".join(report))
-
-
-def lora_and_strength(text: str) -> tuple[Path, float]:
-    """"x.safetensors:0.8" → (path, 0.8); without a number, 1."""
-    path, colon, strength = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), 1.0
-    try:
-        return Path(path), float(strength)
-    except ValueError as error:
-        raise SettingError(f"--lora {text}: there is no such file, and {strength!r} is no strength; write FILE:0.8") from error
 
 
 def _controlnet(text: str) -> tuple[Path, str | None]:

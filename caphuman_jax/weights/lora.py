@@ -22,7 +22,7 @@ import numpy as np
 from flax import traverse_util
 
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.errors import ModelFolderError, SettingError
 from caphuman_jax.weights.convert import fits, to_ours
 from caphuman_jax.weights.names import PREFIXES, modules
 
@@ -76,6 +76,23 @@ class Lora:
 
 
 Loras = Iterable[tuple[Lora, Strength]]
+
+
+def parse(text: str) -> tuple[Path, Strength]:
+    """"style.safetensors:0.8", or "style.safetensors:0.8,0.5" with a strength for the UNet and one for the text encoder; without, 1.
+
+    Raises SettingError.
+    """
+    path, colon, tail = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        strengths = tuple(float(part) for part in tail.split(","))
+        if len(strengths) > 2 or not all(map(math.isfinite, strengths)):
+            raise ValueError(tail)
+    except ValueError as error:
+        raise SettingError(f"LoRA {text}: there is no such file, and {tail!r} is no strength; write FILE:0.8 or FILE:0.8,0.5") from error
+    return Path(path), strengths[0] if len(strengths) == 1 else strengths
 
 
 def read_file(path: str | Path, cfg: ModelConfig) -> Lora:

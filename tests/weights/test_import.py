@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +20,7 @@ from caphuman_jax.cli import main
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError, SettingError
 from caphuman_jax.weights import convert, folder, known
+from caphuman_jax.weights.lora import parse
 from caphuman_jax.weights.importer import _control_name, import_model
 from caphuman_jax.weights.names import PREFIXES, table
 
@@ -43,11 +45,11 @@ def shapes_once():
     patch.undo()
 
 
-def stored(path) -> dict[str, np.ndarray]:
-    """{network.path: array} of a model folder, by the safetensors library."""
+def stored(path, network="*") -> dict[str, np.ndarray]:
+    """{network/path: array} of a model folder, by the safetensors library."""
     from safetensors.numpy import load_file
 
-    return {f"{file.stem}/{name}": x for file in path.glob("*.safetensors") for name, x in load_file(file).items()}
+    return {f"{file.stem}/{name}": x for file in path.glob(f"{network}.safetensors") for name, x in load_file(file).items()}
 
 
 def expected(sd: dict[str, torch.Tensor], network: str) -> dict[str, np.ndarray]:
@@ -70,8 +72,8 @@ def convert_paths(network):
 
 
 def assert_network(path, network, sd):
-    ours, theirs = stored(path), expected(sd, network)
-    assert {name for name in ours if name.startswith(f"{network}/")} == set(theirs)
+    ours, theirs = stored(path, network), expected(sd, network)
+    assert set(ours) == set(theirs)
     for name, x in theirs.items():
         assert ours[name].dtype == x.dtype
         np.testing.assert_array_equal(ours[name].view(np.uint8), np.ascontiguousarray(x).view(np.uint8), err_msg=name)
@@ -314,6 +316,14 @@ def test_controlnets(tmp_path, caphuman):
         import_model(tmp_path / "n", caphuman=caphuman, config=TINY, controlnets=[(tmp_path / "other.safetensors", "a/b")])
     with pytest.raises(ModelFolderError, match="holds no ControlNet"):
         import_model(tmp_path / "n", caphuman=caphuman, config=TINY, controlnets=[(caphuman, "x")])
+
+
+@pytest.mark.parametrize(("text", "meant"), [("x.safetensors", 1.0), ("x.safetensors:0.8", 0.8), ("C:/x.pt:-1", -1.0), ("x:0.5,0", (0.5, 0.0))])
+def test_strengths_of_loras(text, meant):
+    assert parse(text) == (Path(text.rpartition(":")[0] or text), meant)
+    for wrong in ("x:1,2,3", "x:inf", "x:much"):
+        with pytest.raises(SettingError, match="strength"):
+            parse(wrong)
 
 
 @pytest.mark.slow
