@@ -22,7 +22,7 @@ MEDIAPIPE = "mediapipe_landmark_embedding.npz"
 # In a fit to landmarks: deviation, least and largest of an expression coefficient, and of each turn in radians. Neck and eyes are
 # held: the camera turns the whole head, and no landmark says where an eye looks.
 _EXPRESSION_FIT = (0.7, -3.0, 3.0)
-_JAW_FIT = ((0.2, -0.05, 0.7), (0.05, -0.2, 0.2), (0.05, -0.1, 0.1))
+_JAW_FIT = ((0.2, -0.05, 0.7), (0.02, -0.15, 0.15), (0.02, -0.1, 0.1))
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 

@@ -1,6 +1,6 @@
-"""PyTorch names ↔ our paths of the face networks, and filling them: FaceNet, face parsing, DECA's coarse encoder.
+"""PyTorch names ↔ our paths of the face networks, and filling them: FaceNet, MTCNN, face parsing, DECA's coarse encoder.
 
-Names are those of facenet-pytorch's InceptionResnetV1, of face-parsing.PyTorch's BiSeNet (79999_iter.pth) and of DECA's
+Names are those of facenet-pytorch's InceptionResnetV1 and MTCNN, of face-parsing.PyTorch's BiSeNet (79999_iter.pth) and of DECA's
 `E_flame` (deca_model.tar). Each is derived from our path by the substitutions below, in their order.
 """
 
@@ -36,18 +36,20 @@ _RULES = {
         (r"^fuse\.", "ffm.convblk."), (r"^narrow\.", "ffm.conv1."), (r"^widen\.", "ffm.conv2."),
         (r"^features\.", "conv_out.conv."), (r"^classes\.", "conv_out.conv_out."), (r"\.norm\.", ".bn."),
     ],
+    "mtcnn": [],
     "deca_encoder": [(r"^resnet\.", "encoder."), *_RESNET, (r"^hidden\.", "layers.0."), (r"^codes\.", "layers.2.")],
 }
 _UNUSED = {
     "facenet": r"logits\.",  # The classifier of the people that it was trained on.
     "face_parsing": r"conv_out(16|32)\.",  # Heads for the losses in training.
+    "mtcnn": r"$^",
     "deca_encoder": r"encoder\.fc\.",  # ImageNet's classifier, in some files.
 }
 """What the files hold besides and inference does not use, as regular expressions."""
 
 
 def table(network: str, paths: Iterable[str]) -> dict[str, str]:
-    """{PyTorch name: our dotted path} of "facenet", "face_parsing" or "deca_encoder", for its own parameter paths."""
+    """{PyTorch name: our dotted path} of "facenet", "face_parsing", "deca_encoder" or "mtcnn", for its own parameter paths."""
     paths = set(paths)
     names = {}
     for path in paths:
