@@ -65,7 +65,7 @@ def import_model(
     clip: str | Path | None = None,
     image_encoder: str | Path | None = None,
     facenet: str | Path | None = None,
-    loras: Sequence[tuple[str | Path, float]] = (),
+    loras: Sequence[tuple[str | Path, lora.Strength]] = (),
     controlnets: Sequence[tuple[str | Path, str | None]] = (),
     dtype: str = "keep",
     ema: bool = False,
@@ -118,7 +118,7 @@ def import_model(
             _check_unknown(opened, ignore)
             if init:
                 plan |= _fresh(config, wanted, plan["unet"])
-            adapters = [(lora.read_file(path, config), float(strength)) for path, strength in loras]
+            adapters = [(lora.read_file(path, config), strength) for path, strength in loras]
             lora.check({n: traverse_util.unflatten_dict(shapes, sep=".") for n, shapes in wanted.items()}, adapters)
 
             stored = DTYPES[dtype]
@@ -355,7 +355,7 @@ def _report(out, config, plan, files, unused, loras, manifest) -> list[str]:
     for network, pieces in plan.items():
         types = Counter(str(piece.dtype) for piece in pieces.values())
         lines.append(f"{network}: {len(pieces)} tensors of {_origin(pieces)} ({', '.join(types)})")
-    lines += [f"LoRA {Path(path).name} added with strength {strength:g}" for path, strength in loras]
+    lines += [f"LoRA {Path(path).name} added with strength {strength}" for path, strength in loras]
     lines += [f"{entry['file']} is {entry['known']}" for entry in files if entry["known"]]
     lines += [f"not used of {name}: {count} {'tensor' if count == 1 else 'tensors'}, {group}" for name, groups in unused.items() for group, count in groups.items()]
     size = sum(entry["bytes"] for entry in manifest.values()) / 2**30

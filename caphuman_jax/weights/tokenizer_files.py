@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -20,10 +21,17 @@ def write(folder: Path, source: Path | None = None) -> None:
                 shutil.copyfile(source / name, folder / name)
         if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             return
+    for name, content in _clip().items():
+        (folder / name).write_text(content, encoding="utf-8")
+
+
+@functools.cache
+def _clip() -> dict[str, str]:
+    """CLIP's own files, by name."""
     vocabulary, merges = vocabulary_and_merges()
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
     settings = special | {"model_max_length": 77, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1))
+    return {
+        "vocab.json": json.dumps(vocabulary, ensure_ascii=False), "merges.txt": "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges),
+        "tokenizer_config.json": json.dumps(settings, indent=1), "special_tokens_map.json": json.dumps(special, indent=1),
+    }

@@ -1,5 +1,6 @@
 """Stand-ins for the published weight files: their names and their shapes' form, small and random, written by PyTorch itself."""
 
+import functools
 import json
 import zlib
 from pathlib import Path
@@ -24,6 +25,7 @@ TINY = ModelConfig(
 """The smallest model that has every part; its names are among those of the published files."""
 
 
+@functools.cache
 def names_and_shapes() -> dict[str, list[int]]:
     """caphuman.ckpt's names as the parity folder records them for `small`, and CLIP's, with the shapes of TINY."""
     recorded = json.loads((PARITY / "small_parameters.json").read_text())
@@ -54,6 +56,11 @@ def names_and_shapes() -> dict[str, list[int]]:
 
 def value(name: str, shape, seed: int = 0) -> torch.Tensor:
     """A tensor that depends on its name and `seed` alone."""
+    return _value(name, tuple(shape), seed)
+
+
+@functools.cache
+def _value(name, shape, seed) -> torch.Tensor:
     numbers = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
     return torch.from_numpy(numbers * np.float32(0.2))
 
