@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from caphuman_jax.head.sh import shading
 from caphuman_jax.models import deca as encoder
 
 SIZE = encoder.SIZE
+_DECA_NAMES = {"texture": "tex", "expression": "exp", "camera": "cam"}
 
 
 @jax.tree_util.register_dataclass
@@ -85,10 +86,37 @@ def crop_photo(photo: np.ndarray, crop: np.ndarray) -> np.ndarray:
 
 def estimate(network, photo: np.ndarray, landmarks: np.ndarray) -> FlameCode:
     """DECA's numbers of the face with these 68 or 478 landmarks in a photo (H,W,3) uint8. network: see `models.deca.load`."""
+    photo = np.asarray(photo)
+    if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:
+        raise HeadError(f"a photo for DECA must be height × width × 3 of 8 bits, not {photo.shape} of {photo.dtype}")
     crop = crop_of_box(landmark_box(landmarks))
     code = encoder.encode(*network, crop_photo(photo, crop)[None])
-    return FlameCode(**{name: part[0] for name, part in code.items()}, crop=jnp.asarray(crop),
-                     size=jnp.asarray(photo.shape[:2], jnp.float32))
+    return code_from_numbers({name: part[0] for name, part in code.items()}, crop, photo.shape[:2])
+
+
+def code_from_numbers(numbers: Mapping[str, np.ndarray], crop: np.ndarray, size) -> FlameCode:
+    """DECA's numbers of one head by name, also as DECA itself names them (tex, exp, cam), with or without a batch axis of 1.
+
+    crop (3,) left, top and side of the square in pixels of a picture of size (height, width). Raises HeadError naming what is
+    missing, misshapen or not finite.
+    """
+    arrays = {}
+    for name, count in encoder.PARTS.items():
+        given = next((numbers[key] for key in (name, _DECA_NAMES.get(name)) if key in numbers), None)
+        if given is None:
+            raise HeadError(f"these are not DECA's numbers of a head: {name} is missing")
+        arrays[name] = given, ((9, 3) if name == "light" else (count,))
+    arrays |= {"crop": (crop, (3,)), "size": (size, (2,))}
+    for name, (given, shape) in arrays.items():
+        array = np.asarray(given, np.float32)
+        if array.size != np.prod(shape) and name not in ("shape", "texture", "expression"):
+            raise HeadError(f"DECA's {name} has {array.size} numbers, not {np.prod(shape)}")
+        if not np.isfinite(array).all():
+            raise HeadError(f"DECA's {name} holds numbers that are not finite")
+        arrays[name] = jnp.asarray(array.reshape(shape if array.size == np.prod(shape) else -1))
+    if not (arrays["camera"][0] > 0 and arrays["crop"][2] > 0 and (arrays["size"] > 0).all()):
+        raise HeadError("DECA's camera, the crop and the picture must have a positive size")
+    return FlameCode(**arrays)
 
 
 def mix(reference: FlameCode, wanted: FlameCode, take: str | Iterable[str] = control.DEFAULT_TAKE) -> FlameCode:

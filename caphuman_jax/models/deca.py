@@ -63,4 +63,5 @@ def load(arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
 @functools.partial(jax.jit, static_argnums=0)
 def encode(graphdef: nnx.GraphDef, params: dict, crops: jax.Array) -> dict[str, jax.Array]:
     """Crops (B, 224, 224, 3), RGB in [0, 1] → the numbers of `split_code`. Compiled once for each B."""
-    return split_code(nnx.merge(graphdef, params)(crops))
+    with jax.default_matmul_precision("highest"):  # Of float32: a GPU's short products would move a head.
+        return split_code(nnx.merge(graphdef, params)(crops))

@@ -113,7 +113,8 @@ def load(arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
 @functools.partial(jax.jit, static_argnums=0)
 def classify(graphdef: nnx.GraphDef, params: dict, images: jax.Array) -> jax.Array:
     """Pictures (B, H, W, 3), RGB 0–255, H and W multiples of 32 (512 in use) → label maps (B, H, W) uint8, see LABELS."""
-    return jnp.argmax(nnx.merge(graphdef, params)(normalise(images)), axis=-1).astype(jnp.uint8)
+    with jax.default_matmul_precision("highest"):
+        return jnp.argmax(nnx.merge(graphdef, params)(normalise(images)), axis=-1).astype(jnp.uint8)
 
 
 def parse(network: Network, image: np.ndarray) -> np.ndarray:

@@ -129,4 +129,5 @@ def load(arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
 @functools.partial(jax.jit, static_argnums=0)
 def embed(graphdef: nnx.GraphDef, params: dict, crops: jax.Array) -> jax.Array:
     """Crops (B, 160, 160, 3), RGB 0–255 → unit vectors (B, 512) float32. Compiled once for each B."""
-    return nnx.merge(graphdef, params)(normalise(crops))
+    with jax.default_matmul_precision("highest"):  # Of float32: a GPU's short products would move a vector by a thousandth.
+        return nnx.merge(graphdef, params)(normalise(crops))

@@ -160,6 +160,7 @@ def test_estimate_from_a_photo():
     from caphuman_jax.models import deca as encoder
     from caphuman_jax.nn.initialisers import HostNumbers
     network = models.split(encoder.DecaEncoder(rngs=HostNumbers(jax.random.key(0))))
+    network[1]["codes"]["bias"] = network[1]["codes"]["bias"].at[206].set(8.0)  # The camera's scale, which training makes positive.
     rng = np.random.default_rng(2)
     photo, landmarks = rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), rng.uniform(20, 80, (68, 2))
     code = deca.estimate(network, photo, landmarks)
@@ -169,3 +170,21 @@ def test_estimate_from_a_photo():
     expected = encoder.encode(*network, deca.crop_photo(photo, crop)[None])
     for name, part in expected.items():
         np.testing.assert_allclose(getattr(code, name), part[0], rtol=1e-5, atol=1e-6)
+    with pytest.raises(HeadError, match="8 bits"):
+        deca.estimate(network, photo / 255, landmarks)
+
+
+def test_numbers_by_decas_own_names(codes):
+    one = jax.tree.map(lambda leaf: np.asarray(leaf[:1]), codes)
+    numbers = {"shape": one.shape, "tex": np.zeros((1, 50)), "exp": one.expression, "pose": one.pose, "cam": one.camera, "light": one.light}
+    code = deca.code_from_numbers(numbers, [10, 20, 100], (200, 300))
+    np.testing.assert_array_equal(code.expression, one.expression[0])
+    np.testing.assert_array_equal(code.light, one.light[0])
+    np.testing.assert_array_equal(code.size, [200, 300])
+    for change, words in (({"exp": np.full(50, np.nan)}, "expression holds numbers that are not finite"), ({"pose": np.zeros(3)}, "pose has 3 numbers"),
+                          ({"cam": np.zeros(3)}, "positive")):
+        with pytest.raises(HeadError, match=words):
+            deca.code_from_numbers(numbers | change, [10, 20, 100], (200, 300))
+    del numbers["light"]
+    with pytest.raises(HeadError, match="light is missing"):
+        deca.code_from_numbers(numbers, [10, 20, 100], (200, 300))
