@@ -11,7 +11,7 @@ import numpy as np
 
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.weights import pickles, safetensors_file, torch_pickle
-from caphuman_jax.weights.pickles import Damaged, Refused
+from caphuman_jax.weights.pickle_reader import Damaged, Name, Refused, guarded
 
 _FILES = [
     f"{stem}{variant}.{suffix}{index}"
@@ -40,7 +40,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         tensor = self._tensors[name]
         if isinstance(tensor, np.ndarray):
             return tensor
-        return pickles.guarded(self.path, tensor.read)
+        return guarded(self.path, tensor.read)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -82,8 +82,8 @@ def open_checkpoint(path: str | Path, part: str | None = None) -> Checkpoint:
     if path.is_dir():
         path = _weights_in(path)
     if path.name.endswith(".index.json"):
-        return pickles.guarded(path, lambda: _open_sharded(path, part))
-    return pickles.guarded(path, lambda: _open_file(path, part))
+        return guarded(path, lambda: _open_sharded(path, part))
+    return guarded(path, lambda: _open_file(path, part))
 
 
 def _weights_in(folder: Path) -> Path:
@@ -163,7 +163,7 @@ def _named(content: Any, part: str | None) -> tuple[dict[str, Any], dict[str, An
             raise Refused("its containers are nested without end")
         if isinstance(value, (dict, list, tuple)) and value:
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                key = key.name if isinstance(key, pickles.Name) else str(key)
+                key = key.name if isinstance(key, Name) else str(key)
                 walk(item, f"{name}.{key}" if name else key, depth + 1)
             return
         place = tensors if hasattr(value, "read") or isinstance(value, np.ndarray) else extra

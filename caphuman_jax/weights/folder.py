@@ -18,7 +18,7 @@ import numpy as np
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.weights import safetensors_file
-from caphuman_jax.weights.pickles import guarded
+from caphuman_jax.weights.pickle_reader import guarded
 from caphuman_jax.weights.torch_pickle import File
 
 FORMAT, FORMAT_VERSION = "caphuman_jax", 1

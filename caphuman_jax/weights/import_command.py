@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 _DTYPES = ("keep", "float32", "float16", "bfloat16")

@@ -194,7 +194,7 @@ def _control_name(path: Path) -> str:
 def _settings(config, opened, controls, prediction, zero_snr, name, head) -> ModelConfig:
     base = next((s for s in opened if s.option == "base"), None) or next(s for s in opened if s.option != "controlnet")
     kind = prediction or base.prediction or config.diffusion.prediction
-    rescaled = next((z for z in (zero_snr, base.zero_snr, config.diffusion.zero_terminal_snr) if z is not None))
+    rescaled = next(z for z in (zero_snr, base.zero_snr, config.diffusion.zero_terminal_snr) if z is not None)
     if rescaled and kind != "v":
         raise SettingError("zero terminal SNR needs --prediction v: at the last step there is nothing but noise to predict from noise")
     heads = base.heads or config.unet.heads

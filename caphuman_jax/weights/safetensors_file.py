@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from caphuman_jax.weights.pickles import Damaged
+from caphuman_jax.weights.pickle_reader import Damaged
 from caphuman_jax.weights.torch_pickle import File
 
 DTYPES = {

@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from caphuman_jax.weights import pickles
-from caphuman_jax.weights.pickles import Damaged, Name, Refused
+from caphuman_jax.weights.pickle_reader import Damaged, Name, Refused, load, mapped
 
 LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # the magic number as pickles of all binary protocols write it
 _LEGACY_PROTOCOL = 1001
@@ -256,7 +256,7 @@ def read_zip(file: File) -> Any:
         return made
 
     data = described.read(0, described.length).tobytes()
-    return pickles.load(io.BytesIO(data), len(data), NAMES, storage)
+    return load(io.BytesIO(data), len(data), NAMES, storage)
 
 
 def _entry(file: File, entry: zipfile.ZipInfo) -> Storage:
@@ -275,10 +275,10 @@ def _entry(file: File, entry: zipfile.ZipInfo) -> Storage:
 def read_legacy(file: File) -> Any:
     """The content of an old torch.save file, with `Tensor` for every tensor. Raises Damaged, Refused and what pickles lead to."""
     with open(file.path, "rb") as raw:
-        stream = pickles.mapped(raw)
+        stream = mapped(raw)
 
         def part(persistent=None):
-            return pickles.load(stream, file.size, NAMES, persistent)
+            return load(stream, file.size, NAMES, persistent)
 
         part()  # the magic number, by which this function was chosen
         if part() != _LEGACY_PROTOCOL:

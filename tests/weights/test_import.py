@@ -20,8 +20,8 @@ from caphuman_jax.cli import main
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError, SettingError
 from caphuman_jax.weights import convert, folder, known
-from caphuman_jax.weights.lora import parse
 from caphuman_jax.weights.importer import _control_name, import_model
+from caphuman_jax.weights.lora import parse
 from caphuman_jax.weights.names import PREFIXES, table
 
 UNET, VAE, TEXT = PREFIXES["unet"], PREFIXES["vae"], PREFIXES["text"]

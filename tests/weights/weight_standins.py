@@ -45,8 +45,8 @@ def names_and_shapes() -> dict[str, list[int]]:
             shapes[name] = [n // 10 for n in shape]
         else:
             shapes[name] = [sizes.get(n, n // 10 if n >= 320 else n) for n in shape]
-    for part, prefix, width, widths in (
-        ("clip_text", PREFIXES["text"], 16, {768: 16, 3072: 32}), ("clip_vision", PREFIXES["image_encoder"], 24, {1024: 24, 4096: 32, 257: 5}),
+    for part, prefix, widths in (
+        ("clip_text", PREFIXES["text"], {768: 16, 3072: 32}), ("clip_vision", PREFIXES["image_encoder"], {1024: 24, 4096: 32, 257: 5}),
     ):
         for name, shape in clip[part].items():
             if "layers." not in name or name.split("layers.")[1].split(".")[0] in "01":
