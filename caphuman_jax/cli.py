@@ -10,12 +10,13 @@ import importlib
 import os
 import sys
 
-from caphuman_jax import __version__
+from caphuman_jax import __version__, head_arguments
 from caphuman_jax.errors import CapHumanError
 
 # Subcommands of other rooms: a module with add_arguments(parser) and run(args), imported when it is chosen.
 _DELEGATED = {
     "evaluate": ("caphuman_jax.evaluation.command", "measure a model on photos: face found, identity, pose, expression"),
+    "head": ("caphuman_jax.head_command", "show and edit a head: numbers, hints, turntable, OBJ, sequences; makes no pictures"),
     "identity": ("caphuman_jax.identity_command", "photos of a person to a file that takes their place"),
     "import": ("caphuman_jax.weights.import_command", "weight files (caphuman.ckpt, SD1.5, VAE, LoRA …) to a model folder"),
     "export": ("caphuman_jax.weights.export_command", "a model folder to files for PyTorch programs"),
@@ -92,20 +93,7 @@ def _add_generate(parser):
     parser.add_argument("--repeat", metavar="PICTURE", help="make this picture again: prompt, head and settings are read from the file")
     parser.add_argument("--face", type=int, metavar="N", help="which face of the photo, 0 the largest")
 
-    head = parser.add_argument_group("the head, as in the reference photo where nothing is said")
-    head.add_argument("--head-from", metavar="PHOTO", help="take the head from this photo")
-    head.add_argument("--take", default=None, metavar="PARTS", help="position,pose,expression,lighting or all (default position,pose)")
-    head.add_argument("--framing", choices=("head", "photo"), default=None,
-                      help="frame the head photo around its head (default), or keep the head where it stands in that photo")
-    head.add_argument("--head-face", type=int, metavar="N", help="which face of the head photo")
-    head.add_argument("--yaw", type=float, metavar="DEG", help="positive: towards the right side of the picture")
-    head.add_argument("--pitch", type=float, metavar="DEG", help="positive: up")
-    head.add_argument("--roll", type=float, metavar="DEG", help="positive: clockwise")
-    head.add_argument("--expression", metavar="NAME=W,…", help="ARKit names and presets with weights from 0 to 1: smile=0.8,jawOpen=0.3; "
-                      "presets: neutral, smile, laugh, surprised, sad, angry, wink, eyes-closed, mouth-open, kiss")
-    head.add_argument("--light", metavar="LIGHT", help="soft, front, left, right, top, bottom, top-left, top-right, back, with a strength "
-                      "from 0 to 1 (left=0.8), or X,Y,Z,STRENGTH: direction right, up, towards the viewer")
-    head.add_argument("--position", metavar="X,Y,SIZE", help="middle of the head and height of the face, as parts of the picture: 0.5,0.5,0.5")
+    head_arguments.add_head_arguments(parser)
 
     how = parser.add_argument_group("how")
     how.add_argument("--seed", type=int, help="default 0")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from caphuman_jax import provenance
+from caphuman_jax import head_arguments, provenance
 from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.person import WantedHead
 from caphuman_jax.pipeline import load
@@ -26,7 +26,6 @@ _STAGES = {
 _NUMBERS = ("seed", "sampler", "steps", "eta", "guidance", "identity_guidance", "head_guidance", "guidance_rescale", "strength", "identity_until")
 _SETTINGS = ("num", "negative", "photos", *_NUMBERS)
 _HEAD = {"yaw": float, "pitch": float, "roll": float, "framing": str}
-_HEAD_OPTIONS = ("face", "head_from", "take", "framing", "head_face", "yaw", "pitch", "roll", "expression", "light", "position")
 
 
 def run(args) -> None:
@@ -65,29 +64,24 @@ def _asked(args) -> dict:
     if args.prompt is None:
         raise SettingError("--prompt is needed: what is the picture to show?")
     if args.head_from is None:
-        for name in ("take", "framing", "head_face"):
+        for name in head_arguments.OF_THE_PHOTO:
             if getattr(args, name) is not None:
                 raise SettingError(f"--{name.replace('_', '-')} needs --head-from PHOTO")
     options = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
-    size = None if args.size is None else [_pixels(side) for side in args.size.lower().split("x")]
     return {**options, "prompt": args.prompt, "people": _people(args), "controls": [_control(text) for text in args.control or ()],
-            "hard_gate": args.gate != "soft", "size": size[0] if size and len(size) == 1 else size}
+            "hard_gate": args.gate != "soft", "size": None if args.size is None else head_arguments.pixels(args.size)}
 
 
 def _people(args) -> list[dict]:
     """The people that are asked for, with --person each, or one with options of their own."""
     if args.person:
-        given = [name for name in ("reference", *_HEAD_OPTIONS) if getattr(args, name) is not None]
+        given = [name for name in ("reference", *head_arguments.OPTIONS) if getattr(args, name) is not None]
         if given:
             raise SettingError(f"with --person, each person has their own head: leave out --{given[0].replace('_', '-')}")
         return [_person(text) for text in args.person]
     if not args.reference:
         raise SettingError("--reference PHOTO is needed: whose picture is it to be?")
-    head = {"photo": args.head_from, "take": args.take, "framing": args.framing, "photo_face": args.head_face, "yaw": args.yaw,
-            "pitch": args.pitch, "roll": args.roll, "expression": args.expression, "light": args.light,
-            "position": None if args.position is None else _numbers(args.position, "--position", ",")}
-    head = WantedHead(**{name: value for name, value in head.items() if value is not None})
-    return [{"reference": args.reference, "face": args.face, "head": head}]
+    return [{"reference": args.reference, "face": args.face, "head": head_arguments.wanted_head(args)}]
 
 
 def _person(text: str) -> dict:
@@ -114,7 +108,7 @@ def _person(text: str) -> dict:
         elif key == "light":
             head["light"] = value.replace(":", "=").replace("/", ",")
         elif key == "position":
-            head["position"] = _numbers(value, "position of --person", "/")
+            head["position"] = head_arguments.numbers(value, "position of --person", "/")
         else:
             raise SettingError(f"--person has no entry {key!r}; it has ref, face, head, head-face, take, framing, yaw, pitch, roll, expression, "
                                "light and position")
@@ -137,7 +131,7 @@ def _control(text: str) -> dict:
 
 def _repeated(args) -> dict:
     """Arguments of the pipeline as a picture of ours records them; the photos are the person's to give again."""
-    given = [name for name in (*_SETTINGS, "prompt", *_HEAD_OPTIONS, "size", "gate")
+    given = [name for name in (*_SETTINGS, "prompt", *head_arguments.OPTIONS, "size", "gate")
              if name not in ("head_from", "face", "head_face") and getattr(args, name) is not None]
     if given:
         raise SettingError(f"--repeat takes its settings from the picture; leave out --{given[0].replace('_', '-')}")
@@ -194,20 +188,6 @@ def _typed(kind, value, key):
         return kind(value)
     except ValueError:
         raise SettingError(f"{key} of --person takes a number, not {value!r}") from None
-
-
-def _numbers(text, option, separator):
-    try:
-        return [float(part) for part in text.split(separator)]
-    except ValueError:
-        raise SettingError(f"{option} takes numbers separated by {separator!r}, not {text!r}") from None
-
-
-def _pixels(text):
-    try:
-        return int(text)
-    except ValueError:
-        raise SettingError(f"--size is a side in pixels or WIDTHxHEIGHT, such as 256 or 256x320; {text!r} is no number") from None
 
 
 class _Told:
