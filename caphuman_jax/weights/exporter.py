@@ -93,7 +93,7 @@ def _write_ldm(path, out: Path, config: ModelConfig, weights: dict[str, list[_We
     if there and not overwrite:
         raise ModelFolderError(f"{there[0]} exists already; choose another name or allow overwriting")
     out.parent.mkdir(parents=True, exist_ok=True)
-    described = {"caphuman_jax.config": json.dumps(dataclasses.replace(config, controlnets=()).to_dict())}
+    described = {"caphuman_jax": json.dumps(_description(path, config))}
     lines, beside = [], {file: file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial") for file in parts}
     try:
         for file, part in parts.items():
@@ -121,7 +121,7 @@ def _write_diffusers(path, out: Path, config: ModelConfig, weights: dict[str, li
         _json(beside / "scheduler" / "scheduler_config.json", _scheduler(config))
         stored = folder.tokenizer_files(path)
         tokenizer_files.write(beside / "tokenizer", stored and stored[0].parent)
-        _json(beside / "caphuman.json", dataclasses.replace(config, controlnets=()).to_dict())
+        _json(beside / "caphuman.json", _description(path, config))
         _json(beside / "model_index.json", {
             "_class_name": "StableDiffusionPipeline", "_diffusers_version": _VERSION, "requires_safety_checker": False,
             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DDIMScheduler"],
@@ -129,6 +129,12 @@ def _write_diffusers(path, out: Path, config: ModelConfig, weights: dict[str, li
             "safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None],
         })
     return lines
+
+
+def _description(path: Path, config: ModelConfig) -> dict[str, Any]:
+    """What import needs to know; ControlNets are named by their files."""
+    trained = folder.read_metadata(path).get("trained_with_head", config.head)
+    return {"config": dataclasses.replace(config, controlnets=()).to_dict(), "trained_with_head": trained}
 
 
 def _json(file: Path, content: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ def add_arguments(parser) -> None:
     how.add_argument("--config", metavar="sd15|FILE.json", help="sizes; default: those of Stable Diffusion 1.5, or what an exported file says")
     how.add_argument("--prediction", choices=("epsilon", "v"), help="what the UNet predicts; default: what the base says, else epsilon")
     how.add_argument("--zero-snr", action="store_true", default=None, help="the base was trained with zero terminal SNR (needs v)")
-    how.add_argument("--head", choices=("anny", "flame"), default="anny", help="head model that hints are drawn with; default anny, which is shipped")
+    how.add_argument("--head", choices=("anny", "flame"), help="head model that hints are drawn with; default anny, which is shipped")
     how.add_argument("--ignore", metavar="PREFIX", action="append", default=[], help="leave out keys that begin so; repeat for more")
     how.add_argument("--name", help="name of the model, default sd15")
     how.add_argument("--overwrite", action="store_true", help="replace an existing model folder")

@@ -73,7 +73,7 @@ def import_model(
     prediction: str | None = None,
     zero_snr: bool | None = None,
     name: str | None = None,
-    head: str = "anny",
+    head: str | None = None,
     init: bool = False,
     ignore: Sequence[str] = (),
     overwrite: bool = False,
@@ -84,7 +84,7 @@ def import_model(
     and text encoder are used instead; vae, clip, image_encoder: these parts from elsewhere. loras: (file, strength), added to UNet and
     text encoder; controlnets: (file, name or None). dtype: "keep", "float32", "float16", "bfloat16". ema: the moving averages of a
     training file. config: sizes (default: what an exported file says, else Stable Diffusion 1.5). prediction ("epsilon", "v") and
-    zero_snr: default what the base says. init: without `caphuman`, CapFace as a copy of the UNet's encoder and a fresh projector.
+    zero_snr: default what the base says. head: "anny" (default) or "flame". init: without `caphuman`, CapFace as a copy of the UNet's encoder and a fresh projector.
     ignore: beginnings of keys that are left out although nobody knows them.
     Raises ModelFolderError: files that cannot be read, parts that are missing, keys that are missing, surplus or misshapen.
     """
@@ -103,7 +103,9 @@ def import_model(
             for option, path in given.items():
                 if path:
                     opened.append(sources.read(option, path))
-            config = config or next((source.config for source in opened if source.config), SD15)
+            exported = next((source for source in opened if source.config), None)
+            head = head or (exported.config.head if exported else "anny")
+            config = config or (exported.config if exported else SD15)
             chosen = _choose(opened, config, init)
             controls = _controlnets(controlnets, opened, config)
             opened += [source for source, _ in controls.values() if source not in opened]
@@ -133,7 +135,7 @@ def import_model(
                     "networks": {n: _origin(plan[n]) for n in wanted}, "files": files, "unused": unused,
                     "loras": [{"file": Path(path).name, "strength": strength} for path, strength in loras], "moving_averages": ema,
                 },
-                "trained_with_head": "flame" if caphuman else None,
+                "trained_with_head": exported.trained_with_head if exported else "flame" if caphuman else None,
             })
         finally:
             for source in opened:

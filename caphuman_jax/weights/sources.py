@@ -58,7 +58,8 @@ class Source:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     prediction: str | None = None
     zero_snr: bool | None = None
-    config: ModelConfig | None = None
+    config: ModelConfig | None = None  # of a file that was exported from here; also the next
+    trained_with_head: str | None = None
     tokenizer: Path | None = None
     heads: int | None = None
     vae_scale: float | None = None
@@ -111,7 +112,7 @@ def _read_pipeline(source: Source) -> None:
         source.prediction, source.zero_snr = kinds[kind], bool(scheduler.get("rescale_betas_zero_snr", False))
     exported = _json(source.path / "caphuman.json")
     if exported:
-        source.config = ModelConfig.from_dict(exported)
+        _take_description(source, source.path / "caphuman.json", exported)
 
 
 def _check_heads(source: Source) -> None:
@@ -161,11 +162,21 @@ def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = 
         source.networks[name] = Found(checkpoint, form, modern)
     if "v_pred" in checkpoint or checkpoint.metadata.get("modelspec.prediction_type") == "v":
         source.prediction, source.zero_snr = "v", "ztsnr" in checkpoint
-    if isinstance(checkpoint.metadata.get("caphuman_jax.config"), str):
+    if "caphuman_jax" in checkpoint.metadata:
         try:
-            source.config = ModelConfig.from_dict(json.loads(checkpoint.metadata["caphuman_jax.config"]))
-        except (ValueError, TypeError, AttributeError) as error:
+            described = json.loads(checkpoint.metadata["caphuman_jax"])
+        except (ValueError, TypeError) as error:
             raise ModelFolderError(f"{checkpoint.path}: the configuration in its header cannot be read: {error}") from error
+        _take_description(source, checkpoint.path, described)
+
+
+def _take_description(source: Source, path: Path, described: Any) -> None:
+    """What `caphuman export` writes of a model's configuration."""
+    try:
+        source.config = ModelConfig.from_dict(described["config"])
+        source.trained_with_head = described["trained_with_head"]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ModelFolderError(f"{path}: the configuration in it cannot be read: {error!r}") from error
 
 
 def _place(key: str, option: str, control: str, keys: list[str]) -> tuple[str, str] | None:

@@ -39,6 +39,7 @@ def model(tmp_path_factory):
 def same_weights(a, b) -> bool:
     """Every file of the manifest has the same checksum, so the same bits, and the configurations agree."""
     a, b = (json.loads((path / "config.json").read_text()) for path in (a, b))
+    assert a["metadata"]["trained_with_head"] == b["metadata"]["trained_with_head"] == "flame"
     return a["files"] == b["files"] and a["config"] == b["config"] and len(a["files"]) == 7
 
 
@@ -162,13 +163,22 @@ def test_mini_goes_out_and_comes_back(tmp_path):
     """The shipped model, whose parts are of other makes, has names too."""
     mini = folder.find_model("mini")
     export_model("mini", tmp_path / "mini.safetensors", "ldm")
-    import_model(tmp_path / "m", caphuman=tmp_path / "mini.safetensors", head="anny")
+    import_model(tmp_path / "m", caphuman=tmp_path / "mini.safetensors")
     a, b = (json.loads((path / "config.json").read_text()) for path in (mini, tmp_path / "m"))
+    assert folder.read_metadata(tmp_path / "m")["trained_with_head"] == "anny"
     assert folder.read_config(tmp_path / "m") == folder.read_config(mini) and MINI.image_encoder is None
     for name, entry in a["files"].items():
         ours, theirs = (safetensors.torch.load_file(path / entry["file"]) for path in (tmp_path / "m", mini))
         assert set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
         assert name in b["files"]
+
+
+def test_a_damaged_description_is_said(tmp_path):
+    sd = {name: x for name, x in mixed().items() if name.startswith("id_")}
+    for described in ("{", "[]", '{"config": 3}', '{"config": {"unet": {"colour": 3}}, "trained_with_head": null}'):
+        safetensors.torch.save_file(sd, tmp_path / "x.safetensors", metadata={"caphuman_jax": described})
+        with pytest.raises(ModelFolderError, match="configuration in|config of unet"):
+            import_model(tmp_path / "m", caphuman=tmp_path / "x.safetensors")
 
 
 def test_a_damaged_folder_is_not_exported(tmp_path, model):
