@@ -367,10 +367,11 @@ def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: 
     dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     there = provenance.checksums(path)
     networks = models.abstract(config, dtype) | models.abstract(config, only=[name for name in models.OPTIONAL if name in there])
-    params = folder.load_params(path, {name: shapes for name, (_, shapes) in networks.items()})
+    # One network after another: what is read does not lie in memory twice.
+    params = {name: jax.device_put(folder.load_params(path, {name: shapes})[name]) for name, (_, shapes) in networks.items()}
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
     record = {"weights": there, "dtype": dtype.name}
-    return Pipeline(config, jax.device_put(params), graphs, record, batch, ClipTokenizer(folder.tokenizer_files(path)))
+    return Pipeline(config, params, graphs, record, batch, ClipTokenizer(folder.tokenizer_files(path)))
 
 
 def cache_folder() -> Path:

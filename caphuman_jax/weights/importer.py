@@ -202,6 +202,8 @@ def _settings(config, opened, controls, prediction, zero_snr, name, head) -> Mod
     heads = base.heads or config.unet.heads
     if heads != config.unet.heads:
         raise ModelFolderError(f"{base.path} has {heads} attention heads; this configuration has {config.unet.heads}")
+    if rescaled and config.sampling == SD15.sampling:  # such a model has to be asked at the last timestep (arXiv 2305.08891, sections 3.3 and 3.4)
+        config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, spacing="trailing", guidance_rescale=0.7))
     return dataclasses.replace(
         config, name=name or config.name, head=head, controlnets=tuple(n.removeprefix("controlnet_") for n in controls),
         diffusion=dataclasses.replace(config.diffusion, prediction=kind, zero_terminal_snr=rescaled),

@@ -265,6 +265,8 @@ def test_prediction(tmp_path, caphuman):
     marked = base_file(tmp_path / "v.safetensors", change=lambda sd: sd | {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)})
     assert of("a") == ("epsilon", False)
     assert of("b", prediction="v", zero_snr=True) == ("v", True)
+    sampling = folder.read_config(tmp_path / "b").sampling  # asked at the very last timestep, or the noise would not be all noise
+    assert (sampling.spacing, sampling.guidance_rescale) == ("trailing", 0.7)
     assert of("c", base=marked) == ("v", True)
     with pytest.raises(SettingError, match="needs --prediction v"):
         of("d", zero_snr=True)
