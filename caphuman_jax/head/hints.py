@@ -31,8 +31,8 @@ def render_hints_batch(model: Morphable, heads: Head, height: int, width: int, w
     points, normals = jax.vmap(lambda head: posed(model, head))(heads)
     triangles = jnp.asarray(model.triangles)
     textured = heads.albedo.ndim == 4
-    # What a texture belongs to is drawn as DECA draws it.
-    ids, weights = rasterise(points, triangles, height, width, cull_backfaces=not textured)
+    # FLAME is drawn as DECA draws it: an open mouth, which it has no inside for, shows the inside of the head.
+    ids, weights = rasterise(points, triangles, height, width, cull_backfaces=not hasattr(model, "flame"))
 
     def shade(head, normals, ids, weights):
         if textured:

