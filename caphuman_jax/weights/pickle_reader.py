@@ -228,7 +228,8 @@ def guarded(path: Path, read: Callable[[], Any]) -> Any:
     except Refused as error:
         raise ModelFolderError(f"{path} is refused, and nothing in it was run: {error}") from error
     except Exception as error:  # noqa: BLE001
-        said = " ".join(str(error).split())[:200] or type(error).__name__
+        empty = isinstance(error, LookupError) or not str(error).strip()  # an unknown opcode, an empty stack: their numbers tell nobody anything
+        said = "its content makes no sense" if empty else " ".join(str(error).split())[:200]
         raise ModelFolderError(f"{path} is damaged or no file of this kind: {said}") from error
 
 
