@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def load_texture(path: str | Path, *, components: int = 50, size: int = 256) -> 
     """
     path = Path(path).expanduser()
     path = path / TEXTURE if path.is_dir() else path
-    arrays = _read_npz(path)
+    arrays = _read_npz(path, ("mean", "tex_dir"))
     missing = [entry for entry in ("mean", "tex_dir") if entry not in arrays]
     if missing:
         raise HeadError(f"{path} is no FLAME texture space: it has no {', '.join(missing)}")
@@ -127,7 +127,7 @@ def load_texture(path: str | Path, *, components: int = 50, size: int = 256) -> 
         raise HeadError(f"{path}: mean {mean.shape} and tex_dir {basis.shape} are not a texture space with {components} components "
                         f"whose side is a multiple of {size}")
     step = side // size
-    thin = lambda array: array[::step, ::step, ::-1].astype(np.float32) / 255
+    thin = lambda array: array[::step, ::step, ::-1].astype(np.float32) / np.float32(255)
     mean, basis = thin(mean), np.ascontiguousarray(np.moveaxis(thin(basis[..., :components]), 3, 0))
     if not (np.isfinite(mean).all() and np.isfinite(basis).all()):
         raise HeadError(f"{path} holds numbers that are not finite")
@@ -162,9 +162,10 @@ def read_mediapipe(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
     Raises HeadError.
     """
-    arrays = _read_npz(Path(path))
+    names = ("landmark_indices", "lmk_face_idx", "lmk_b_coords")
+    arrays = _read_npz(Path(path), names)
     try:
-        numbers, faces, weights = (np.asarray(arrays[name]) for name in ("landmark_indices", "lmk_face_idx", "lmk_b_coords"))
+        numbers, faces, weights = (np.asarray(arrays[name]) for name in names)
     except KeyError as problem:
         raise HeadError(f"{path} is no table of MediaPipe's landmarks: it has no {problem}") from problem
     numbers, faces, weights = numbers.astype(np.int64), faces.astype(np.int64), weights.astype(np.float32)
@@ -202,17 +203,18 @@ def _read_entries(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise HeadError(f"there is no FLAME model at {path}; it comes from flame.is.tue.mpg.de, after registration")
     if zipfile.is_zipfile(path):
-        return _read_npz(path)
+        return _read_npz(path, _ENTRIES)
     arrays = _heads_error(lambda: pickles.read_pickle(path))
     if not isinstance(arrays, Mapping):
         raise HeadError(f"{path} is no FLAME model: it holds no table of arrays")
     return arrays
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
+def _read_npz(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Those of the arrays that the file has."""
     def read():
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if not file[name].dtype.hasobject}
+            return {name: file[name] for name in names if name in file.files}
 
     return _heads_error(lambda: pickles.guarded(path, read))
 

@@ -90,14 +90,12 @@ def test_albedo_at_the_recorded_pixels(model, data):
 
 
 def test_hints_at_another_size(model, space, codes):
-    """Twice as large, every other pixel's neighbourhood shows the same; in a wider picture the head stays in the middle."""
+    """Three times as large, the middle of every 3×3 pixels shows the same; in a wider picture the head stays in the middle."""
     first = jax.tree.map(lambda leaf: leaf[:1], codes)
-    small, large, wide = (np.asarray(deca.render_hints(model, space, first, *size)[0]) for size in ((64, 64), (128, 128), (64, 96)))
-    pooled = large.reshape(64, 2, 64, 2, 9).mean(axis=(1, 3))
-    covered = ndimage.minimum_filter((small[..., 3:6] != 0).any(axis=-1), 5)
-    assert np.abs(pooled - small)[covered][:, :3].mean() < 0.05
-    np.testing.assert_allclose(wide[:, 16:80], small, atol=1e-3)
-    assert not wide[:, :16].any() or small[:, 0].any()
+    small, large, wide = (np.asarray(deca.render_hints(model, space, first, *size)[0]) for size in ((64, 64), (192, 192), (64, 96)))
+    for other in (large[1::3, 1::3], wide[:, 16:80]):
+        assert (np.abs(other - small).max(axis=-1) > 1e-3).mean() < 5e-3
+    assert small.any()
 
 
 def test_back_projection():

@@ -64,7 +64,7 @@ def test_vertices(posed, data):
 
 def test_landmarks(model, posed, data):
     moving = jax.vmap(lambda v, p: flame.landmarks(model, v, p))(*posed)
-    shifted = moving + np.concatenate([data["cam"][:, 1:], np.zeros((4, 1), np.float32)], axis=1)[:, None]
+    shifted = moving + np.pad(data["cam"][:, 1:], ((0, 0), (0, 1)))[:, None]
     assert relative((shifted * data["cam"][:, None, :1])[..., :2] * np.asarray([1, -1], np.float32), data["landmarks2d_projected"]) < 1e-5
     assert relative(jax.vmap(lambda v: flame.fixed_landmarks(model, v))(posed[0]), data["landmarks3d"]) < 1e-5
 
