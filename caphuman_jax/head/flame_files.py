@@ -146,7 +146,7 @@ def read_embedding(path: str | Path) -> dict[str, np.ndarray]:
             version = np.lib.format.read_magic(file)
             header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
             shape, _, dtype = header(file)
-            if shape != () or dtype != object:
+            if shape != () or not dtype.hasobject:
                 raise pickles.Damaged("an array instead of a table of landmarks")
             data = file.read()
         return pickles.load(io.BytesIO(data), len(data), _NAMES_WITH_TENSORS).item()

@@ -56,3 +56,19 @@ def test_codes_of_crops(arrays):
     parts = jax.eval_shape(lambda p: deca.encode(graphdef, p, jnp.zeros((3, 224, 224, 3))), params)
     assert {name: part.shape for name, part in parts.items()} == {
         "shape": (3, 100), "texture": (3, 50), "expression": (3, 50), "pose": (3, 6), "camera": (3, 3), "light": (3, 9, 3)}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_from_a_torch_file(arrays, tmp_path, zipped):
+    """deca_model.tar as torch saves it, the other networks in it too."""
+    import torch
+
+    from caphuman_jax.weights.checkpoint import open_checkpoint
+    params, flame = arrays
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in flame.items()}
+    tensors["encoder.bn1.num_batches_tracked"] = torch.tensor(3)
+    torch.save({"E_flame": tensors, "E_detail": {"layers.0.weight": torch.zeros(2, 2)}}, tmp_path / "deca_model.tar",
+               _use_new_zipfile_serialization=zipped)
+    with open_checkpoint(tmp_path / "deca_model.tar") as checkpoint:
+        _, loaded = deca.load(checkpoint)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)

@@ -49,6 +49,13 @@ def test_unit_vectors_of_crops(arrays):
     assert not np.allclose(vectors[0], vectors[1])
 
 
+def test_bfloat16_is_near(arrays):
+    crops = np.random.default_rng(1).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
+    exact, short = (np.asarray(facenet.embed(*facenet.load(arrays, dtype), crops)) for dtype in (jnp.float32, jnp.bfloat16))
+    assert short.dtype == np.float32
+    assert (exact * short).sum(axis=-1).min() > 0.99
+
+
 def test_normalisation():
     crops = np.asarray([[[[0, 127, 255]]]], np.uint8)
     np.testing.assert_allclose(facenet.normalise(crops)[0, 0, 0], np.asarray([-127.5, -0.5, 127.5]) / 128)

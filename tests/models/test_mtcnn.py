@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from caphuman_jax.errors import ModelFolderError, PhotoError
-from caphuman_jax.models import mtcnn
-from caphuman_jax.models import _abstract
+from caphuman_jax.models import _abstract, mtcnn
 
 
 class Flatten(nn.Module):
