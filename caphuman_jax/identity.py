@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
 
 import jax
 import numpy as np
@@ -12,14 +12,11 @@ from PIL import Image
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.face import parse, recognise
-from caphuman_jax.models import facenet
+from caphuman_jax.face import arcface, parse, recognise
+from caphuman_jax.models import OPTIONAL, face_parsing, facenet, mtcnn
 from caphuman_jax.models.clip_image import normalise
 
-_MISSING = {
-    "facenet": "the weights of FaceNet are not in its folder; import it again with --facenet 20180402-114759-vggface2.pt",
-    "arcface": "this program has no ArcFace yet",
-}
+RECOGNISERS = ("mobilefacenet", "facenet", "arcface")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,20 +34,18 @@ class Identifier:
     """identify(view) → recognition vector (R,) and image tokens (N, W), both float32, by the networks that the model asks for."""
 
     def __init__(self, config: ModelConfig | None = None, params: dict | None = None, graphs: dict | None = None):
-        """Without arguments: the shipped recogniser for both. params and graphs: of "image_encoder" and "facenet", where they are used."""
+        """Without arguments: the shipped recogniser for both. params and graphs: of "image_encoder", and of those of `models.OPTIONAL` that
+        the model folder holds."""
         known = config.identity if config else None
         self.recogniser, self.tokens = (known.recogniser, known.image_tokens) if known else ("mobilefacenet", "recogniser")
         self.model = config.name if config else "mini"
         self.clip_side = config.image_encoder.image_size if config and config.image_encoder else None
-        self.networks: dict[str, Callable] = {}
+        self.networks = {name: (graphs[name], params[name]) for name in ("image_encoder", *OPTIONAL) if params and name in params}
         if self.tokens not in ("clip", "recogniser") or (self.tokens == "recogniser" and self.recogniser != "mobilefacenet"):
             raise ModelFolderError(f"the model {self.model} takes its image tokens from {self.tokens} of {self.recogniser}; known: clip, "
                                    "or recogniser of mobilefacenet")
-        if self.recogniser not in ("mobilefacenet", *_MISSING):
-            raise ModelFolderError(f"the model {self.model} knows people by {self.recogniser}; known: mobilefacenet, {', '.join(_MISSING)}")
-        for name in ("image_encoder", "facenet"):
-            if params and name in params:
-                self.networks[name] = _compiled(graphs[name], params[name])
+        if self.recogniser.partition("/")[0] not in RECOGNISERS:
+            raise ModelFolderError(f"the model {self.model} knows people by {self.recogniser}; known: {', '.join(RECOGNISERS)}")
 
     @property
     def name(self) -> str:
@@ -64,28 +59,43 @@ class Identifier:
         return self._vector(view), self._clip_tokens(view)
 
     def _vector(self, view):
-        if self.recogniser == "mobilefacenet":
+        kind, _, which = self.recogniser.partition("/")
+        if kind == "mobilefacenet":
             return recognise.identity(view.context, view.landmarks)[0]
-        if self.recogniser not in self.networks:
-            raise ModelFolderError(f"the model {self.model} knows people by {self.recogniser}, but {_MISSING[self.recogniser]}, "
-                                   "or give an identity file")
-        return np.asarray(self.networks["facenet"](facenet_crop(view.context, view.landmarks)[None]), np.float32)[0]
+        if kind == "arcface":
+            network = arcface.find()
+            if which and network.name != which:
+                raise ModelFolderError(f"the model {self.model} was trained with the ArcFace network {which}, and {network.path} is another; name "
+                                       "the right one in CAPHUMAN_ARCFACE, or give an identity file")
+            return network.vector(view.context, view.landmarks)
+        if "facenet" not in self.networks:
+            raise ModelFolderError(f"the model {self.model} knows people by FaceNet, whose weights are not in its folder; import it again with "
+                                   "--facenet 20180402-114759-vggface2.pt, or give an identity file")
+        return np.asarray(facenet.embed(*self.networks["facenet"], self._facenet_crop(view)[None]), np.float32)[0]
+
+    def _facenet_crop(self, view):
+        """By MTCNN where the model has it and it sees the face."""
+        stages = [self.networks.get(f"mtcnn_{stage}") for stage in ("pnet", "rnet", "onet")]
+        found = mtcnn.face_crop(tuple(stages), view.context, view.landmarks) if all(stages) else None
+        return facenet_crop(view.context, view.landmarks) if found is None else found
 
     def _clip_tokens(self, view):
-        painted = Image.fromarray(parse.paint_outside_white(view.square, view.region))
+        region = view.region
+        if "face_parsing" in self.networks:
+            region = face_parsing.face_region(face_parsing.parse(self.networks["face_parsing"], view.square))
+        painted = Image.fromarray(parse.paint_outside_white(view.square, region))
         picture = np.asarray(painted.resize((self.clip_side,) * 2, Image.Resampling.BICUBIC), np.float32) / 255
-        return np.asarray(self.networks["image_encoder"](normalise(picture)[None])[0], np.float32)[0]
+        return np.asarray(_image_tokens(*self.networks["image_encoder"], normalise(picture)[None]), np.float32)[0]
 
 
 def facenet_crop(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """What `FaceNet` takes, (160, 160, 3): the landmarks' box, which is about MTCNN's, stretched to a square as MTCNN's is."""
+    """(160, 160, 3) uint8: the landmarks' box, which is about MTCNN's, stretched to a square as MTCNN's is."""
     height, width = image.shape[:2]
     low, high = landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)
     box = np.clip([*low, *high], 0, [width, height] * 2)
-    crop = Image.fromarray(image).resize((facenet.SIZE,) * 2, Image.Resampling.BILINEAR, box=tuple(map(float, box)))
-    return (np.asarray(crop, np.float32) - 127.5) / 128  # as facenet.normalise
+    return np.asarray(Image.fromarray(image).resize((facenet.SIZE,) * 2, Image.Resampling.BILINEAR, box=tuple(map(float, box))))
 
 
-def _compiled(graph, params):
-    run = jax.jit(lambda params, x: nnx.merge(graph, params)(x))
-    return lambda x: run(params, x)
+@functools.partial(jax.jit, static_argnums=0)
+def _image_tokens(graph, params, pictures):
+    return nnx.merge(graph, params)(pictures)[0]

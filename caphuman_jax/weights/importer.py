@@ -65,6 +65,8 @@ def import_model(
     clip: str | Path | None = None,
     image_encoder: str | Path | None = None,
     facenet: str | Path | None = None,
+    face_parsing: str | Path | None = None,
+    mtcnn: str | Path | None = None,
     loras: Sequence[tuple[str | Path, lora.Strength]] = (),
     controlnets: Sequence[tuple[str | Path, str | None]] = (),
     dtype: str = "keep",
@@ -81,7 +83,8 @@ def import_model(
     """Make a model folder; the report, line by line.
 
     caphuman: the published checkpoint, which holds everything; base: a Stable Diffusion 1 file or diffusers folder, whose UNet, VAE
-    and text encoder are used instead; vae, clip, image_encoder: these parts from elsewhere. loras: (file, strength), added to UNet and
+    and text encoder are used instead; vae, clip, image_encoder: these parts from elsewhere. facenet, face_parsing (files) and
+    mtcnn (a folder of pnet.pt, rnet.pt, onet.pt): what identity was measured with in training. loras: (file, strength), added to UNet and
     text encoder; controlnets: (file, name or None). dtype: "keep", "float32", "float16", "bfloat16". ema: the moving averages of a
     training file. config: sizes (default: what an exported file says, else Stable Diffusion 1.5). prediction ("epsilon", "v") and
     zero_snr: default what the base says. head: "anny" (default) or "flame". init: without `caphuman`, CapFace as a copy of the UNet's encoder and a fresh projector.
@@ -97,6 +100,7 @@ def import_model(
     given = {"caphuman": caphuman, "base": base, "vae": vae, "clip": clip, "image-encoder": image_encoder}
     if not any(given.values()):
         raise SettingError("nothing to import: give --caphuman FILE, or --base FILE with --init")
+    faces = _face_files(facenet, face_parsing, mtcnn)
     with folder.writing(out, overwrite=overwrite) as beside:
         opened: list[Source] = []
         try:
@@ -109,7 +113,7 @@ def import_model(
             chosen = _choose(opened, config, init)
             controls = _controlnets(controlnets, opened, config)
             opened += [source for source, _ in controls.values() if source not in opened]
-            identified = {path: Identification(path) for path in _files(opened, loras, facenet)}
+            identified = {path: Identification(path) for path in _files(opened, loras, faces)}
             config = _settings(config, opened, controls, prediction, zero_snr, name, head)
             scale = chosen["vae"].vae_scale
             if scale is not None and abs(scale - config.vae.scale) > 1e-6:
@@ -125,8 +129,7 @@ def import_model(
 
             stored = DTYPES[dtype]
             manifest = {n: _write(beside, n, plan[n], stored, adapters) for n in wanted}
-            if facenet:
-                manifest["facenet"] = _write_facenet(beside, facenet, models)
+            manifest |= {n: _write_face_network(beside, n, path, models) for n, path in faces.items()}
             tokenizer_files.write(beside / "tokenizer", _tokenizer(opened))
             files = [_describe(path, identity) for path, identity in identified.items()]
             unused = _unused(opened, chosen, controls, used, ignore)
@@ -298,14 +301,23 @@ def _write(beside: Path, network: str, pieces: Pieces, dtype: Any, adapters: lis
     return safetensors_file.write(beside / f"{network}.safetensors", specs, arrays())
 
 
-def _write_facenet(beside: Path, path: str | Path, models) -> dict[str, Any]:
+def _face_files(facenet, face_parsing, mtcnn) -> dict[str, Path]:
+    """{network of `models.OPTIONAL`: its file}."""
+    files = {"facenet": facenet, "face_parsing": face_parsing}
+    if mtcnn:
+        files |= {f"mtcnn_{stage}": Path(mtcnn) / f"{stage}.pt" for stage in ("pnet", "rnet", "onet")}
+    return {name: Path(path).expanduser() for name, path in files.items() if path}
+
+
+def _write_face_network(beside: Path, name: str, path: Path, models) -> dict[str, Any]:
     from caphuman_jax.weights import face_names
 
+    kind = "mtcnn" if name.startswith("mtcnn_") else name
     with open_checkpoint(path) as checkpoint:
-        params = face_names.fill("facenet", models.abstract(SD15, only=("facenet",))["facenet"][1], checkpoint)
+        params = face_names.fill(kind, models.abstract(SD15, only=(name,))[name][1], checkpoint)
     values = _flat(params)
-    specs = {name: (value.dtype, value.shape) for name, value in values.items()}
-    return safetensors_file.write(beside / "facenet.safetensors", specs, (values[name] for name in safetensors_file.order(specs)))
+    specs = {key: (value.dtype, value.shape) for key, value in values.items()}
+    return safetensors_file.write(beside / f"{name}.safetensors", specs, (values[key] for key in safetensors_file.order(specs)))
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -318,9 +330,9 @@ def _tokenizer(opened: list[Source]) -> Path | None:
     return next((found[option] for option in _PROVIDERS["text"] if option in found), None)
 
 
-def _files(opened: list[Source], loras, facenet) -> list[Path]:
+def _files(opened: list[Source], loras, faces: Mapping[str, Path]) -> list[Path]:
     paths = [file for source in opened for checkpoint in source.checkpoints for file in checkpoint.files]
-    return list(dict.fromkeys([*paths, *(Path(path).expanduser() for path, _ in loras), *([Path(facenet).expanduser()] if facenet else [])]))
+    return list(dict.fromkeys([*paths, *(Path(path).expanduser() for path, _ in loras), *faces.values()]))
 
 
 def _describe(path: Path, identity: Identification) -> dict[str, Any]:

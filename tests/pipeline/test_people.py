@@ -183,13 +183,46 @@ def test_facenet_from_the_model_folder(pipe, tiny_params, tmp_path, astronaut):
     config = dataclasses.replace(pipe.config, identity=identity, image_encoder=ImageEncoderConfig(56, 14, 32, 2, 2, 64))
     own = {name: tree for name, (_, tree) in models.init(config, jax.random.key(0), only=("identity", "image_encoder")).items()}
     rng = np.random.default_rng(0)
-    shapes = models.abstract(config, only=("facenet",))["facenet"][1]
-    drawn = jax.tree.map(lambda leaf: np.abs(rng.normal(0, 0.05, leaf.shape)).astype(np.float32), shapes)
-    folder.save_model(tmp_path / "model", config, {**tiny_params, **own, "facenet": drawn})
+
+    def drawn(name):
+        def draw(path, leaf):
+            if len(leaf.shape) > 1:
+                return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
+            return np.full(leaf.shape, path[-1].key in ("scale", "variance"), np.float32)
+
+        return jax.tree_util.tree_map_with_path(draw, models.abstract(config, only=(name,))[name][1])
+
+    facenet = drawn("facenet")
+    folder.save_model(tmp_path / "model", config, {**tiny_params, **own, "facenet": facenet})
     loaded = pipeline.load(tmp_path / "model")
     person = loaded.person(astronaut)
     assert person.vectors.shape == (1, 512) and np.linalg.norm(person.vectors) == pytest.approx(1, abs=1e-4)
     assert loaded(reference=person, prompt=PROMPT).pictures.shape == (1, 64, 64, 3)
+
+    # With face parsing and MTCNN in the folder these say what is face and how it is cut out; random ones say something else.
+    more = {name: drawn(name) for name in models.OPTIONAL if name != "facenet"}
+    folder.save_model(tmp_path / "more", config, {**tiny_params, **own, "facenet": facenet, **more})
+    other = pipeline.load(tmp_path / "more").person(astronaut)
+    assert (other.image_tokens != person.image_tokens).any()
+
+
+def test_arcface_must_be_the_one_of_the_training(pipe, astronaut, monkeypatch):
+    import types
+
+    from caphuman_jax.face import arcface
+    from caphuman_jax.identity import Identifier
+
+    network = types.SimpleNamespace(name="w600k_r50", path="w600k_r50.onnx", vector=lambda image, landmarks: np.ones(512, np.float32))
+    monkeypatch.setattr(arcface, "find", lambda: network)
+    config = lambda name: dataclasses.replace(pipe.config, image_encoder=ImageEncoderConfig(),
+                                              identity=dataclasses.replace(pipe.config.identity, image_tokens="clip", recogniser=name))
+    assert Identifier(config("arcface/w600k_r50"))._vector(_AnyView).shape == (512,)
+    with pytest.raises(ModelFolderError, match="trained with the ArcFace network glintr100"):
+        Identifier(config("arcface/glintr100"))._vector(_AnyView)
+
+
+class _AnyView:
+    context = landmarks = None
 
 
 def test_landmark_dots(pipe, person, astronaut):
