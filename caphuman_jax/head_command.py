@@ -188,8 +188,8 @@ def _sequence(args, model, config, person, head, wanted, size) -> list[Path]:
     keep = ("yaw", "pitch", "roll", "position", "expression", "light")
     records = [{"frame": i} | {name: value for name, value in record.of(model, one).items() if name in keep} for i, one in enumerate(heads)]
     write("sequence.json", lambda path: path.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n", encoding="utf-8"))
-    print(f"{len(heads)} heads", file=sys.stderr)
-    return paths
+    print(f"{len(heads)} heads: {paths[0].name} to {len(heads) - 1:0{digits}} in {args.out}", file=sys.stderr)
+    return paths[-2:]
 
 
 def _person(photo, face, model, config):
@@ -224,10 +224,10 @@ def _summary(model, head, person) -> str:
 
     from caphuman_jax.head import control
 
-    yaw, pitch, roll = (float(angle) for angle in np.asarray(head.angles))
+    yaw, pitch, roll = (round(float(angle), 1) + 0.0 for angle in np.asarray(head.angles))  # no -0.0
     x, y, part = control.position_of(model, head)
     strongest = sorted(control.expression_numbers(model, head).items(), key=lambda pair: -abs(pair[1]))[:3]
-    words = [f"yaw {yaw:.1f}°, pitch {pitch:.1f}°, roll {roll:.1f}°", f"at {x:.2f}, {y:.2f}, size {part:.2f}"]
+    words = [f"yaw {yaw}°, pitch {pitch}°, roll {roll}°", f"at {x:.2f}, {y:.2f}, size {part:.2f}"]
     words += [", ".join(f"{name} {weight:.2f}" for name, weight in strongest if abs(weight) > 0.05)]
     if person is not None:
         words.append(f"fit {person.confidence:.2f} (landmarks off by {100 * float(person.head.residual):.1f} % of the eye distance)")

@@ -30,7 +30,6 @@ from caphuman_jax.errors import HeadError
 from caphuman_jax.head import control
 from caphuman_jax.head import head as heads
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.light import WHITE
 from caphuman_jax.head.morphable import Morphable
 
 _ANGLES, _PLACE = ("yaw", "pitch", "roll"), ("x", "y", "size")
@@ -43,7 +42,7 @@ def of(model: Morphable, head: Head, **facts) -> dict:
     numbers = heads.to_numbers(head, model)
     height, width = (int(side) for side in np.asarray(head.size))
     return {
-        "model": model.name, **facts, **{name: numbers[name] for name in _ANGLES},
+        "model": model.name, **facts, **{name: numbers[name] + 0.0 for name in _ANGLES},
         "position": [round(value, 6) for value in control.position_of(model, head)], "expression": numbers["expression"],
         "light": numbers["light"], "picture": [width, height], "identity": numbers["identity"], "albedo": _albedo_text(np.asarray(head.albedo)),
     }
@@ -97,7 +96,7 @@ def apply(model: Morphable, head: Head, numbers: Mapping) -> Head:
 
 def build(model: Morphable, numbers: Mapping, size: int = 512) -> Head:
     """A head from numbers alone: what they do not say is that of the mean head, level in the middle of a picture of `size` pixels
-    under even light, mid-grey. Raises HeadError."""
+    lit from the front, mid-grey. Raises HeadError."""
     named = numbers.get("model", model.name)
     if named != model.name:
         raise HeadError(f"these numbers belong to the head model {named!r}, not {model.name!r}")
@@ -107,7 +106,7 @@ def build(model: Morphable, numbers: Mapping, size: int = 512) -> Head:
     head = Head(
         identity=jnp.asarray(_array(numbers, "identity", (len(model.identity_basis),), np.zeros(len(model.identity_basis)))),
         expression=jnp.zeros(len(model.expression_names), jnp.float32), rotation=jnp.eye(3, dtype=jnp.float32), scale=jnp.float32(1),
-        translation=jnp.zeros(2, jnp.float32), size=jnp.asarray([height, width], jnp.float32), light=jnp.asarray(WHITE),
+        translation=jnp.zeros(2, jnp.float32), size=jnp.asarray([height, width], jnp.float32), light=jnp.asarray(control.parse_light("front")),
         albedo=jnp.asarray(_read_albedo(model, numbers.get("albedo"))), residual=jnp.float32(0))
     return apply(model, control.from_numbers(model, head, position=(0.5, 0.5, 0.5)), numbers)
 

@@ -218,8 +218,11 @@ def interpolated(heads: list[Head | None], times: Sequence[float]) -> list[Head]
     result = []
     for i, head in enumerate(heads):
         before, after = max((k for k in known if k <= i), default=known[0]), min((k for k in known if k >= i), default=known[-1])
-        part = 0.0 if after == before else (times[i] - times[before]) / max(times[after] - times[before], 1e-9)
-        result.append(head if head is not None else _mean([heads[before], heads[after]], np.asarray([1 - part, part])))
+        if before == after:
+            result.append(heads[before])
+            continue
+        part = (times[i] - times[before]) / max(times[after] - times[before], 1e-9)
+        result.append(_mean([heads[before], heads[after]], np.asarray([1 - part, part])))
     return result
 
 
