@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do what the arguments ask for and print the paths. Raises CapHumanError."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # says in its own words what we say in ours
     _check(args)
     from caphuman_jax.command import _check_writable, _notices  # brings jax, which `--help` has no use for
 
@@ -241,7 +242,7 @@ def save_gif(path: Path, pictures, fps: float) -> None:
 
     some = pictures[:: max(1, len(pictures) // 8)]
     palette = Image.fromarray(np.concatenate(list(some), axis=0)).quantize(255, Image.Quantize.MEDIANCUT)
-    pages = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for picture in pictures]
+    pages = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     pages[0].save(path, format="GIF", save_all=True, append_images=pages[1:], duration=max(20, round(1000 / fps)), loop=0, optimize=False)
 
 
