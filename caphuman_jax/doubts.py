@@ -1,7 +1,7 @@
 """What speaks against the head that was fitted to a photo. The landmark network guesses what it cannot see, so a fit that is close to
 its landmarks (`Head.confidence`) may still be a guess: here is looked at the photo.
 
-Thresholds were set on 437 old and new portraits, of which 1.6 % are faces or ears seen too much from the side; see docs/heads.md.
+Thresholds were set on 437 old and new portraits; how many of them they name is in docs/heads.md.
 """
 
 from __future__ import annotations
