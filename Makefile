@@ -17,8 +17,9 @@ demo: $(VENV)/.installed ## Four pictures of the astronaut in out/demo.
 	$(BIN)/caphuman generate --reference caphuman_jax/assets/astronaut_nasa.png \
 		--prompt "a photo of a smiling person" --expression smile=0.8 --yaw 15 --num 4 --out out/demo
 
+# One process a core, up to four: each takes about 3 GB. A file's tests stay together, since they share what is compiled.
 test: $(VENV)/.installed-test ## The fast tests.
-	$(PYTEST)
+	$(PYTEST) -n logical --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.installed-test ## The slow tests alone.
 	$(PYTEST) -m slow || [ $$? = 5 ] # 5: there are none

@@ -9,7 +9,7 @@ EXTRAS = {
     "data": ["tensorflow-cpu", "tensorflow-datasets", "apache-beam", "array-record", "grain"],
     "studio": ["gradio"],
     "insightface": ["insightface>=2"],  # ArcFace model packs that the user has; 2.x installs without a compiler
-    "test": ["pytest", "hypothesis", "onnx", "torch", "diffusers", "transformers", "peft"],
+    "test": ["pytest", "pytest-xdist", "hypothesis", "onnx", "torch", "diffusers", "transformers", "peft"],
     "lint": ["ruff"],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
