@@ -14,7 +14,7 @@ from caphuman_jax.errors import CapHumanError, SettingError
 log = logging.getLogger("caphuman_jax")
 
 _FROM, _SMALLEST, _LARGEST = ("reference", "numbers"), 16, 4096
-_GIF_SIDE = 256
+_GIF_SIDE, _GIF_FRAMES = 256, 240  # a longer sequence is thinned out in its GIF
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -129,68 +129,80 @@ def _sequence(args, model, config, person, head, wanted, size) -> list[Path]:
     """Many heads: numbered hints, overlays over the frames where there are any, sequence.gif and sequence.json."""
     import json
 
-    import jax
     import numpy as np
-    from PIL import Image
     from tqdm import tqdm
 
-    from caphuman_jax.head import control, draw, export, record, sequence
-    from caphuman_jax.head.hints import render_hints
+    from caphuman_jax.head import draw, export, record, sequence
     from caphuman_jax.images import write_png
 
-    paths, height, width = [], *size
     rows = sequence.read_table(args.sequence)
-    overlays, fps = [], args.fps or sequence.FPS
-    with tqdm(unit="frame", desc="fitting", file=sys.stderr, disable=rows is not None) as bar:
-        if rows is not None:
-            unused = [name for name in (*head_arguments.OF_THE_PHOTO, "smooth") if getattr(args, name)]
-            if unused:
-                raise SettingError(f"--{unused[0].replace('_', '-')} is for photos and videos; {args.sequence} is a table")
-            heads = sequence.read(args.sequence, model, wanted.build(model, head, None))
-        else:
-            track = sequence.fit_frames(args.sequence, model, face=args.head_face, every=args.every, fps=args.fps,
-                                        progress=lambda done, total: bar.update(done - bar.n))
-            if args.missing == "error" and track.missing:
-                raise SettingError(f"no face found in {', '.join(track.missing[:6])} of {args.sequence}")
-            framing = wanted.framing
-            lent = sequence.complete(sequence.place(track, model, framing), track, args.smooth)
-            heads = [control.mix(head, one, wanted.take) for one in lent]
-            heads = [control.from_numbers(model, one, **wanted.numbers) for one in heads] if wanted.numbers else heads
-            if len(track.times) > 1:
-                fps = (len(track.times) - 1) / max(track.times[-1] - track.times[0], 1e-3)
-            overlays = track.heads
+    if rows is None:
+        heads, track, fps = _lent_heads(args, model, head, wanted)
+    else:
+        unused = [name for name in (*head_arguments.OF_THE_PHOTO, "smooth") if getattr(args, name)]
+        if unused:
+            raise SettingError(f"--{unused[0].replace('_', '-')} is for photos and videos; {args.sequence} is a table")
+        heads, track, fps = sequence.read(args.sequence, model, wanted.build(model, head, None)), None, args.fps or sequence.FPS
+    over = iter(()) if track is None else _overlays(args, model, track, size[0])
 
-    def write(name, how):
-        _write(args.out / name, how)
-        paths.append(args.out / name)
-
-    digits = max(4, len(str(len(heads))))
-    rendered = export.pictures(model, heads, height, width)
-    gif, small = [], (max(1, round(width * _GIF_SIDE / height)), _GIF_SIDE)
-    frames = sequence.frames(args.sequence, args.every, args.fps) if overlays else iter(())
-    for i, one in enumerate(tqdm(heads, unit="head", desc="rendering", file=sys.stderr)):
-        hints = np.asarray(render_hints(model, one, height, width))
-        write(f"hints_{i:0{digits}}.png", lambda path: write_png(path, draw.hint_strip(hints)))
+    height, width = size
+    small = (max(1, round(width * _GIF_SIDE / height)), _GIF_SIDE)
+    digits, step, gif = max(4, len(str(len(heads)))), -(-len(heads) // _GIF_FRAMES), []
+    made = export.rendered(model, heads, height, width)
+    for i, (hints, picture) in enumerate(tqdm(made, total=len(heads), unit="head", desc="rendering", file=sys.stderr)):
+        _write(args.out / f"hints_{i:0{digits}}.png", lambda path: write_png(path, draw.hint_strip(hints)))
         if args.npz:
-            write(f"hints_{i:0{digits}}.npz", lambda path: np.savez_compressed(path, hints=hints))
-        normals = draw.hint_pictures(hints)[0]
-        parts = [_scaled(rendered[i], small), _scaled(normals, small)]
-        if overlays:
-            frame = next(frames).image
-            frame = _scaled(frame, (round(frame.shape[1] * height / frame.shape[0]), height))
-            over = frame if overlays[i] is None else draw.overlay(model, jax.tree.map(np.asarray, overlays[i]), frame)
-            write(f"overlay_{i:0{digits}}.png", lambda path: write_png(path, over))
-            parts.insert(0, _scaled(over, (round(over.shape[1] * _GIF_SIDE / over.shape[0]), _GIF_SIDE)))
-        gif.append(np.concatenate(parts, axis=1))
-    if overlays and len({picture.shape for picture in gif}) > 1:  # photos of several shapes
-        widest = max(picture.shape[1] for picture in gif)
-        gif = [np.asarray(_on_grey(Image.fromarray(picture), (widest, _GIF_SIDE))) for picture in gif]
-    write("sequence.gif", lambda path: save_gif(path, np.stack(gif), fps))
-    keep = ("yaw", "pitch", "roll", "position", "expression", "light")
-    records = [{"frame": i} | {name: value for name, value in record.of(model, one).items() if name in keep} for i, one in enumerate(heads)]
-    write("sequence.json", lambda path: path.write_text("[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n", encoding="utf-8"))
-    print(f"{len(heads)} heads: {paths[0].name} to {len(heads) - 1:0{digits}} in {args.out}", file=sys.stderr)
-    return paths[-2:]
+            _write(args.out / f"hints_{i:0{digits}}.npz", lambda path: np.savez_compressed(path, hints=hints))
+        parts = [_scaled(picture, small), _scaled(draw.hint_pictures(hints)[0], small)]
+        if track is not None:
+            overlay = next(over)
+            _write(args.out / f"overlay_{i:0{digits}}.png", lambda path: write_png(path, overlay))
+            parts.insert(0, _scaled(overlay, (round(overlay.shape[1] * _GIF_SIDE / overlay.shape[0]), _GIF_SIDE)))
+        if i % step == 0:
+            gif.append(np.concatenate(parts, axis=1))
+    numbers = [json.dumps({"frame": i, **record.of(model, one, whose=False)}) for i, one in enumerate(heads)]
+    paths = [args.out / "sequence.gif", args.out / "sequence.json"]
+    _write(paths[0], lambda path: save_gif(path, np.stack(gif), fps / step))
+    _write(paths[1], lambda path: path.write_text("[\n" + ",\n".join(numbers) + "\n]\n", encoding="utf-8"))
+    print(f"{len(heads)} heads: hints_{0:0{digits}}.png to hints_{len(heads) - 1:0{digits}}.png in {args.out}", file=sys.stderr)
+    return paths
+
+
+def _lent_heads(args, model, head, wanted):
+    """The heads of a video or of photos, the track that they come from, and frames a second."""
+    from tqdm import tqdm
+
+    from caphuman_jax.head import control, sequence
+
+    with tqdm(unit="frame", desc="fitting", file=sys.stderr) as bar:
+        track = sequence.fit_frames(args.sequence, model, face=args.head_face, every=args.every, fps=args.fps,
+                                    progress=lambda done, total: bar.update(done - bar.n))
+    if args.missing == "error":
+        sequence.refuse_missing(track, args.sequence)
+    lent = sequence.complete(sequence.place(track, model, wanted.framing), track, args.smooth)
+    heads = [control.mix(head, one, wanted.take) for one in lent]
+    heads = [control.from_numbers(model, one, **wanted.numbers) for one in heads] if wanted.numbers else heads
+    seconds = track.times[-1] - track.times[0]
+    return heads, track, (len(heads) - 1) / seconds if seconds > 0 else sequence.FPS
+
+
+def _overlays(args, model, track, height):
+    """The fitted heads over the frames of a video, or over the squares around the heads of photos: of one shape, so compiled once."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    from caphuman_jax.face.framing import crop_square
+    from caphuman_jax.head import draw, sequence
+
+    placed = sequence.place(track, model) if track.still else track.heads
+    for head, square, frame in zip(placed, track.squares, sequence.frames(args.sequence, args.every, args.fps)):
+        if not track.still:
+            picture = _scaled(frame.image, (round(frame.image.shape[1] * height / frame.image.shape[0]), height))
+        elif head is not None:
+            picture = crop_square(frame.image, *square, height)[0]
+        else:
+            picture = np.asarray(ImageOps.pad(Image.fromarray(frame.image), (height, height)))
+        yield picture if head is None else draw.overlay(model, head, picture)
 
 
 def _person(photo, face, model, config):
@@ -273,11 +285,3 @@ def _scaled(picture, size):
     from PIL import Image
 
     return picture if picture.shape[1::-1] == tuple(size) else np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
-
-
-def _on_grey(picture, size):
-    from PIL import Image
-
-    page = Image.new("RGB", size, (97, 97, 97))
-    page.paste(picture, (size[0] - picture.width, 0))
-    return page

@@ -25,10 +25,9 @@ def main() -> None:
     person = measure(model, PHOTO, 256)
     cells = [("the photo", person.square), ("overlay.png", draw.overlay(model, person.head, person.square, person.landmarks))]
     cells += zip(("hints: normals", "albedo", "render"), draw.hint_pictures(render_hints(model, person.head, 256, 256)))
-    grey = export.pictures(model, [person.head], 256, 256)
-    cells.append(("on grey", grey[0]))
-    edited = [control.from_numbers(model, person.head, **edit) for edit in EDITS.values()]
-    cells += zip(EDITS, export.pictures(model, edited, 256, 256))
+    edited = {"on grey": {}} | EDITS
+    heads = [control.from_numbers(model, person.head, **edit) for edit in edited.values()]
+    cells += zip(edited, (picture for _, picture in export.rendered(model, heads, 256, 256)))
     cells += [("turntable.gif" if i == 0 else "", picture) for i, picture in enumerate(export.turntable(model, person.head, 256, COLUMNS))]
     sheet = Image.new("RGB", (COLUMNS * SIDE, len(cells) // COLUMNS * (SIDE + LABEL)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.head.morphable import Morphable, vertices
 
 _GREY = 0.38
-_TOGETHER = 6  # frames rendered at a time
+_TOGETHER = 6  # heads rendered at a time
 
 
 def to_obj(model: Morphable, head: Head) -> str:
@@ -42,15 +43,14 @@ def turntable(model: Morphable, head: Head, side: int = 256, count: int = 36) ->
     standing where it is; on grey. The back of a head is not in a photo: it has the colours of its surroundings."""
     middle = control.from_numbers(model, dataclasses.replace(head, size=jnp.full(2, side, jnp.float32)), position=(0.5, 0.5, 0.55))
     turned = [dataclasses.replace(middle, rotation=pose.rotation_matrix(360 * i / count, 0, 0)) for i in range(count)]
-    return pictures(model, turned, side, side)
+    return np.stack([picture for _, picture in rendered(model, turned, side, side)])
 
 
-def pictures(model: Morphable, heads: list[Head], height: int, width: int) -> np.ndarray:
-    """Rendered heads (N, H, W, 3) uint8 on grey."""
-    made = []
+def rendered(model: Morphable, heads: Sequence[Head], height: int, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each head its hints (H, W, 9) float32, see `hints`, and its render on grey (H, W, 3) uint8; a few at a time are made at once."""
     for start in range(0, len(heads), _TOGETHER):
-        part = heads[start : start + _TOGETHER]
-        full = part + part[-1:] * (_TOGETHER - len(part))  # one shape, compiled once
-        hints, alpha = (np.asarray(array)[: len(part)] for array in render_hints_batch(model, stack(full), height, width, True))
-        made.append(hints[..., 6:] * alpha + _GREY * (1 - alpha))
-    return np.rint(np.concatenate(made) * 255).astype(np.uint8)
+        part = list(heads[start : start + _TOGETHER])
+        full = part + part[-1:] * (_TOGETHER - len(part) if len(heads) > _TOGETHER else 0)  # one shape, compiled once
+        hints, alpha = (np.asarray(array) for array in render_hints_batch(model, stack(full), height, width, True))
+        for one, where, _ in zip(hints, alpha, part):
+            yield one, np.rint(255 * (one[..., 6:] * where + _GREY * (1 - where))).astype(np.uint8)

@@ -37,15 +37,17 @@ _WHOSE = ("model", "identity", "albedo", "picture")
 _NOT_USED = ("fit", "reference", "frame", "time", "timecode", "file", "name", "note")
 
 
-def of(model: Morphable, head: Head, **facts) -> dict:
-    """The record of a head as JSON types; `facts` are further entries of _NOT_USED, such as fit."""
+def of(model: Morphable, head: Head, whose: bool = True, **facts) -> dict:
+    """The record of a head as JSON types, without model, identity and albedo where it is not to say `whose` it is; `facts` are further
+    entries of _NOT_USED, such as fit."""
     numbers = heads.to_numbers(head, model)
     height, width = (int(side) for side in np.asarray(head.size))
-    return {
-        "model": model.name, **facts, **{name: numbers[name] + 0.0 for name in _ANGLES},
-        "position": [round(value, 6) for value in control.position_of(model, head)], "expression": numbers["expression"],
-        "light": numbers["light"], "picture": [width, height], "identity": numbers["identity"], "albedo": _albedo_text(np.asarray(head.albedo)),
-    }
+    record = {**facts, **{name: numbers[name] + 0.0 for name in _ANGLES},
+              "position": [round(value, 6) for value in control.position_of(model, head)], "expression": numbers["expression"],
+              "light": numbers["light"]}
+    if not whose:
+        return record
+    return {"model": model.name, **record, "picture": [width, height], "identity": numbers["identity"], "albedo": _albedo_text(np.asarray(head.albedo))}
 
 
 def text(record: Mapping) -> str:

@@ -91,8 +91,8 @@ def read(source: Source, model: Morphable, reference: Head, *, take: str | Itera
     if missing not in MISSING:
         raise HeadError(f"frames without a face are {' or '.join(MISSING)}, not {missing!r}")
     track = fit_frames(source, model, face=face, every=every, fps=fps, progress=progress)
-    if missing == "error" and track.missing:
-        raise NoFaceError(f"no face found in {_list(track.missing)} of {_called(source)}; leave them out, or let them be interpolated")
+    if missing == "error":
+        refuse_missing(track, source)
     return [control.mix(reference, head, take) for head in complete(place(track, model, framing), track, smooth)]
 
 
@@ -202,6 +202,12 @@ def place(track: Track, model: Morphable, framing: str = "head") -> list[Head | 
         matrix = jnp.asarray([[factor, 0, (width / 2 - x) * factor], [0, factor, (width / 2 - y) * factor]], jnp.float32)
         placed.append(transform_head(head, model, matrix, float(_SIDE), float(_SIDE)))
     return placed
+
+
+def refuse_missing(track: Track, source: Source) -> None:
+    """Raises NoFaceError where a frame has no head."""
+    if track.missing:
+        raise NoFaceError(f"no face found in {_list(track.missing)} of {_called(source)}; leave them out, or let them be interpolated")
 
 
 def complete(heads: list[Head | None], track: Track, smooth: float = 0.0) -> list[Head]:
