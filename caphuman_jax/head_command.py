@@ -118,7 +118,7 @@ def _one(args, model, config, person, head, wanted, size) -> list[Path]:
     if args.npz:
         write("hints.npz", lambda path: np.savez_compressed(path, hints=hints))
     if args.turntable:
-        write("turntable.gif", lambda path: save_gif(path, export.turntable(model, head, _GIF_SIDE), 12))
+        write("turntable.gif", lambda path: save_gif(path, export.turntable(model, head, _GIF_SIDE), 12, dither=False))
     if args.obj:
         write("head.obj", lambda path: path.write_text(export.to_obj(model, head), encoding="utf-8"))
     print(_summary(model, head, person), file=sys.stderr)
@@ -247,14 +247,14 @@ def _summary(model, head, person) -> str:
     return "; ".join(filter(None, words))
 
 
-def save_gif(path: Path, pictures, fps: float) -> None:
-    """Pictures (N, H, W, 3) uint8 as an endless GIF, one palette for all of them."""
+def save_gif(path: Path, pictures, fps: float, dither: bool = True) -> None:
+    """Pictures (N, H, W, 3) uint8 as an endless GIF, one palette for all of them; skin alone needs no dithering."""
     import numpy as np
     from PIL import Image
 
     some = pictures[:: max(1, len(pictures) // 8)]
     palette = Image.fromarray(np.concatenate(list(some), axis=0)).quantize(255, Image.Quantize.MEDIANCUT)
-    pages = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    pages = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG if dither else Image.Dither.NONE) for picture in pictures]
     pages[0].save(path, format="GIF", save_all=True, append_images=pages[1:], duration=max(20, round(1000 / fps)), loop=0, optimize=False)
 
 
