@@ -178,6 +178,7 @@ def _compare(picture, now) -> None:
     photos = lambda settings: [person["asked_head"].get("photo", {}).get("sha256") for person in settings["people"]]
     for what, old, new in (("the reference photo", references(before), references(now)), ("the head photo", photos(before), photos(now)),
                            ("a ControlNet's picture", before["controls"], now["controls"]), ("the model", before.get("weights"), now.get("weights")),
+                           ("what measured the heads", before.get("head_by"), now.get("head_by")),
                            *((f"the {key}", before.get(key), now.get(key)) for key in ("loras", "dtype", "version", "jax", "backend"))):
         if old != new:
             logging.getLogger("caphuman_jax").warning("%s is not the one that %s was made with; it may not come out the same", what, picture)

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     pipe = pipeline.load(args.model)
     person = together([pipe.person(photo, args.face) for photo in args.reference], args.photos)
     try:
-        identity_file.save(args.out, person, pipe.head_model.name)
+        identity_file.save(args.out, person, pipe.head_name)
     except OSError as error:
         raise CapHumanError(f"the identity cannot be written to {args.out} ({error})") from error
     print(f"{args.out}: {person.name}, fit {person.confidence:.2f}, known by {person.known_by}")

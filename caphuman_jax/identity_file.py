@@ -22,7 +22,7 @@ _ARRAYS = ("square", "landmarks", "place", "vectors", "image_tokens")
 
 
 def save(path: str | os.PathLike, person: Person, head_model: str) -> None:
-    """Write a person as a safetensors file, beside `path` first; `head_model`: the name of the model of `person.head`. Raises OSError."""
+    """Write a person as a safetensors file, beside `path` first; `head_model`: see `Pipeline.head_name`. Raises OSError."""
     from safetensors.numpy import save as to_bytes
 
     arrays = {name: np.ascontiguousarray(getattr(person, name)) for name in _ARRAYS}
@@ -58,7 +58,8 @@ def load(path: str | os.PathLike, head_model: str, known_by: str) -> Person:
                 raise PhotoError(f"{path} has format version {facts.get('format_version')}; this program reads {FORMAT_VERSION}")
             facts = json.loads(facts["person"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-        if (facts["head_model"], facts["known_by"]) != (head_model, known_by):
+        # A head that DECA measured is drawn also where it measures none itself.
+        if facts["head_model"] not in (head_model, f"{head_model} by DECA") or facts["known_by"] != known_by:
             raise PhotoError(f"{path} knows the person by {facts['known_by']} and the head {facts['head_model']}; this model takes {known_by} "
                              f"and the head {head_model}: make it again from the photo")
         head = Head(**{field.name: jnp.asarray(arrays[f"head.{field.name}"]) for field in dataclasses.fields(Head)})

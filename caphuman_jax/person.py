@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,7 @@ class Person:
 
     name, sha256: the photo's file name and the checksum of its bytes (of its pixels where it is no file).
     square: (S, S, 3) uint8, the upright square around the head. landmarks: (478, 3) in the square's pixels.
-    head: fitted in that square, with light and albedo. place: (2, 3), photo pixels to the square's; photo_size: (H, W).
+    head: in that square, with light and albedo. place: (2, 3), photo pixels to the square's; photo_size: (H, W).
     face: see face.Face, in the photo's pixels; face_count: faces that the photo shows.
     vectors: (K, R) unit float32 recognition vectors of K photos (1, unless people were put `together`); image_tokens:
     (K, N, W) float32; known_by: the networks that both come from (`Identifier.name`). confidence: of the fit, [0, 1].
@@ -72,8 +72,11 @@ class Person:
         return transform_head(self.head, model, invert(self.place), *self.photo_size)
 
 
-def measure(model: Morphable, photo: PhotoSource, size: int, face: int | None = None, identify: Identifier = Identifier()) -> Person:
+def measure(model: Morphable, photo: PhotoSource, size: int, face: int | None = None, identify: Identifier = Identifier(),
+            head_of: Callable[[np.ndarray, np.ndarray], Head] | None = None) -> Person:
     """The person in a photo: face number `face` (0 is the largest; None: the largest, with a notice), square of `size` pixels.
+
+    head_of(photo (H, W, 3) uint8, landmarks (478, 3) in its pixels) gives the head in the photo; None: fitted to the landmarks.
 
     Raises PhotoError where the photo cannot be read, NoFaceError where it shows no face, HeadError where no head fits.
     """
@@ -85,9 +88,12 @@ def measure(model: Morphable, photo: PhotoSource, size: int, face: int | None = 
     landmarks = _moved(chosen.landmarks, place, size / side)
     # As in training: the region of the landmarks alone, and a recognition crop of the same resolution as the square.
     region = parse.face_mask(parse.parse_face(landmarks, (size, size)))
-    expression = expression_in_order(model, expression_names(), chosen.expression)
     try:
-        head = head_from_photo(model, square, landmarks, expression, region)
+        if head_of is None:
+            expression = expression_in_order(model, expression_names(), chosen.expression)
+            head = head_from_photo(model, square, landmarks, expression, region)
+        else:
+            head = transform_head(head_of(image, chosen.landmarks), model, place, size, size)
     except HeadError as problem:
         raise HeadError(f"{name}: {problem}") from problem
     wide, wide_size = side * _RECOGNITION_MARGIN, round(size * _RECOGNITION_MARGIN)
@@ -189,7 +195,7 @@ class WantedHead:
         head = reference
         if lender is not None:
             wanted = lender.head_in_photo(model) if self.framing == "photo" else lender.head
-            head = control.mix(head, wanted, self.take)
+            head = control.mix(head, wanted, self.take, model)
         return control.from_numbers(model, head, **self.numbers) if self.numbers else head
 
     def record(self, lender: Person | None) -> dict:

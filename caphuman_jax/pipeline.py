@@ -25,6 +25,7 @@ from caphuman_jax.diffusion.generate import generate
 from caphuman_jax.diffusion.guidance import branch_weights
 from caphuman_jax.diffusion.samplers import picture_keys
 from caphuman_jax.errors import PhotoError, SettingError
+from caphuman_jax.head import deca_head
 from caphuman_jax.head.control import parse_take
 from caphuman_jax.head.dots import landmark_picture
 from caphuman_jax.head.head import Head, to_numbers
@@ -95,9 +96,13 @@ class Pipeline:
         self.config, self.params, self.graphs = config, params, graphs
         self._base = params
         self.identify = Identifier(config, params, dict(graphs))
-        self.record = record or {}
+        self.record = dict(record or {})
         self.batch = batch or (1 if jax.default_backend() == "cpu" else _BATCH_ON_ACCELERATOR)
         self.head_model = load_head(config.head)
+        encoder = (dict(graphs)["deca_encoder"], params["deca_encoder"]) if "deca_encoder" in params else None
+        self.head_of = deca_head.estimator(config.head, self.head_model, encoder)
+        if self.head_of:
+            self.record["head_by"] = "DECA"
         self.tokenize = tokenizer or ClipTokenizer()
         self._compiled = {}
 
@@ -201,8 +206,13 @@ class Pipeline:
     def person(self, photo: PhotoSource, face: int | None = None) -> Person:
         """The person in a photo or an identity file, for use as `reference` or as a head; see `person.measure`."""
         if identity_file.is_identity_file(photo):
-            return identity_file.load(photo, self.head_model.name, self.identify.name)
-        return measure(self.head_model, photo, self.config.image_size, face, self.identify)
+            return identity_file.load(photo, self.head_name, self.identify.name)
+        return measure(self.head_model, photo, self.config.image_size, face, self.identify, self.head_of)
+
+    @property
+    def head_name(self) -> str:
+        """The head model and what measures its heads, in words; people measured otherwise do not fit."""
+        return f"{self.head_model.name} by DECA" if self.head_of else self.head_model.name
 
     def hints(self, head: Head, size: tuple[int, int] | None = None) -> jax.Array:
         """Hints (H, W, 9) of a head for pictures of size (H, W)."""

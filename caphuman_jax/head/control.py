@@ -48,17 +48,22 @@ LIGHTS: dict[str, tuple[tuple[float, float, float], float]] = {
 LIMITS = {"yaw": 90.0, "pitch": 60.0, "roll": 180.0}
 
 
-def mix(reference: Head, wanted: Head, take: str | Iterable[str] = DEFAULT_TAKE) -> Head:
+def mix(reference: Head, wanted: Head, take: str | Iterable[str] = DEFAULT_TAKE, model: Morphable | None = None) -> Head:
     """The reference person's head, with `take` from the wanted head: any of "position", "pose", "expression", "lighting", or "all".
 
     Identity (shape) and albedo are always the reference's. Position is taken relative to the picture: a head that stands in the
     middle and fills half the height of the wanted photo does so in the result, whatever the two photos' sizes in pixels are;
-    what is not taken stays as it was in the reference photo. Raises HeadError for an unknown part.
+    what is not taken stays as it was in the reference photo. A model of FLAME is mixed as CapHuman mixes DECA's numbers: position is
+    the camera, and a pose turns about FLAME's root in front of it. Raises HeadError for an unknown part.
     """
-    fields = [field for part in parse_take(take) for field in PARTS[part]]
+    parts = parse_take(take)
     height, width = (float(side) for side in np.asarray(reference.size))
     placed = fit_to_size(wanted, height, width)
-    return dataclasses.replace(reference, **{field: getattr(placed, field) for field in fields})
+    mixed = dataclasses.replace(reference, **{field: getattr(placed, field) for part in parts for field in PARTS[part]})
+    if not hasattr(model, "camera_shift"):
+        return mixed
+    camera = placed if "position" in parts else reference
+    return dataclasses.replace(mixed, translation=camera.translation - model.camera_shift(camera) + model.camera_shift(mixed))
 
 
 def parse_take(take: str | Iterable[str]) -> tuple[str, ...]:

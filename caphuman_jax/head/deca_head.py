@@ -7,13 +7,18 @@ DECA's form.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from caphuman_jax.errors import HeadError
-from caphuman_jax.head import deca, flame, morphable
+from caphuman_jax.head import deca, flame, flame_files, morphable
 from caphuman_jax.head import pose as rotations
 from caphuman_jax.head.deca import SIZE, FlameCode
 from caphuman_jax.head.dots import IBUG_68
@@ -22,7 +27,10 @@ from caphuman_jax.head.flame import TextureSpace
 from caphuman_jax.head.flame_head import JOINT_NAMES, UNITS, FlameHead
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.light import posed
-from caphuman_jax.head.morphable import LANDMARKS
+from caphuman_jax.head.morphable import LANDMARKS, Morphable
+from caphuman_jax.models import Network
+
+log = logging.getLogger("caphuman_jax")
 
 # Deviation of a vertex's colour from the texture's; large, as neighbours err alike.
 _COLOUR_NOISE = 1.0
@@ -39,14 +47,13 @@ def head_of_code(model: FlameHead, space: TextureSpace, code: FlameCode) -> Head
     if code.expression.shape[-1] != count or code.shape.shape[-1] != model.identity_basis.shape[0]:
         raise HeadError(f"these numbers have {code.shape.shape[-1]} of shape and {code.expression.shape[-1]} of expression, the FLAME model "
                         f"was loaded with {model.identity_basis.shape[0]} and {count}")
-    # FLAME turns about its root; the origin goes along.
-    root = flame.joints(model.flame, code.shape, code.expression)[0]
-    origin = jnp.matmul(rotation, jnp.asarray(model.origin) - root, precision=_HIGHEST) + root
+    zero = jnp.zeros(3, jnp.float32)
+    expression = jnp.concatenate([code.expression, zero, code.pose[3:], zero, zero])
+    origin = model.turned_origin(code.shape, expression, rotation)
     pixels = SIZE / 2 * code.crop[2] / (SIZE - 1)
     place = (origin[:2] + code.camera[1:]) * code.camera[0] * jnp.asarray([1, -1], jnp.float32)
-    zero = jnp.zeros(3, jnp.float32)
     return Head(
-        identity=code.shape, expression=jnp.concatenate([code.expression, zero, code.pose[3:], zero, zero]), rotation=rotation,
+        identity=code.shape, expression=expression, rotation=rotation,
         scale=code.camera[0] * pixels / UNITS, translation=(place + 1) * pixels + code.crop[:2], size=code.size, light=code.light,
         albedo=flame.texture(space, code.texture), residual=jnp.float32(0))
 
@@ -57,8 +64,7 @@ def code_of_head(model: FlameHead, head: Head, crop: jax.Array, texture: jax.Arr
     The neck's and the eyes' turns are left out, as DECA has none; texture (n,) are the coefficients to note.
     """
     coefficients, pose = model.split_expression(head.expression)
-    root = flame.joints(model.flame, head.identity, coefficients)[0]
-    origin = jnp.matmul(head.rotation, jnp.asarray(model.origin) - root, precision=_HIGHEST) + root
+    origin = model.turned_origin(head.identity, head.expression, head.rotation)
     pixels = SIZE / 2 * crop[2] / (SIZE - 1)
     scale = head.scale * UNITS / pixels
     place = ((head.translation - crop[:2]) / pixels - 1) / scale * jnp.asarray([1, -1], jnp.float32)
@@ -67,12 +73,49 @@ def code_of_head(model: FlameHead, head: Head, crop: jax.Array, texture: jax.Arr
         camera=jnp.concatenate([scale[None], place - origin[:2]]), light=head.light, crop=crop, size=head.size)
 
 
+def estimator(name: str, model: Morphable, network: Network | None) -> Callable[[np.ndarray, np.ndarray], Head] | None:
+    """head(photo, landmarks) as `head_by_deca`, where there is all that it needs: heads as CapHuman's published weights know them.
+
+    name, model: the head model, see `morphable.load_head`; network: DECA's encoder. None for any other head than FLAME, and, with a
+    notice of what is missing, for FLAME without DECA. Raises HeadError for a texture space that cannot be read.
+    """
+    if not isinstance(model, FlameHead):
+        return None
+    path = os.environ[morphable.FLAME_VARIABLE] if name == "flame" else name
+    missing = lacking(model, path)
+    if network is None:
+        missing = ["DECA's encoder in the model folder (caphuman import --deca deca_model.tar)", *missing]
+    if missing:
+        log.warning("heads are fitted to landmarks and coloured from the photo, whereas the published weights saw DECA's; for those there is "
+                    "missing: %s", "; ".join(missing))
+        return None
+    return functools.partial(head_by_deca, model, _texture(flame_files.folder_of(path)), network)
+
+
+def lacking(model: FlameHead, path: str | os.PathLike) -> list[str]:
+    """What FLAME, loaded from this file or folder, lacks to be drawn as DECA does."""
+    folder, needed = flame_files.folder_of(path), []
+    if model.flame.name.startswith("flame2023"):
+        needed.append(f"FLAME 2020 (generic_model.pkl), whose numbers are DECA's, instead of {model.flame.name}")
+    if model.flame.uv is None:
+        needed.append(f"{flame_files.TEMPLATE} in {folder}")
+    if not (folder / flame_files.TEXTURE).is_file():
+        needed.append(f"{flame_files.TEXTURE} in {folder}")
+    return needed
+
+
+@functools.cache
+def _texture(folder: Path) -> TextureSpace:
+    return flame_files.load_texture(folder)
+
+
 def head_by_deca(model: FlameHead, space: TextureSpace, network, photo: np.ndarray, landmarks: np.ndarray) -> Head:
     """The head that DECA sees in a photo (H,W,3) uint8, with how far its landmarks lie from the given 68 or 478 as its residual.
 
     network: see `models.deca.load`. Raises HeadError where the two have nothing to do with one another.
     """
-    head = head_of_code(model, space, deca.estimate(network, photo, landmarks))
+    with jax.default_matmul_precision("highest"):
+        head = head_of_code(model, space, deca.estimate(network, photo, landmarks))
     points = morphable.landmarks(model, posed(model, head)[0])
     given = np.asarray(landmarks)[:, :2]
     ours = np.asarray(points)[list(IBUG_68), :2]

@@ -18,7 +18,7 @@ def overlay(model: Morphable, head: Head, photo: np.ndarray, landmarks: np.ndarr
     height, width = photo.shape[:2]
     hints, alpha = (np.asarray(a) for a in render_hints(model, head, height, width, with_alpha=True))
     share = opacity * alpha
-    picture = np.ascontiguousarray(np.rint(photo * (1 - share) + 255 * hints[..., 6:] * share).astype(np.uint8))
+    picture = np.ascontiguousarray(np.rint(photo * (1 - share) + 255 * hints[..., 6:].clip(0, 1) * share).astype(np.uint8))
     if wireframe:
         picture = _wires(model, head, picture)
     if landmarks is not None:

@@ -134,6 +134,12 @@ def load_texture(path: str | Path, *, components: int = 50, size: int = 256) -> 
     return TextureSpace(mean=mean, basis=basis)
 
 
+def folder_of(path: str | Path) -> Path:
+    """The folder that FLAME's files lie in, for its model file or the folder itself."""
+    path = Path(path).expanduser()
+    return path if path.is_dir() else path.parent
+
+
 def read_embedding(path: str | Path) -> dict[str, np.ndarray]:
     """DECA's landmark_embedding.npy → its arrays by name: static_, dynamic_ and full_lmk_faces_idx and _bary_coords.
 

@@ -53,6 +53,16 @@ class FlameHead(Morphable):
         coefficients, pose = self.split_expression(expression)
         return (flame.vertices(self.flame, identity, coefficients, pose) - jnp.asarray(self.origin)) * UNITS
 
+    def turned_origin(self, identity: jax.Array, expression: jax.Array, rotation: jax.Array) -> jax.Array:
+        """Where our origin (3,) comes to lie in FLAME's frame, in metres: FLAME turns about its root, which depends on the shape."""
+        root = flame.joints(self.flame, identity, self.split_expression(expression)[0])[0]
+        return jnp.matmul(rotation, jnp.asarray(self.origin) - root, precision=_HIGHEST) + root
+
+    def camera_shift(self, head) -> jax.Array:
+        """Pixels (2,) from where the camera of a `Head` puts the origin of FLAME's frame to where it puts ours."""
+        origin = self.turned_origin(head.identity, head.expression, head.rotation)
+        return origin[:2] * jnp.asarray([1, -1], jnp.float32) * (UNITS * head.scale)
+
     def split_expression(self, expression: jax.Array) -> tuple[jax.Array, jax.Array]:
         """expression (…,E+12) → FLAME's coefficients (…,E) and its pose (…,15) without a global turn."""
         count = expression.shape[-1] - len(JOINT_NAMES)

@@ -23,7 +23,8 @@ def render_hints_batch(model: Morphable, heads: Head, height: int, width: int, w
 
     Channels 0-2: normal in the viewer's frame (x right, y up, z towards the viewer), interpolated and not re-normalised, in
     [-1,1]; 3-5: albedo RGB in [0,1]; 6-8: albedo × shading, clipped to [0,1], so that hints kept as 8 bits for training and
-    hints made afresh are the same. Background 0. The head is placed relative to the picture: its position in `head.size` is
+    hints made afresh are the same. Heads whose albedo is a texture are DECA's, and drawn as `deca.render_hints` does: the texture
+    looked up at every pixel, nothing clipped. Background 0. The head is placed relative to the picture: its position in `head.size` is
     scaled to height and width (by the height, about the centre, where the aspect differs). With `with_alpha`, also where the
     head is, (B,H,W,1) float32 0 or 1.
     """
@@ -40,7 +41,8 @@ def render_hints_batch(model: Morphable, heads: Head, height: int, width: int, w
         else:
             values = interpolate(jnp.concatenate([normals, head.albedo], axis=-1), triangles, ids, weights)
             normal, albedo = values[..., :3], values[..., 3:]
-        return jnp.concatenate([normal, albedo, jnp.clip(albedo * shading(normal, head.light), 0, 1)], axis=-1)
+        rendered = albedo * shading(normal, head.light)
+        return jnp.concatenate([normal, albedo, rendered if textured else jnp.clip(rendered, 0, 1)], axis=-1)
 
     hints = jax.vmap(shade)(heads, normals, ids, weights)
     return (hints, (ids >= 0).astype(jnp.float32)[..., None]) if with_alpha else hints

@@ -28,8 +28,8 @@ Network = tuple[nnx.GraphDef, dict]
 TRAINABLE = ("capface", "identity")
 """The networks that CapHuman trains on a frozen base."""
 
-OPTIONAL = ("facenet", "face_parsing", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet")
-"""Networks of one fixed form that a model folder may hold: what its identity was measured with in training."""
+OPTIONAL = ("facenet", "face_parsing", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet", "deca_encoder")
+"""Networks of one fixed form that a model folder may hold: what its identities and heads were measured with in training."""
 
 
 def abstract(cfg: ModelConfig, dtype=jnp.float32, *, only: Collection[str] | None = None) -> dict[str, Network]:
@@ -105,10 +105,10 @@ def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[_Keys], nnx.Module]]
 
 
 def _optional(dtype) -> dict[str, Callable[[_Keys], nnx.Module]]:
-    from caphuman_jax.models import face_parsing, facenet, mtcnn  # which import this module
+    from caphuman_jax.models import deca, face_parsing, facenet, mtcnn  # which import this module
 
     return {
         "facenet": lambda rngs: facenet.FaceNet(dtype, rngs=rngs), "face_parsing": lambda rngs: face_parsing.BiSeNet(dtype, rngs=rngs),
         "mtcnn_pnet": lambda rngs: mtcnn.ProposalNet(rngs=rngs), "mtcnn_rnet": lambda rngs: mtcnn.RefinementNet(rngs=rngs),
-        "mtcnn_onet": lambda rngs: mtcnn.OutputNet(rngs=rngs),
+        "mtcnn_onet": lambda rngs: mtcnn.OutputNet(rngs=rngs), "deca_encoder": lambda rngs: deca.DecaEncoder(rngs=rngs),
     }

@@ -52,12 +52,15 @@ def load(arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
 
     Raises ModelFolderError naming every array that is missing, surplus or misshapen.
     """
-    if isinstance(arrays.get("E_flame"), Mapping):
-        arrays = arrays["E_flame"]
-    elif any(name.startswith("E_flame.") for name in arrays):
-        arrays = {name.removeprefix("E_flame."): array for name, array in arrays.items() if name.startswith("E_flame.")}
     graphdef, shapes = _abstract(lambda rngs: DecaEncoder(dtype, rngs=rngs))
-    return graphdef, face_names.fill("deca_encoder", shapes, arrays)
+    return graphdef, face_names.fill("deca_encoder", shapes, own_arrays(arrays))
+
+
+def own_arrays(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is the encoder's of deca_model.tar: its `E_flame`, also where nested dicts have dotted names; all, where there is none."""
+    if isinstance(arrays.get("E_flame"), Mapping):
+        return arrays["E_flame"]
+    return {name.removeprefix("E_flame."): arrays[name] for name in arrays if name.startswith("E_flame.")} or arrays
 
 
 @functools.partial(jax.jit, static_argnums=0)

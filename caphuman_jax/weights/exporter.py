@@ -19,7 +19,7 @@ from caphuman_jax.weights import convert, folder, safetensors_file, tokenizer_fi
 from caphuman_jax.weights.names import prefix, table
 
 DTYPES = {"keep": None, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-_NOT_OURS = ("facenet", "face_parsing", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet")  # have files of their own from elsewhere
+_NOT_OURS = ("facenet", "face_parsing", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet", "deca_encoder")  # have files of their own from elsewhere
 _FOLDERS = {"text": "text_encoder"}
 _TRANSFORMERS = ("text", "image_encoder")
 _VERSION = "0.30.0"  # of diffusers, whose configurations these are

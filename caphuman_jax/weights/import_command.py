@@ -22,6 +22,9 @@ def add_arguments(parser) -> None:
     parts.add_argument("--facenet", metavar="FILE", help="FaceNet, 20180402-114759-vggface2.pt: the recogniser that CapHuman was trained with")
     parts.add_argument("--face-parsing", metavar="FILE", help="BiSeNet, 79999_iter.pth: what is face in a photo; default: what the landmarks say")
     parts.add_argument("--mtcnn", metavar="DIR", help="folder of pnet.pt, rnet.pt, onet.pt: how FaceNet's crops are cut; default: by the landmarks")
+    parts.add_argument("--deca", metavar="FILE", help="DECA, deca_model.tar: heads are measured and drawn as CapHuman was trained with them; brings "
+                       "--head flame along")
+    parts.add_argument("--flame", metavar="DIR", help="FLAME's folder, to check that all is there; it stays where it is, and CAPHUMAN_FLAME names it")
     parts.add_argument("--init", action="store_true", help="without --caphuman: CapFace begins as a copy of the UNet's encoder, to be trained")
     how = parser.add_argument_group("how")
     how.add_argument("--dtype", choices=_DTYPES, default="keep", help="type of the stored weights; default: each as it comes")
@@ -42,7 +45,7 @@ def run(args) -> None:
 
     report = import_model(
         args.out, caphuman=args.caphuman, base=args.base, vae=args.vae, clip=args.clip, image_encoder=args.image_encoder,
-        facenet=args.facenet, face_parsing=args.face_parsing, mtcnn=args.mtcnn, loras=[lora.parse(text) for text in args.lora],
+        facenet=args.facenet, face_parsing=args.face_parsing, mtcnn=args.mtcnn, deca=args.deca, flame=args.flame, loras=[lora.parse(text) for text in args.lora],
         controlnets=[_controlnet(text) for text in args.controlnet],
         dtype=args.dtype, ema=args.ema, config=read_configuration(args.config) if args.config else None, prediction=args.prediction,
         zero_snr=args.zero_snr, name=args.name, head=args.head, init=args.init, ignore=args.ignore, overwrite=args.overwrite,

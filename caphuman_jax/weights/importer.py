@@ -19,7 +19,7 @@ import numpy as np
 from flax import traverse_util
 
 from caphuman_jax.config import SD15, ModelConfig
-from caphuman_jax.errors import ModelFolderError, SettingError
+from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.weights import convert, folder, lora, safetensors_file, sources, tokenizer_files
 from caphuman_jax.weights.checkpoint import Checkpoint, open_checkpoint
 from caphuman_jax.weights.known import Identification
@@ -67,6 +67,8 @@ def import_model(
     facenet: str | Path | None = None,
     face_parsing: str | Path | None = None,
     mtcnn: str | Path | None = None,
+    deca: str | Path | None = None,
+    flame: str | Path | None = None,
     loras: Sequence[tuple[str | Path, lora.Strength]] = (),
     controlnets: Sequence[tuple[str | Path, str | None]] = (),
     dtype: str = "keep",
@@ -84,7 +86,8 @@ def import_model(
 
     caphuman: the published checkpoint, which holds everything; base: a Stable Diffusion 1 file or diffusers folder, whose UNet, VAE
     and text encoder are used instead; vae, clip, image_encoder: these parts from elsewhere. facenet, face_parsing (files) and
-    mtcnn (a folder of pnet.pt, rnet.pt, onet.pt): what identity was measured with in training. loras: (file, strength), added to UNet and
+    mtcnn (a folder of pnet.pt, rnet.pt, onet.pt): what identity was measured with in training; deca: what heads were, deca_model.tar (then head
+    is "flame"); flame: FLAME's file or folder, looked at and not kept. loras: (file, strength), added to UNet and
     text encoder; controlnets: (file, name or None). dtype: "keep", "float32", "float16", "bfloat16". ema: the moving averages of a
     training file. config: sizes (default: what an exported file says, else Stable Diffusion 1.5). prediction ("epsilon", "v") and
     zero_snr: default what the base says. head: "anny" (default) or "flame". init: without `caphuman`, CapFace as a copy of the UNet's encoder and a fresh projector.
@@ -100,7 +103,11 @@ def import_model(
     given = {"caphuman": caphuman, "base": base, "vae": vae, "clip": clip, "image-encoder": image_encoder}
     if not any(given.values()):
         raise SettingError("nothing to import: give --caphuman FILE, or --base FILE with --init")
-    faces = _face_files(facenet, face_parsing, mtcnn)
+    if deca and head not in (None, "flame"):
+        raise SettingError(f"--deca measures FLAME's heads: it goes with --head flame, not --head {head}")
+    faces = _face_files(facenet, face_parsing, mtcnn, deca)
+    if flame:
+        _check_flame(flame, bool(deca))
     with folder.writing(out, overwrite=overwrite) as beside:
         opened: list[Source] = []
         try:
@@ -108,7 +115,7 @@ def import_model(
                 if path:
                     opened.append(sources.read(option, path))
             exported = next((source for source in opened if source.config), None)
-            head = head or (exported.config.head if exported else "anny")
+            head = head or ("flame" if deca else exported.config.head if exported else "anny")
             config = config or (exported.config if exported else SD15)
             chosen = _choose(opened, config, init)
             controls = _controlnets(controlnets, opened, config)
@@ -301,20 +308,33 @@ def _write(beside: Path, network: str, pieces: Pieces, dtype: Any, adapters: lis
     return safetensors_file.write(beside / f"{network}.safetensors", specs, arrays())
 
 
-def _face_files(facenet, face_parsing, mtcnn) -> dict[str, Path]:
+def _face_files(facenet, face_parsing, mtcnn, deca) -> dict[str, Path]:
     """{network of `models.OPTIONAL`: its file}."""
-    files = {"facenet": facenet, "face_parsing": face_parsing}
+    files = {"facenet": facenet, "face_parsing": face_parsing, "deca_encoder": deca}
     if mtcnn:
         files |= {f"mtcnn_{stage}": Path(mtcnn) / f"{stage}.pt" for stage in ("pnet", "rnet", "onet")}
     return {name: Path(path).expanduser() for name, path in files.items() if path}
 
 
+def _check_flame(path, for_deca: bool) -> None:
+    """Raises HeadError where FLAME cannot be used, or not as DECA does."""
+    from caphuman_jax.head import deca_head, flame_files, flame_head
+
+    lacking = deca_head.lacking(flame_head.load_flame_head(path), path) if for_deca else []
+    if lacking:
+        raise HeadError(f"--flame {path} lacks what DECA needs: {'; '.join(lacking)}")
+    if for_deca:
+        flame_files.load_texture(flame_files.folder_of(path))
+
+
 def _write_face_network(beside: Path, name: str, path: Path, models) -> dict[str, Any]:
+    from caphuman_jax.models.deca import own_arrays
     from caphuman_jax.weights import face_names
 
     kind = "mtcnn" if name.startswith("mtcnn_") else name
     with open_checkpoint(path) as checkpoint:
-        params = face_names.fill(kind, models.abstract(SD15, only=(name,))[name][1], checkpoint)
+        arrays = own_arrays(checkpoint) if name == "deca_encoder" else checkpoint
+        params = face_names.fill(kind, models.abstract(SD15, only=(name,))[name][1], arrays)
     values = _flat(params)
     specs = {key: (value.dtype, value.shape) for key, value in values.items()}
     return safetensors_file.write(beside / f"{name}.safetensors", specs, (values[key] for key in safetensors_file.order(specs)))
@@ -376,6 +396,9 @@ def _report(out, config, plan, files, unused, loras, manifest) -> list[str]:
     lines += [f"not used of {name}: {count} {'tensor' if count == 1 else 'tensors'}, {group}" for name, groups in unused.items() for group, count in groups.items()]
     size = sum(entry["bytes"] for entry in manifest.values()) / 2**30
     lines.append(f"{out}: {config.name}, {size:.2f} GiB, predicts {config.diffusion.prediction}, head {config.head}")
+    if config.head == "flame":
+        lines.append("to use it, set CAPHUMAN_FLAME to the folder with generic_model.pkl, landmark_embedding.npy, head_template.obj and "
+                     "FLAME_texture.npz" + ("" if "deca_encoder" in manifest else "; without --deca, heads are fitted to landmarks"))
     return lines
 
 

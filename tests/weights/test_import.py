@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import flame_standin
 import ml_dtypes
 import numpy as np
 import pytest
@@ -18,9 +19,9 @@ from weight_standins import EXTRAS, TINY, state_dict, value
 from caphuman_jax import models
 from caphuman_jax.cli import main
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.errors import ModelFolderError, SettingError
+from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.weights import convert, folder, known
-from caphuman_jax.weights.importer import _control_name, import_model
+from caphuman_jax.weights.importer import _check_flame, _control_name, import_model
 from caphuman_jax.weights.lora import parse
 from caphuman_jax.weights.names import PREFIXES, table
 
@@ -346,6 +347,50 @@ def test_facenet(tmp_path, caphuman):
     config = folder.read_config(tmp_path / "m")
     loaded = folder.load_params(tmp_path / "m", {"facenet": models.abstract(config, only=("facenet",))["facenet"][1]})
     assert set(loaded) == {"facenet"}
+
+
+def test_deca(tmp_path, caphuman, tiny_config, capsys):
+    """deca_model.tar as DECA writes it, the other networks in it too; heads are FLAME's then."""
+    from flax import traverse_util
+
+    from caphuman_jax.weights import face_names
+
+    shapes = traverse_util.flatten_dict(models.abstract(TINY, only=("deca_encoder",))["deca_encoder"][1], sep=".")
+    names = face_names.table("deca_encoder", shapes)
+    theirs = {name: value(name, convert.shape_of_theirs(path, name, tuple(shapes[path].shape))) for name, path in names.items()}
+    tar, without = tmp_path / "deca_model.tar", tmp_path / "flame"
+    torch.save({"E_flame": theirs | {"encoder.bn1.num_batches_tracked": torch.tensor(1)}, "E_detail": {"layers.0.weight": torch.zeros(2, 2)}}, tar)
+    common = ["import", str(tmp_path / "m"), "--caphuman", str(caphuman), "--config", str(tiny_config), "--dtype", "float16"]
+    assert main([*common, "--deca", str(tar)]) == 0
+    assert "set CAPHUMAN_FLAME to the folder" in capsys.readouterr().out
+    config = folder.read_config(tmp_path / "m")
+    assert config.head == "flame"
+    loaded = folder.load_params(tmp_path / "m", {"deca_encoder": models.abstract(config, only=("deca_encoder",))["deca_encoder"][1]})["deca_encoder"]
+    np.testing.assert_array_equal(loaded["codes"]["kernel"], theirs["layers.2.weight"].numpy().T)  # float32 still
+    np.testing.assert_array_equal(loaded["resnet"]["stem"]["norm"]["variance"], theirs["encoder.bn1.running_var"].numpy())
+
+    without.mkdir()
+    wrong = tmp_path / "wrong.tar"
+    torch.save({"E_flame": {"layers.0.weight": torch.zeros(1024, 2048)}}, wrong)
+    for arguments, message in (
+        (["--deca", str(tar), "--head", "anny"], "--deca measures FLAME's heads"), (["--deca", str(without / "none.tar")], "none.tar is missing"),
+        (["--deca", str(wrong)], "these are not the weights of deca_encoder: missing encoder.bn1.bias"),
+        (["--deca", str(tar), "--flame", str(without)], "holds no FLAME model; it should hold one of generic_model.pkl"),
+    ):
+        assert main([*common, "--overwrite", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert folder.read_config(tmp_path / "m") == config
+
+
+def test_flame_is_checked(tmp_path):
+    """What DECA needs beside the model is asked for; nothing is written of it."""
+    flame_standin.write_folder(tmp_path)
+    _check_flame(tmp_path, True)
+    (tmp_path / "head_template.obj").unlink()
+    _check_flame(tmp_path, False)
+    with pytest.raises(HeadError, match=f"lacks what DECA needs: head_template.obj in {tmp_path}$"):
+        _check_flame(tmp_path / "generic_model.pkl", True)
 
 
 @pytest.mark.parametrize(("file", "name"), [

@@ -1,0 +1,68 @@
+"""Stand-ins for FLAME's files, made from the shipped head: its shape in FLAME's form, with names and sizes of the published ones."""
+
+import pickle
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from caphuman_jax.head import flame, morphable
+from caphuman_jax.head.dots import IBUG_68
+
+
+def entries(shipped):
+    """The shipped head in FLAME's form and metres: 300 + 100 directions, joints by a regressor, a jaw that bends."""
+    mean = shipped.mean / np.float64(10)
+    count = len(mean)
+    rng = np.random.default_rng(0)
+    shapedirs = np.zeros((count, 3, 400))
+    shapedirs[:, :, :90] = np.moveaxis(shipped.identity_basis, 0, 2) / 10
+    moves = np.moveaxis(shipped.expression_basis, 0, 2) / 10
+    shapedirs[:, :, 300:350] = np.einsum("vxe,ef->vxf", moves, rng.standard_normal((52, 50)) / 7)
+    places = np.asarray([[0, -1.2, -0.4], [0, -0.6, -0.2], [0, -0.1, 0.1], [0.32, 0.05, 0.9], [-0.32, 0.05, 0.9]]) / 10
+    regressor = np.zeros((5, count))
+    for joint, near in enumerate(cKDTree(mean).query(places, 12)[1]):
+        regressor[joint, near] = 1 / 12
+    x, y, z = mean.T
+    jaw = np.clip((-0.02 - y) / 0.03, 0, 1) * np.clip((z - 0.01) / 0.03, 0, 1)
+    eyes = [(shipped.parts == part).astype(float) for part in (morphable.LEFT_EYE, morphable.RIGHT_EYE)]
+    root = np.clip((-0.08 - y) / 0.04, 0, 1) * (1 - jaw) * (1 - sum(eyes))
+    weights = np.stack([root, 1 - root - jaw * (1 - sum(eyes)) - sum(eyes), jaw * (1 - sum(eyes)), *eyes], axis=1)
+    return {"v_template": mean, "f": shipped.triangles, "shapedirs": shapedirs, "posedirs": 1e-4 * rng.standard_normal((count, 3, 36)),
+            "J_regressor": regressor, "kintree_table": np.stack([np.asarray(flame.PARENTS), np.arange(5)]), "weights": weights}
+
+
+def embedding(shipped):
+    """FLAME's 68 landmarks, where the shipped head has the same ones."""
+    owner = {tuple(sorted(corner)): i for i, corner in enumerate(shipped.triangles.tolist())}
+    faces, weights = [], []
+    for number in IBUG_68:
+        corner = shipped.landmark_vertices[number]
+        face = owner[tuple(sorted(corner.tolist()))]
+        faces.append(face)
+        weights.append([shipped.landmark_weights[number][list(corner).index(v)] for v in shipped.triangles[face]])
+    faces, weights = np.asarray(faces), np.asarray(weights)
+    return {"static_lmk_faces_idx": faces[17:], "static_lmk_bary_coords": weights[17:], "full_lmk_faces_idx": faces[None],
+            "full_lmk_bary_coords": weights[None], "dynamic_lmk_faces_idx": np.tile(faces[:17], (79, 1)),
+            "dynamic_lmk_bary_coords": np.tile(weights[:17], (79, 1, 1))}
+
+
+def write_folder(folder):
+    """generic_model.pkl of 5,023 vertices (those that the shipped head has not lie in no triangle), landmark_embedding.npy,
+    head_template.obj and FLAME_texture.npz of 512² and 50 components, in `folder`."""
+    shipped = morphable.load_head()
+    made, missing = entries(shipped), flame.VERTICES - len(shipped.mean)
+    rest = {"v_template": 0.0, "shapedirs": 0.0, "posedirs": 0.0, "weights": np.asarray([0, 1.0, 0, 0, 0])}
+    for name, fill in rest.items():
+        array = made[name]
+        made[name] = np.concatenate([array, np.broadcast_to(fill, (missing, *array.shape[1:]))])
+    made["J_regressor"] = np.pad(made["J_regressor"], ((0, 0), (0, missing)))
+    with open(folder / "generic_model.pkl", "wb") as file:
+        pickle.dump(made, file, protocol=2)
+    np.save(folder / "landmark_embedding.npy", embedding(shipped), allow_pickle=True)
+    uv = shipped.mean[:, :2] / 4 + 0.5
+    lines = [f"v {x} {y} {z}" for x, y, z in made["v_template"]] + [f"vt {u} {v}" for u, v in uv]
+    lines += ["f " + " ".join(f"{corner + 1}/{corner + 1}" for corner in triangle) for triangle in shipped.triangles]
+    (folder / "head_template.obj").write_text("\n".join(lines) + "\n")
+    rng = np.random.default_rng(7)
+    smooth = lambda *size: np.repeat(np.repeat(rng.standard_normal((16, 16, *size), np.float32), 32, 0), 32, 1)
+    np.savez(folder / "FLAME_texture.npz", mean=130 + 20 * smooth(3), tex_dir=(6 * smooth(3, 50)).astype(np.float16))
