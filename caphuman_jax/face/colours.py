@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 # Lab (D65) of the colour words, by eye on portraits' backgrounds and clothes.
-_SURFACE = {
+SURFACE = {
     "black": (12, 0, 0), "dark grey": (32, 0, 0), "grey": (55, 0, 0), "light grey": (77, 0, 0), "white": (93, 0, 0),
     "dark blue": (22, 6, -22), "blue": (45, 4, -34), "light blue": (72, -6, -20), "green": (42, -28, 20), "teal": (45, -20, -8),
     "brown": (35, 14, 22), "beige": (74, 4, 17), "red": (42, 52, 30), "dark red": (26, 32, 16), "pink": (68, 32, 4),
@@ -42,7 +42,7 @@ def measure_colours(crop: np.ndarray, person: np.ndarray, landmarks: np.ndarray,
     return result
 
 
-def colour_word(lab: np.ndarray, words: dict[str, tuple[int, int, int]] = _SURFACE) -> str | None:
+def colour_word(lab: np.ndarray, words: dict[str, tuple[int, int, int]] = SURFACE) -> str | None:
     """The nearest colour word, or None for NaN. Chroma counts more than lightness, as in speech."""
     if not np.all(np.isfinite(lab)):
         return None

@@ -98,3 +98,13 @@ def turn_normals(normals, transforms):
     y = normals[..., 1]
     # Clockwise as seen, with y up.
     return jnp.stack([cos * x + sin * y, -sin * x + cos * y, normals[..., 2]], axis=-1)
+
+
+def plain_background(colour, slope, size: int):
+    """Smooth backgrounds (B, size, size, 3) in [0, 1] of `colour` (B, 3), up to a quarter brighter or darker across and towards the
+    corners: `slope` (B, 3) in [-1, 1] along x, along y and outwards.
+    """
+    across = jnp.linspace(-1.0, 1.0, size)
+    x, y = jnp.meshgrid(across, across)
+    shade = jnp.einsum("bk,khw->bhw", slope, jnp.stack([0.12 * x, 0.12 * y, 0.07 * (x**2 + y**2 - 1)]), precision="highest")
+    return jnp.clip(colour[:, None, None] * (1 + shade[..., None]), 0.0, 1.0)

@@ -6,13 +6,16 @@ the same functions that serve one photo in use. Small enough to keep whole: abou
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import os
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caphuman_jax.face import align, attributes, parse, recognise
+from caphuman_jax.face import align, attributes, colours, parse, recognise
 from caphuman_jax.face.landmarks import expression_names
 from caphuman_jax.head import fit, hints
 from caphuman_jax.head.morphable import expression_in_order, load_head
@@ -21,6 +24,8 @@ from data_pipeline import captions
 
 CAPTIONS = 12  # different captions kept for each photo
 FACES = 4  # recognition crops for each photo: as it is, mirrored, and two a little off
+SHADES = 32  # of each background colour that is put behind people
+MENTIONED = (0.3, 0.8)  # how much of what could be said captions say: few words are what people type, many teach more
 PARTNERS = 4  # photos of the same person that may lend their identity, the photo itself included
 
 
@@ -41,17 +46,23 @@ def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=pri
         f["kind"] = "colour" if f["kind"] == "colour" else "black-and-white"
     log(f"{len(part)} photos, {int(grey.sum())} without colour")
     partner = partners(part.mobilefacenet)
-    regions = np.stack([face_region(part.landmarks[i], pictures.shape[1]) for i in range(len(part))])
-    heads, all_hints = render(pictures, regions, part.landmarks, part.expression, partner, chunk=chunk)
+    regions, features = (np.stack(masks) for masks in zip(*(face_regions(marks, pictures.shape[1]) for marks in part.landmarks)))
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        person = np.stack(list(pool.map(solid_person, part.pictures)))
+    log("people cut out")
+    heads, all_hints = render(pictures, regions, part.landmarks, part.expression, partner, grey, chunk=chunk)
     log("hints rendered")
     rng = np.random.default_rng(seed)
-    coloured, plain = ([compose(f, rng, kind) for f in found for _ in range(CAPTIONS)] for kind in (None, "black-and-white"))
+    kinds = (None, "black-and-white", "no background")
     encode = ClipTokenizer()
-    ids = np.stack([encode(coloured), encode(plain)], axis=1).reshape(len(part), CAPTIONS, 2, 77)
+    ids = np.stack([encode([compose(f, rng, kind) for f in found for _ in range(CAPTIONS)]) for kind in kinds], axis=1)
+    ids = ids.reshape(len(part), CAPTIONS, len(kinds), 77)
+    background_ids, background_rgb = plain_backgrounds(encode, rng)
     return {
         "pictures": pictures, "covered": (part.covered * pictures.shape[1]).astype(np.float32), "region": regions, "hints": all_hints,
         "tokens": tokens, "vectors": vectors, "partner": partner, "captions": ids.astype(np.int32), "grey": grey,
-        "empty": encode([""])[0].astype(np.int32), "heads": heads, "name": part.name,
+        "empty": encode([""])[0].astype(np.int32), "features": features, "person": person,
+        "background_ids": background_ids, "background_rgb": background_rgb, "heads": heads, "name": part.name,
     }
 
 
@@ -61,10 +72,31 @@ def caption_attributes(part, i: int, probes) -> dict:
 
 
 def compose(found: dict, rng: np.random.Generator, kind: str | None) -> str:
-    """A caption, with colours left out if the picture is to be shown without them."""
+    """A caption, with colours left out if the picture is to be shown without them, or the background if it is to be another."""
     if kind == "black-and-white":
         found = {k: v for k, v in found.items() if k not in ("hair", "clothes", "background")} | {"kind": kind}
-    return captions.compose(found, rng)
+    if kind == "no background":
+        found = {k: v for k, v in found.items() if k != "background"}
+    return captions.compose(found, rng, keep=rng.choice(MENTIONED))
+
+
+def plain_backgrounds(encode, rng: np.random.Generator):
+    """Words for backgrounds and what they look like: token ids (W, 3, K) int32 to append to a caption, and RGB (W, SHADES, 3) in [0, 1]."""
+    words = list(colours.SURFACE)
+    texts = [f", {form} background" for word in words for form in (f"a {word}", word, f"a plain {word}")]
+    ids = encode(texts, 12)[:, 1:].reshape(len(words), 3, -1)
+    return ids.astype(np.int32), np.stack([_shades(word, rng) for word in words])
+
+
+def _shades(word: str, rng: np.random.Generator) -> np.ndarray:
+    """(SHADES, 3) RGB float32 of colours that are called `word`."""
+    shades = []
+    while len(shades) < SHADES:
+        lab = (np.array(colours.SURFACE[word]) + rng.normal(size=3) * (5, 4, 4)).astype(np.float32)
+        rgb = np.clip(cv2.cvtColor(lab[None, None], cv2.COLOR_LAB2RGB), 0, 1)
+        if colours.colour_word(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0, 0]) == word:
+            shades.append(rgb[0, 0])
+    return np.stack(shades)
 
 
 def partners(vectors: np.ndarray, threshold: float = 0.75) -> np.ndarray:
@@ -80,16 +112,25 @@ def partners(vectors: np.ndarray, threshold: float = 0.75) -> np.ndarray:
     return result.astype(np.int32)
 
 
-def face_region(landmarks: np.ndarray, size: int) -> np.ndarray:
-    """(size, size) uint8, 255 in the face region: what CapFace's mask is taught."""
-    return parse.face_mask(parse.parse_face(landmarks * size, (size, size))).astype(np.uint8) * 255
+def face_regions(landmarks: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two masks (size, size) uint8, 255 in the face region (what CapFace's mask is taught), and round eyes, brows and mouth."""
+    labels = parse.parse_face(landmarks * size, (size, size))
+    reach = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (round(size / 30) | 1,) * 2)
+    features = cv2.dilate((labels >= parse.BROWS).astype(np.uint8), reach)
+    return parse.face_mask(labels).astype(np.uint8) * 255, features * 255
 
 
-def render(pictures, regions, landmarks, expression, partner, *, chunk: int):
+def solid_person(picture: np.ndarray) -> np.ndarray:
+    """(S, S) uint8, 255 where a person surely is, so that little of the old background shines through at the edge."""
+    return np.round(255 * np.clip(parse.person_mask(picture) * 2 - 0.9, 0, 1)).astype(np.uint8)
+
+
+def render(pictures, regions, landmarks, expression, partner, grey, *, chunk: int):
     """Fitted heads and hints (N, 2, S, S, 9) uint8, on the device: of the photo's own head, and with the identity of a partner.
 
     The second is rendered with the shape and albedo of another photo of the same person where there is one, and with
-    the photo's own albedo mirrored otherwise: in use, too, the albedo never fits the wanted picture exactly.
+    the photo's own albedo mirrored otherwise: in use, too, the albedo never fits the wanted picture exactly. Its mouth is
+    somebody else's (`change_mouths`).
     """
     model = load_head()
     size = pictures.shape[1]
@@ -105,14 +146,28 @@ def render(pictures, regions, landmarks, expression, partner, *, chunk: int):
     other = partner[:, 1]
     alone = other == np.arange(len(partner))
     mirrored = joined.albedo[:, np.asarray(model.mirror)]
-    lent = dataclasses.replace(
-        joined, identity=joined.identity[other], albedo=np.where(alone[:, None, None], mirrored, joined.albedo[other]))
+    albedo = np.where(alone[:, None, None], mirrored, joined.albedo[other])
+    lent = dataclasses.replace(joined, identity=joined.identity[other], albedo=change_mouths(model, albedo, grey))
     # Kept on the device: they are most of the data, and training draws from them there.
     drawn = [
         jnp.stack([encode(hints.render_hints_batch(model, jax.tree.map(lambda x: x[b], source), size, size)) for source in (joined, lent)], axis=1)
         for b in batches
     ]
     return joined, jnp.concatenate(drawn)[: len(pictures)]
+
+
+def change_mouths(model, albedo: np.ndarray, grey: np.ndarray) -> np.ndarray:
+    """Albedo (N, V, 3) with the mouth of the next photo, in the own colour: teeth that a smile left there must not decide about smiles."""
+    lips = np.unique(parse.UPPER_LIP_OUTLINE + parse.LOWER_LIP_OUTLINE)
+    corners = np.asarray(model.mean)[np.asarray(model.landmark_vertices)[lips]]
+    points = np.sum(corners * np.asarray(model.landmark_weights)[lips][..., None], axis=1)
+    distance = np.linalg.norm(np.asarray(model.mean) - points.mean(0), axis=1) / (np.ptp(points[:, 0]) / 2)
+    inside = np.clip((1.8 - distance) / 0.6, 0, 1)[None, :, None].astype(np.float32)
+    rim = inside * (1 - inside) / (inside * (1 - inside)).sum()
+    donor = np.roll(albedo, 1, axis=0)
+    donor = np.where(grey[:, None, None], donor.mean(axis=-1, keepdims=True), donor)
+    own, other = ((x * rim).sum(axis=1, keepdims=True) for x in (albedo, donor))
+    return albedo * (1 - inside) + np.clip(donor * np.clip(own / np.maximum(other, 0.02), 0.5, 2), 0, 1) * inside
 
 
 def identity_tokens(pictures, landmarks, *, seed: int):

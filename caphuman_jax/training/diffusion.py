@@ -26,7 +26,12 @@ TRAINED = ("unet", "capface", "identity", "text")
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionTraining:
-    """Everything that decides a run; shares are probabilities per picture."""
+    """Everything that decides a run; shares are probabilities per picture.
+
+    face_weight and feature_weight: how much more the denoiser's error counts on the face, and on eyes, brows and mouth. What guidance
+    compares with — no text, no identity, no control — is dropped together more often than apart. replace_background is the share of
+    photos in colour whose background gets another colour, which the caption then names.
+    """
 
     steps: int = 20000
     batch: int = 1024
@@ -36,12 +41,17 @@ class DiffusionTraining:
     clip: float = 1.0
     ema: float = 0.9995
     min_snr: float = 5.0
+    face_weight: float = 2.0
+    feature_weight: float = 3.0
     mask_weight: float = 1.0
-    colour_share: float = 0.6
+    colour_share: float = 0.65
+    replace_background: float = 0.4
     drop_text: float = 0.12
-    drop_identity: float = 0.06
-    late_identity: float = 0.2
-    drop_control: float = 0.06
+    drop_identity: float = 0.05
+    drop_identity_without_text: float = 0.2
+    late_identity: float = 0.1
+    drop_control: float = 0.05
+    drop_control_without_text: float = 0.3
     lent_identity: float = 0.5
     to_grey: float = 0.08
     seed: int = 0
@@ -54,16 +64,19 @@ def draw(data: dict, key, cfg: DiffusionTraining, size: int, mesh=None):
     Photos in colour make up `colour_share` of it. Hints carry another photo's identity (or a mirrored albedo) in
     `lent_identity` of the cases, and so do the identity tokens where the person has several photos.
     """
-    k = jax.random.split(key, 10)
+    k = jax.random.split(key, 14)
     n = cfg.batch
     colour = jax.random.uniform(k[0], (n,)) < cfg.colour_share
     pick = lambda key, order: order[jax.random.randint(key, (n,), 0, order.shape[0])]
     choice = lambda key, count: jax.random.randint(key, (n,), 0, count)
     index = jnp.where(colour, pick(k[1], data["colour_index"]), pick(k[2], data["grey_index"]))
+    grey = (jax.random.uniform(k[5], (n,)) < cfg.to_grey) | data["grey"][index]
     chosen = {
         "index": index, "change": augment.sample_transforms(k[3], n, cfg.augment),
         "variant": (jax.random.uniform(k[4], (n,)) < cfg.lent_identity).astype(jnp.int32),
-        "grey": (jax.random.uniform(k[5], (n,)) < cfg.to_grey) | data["grey"][index],
+        "grey": grey, "replaced": (jax.random.uniform(k[10], (n,)) < cfg.replace_background) & ~grey,
+        "word": choice(k[11], data["background_ids"].shape[0]), "wording": choice(k[12], data["background_ids"].shape[1]),
+        "shade": choice(k[13], data["background_rgb"].shape[1]), "slope": jax.random.uniform(jax.random.fold_in(k[13], 1), (n, 3), minval=-1.0),
         "lender": data["partner"][index, choice(k[6], data["partner"].shape[1])],
         "face": choice(k[7], data["tokens"].shape[1]), "caption": choice(k[8], data["captions"].shape[1]),
         "dropped": jax.random.uniform(k[9], (n,)) < cfg.drop_text,
@@ -75,21 +88,49 @@ def _assemble(data: dict, chosen: dict, size: int) -> dict:
     """The chosen photos with their changes made: every array that a step needs of them."""
     index, change, grey = chosen["index"], chosen["change"], chosen["grey"]
     coordinates = augment.source_coordinates(change, data["pictures"].shape[1], size)
-    stacked = jnp.concatenate([data["pictures"][index], data["hints"][index, chosen["variant"]], data["region"][index][..., None]], axis=-1)
+    masks = [data[name][index][..., None] for name in ("region", "features", "person")]
+    stacked = jnp.concatenate([data["pictures"][index], data["hints"][index, chosen["variant"]], *masks], axis=-1)
     warped = augment.warp(stacked, coordinates) / 255.0
-    pictures, hints, region = warped[..., :3] * 2 - 1, warped[..., 3:12], warped[..., 12:]
+    pictures, hints, region, features, person = jnp.split(warped, (3, 12, 13, 14), axis=-1)
+    plain = augment.plain_background(data["background_rgb"][chosen["word"], chosen["shade"]], chosen["slope"], size)
+    behind = (1 - person) * chosen["replaced"][:, None, None, None]
+    pictures = (pictures * (1 - behind) + plain * behind) * 2 - 1
     luma = jnp.sum(pictures * jnp.asarray([0.299, 0.587, 0.114], jnp.float32), axis=-1, keepdims=True)
     pictures = jnp.where(grey[:, None, None, None], luma, pictures)
     head = (jnp.sum(hints[..., 3:6], axis=-1, keepdims=True) > 0.01).astype(jnp.float32)
     normals = augment.turn_normals(hints[..., :3] * 2 - 1, change) * head
-    caption = data["captions"][index, chosen["caption"], grey.astype(jnp.int32)]
+    replaced = chosen["replaced"][:, None]
+    caption = data["captions"][index, chosen["caption"], jnp.where(replaced[:, 0], 2, grey.astype(jnp.int32))]
+    caption = jnp.where(replaced, join_captions(caption, data["background_ids"][chosen["word"], chosen["wording"]]), caption)
     return {
-        "pictures": pictures, "hints": jnp.concatenate([normals, hints[..., 3:] * head], axis=-1), "region": region,
+        "pictures": pictures, "hints": jnp.concatenate([normals, hints[..., 3:] * head], axis=-1), "region": region, "features": features,
         "area": augment.valid_area(coordinates, data["covered"][index]),
         "image_tokens": data["tokens"][chosen["lender"], chosen["face"]].astype(jnp.float32),
         "recognition": data["vectors"][chosen["lender"], chosen["face"]],
-        "token_ids": jnp.where(chosen["dropped"][:, None], data["empty"], caption),
+        "token_ids": jnp.where(chosen["dropped"][:, None], data["empty"], caption), "without_text": chosen["dropped"],
     }
+
+
+def join_captions(first, second):
+    """Token ids (B, L) of captions with further words: `second` (B, K) holds the words' ids and then the end token, several times.
+
+    The end token is the highest id and also fills the rest of `first`; what does not fit is cut off, the end token never.
+    """
+    length, more = first.shape[1], second.shape[1]
+    place = jnp.arange(length)[None] - jnp.argmax(first, axis=1)[:, None]
+    words = jnp.take_along_axis(second, jnp.clip(place, 0, more - 1), axis=1)
+    return jnp.where(place < 0, first, words).at[:, -1].set(first.max(axis=1))
+
+
+def noise_weight(alpha, cfg: DiffusionTraining, prediction: str):
+    """Weights (B,) of the squared error at signal levels alpha (B,).
+
+    For "epsilon" those of min-SNR. They say nothing of where only noise is left, which is where a prompt decides most: for "v",
+    x0's error counts min(SNR + 1, min_snr), so 1 at the noisy end instead of 0.
+    """
+    if prediction == "epsilon":
+        return loss.min_snr_weight(alpha, cfg.min_snr, prediction)
+    return jnp.minimum(1.0, cfg.min_snr * (1 - alpha))
 
 
 def make_optimiser(cfg: DiffusionTraining) -> optax.GradientTransformation:
@@ -129,21 +170,25 @@ def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, mesh=Non
         # Identity until a random time, or never, for some; always for most (tau 0).
         late = jax.random.uniform(k[2], (n,)) < cfg.late_identity
         tau = jnp.where(late, jax.random.uniform(k[3], (n,), minval=1.0, maxval=float(model.diffusion.train_steps)), 0.0)
-        tau = jnp.where(jax.random.uniform(k[4], (n,)) < cfg.drop_identity, -1.0, tau)
+        rate = lambda with_text, without: jnp.where(batch["without_text"], without, with_text)
+        tau = jnp.where(jax.random.uniform(k[4], (n,)) < rate(cfg.drop_identity, cfg.drop_identity_without_text), -1.0, tau)
         identity = drop_identity(identity, times, tau)
         capface = run("capface")
         features = capface.encode_hints(batch["hints"])
         mask = capface.mask(features)
-        used = (jax.random.uniform(k[5], (n,)) >= cfg.drop_control).astype(jnp.float32)
+        used = (jax.random.uniform(k[5], (n,)) >= rate(cfg.drop_control, cfg.drop_control_without_text)).astype(jnp.float32)
         residuals = gate(capface(noisy, times, identity, features), mask)
         residuals = tuple(r * used[:, None, None, None].astype(r.dtype) for r in residuals)
         output = run("unet")(noisy, times, text, residuals)
-        area = loss.shrink_mask(batch["area"], (height, width))
+        shrunk = lambda mask: loss.shrink_mask(mask, (height, width))
+        region = shrunk(batch["region"])
+        # Squared errors count by the square of what both sides are multiplied with.
+        counts = shrunk(batch["area"]) * (1 + (cfg.face_weight - 1) * region + (cfg.feature_weight - cfg.face_weight) * shrunk(batch["features"]))
+        counts = jnp.sqrt(counts / (jnp.mean(counts) + 1e-6))
         target = loss.prediction_target(latents, noise, alpha, model.diffusion.prediction)
-        weights = loss.min_snr_weight(alpha, cfg.min_snr, model.diffusion.prediction)
         total, parts = loss.capface_loss(
-            output * area, target * area, mask, loss.shrink_mask(batch["region"], (height, width)),
-            mask_weight=cfg.mask_weight, weights=weights)
+            output * counts, target * counts, mask, region, mask_weight=cfg.mask_weight,
+            weights=noise_weight(alpha, cfg, model.diffusion.prediction))
         return total, parts
 
     def step_fn(state, frozen, data):

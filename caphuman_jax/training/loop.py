@@ -16,7 +16,8 @@ from caphuman_jax.errors import DataError
 from caphuman_jax.training import diffusion, sharding
 from caphuman_jax.training.checkpoints import Checkpoints
 
-ON_DEVICE = ("pictures", "covered", "region", "hints", "tokens", "vectors", "partner", "captions", "grey", "empty")
+ON_DEVICE = ("pictures", "covered", "region", "hints", "tokens", "vectors", "partner", "captions", "grey", "empty", "features", "person",
+             "background_ids", "background_rgb")
 
 
 def place_data(data: dict, mesh) -> dict:

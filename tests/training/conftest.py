@@ -62,7 +62,10 @@ def data():
         "region": np.where(rng.random((n, size, size)) < 0.5, 255, 0).astype(np.uint8),
         "hints": rng.integers(0, 256, (n, 2, size, size, 9), np.uint8), "tokens": rng.standard_normal((n, 4, 5, 12)).astype(np.float16),
         "vectors": rng.standard_normal((n, 4, 8)).astype(np.float32), "partner": np.tile(np.arange(n, dtype=np.int32)[:, None], (1, 4)),
-        "captions": rng.integers(0, 100, (n, 3, 2, 77)).astype(np.int32), "grey": np.arange(n) % 3 == 0, "empty": np.full(77, 99, np.int32),
+        "captions": rng.integers(0, 100, (n, 3, 3, 77)).astype(np.int32), "grey": np.arange(n) % 3 == 0, "empty": np.full(77, 99, np.int32),
+        "features": np.where(rng.random((n, size, size)) < 0.2, 255, 0).astype(np.uint8), "person": np.zeros((n, size, size), np.uint8),
+        "background_ids": np.array([[[5, 6, 99, 99], [6, 99, 99, 99]], [[5, 7, 99, 99], [7, 99, 99, 99]]], np.int32),
+        "background_rgb": np.array([[[0.8, 0.1, 0.1]] * 3, [[0.1, 0.1, 0.8]] * 3], np.float32),
     }
 
 

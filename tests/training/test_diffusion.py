@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.training import diffusion, loop, sharding
 
 
@@ -72,8 +73,8 @@ def test_every_trained_parameter_gets_a_gradient_once_the_zero_convolutions_have
 
 
 def test_batches_pair_colour_words_with_colour(tiny, training, data):
-    cfg = dataclasses.replace(training, batch=64, to_grey=0.5, drop_text=0.0)
-    marked = dict(data, captions=np.broadcast_to(np.array([1, 2], np.int32)[None, None, :, None], data["captions"].shape))
+    cfg = dataclasses.replace(training, batch=64, to_grey=0.5, drop_text=0.0, replace_background=0.0)
+    marked = dict(data, captions=np.broadcast_to(np.array([1, 2, 3], np.int32)[None, None, :, None], data["captions"].shape))
     placed = loop.place_data(marked, sharding.make_mesh(devices=jax.devices()[:1]))
     batch = jax.jit(lambda d, k: diffusion.draw(d, k, cfg, tiny.image_size))(placed, jax.random.key(0))
     pictures = np.asarray(batch["pictures"])
@@ -82,3 +83,35 @@ def test_batches_pair_colour_words_with_colour(tiny, training, data):
     np.testing.assert_array_equal(np.asarray(batch["token_ids"])[:, 0] == 2, grey)
     assert np.abs(pictures).max() <= 1.001 and batch["hints"].shape == (64, 32, 32, 9)
     assert jnp.abs(batch["hints"][..., :3]).max() <= 1.45 and batch["hints"][..., 3:].min() >= 0
+
+
+def test_a_new_background_is_seen_and_named(tiny, training, data):
+    cfg = dataclasses.replace(training, batch=64, to_grey=0.0, drop_text=0.0, replace_background=1.0, colour_share=1.0)
+    captions = np.full(data["captions"].shape, 99, np.int32)
+    captions[..., 0] = 1
+    placed = loop.place_data(dict(data, captions=captions), sharding.make_mesh(devices=jax.devices()[:1]))
+    batch = jax.jit(lambda d, k: diffusion.draw(d, k, cfg, tiny.image_size))(placed, jax.random.key(0))
+    # The person mask is empty, so the background is all that there is.
+    seen = np.asarray(batch["pictures"]).mean((1, 2)) / 2 + 0.5
+    ids = np.asarray(batch["token_ids"])
+    assert set(ids[:, 0]) == {1} and set(ids[:, -1]) == {99}
+    red, blue = (ids == 6).any(axis=1), (ids == 7).any(axis=1)
+    assert (red != blue).all() and 10 < red.sum() < 54 and (ids == 5).any(axis=1).sum() > 10
+    np.testing.assert_allclose(seen[red], np.tile([0.8, 0.1, 0.1], (red.sum(), 1)), atol=0.09)
+    np.testing.assert_allclose(seen[blue], np.tile([0.1, 0.1, 0.8], (blue.sum(), 1)), atol=0.09)
+
+
+def test_joined_captions_are_what_the_tokenizer_makes_of_the_whole_sentence():
+    encode = ClipTokenizer()
+    first, second = ["a photo of a person", "a portrait photo of a smiling person, in red clothes", " ".join(["word"] * 75)], ", a dark blue background"
+    more = np.repeat(encode([second], 12)[:, 1:], len(first), axis=0)
+    joined = np.asarray(diffusion.join_captions(jnp.asarray(encode(first)), jnp.asarray(more)))
+    np.testing.assert_array_equal(joined[:2], encode([sentence + second for sentence in first[:2]]))
+    np.testing.assert_array_equal(joined[2], encode(first[2:])[0])  # full already
+
+
+def test_error_of_x0_counts_one_where_only_noise_is_left(training):
+    alpha = np.array([0.0, 0.01, 0.5, 0.9, 0.999])
+    of_v = np.asarray(diffusion.noise_weight(jnp.asarray(alpha, jnp.float32), training, "v"))
+    # An error e of x0 is an error e / sqrt(1 - alpha) of v, so its weight is that of v over 1 - alpha.
+    np.testing.assert_allclose(of_v / (1 - alpha), np.minimum(alpha / (1 - alpha) + 1, training.min_snr), rtol=2e-5)
