@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from caphuman_jax import head_arguments
 from caphuman_jax.errors import CapHumanError, SettingError
+
+if TYPE_CHECKING:
+    from caphuman_jax.config import ModelConfig
+    from caphuman_jax.head.morphable import Morphable
+    from caphuman_jax.person import Person
 
 log = logging.getLogger("caphuman_jax")
 
@@ -31,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     many = parser.add_argument_group("sequences of photos and frames (what is taken of them: --take)")
     many.add_argument("--every", type=int, default=1, metavar="N", help="every Nth frame, default 1: all")
     many.add_argument("--fps", type=float, metavar="N", help="frames a second; default: the video's own, 25 for photos and tables")
-    many.add_argument("--smooth", type=float, default=0.0, metavar="SECONDS", help="time constant of a two-sided mean over the frames, default 0: none")
+    many.add_argument("--smooth", type=float, default=0.0, metavar="SECONDS", help="time constant of a two-sided mean, default 0: none")
     many.add_argument("--missing", choices=("interpolate", "error"), default="interpolate", help="frames without a face, default interpolate")
 
     parser.add_argument("--size", metavar="SIDE|WxH", help="pixels of the hints; default: the model's own")
@@ -67,30 +75,70 @@ def _check(args) -> None:
                 raise SettingError(f"--{name.replace('_', '-')} needs --head-from PHOTO or --sequence")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    """What measures the heads of photos: the same as in generating with this model."""
+
+    model: Morphable
+    config: ModelConfig
+    head_of: Callable | None  # DECA's, see `deca_head.estimator`
+
+    def person(self, photo, face) -> Person:
+        """The person of a photo or of an identity file; doubts are notices."""
+        from caphuman_jax import identity_file
+        from caphuman_jax.doubts import POOR_FIT, doubts
+        from caphuman_jax.identity import Identifier
+        from caphuman_jax.person import measure
+
+        if identity_file.is_identity_file(photo):
+            name = f"{self.model.name} by DECA" if self.head_of else self.model.name
+            return identity_file.load(photo, name, Identifier(self.config).name)
+        person = measure(self.model, photo, self.config.image_size, face, head_of=self.head_of)
+        for doubt in doubts(person)[person.confidence < POOR_FIT :]:  # the first of them `measure` has told
+            log.warning("%s: %s", photo, doubt)
+        return person
+
+
 def _start(args):
-    """The head model, the person of the reference (or None), the head with its numbers, the wanted head, and the size."""
+    """What measures, the person of the reference (or None), the head with its numbers, the wanted head, and the size."""
     from caphuman_jax.head import record
     from caphuman_jax.head.morphable import load_head
     from caphuman_jax.pipeline import keep_compiled
     from caphuman_jax.weights import folder
 
-    config = folder.read_config(folder.find_model(args.model))
+    path = folder.find_model(args.model)
+    config = folder.read_config(path)
     keep_compiled()
-    model = load_head(args.head_model or config.head)
+    name = args.head_model or config.head
+    model = load_head(name)
     wanted = head_arguments.wanted_head(args)
     wanted.check(model)
     size = _size(args.size, config.image_size)
     numbers = record.read(args.numbers) if args.numbers else {}
-    person = None
-    if args.reference:
-        person = _person(args.reference, args.face, model, config)
-        head = record.apply(model, person.head, numbers)
-    else:
-        head = record.build(model, numbers, config.image_size)
-    return model, config, person, head, wanted, size
+    measure = _Measure(model, config, _estimator(path, config, name, model))
+    person = measure.person(args.reference, args.face) if args.reference else None
+    head = record.build(model, numbers, config.image_size) if person is None else record.apply(model, person.head, numbers)
+    return measure, person, head, wanted, size
 
 
-def _one(args, model, config, person, head, wanted, size) -> list[Path]:
+def _estimator(path, config, name, model):
+    """DECA's, where the model folder and FLAME have all that it needs."""
+    import jax
+    import jax.numpy as jnp
+
+    from caphuman_jax import models, provenance
+    from caphuman_jax.head import deca_head
+    from caphuman_jax.weights import folder
+
+    network, encoder = None, "deca_encoder"
+    if hasattr(model, "flame") and encoder in provenance.checksums(path):
+        dtype = jnp.dtype("float32" if jax.default_backend() == "cpu" else "bfloat16")  # as pipeline.load
+        graph, shapes = models.abstract(config, dtype, only=[encoder])[encoder]
+        network = graph, jax.device_put(folder.load_params(path, {encoder: shapes})[encoder])
+    return deca_head.estimator(name, model, network)
+
+
+def _one(args, measure, person, head, wanted, size) -> list[Path]:
     """A single head."""
     import numpy as np
 
@@ -98,7 +146,8 @@ def _one(args, model, config, person, head, wanted, size) -> list[Path]:
     from caphuman_jax.head.hints import render_hints
     from caphuman_jax.images import write_png
 
-    lender = None if wanted.photo is None else _person(wanted.photo, wanted.photo_face, model, config)
+    model = measure.model
+    lender = None if wanted.photo is None else measure.person(wanted.photo, wanted.photo_face)
     head = wanted.build(model, head, lender)
     hints = np.asarray(render_hints(model, head, *size))
     paths = []
@@ -125,7 +174,7 @@ def _one(args, model, config, person, head, wanted, size) -> list[Path]:
     return paths
 
 
-def _sequence(args, model, config, person, head, wanted, size) -> list[Path]:
+def _sequence(args, measure, person, head, wanted, size) -> list[Path]:
     """Many heads: numbered hints, overlays over the frames where there are any, sequence.gif and sequence.json."""
     import json
 
@@ -135,9 +184,9 @@ def _sequence(args, model, config, person, head, wanted, size) -> list[Path]:
     from caphuman_jax.head import draw, export, record, sequence
     from caphuman_jax.images import write_png
 
-    rows = sequence.read_table(args.sequence)
+    model, rows = measure.model, sequence.read_table(args.sequence)
     if rows is None:
-        heads, track, fps = _lent_heads(args, model, head, wanted)
+        heads, track, fps = _lent_heads(args, measure, head, wanted)
     else:
         unused = [name for name in (*head_arguments.OF_THE_PHOTO, "smooth") if getattr(args, name)]
         if unused:
@@ -168,20 +217,20 @@ def _sequence(args, model, config, person, head, wanted, size) -> list[Path]:
     return paths
 
 
-def _lent_heads(args, model, head, wanted):
+def _lent_heads(args, measure, head, wanted):
     """The heads of a video or of photos, the track that they come from, and frames a second."""
     from tqdm import tqdm
 
     from caphuman_jax.head import control, sequence
 
     with tqdm(unit="frame", desc="fitting", file=sys.stderr) as bar:
-        track = sequence.fit_frames(args.sequence, model, face=args.head_face, every=args.every, fps=args.fps,
+        track = sequence.fit_frames(args.sequence, measure.model, face=args.head_face, every=args.every, fps=args.fps, head_of=measure.head_of,
                                     progress=lambda done, total: bar.update(done - bar.n))
     if args.missing == "error":
         sequence.refuse_missing(track, args.sequence)
-    lent = sequence.complete(sequence.place(track, model, wanted.framing), track, args.smooth)
-    heads = [control.mix(head, one, wanted.take) for one in lent]
-    heads = [control.from_numbers(model, one, **wanted.numbers) for one in heads] if wanted.numbers else heads
+    lent = sequence.complete(sequence.place(track, measure.model, wanted.framing), track, args.smooth)
+    heads = [control.mix(head, one, wanted.take, measure.model) for one in lent]
+    heads = [control.from_numbers(measure.model, one, **wanted.numbers) for one in heads] if wanted.numbers else heads
     seconds = track.times[-1] - track.times[0]
     return heads, track, (len(heads) - 1) / seconds if seconds > 0 else sequence.FPS
 
@@ -203,21 +252,6 @@ def _overlays(args, model, track, height):
         else:
             picture = np.asarray(ImageOps.pad(Image.fromarray(frame.image), (height, height)))
         yield picture if head is None else draw.overlay(model, head, picture)
-
-
-def _person(photo, face, model, config):
-    """The person of a photo or of an identity file, with the square and size that `generate` measures in."""
-    from caphuman_jax import identity_file
-    from caphuman_jax.doubts import doubts
-    from caphuman_jax.identity import Identifier
-    from caphuman_jax.person import measure
-
-    if identity_file.is_identity_file(photo):
-        return identity_file.load(photo, model.name, Identifier(config).name)
-    person = measure(model, photo, config.image_size, face)
-    for doubt in doubts(person):
-        log.warning("%s: %s", photo, doubt)
-    return person
 
 
 def _record(model, head, person) -> str:
@@ -254,7 +288,8 @@ def save_gif(path: Path, pictures, fps: float, dither: bool = True) -> None:
 
     some = pictures[:: max(1, len(pictures) // 8)]
     palette = Image.fromarray(np.concatenate(list(some), axis=0)).quantize(255, Image.Quantize.MEDIANCUT)
-    pages = [Image.fromarray(picture).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG if dither else Image.Dither.NONE) for picture in pictures]
+    method = Image.Dither.FLOYDSTEINBERG if dither else Image.Dither.NONE
+    pages = [Image.fromarray(picture).quantize(palette=palette, dither=method) for picture in pictures]
     pages[0].save(path, format="GIF", save_all=True, append_images=pages[1:], duration=max(20, round(1000 / fps)), loop=0, optimize=False)
 
 

@@ -53,4 +53,4 @@ def rendered(model: Morphable, heads: Sequence[Head], height: int, width: int) -
         full = part + part[-1:] * (_TOGETHER - len(part) if len(heads) > _TOGETHER else 0)  # one shape, compiled once
         hints, alpha = (np.asarray(array) for array in render_hints_batch(model, stack(full), height, width, True))
         for one, where, _ in zip(hints, alpha, part):
-            yield one, np.rint(255 * (one[..., 6:] * where + _GREY * (1 - where))).astype(np.uint8)
+            yield one, np.rint(255 * (one[..., 6:].clip(0, 1) * where + _GREY * (1 - where))).astype(np.uint8)

@@ -40,6 +40,7 @@ _NAMED = 6  # frames named in a notice
 
 Source = str | os.PathLike | Sequence
 Progress = Callable[[int, int | None], None]
+Measure = Callable[[np.ndarray, np.ndarray], Head]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ class Track:
 
 def read(source: Source, model: Morphable, reference: Head, *, take: str | Iterable[str] = control.DEFAULT_TAKE, framing: str = "head",
          face: int | None = None, every: int = 1, smooth: float = 0.0, missing: str = "interpolate", fps: float | None = None,
-         progress: Progress | None = None) -> list[Head]:
+         head_of: Measure | None = None, progress: Progress | None = None) -> list[Head]:
     """Heads of the reference person, one for each row or frame of `source`.
 
     source: a table, that is a list of mappings, or a CSV (or TSV, or JSON list) file whose columns are named as in `record`: yaw, pitch,
@@ -81,7 +82,8 @@ def read(source: Source, model: Morphable, reference: Head, *, take: str | Itera
     where the head mostly is, so that it may move in it), or "photo", the frame itself. face: number of the face in the first frame,
     0 the largest; the others show the face nearest to the one before. every: of a video, every so-manieth frame. smooth: time
     constant in seconds of a two-sided exponential mean, 0 for none. missing: frames without a face are named in a notice and
-    interpolated from their neighbours, or an "error". fps: frames a second where the source does not say. progress(done, total).
+    interpolated from their neighbours, or an "error". fps: frames a second where the source does not say. head_of(photo, landmarks):
+    what measures the heads, as in `person.measure`; None: they are fitted to the landmarks. progress(done, total or None).
     Raises PhotoError, NoFaceError, HeadError.
     """
     rows = read_table(source)
@@ -90,10 +92,10 @@ def read(source: Source, model: Morphable, reference: Head, *, take: str | Itera
     control.parse_take(take)
     if missing not in MISSING:
         raise HeadError(f"frames without a face are {' or '.join(MISSING)}, not {missing!r}")
-    track = fit_frames(source, model, face=face, every=every, fps=fps, progress=progress)
+    track = fit_frames(source, model, face=face, every=every, fps=fps, head_of=head_of, progress=progress)
     if missing == "error":
         refuse_missing(track, source)
-    return [control.mix(reference, head, take) for head in complete(place(track, model, framing), track, smooth)]
+    return [control.mix(reference, head, take, model) for head in complete(place(track, model, framing), track, smooth)]
 
 
 def read_table(source: Source) -> list[dict] | None:
@@ -157,7 +159,7 @@ def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator
 
 
 def fit_frames(source: Source, model: Morphable, *, face: int | None = None, every: int = 1, fps: float | None = None,
-               progress: Progress | None = None) -> Track:
+               head_of: Measure | None = None, progress: Progress | None = None) -> Track:
     """A head for every frame of `frames(source)`. Raises NoFaceError where no frame at all shows a face, else as `frames`."""
     still = not isinstance(source, (str, os.PathLike)) or Path(source).is_dir()
     names, times, heads, places, last, many = [], [], [], [], None, []
@@ -165,7 +167,7 @@ def fit_frames(source: Source, model: Morphable, *, face: int | None = None, eve
         faces = [found for found in find_faces(frame.image) if found.presence >= _LEAST_PRESENCE]
         many += [frame.name] * (len(faces) > 1)
         chosen = _follow(faces, None if still else last, face)
-        head = chosen and _fit(model, frame.image, chosen)
+        head = chosen and _fit(model, frame.image, chosen, head_of)
         if head is not None:
             last = chosen
         names.append(frame.name)
@@ -335,11 +337,13 @@ def _follow(faces: list[Face], last: Face | None, number: int | None) -> Face | 
     return faces[number or 0] if (number or 0) < len(faces) else None
 
 
-def _fit(model, image, face) -> Head | None:
+def _fit(model, image, face, head_of) -> Head | None:
     """The head of a face in a frame, in its pixels, or None where none fits."""
-    region = parse.face_mask(parse.parse_face(face.landmarks, image.shape[:2]))
-    expression = expression_in_order(model, expression_names(), face.expression)
     try:
+        if head_of is not None:
+            return jax.tree.map(np.asarray, head_of(image, face.landmarks))
+        region = parse.face_mask(parse.parse_face(face.landmarks, image.shape[:2]))
+        expression = expression_in_order(model, expression_names(), face.expression)
         return jax.tree.map(np.asarray, head_from_photo(model, image, face.landmarks, expression, region))
     except HeadError:
         return None
