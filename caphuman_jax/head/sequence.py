@@ -224,7 +224,7 @@ def interpolated(heads: list[Head | None], times: Sequence[float]) -> list[Head]
     after the last head, as these. Identity, albedo and the rest are the earlier head's."""
     known = [i for i, head in enumerate(heads) if head is not None]
     result = []
-    for i, head in enumerate(heads):
+    for i in range(len(heads)):
         before, after = max((k for k in known if k <= i), default=known[0]), min((k for k in known if k >= i), default=known[-1])
         if before == after:
             result.append(heads[before])
