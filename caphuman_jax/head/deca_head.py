@@ -37,6 +37,7 @@ _COLOUR_NOISE = 1.0
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
+@jax.jit
 def head_of_code(model: FlameHead, space: TextureSpace, code: FlameCode) -> Head:
     """DECA's numbers of one head as a `Head` in the picture that they are for; its albedo is a texture (S,S,3).
 
@@ -116,9 +117,8 @@ def head_by_deca(model: FlameHead, space: TextureSpace, network, photo: np.ndarr
     """
     with jax.default_matmul_precision("highest"):
         head = head_of_code(model, space, deca.estimate(network, photo, landmarks))
-    points = morphable.landmarks(model, posed(model, head)[0])
+        ours = np.asarray(_landmarks(model, head))[list(IBUG_68), :2]
     given = np.asarray(landmarks)[:, :2]
-    ours = np.asarray(points)[list(IBUG_68), :2]
     theirs = given[list(IBUG_68)] if len(given) == LANDMARKS else given
     inner = slice(17, None)  # The outline slides along the head.
     # Outer corners of the eyes in iBUG's order; in profile they are close together, and the face's height gives the unit.
@@ -127,6 +127,11 @@ def head_by_deca(model: FlameHead, space: TextureSpace, network, photo: np.ndarr
     if not residual < 0.5:
         raise HeadError("DECA found no head where the landmarks of this photo are")
     return dataclasses.replace(head, residual=jnp.float32(residual))
+
+
+@jax.jit
+def _landmarks(model: FlameHead, head: Head) -> jax.Array:
+    return morphable.landmarks(model, posed(model, head)[0])
 
 
 def code_from_photo(model: FlameHead, space: TextureSpace, photo: np.ndarray, landmarks: np.ndarray, expression: np.ndarray,

@@ -58,6 +58,7 @@ class FlameHead(Morphable):
         root = flame.joints(self.flame, identity, self.split_expression(expression)[0])[0]
         return jnp.matmul(rotation, jnp.asarray(self.origin) - root, precision=_HIGHEST) + root
 
+    @jax.jit
     def camera_shift(self, head) -> jax.Array:
         """Pixels (2,) from where the camera of a `Head` puts the origin of FLAME's frame to where it puts ours."""
         origin = self.turned_origin(head.identity, head.expression, head.rotation)
