@@ -179,6 +179,7 @@ MINI = ModelConfig(
     identity=IdentityConfig(recognition_width=192, image_width=512, recogniser="mobilefacenet", image_tokens="recogniser"),
     vae=VAEConfig(patch=2, encoder_channels=32, decoder_channels=48, multipliers=(1, 2, 3), res_blocks=1, latent_channels=8, groups=16, scale=1.0),
     text=TextConfig(width=128, layers=4, heads=4, mlp_width=512, embed_width=16),
-    sampling=SamplingConfig(steps=50, guidance=4.0, eta=1.0),
+    diffusion=DiffusionConfig(prediction="v", zero_terminal_snr=True),
+    sampling=SamplingConfig(steps=50, guidance=3.0, spacing="trailing", eta=1.0, guidance_rescale=0.5),
 )
 """The shipped small model: 14.8 M parameters, 256² pictures."""

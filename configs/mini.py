@@ -15,5 +15,5 @@ def get_config() -> ml_collections.ConfigDict:
         "data": "",
         "model": MINI.to_dict(),
         "autoencoder": dataclasses.asdict(AutoencoderTraining(steps=8000, batch=96)),
-        "training": dataclasses.asdict(DiffusionTraining(steps=12000, batch=1024)),
+        "training": dataclasses.asdict(DiffusionTraining(steps=16000, batch=256, learning_rate=6e-4, warmup=300)),
     })

@@ -16,12 +16,12 @@ CELLS = [
     ("a photo of a person", {}),
     ("a photo of a person", {"yaw": -20, "pitch": 0, "roll": 0}),
     ("a photo of a person", {"yaw": 20, "pitch": 0, "roll": 0}),
-    ("a photo of a person", {"roll": 15}),
-    ("a photo of a person", {"pitch": 12}),
+    ("a photo of a person, blue background", {"roll": 15}),
+    ("a photo of a person, black background", {"pitch": 12}),
     ("a photo of a person", {"expression": "neutral"}),
     ("a photo of a person", {"expression": "jawOpen=0.6"}),
     ("a photo of a person", {"light": "left"}),
-    ("a black-and-white photo of a person", {}),
+    ("a photo of a person, green background", {"yaw": -10}),
     ("a black-and-white photo of a person", {"yaw": 20, "pitch": 0, "roll": 0}),
     ("a black-and-white photo of a person", {"light": "right", "expression": "smile"}),
 ]
@@ -33,7 +33,8 @@ def main() -> None:
     cells = [("the photo", person.square)]
     for prompt, head in CELLS:
         asked = ", ".join(f"{k} {v}" for k, v in head.items()) or "own head"
-        asked = f"b/w: {asked}" if "black" in prompt else asked
+        asked = f"b/w: {asked}" if "black-and-white" in prompt else asked
+        asked = f"{prompt.partition(', ')[2]}: {asked}" if "background" in prompt else asked
         cells.append((asked, pipe(reference=person, prompt=prompt, head=head or None, seed=7).pictures[0]))
     side, label, columns = 256, 22, 6
     rows = -(-len(cells) // columns)
