@@ -84,19 +84,15 @@ class _Measure:
     head_of: Callable | None  # DECA's, see `deca_head.estimator`
 
     def person(self, photo, face) -> Person:
-        """The person of a photo or of an identity file; doubts are notices."""
+        """The person of a photo or of an identity file."""
         from caphuman_jax import identity_file
-        from caphuman_jax.doubts import POOR_FIT, doubts
         from caphuman_jax.identity import Identifier
         from caphuman_jax.person import measure
 
         if identity_file.is_identity_file(photo):
             name = f"{self.model.name} by DECA" if self.head_of else self.model.name
             return identity_file.load(photo, name, Identifier(self.config).name)
-        person = measure(self.model, photo, self.config.image_size, face, head_of=self.head_of)
-        for doubt in doubts(person)[person.confidence < POOR_FIT :]:  # the first of them `measure` has told
-            log.warning("%s: %s", photo, doubt)
-        return person
+        return measure(self.model, photo, self.config.image_size, face, head_of=self.head_of)
 
 
 def _start(args):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from caphuman_jax.doubts import doubts
 from caphuman_jax.errors import HeadError, SettingError
 from caphuman_jax.face import parse
 from caphuman_jax.face.align import invert
@@ -31,7 +32,6 @@ log = logging.getLogger("caphuman_jax")
 FRAMINGS = ("head", "photo")
 TOGETHER = ("average", "stack")
 _RECOGNITION_MARGIN = 1.35  # square over the head square: the corners of a tilted face's recognition crop have room
-_POOR_FIT = 0.7  # confidence below which a fit is worth a word
 # What the shipped model was trained on, about; beyond it the head is followed less well.
 _TRAINED_ANGLES = {"yaw": 30.0, "pitch": 20.0, "roll": 30.0}
 _TRAINED_OFF_CENTRE, _TRAINED_SIZES = 0.25, (0.33, 0.8)
@@ -101,9 +101,8 @@ def measure(model: Morphable, photo: PhotoSource, size: int, face: int | None = 
     vector, tokens = identify(View(square, region, context, _moved(chosen.landmarks, wide_place, wide_size / wide)))
     person = Person(os.path.basename(name), checksum(photo, image), square, landmarks, head, place, image.shape[:2], chosen,
                     len(faces), vector[None], tokens[None], identify.name)
-    if person.confidence < _POOR_FIT:
-        log.warning("the head fits the face in %s poorly (confidence %.2f); a sharper photo, seen more from the front, may help",
-                    name, person.confidence)
+    for doubt in doubts(person):
+        log.warning("%s: %s", name, doubt)
     return person
 
 

@@ -35,6 +35,15 @@ def no_cache_of_the_user(tmp_path_factory):
         jax.config.update(name, value)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    """Most of the time here is compiling; the tiny model runs as well without the compiler's best."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def tiny_params():
     """{network: parameters} drawn at random, save CapFace's last layers, which are zero as when training begins."""

@@ -15,6 +15,7 @@ from PIL import Image
 import caphuman_jax
 from caphuman_jax import provenance
 from caphuman_jax.diffusion import guidance, samplers
+from caphuman_jax.diffusion.rescale import rescale_guidance
 from caphuman_jax.errors import HeadError, ModelFolderError, NoFaceError, SettingError
 from caphuman_jax.head import control
 from caphuman_jax.images import read_png_metadata
@@ -64,12 +65,14 @@ def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params
     cfg, graphs = pipe.config, dict(pipe.graphs)
     text, unet, vae = (nnx.merge(graphs[name], tiny_params[name]) for name in ("text", "unet", "vae"))
     encoded, empty = (text(jnp.asarray(pipe.tokenize([words], 77)))[0] for words in (PROMPT, ""))
-    plain = guidance.text_guidance(
-        lambda x, t, c, r, _: unet(x, jnp.broadcast_to(t.astype(jnp.float32), x.shape[:1]), c), None, encoded, empty, cfg.sampling.guidance)
+    scale = cfg.sampling.guidance
+    plain = guidance.guided(
+        lambda x, t, c, r, _: unet(x, jnp.broadcast_to(t.astype(jnp.float32), x.shape[:1]), c), None,
+        [("identity", 1 - scale, empty), ("text", scale, encoded)], lambda total, text: rescale_guidance(total, text, cfg.sampling.guidance_rescale))
     keys = samplers.picture_keys(5, [0])
     noise = samplers.initial_noise(keys, (16, 16, cfg.unet.in_channels))
     plan = samplers.plan(cfg.diffusion, "ddim", 2, spacing=cfg.sampling.spacing, eta=cfg.sampling.eta)
-    latents = jax.jit(lambda x: samplers.sample(plain, x, plan, keys=keys))(noise)
+    latents = jax.jit(lambda x: samplers.sample(plain, x, plan, prediction=cfg.diffusion.prediction, keys=keys))(noise)
     picture = np.clip(np.asarray(vae.decode(latents / cfg.vae.scale)) / 2 + 0.5, 0, 1) * 255
     assert np.abs(picture - made[0]).max() <= 1.5
 
