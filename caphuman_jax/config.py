@@ -182,4 +182,4 @@ MINI = ModelConfig(
     diffusion=DiffusionConfig(prediction="v", zero_terminal_snr=True),
     sampling=SamplingConfig(steps=50, guidance=3.0, spacing="trailing", eta=1.0, guidance_rescale=0.5),
 )
-"""The shipped small model: 14.8 M parameters, 256² pictures."""
+"""The shipped small model: 14.4 M parameters, 256² pictures."""
