@@ -28,7 +28,7 @@ test-all: test test-slow
 
 lint: $(VENV)/.installed
 	$(PIP) ruff
-	$(BIN)/ruff check caphuman_jax data_pipeline configs tests setup.py
+	$(BIN)/ruff check caphuman_jax data_pipeline configs tests benchmarks docs setup.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache out/demo

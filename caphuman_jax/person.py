@@ -72,14 +72,16 @@ class Person:
         return transform_head(self.head, model, invert(self.place), *self.photo_size)
 
 
-def measure(model: Morphable, photo: PhotoSource, size: int, face: int | None = None, identify: Identifier = Identifier(),
+def measure(model: Morphable, photo: PhotoSource, size: int, face: int | None = None, identify: Identifier | None = None,
             head_of: Callable[[np.ndarray, np.ndarray], Head] | None = None) -> Person:
     """The person in a photo: face number `face` (0 is the largest; None: the largest, with a notice), square of `size` pixels.
 
-    head_of(photo (H, W, 3) uint8, landmarks (478, 3) in its pixels) gives the head in the photo; None: fitted to the landmarks.
+    identify: what knows the person; None: the shipped recogniser. head_of(photo (H, W, 3) uint8, landmarks (478, 3) in its pixels) gives
+    the head in the photo; None: fitted to the landmarks.
 
     Raises PhotoError where the photo cannot be read, NoFaceError where it shows no face, HeadError where no head fits.
     """
+    identify = identify or Identifier()
     name, image = photo_name(photo), read_photo(photo)
     faces = find_faces(image)
     chosen, _ = choose_face(faces, face, name)

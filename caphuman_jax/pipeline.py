@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from PIL import Image, ImageOps
 
 import caphuman_jax
@@ -159,7 +158,8 @@ class Pipeline:
         pictures, masks = self._pictures(appearances, pictures_of, strengths, settings, plan, range(first, first + num), report, seconds)
         settings |= {
             "first": first, "size": [width, height], "photos": photos,
-            "people": [{"reference": {"name": person.name, "sha256": person.sha256, "face": one.face}, "asked_head": want.record(lender), "head": to_numbers(look.head, self.head_model)}
+            "people": [{"reference": {"name": person.name, "sha256": person.sha256, "face": one.face}, "asked_head": want.record(lender),
+                        "head": to_numbers(look.head, self.head_model)}
                        for one, (person, lender), want, look in zip(asked, cast, wanted, appearances)],
             "controls": [{"name": name, "strength": strength, "picture": _picture_record(picture)} for name, picture, strength in controls],
             "model": self.config.name, **self.record,

@@ -125,7 +125,8 @@ def test_any_size(pipe, person, caplog):
 
 @pytest.mark.parametrize("setting", [
     {"num": 0}, {"num": 1.5}, {"seed": -1}, {"seed": 2**32}, {"steps": 0}, {"steps": 1001}, {"guidance": float("nan")}, {"strength": -1},
-    {"strength": "much"}, {"identity_until": 2000}, {"prompt": None}, {"sampler": "magic"}, {"negative": 3}, {"head_guidance": -1}, {"guidance_rescale": 2}, {"photos": "sum"},
+    {"strength": "much"}, {"identity_until": 2000}, {"prompt": None}, {"sampler": "magic"}, {"negative": 3}, {"head_guidance": -1},
+    {"guidance_rescale": 2}, {"photos": "sum"},
     {"steps": 60, "sampler": "lcm"}, {"eta": 0.5, "sampler": "unipc"},
 ])
 def test_settings_out_of_range(pipe, person, setting):
