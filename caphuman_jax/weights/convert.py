@@ -80,11 +80,6 @@ def to_ours(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array.transpose(2, 3, 1, 0).reshape(shape)  # (out, in, rows, columns) → (rows, columns, in, out)
 
 
-def _to_ours(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """`to_ours`; None where it does not fit."""
-    return to_ours(path, array, shape) if fits(path, array.shape, shape) else None
-
-
 # What is a convolution there and a dense layer here: 1×1, and CLIP's patches.
 _CONVOLUTIONS = {
     "ldm": r"(.*\.)?(proj_in|proj_out|skip_connection|zero_convs\.\d+\.0|middle_block_out\.0|nin_shortcut|attn_1\.[qkv]|(post_)?quant_conv)",

@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.weights.convert import _to_ours
+from caphuman_jax.weights.convert import fits, to_ours
 
 _LEAVES = [
     (r"\.kernel$", ".weight"), (r"\.scale$", ".weight"), (r"\.mean$", ".running_mean"), (r"\.variance$", ".running_var"),
@@ -83,13 +83,12 @@ def fill(network: str, shapes: Mapping[str, Any], arrays: Mapping[str, Any]) -> 
         if name not in given:
             continue
         array, shape = np.asarray(arrays[given[name]]), tuple(wanted[path].shape)
-        value = _to_ours(path, array, shape)
-        if value is None:
+        if not fits(path, array.shape, shape):
             problems.append(f"{name} has shape {array.shape}, which does not give {shape}")
-        elif not np.isfinite(value).all():
+        elif not np.isfinite(array).all():
             problems.append(f"{name} holds numbers that are not finite")
         else:
-            filled[path] = np.ascontiguousarray(value, np.float32)
+            filled[path] = np.ascontiguousarray(to_ours(path, array, shape), np.float32)
     if problems:
         more = f" and {len(problems) - 12} more" if len(problems) > 12 else ""
         raise ModelFolderError(f"these are not the weights of {network}: " + "; ".join(problems[:12]) + more)

@@ -1,5 +1,8 @@
 """Synthetic heads with known numbers, shared by this room's tests."""
 
+import os
+import pathlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +10,20 @@ import pytest
 from caphuman_jax.head import camera, morphable, pose
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.light import WHITE
+
+PARITY = pathlib.Path(os.environ.get("CAPHUMAN_PARITY", pathlib.Path(__file__).parents[1] / "parity" / "data"))
+
+
+@pytest.fixture(scope="module")
+def data():
+    """The synthetic head in FLAME's form, and what the original code makes of it."""
+    return dict(np.load(PARITY / "head.npz"))
+
+
+@pytest.fixture(scope="session")
+def relative():
+    """max|a − b| / max|b|."""
+    return lambda a, b: np.abs(np.asarray(a) - b).max() / np.abs(b).max()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """DECA's crop, camera and renders: against the renders of DECA's renderer in PyTorch on a synthetic head, and known answers."""
 
 import dataclasses
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +11,6 @@ from scipy import ndimage
 from caphuman_jax.errors import HeadError, PhotoError
 from caphuman_jax.head import deca, flame, flame_files
 from caphuman_jax.head.flame import TextureSpace
-
-FOLDER = pathlib.Path(os.environ.get("CAPHUMAN_PARITY", pathlib.Path(__file__).parents[1] / "parity" / "data"))
-
-
-@pytest.fixture(scope="module")
-def data():
-    return dict(np.load(FOLDER / "head.npz"))
 
 
 @pytest.fixture(scope="module")

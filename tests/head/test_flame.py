@@ -1,7 +1,6 @@
 """FLAME against DECA's FLAME in PyTorch, on a synthetic head; and its files."""
 
 import os
-import pathlib
 import pickle
 
 import jax
@@ -12,17 +11,6 @@ import torch
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import flame, flame_files
-
-FOLDER = pathlib.Path(os.environ.get("CAPHUMAN_PARITY", pathlib.Path(__file__).parents[1] / "parity" / "data"))
-
-
-def relative(a, b):
-    return np.abs(np.asarray(a) - b).max() / np.abs(b).max()
-
-
-@pytest.fixture(scope="module")
-def data():
-    return dict(np.load(FOLDER / "head.npz"))
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +46,11 @@ def posed(model, data):
     return vertices, pose
 
 
-def test_vertices(posed, data):
+def test_vertices(posed, data, relative):
     assert relative(posed[0], data["vertices"]) < 1e-5
 
 
-def test_landmarks(model, posed, data):
+def test_landmarks(model, posed, data, relative):
     moving = jax.vmap(lambda v, p: flame.landmarks(model, v, p))(*posed)
     shifted = moving + np.pad(data["cam"][:, 1:], ((0, 0), (0, 1)))[:, None]
     assert relative((shifted * data["cam"][:, None, :1])[..., :2] * np.asarray([1, -1], np.float32), data["landmarks2d_projected"]) < 1e-5

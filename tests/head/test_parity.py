@@ -3,8 +3,6 @@
 The folder that CAPHUMAN_PARITY names (default: the repository's own) holds the numbers.
 """
 
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +12,6 @@ import pytest
 from caphuman_jax.head.light import shading
 from caphuman_jax.head.morphable import incident_triangles, vertex_normals
 from caphuman_jax.head.raster import interpolate, rasterise
-
-FOLDER = pathlib.Path(os.environ.get("CAPHUMAN_PARITY", pathlib.Path(__file__).parents[1] / "parity" / "data"))
-
-
-def relative(a, b):
-    return np.abs(np.asarray(a) - b).max() / np.abs(b).max()
-
-
-@pytest.fixture(scope="module")
-def data():
-    return dict(np.load(FOLDER / "head.npz"))
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +23,14 @@ def drawn(data):
     return rasterise(jnp.asarray(pixels), jnp.asarray(data["faces"], dtype=jnp.int32), size, size)
 
 
-def test_projection(data):
+def test_projection(data, relative):
     """DECA: (x, y, z) · scale after the shift, then y and z turned over."""
     cam = data["cam"][:, None]
     shifted = data["vertices"] + np.concatenate([cam[..., 1:], np.zeros_like(cam[..., :1])], axis=-1)
     assert relative(shifted * cam[..., :1] * [1, -1, -1], data["projected"]) < 1e-5
 
 
-def test_vertex_normals(data):
+def test_vertex_normals(data, relative):
     faces = data["faces"].astype(np.int32)
     table = incident_triangles(faces, data["vertices"].shape[1])
     normals = jax.vmap(lambda v: vertex_normals(v, jnp.asarray(faces), jnp.asarray(table)))(jnp.asarray(data["vertices"]))

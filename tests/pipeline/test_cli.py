@@ -57,6 +57,19 @@ def test_several_faces_are_a_notice(generate, two_faces, tmp_path):
     assert code == 0 and not any("2 faces" in line for line in lines)
 
 
+def test_lora_from_the_command_line(generate, tmp_path):
+    from safetensors.numpy import save_file
+
+    layer, file = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q", tmp_path / "style.safetensors"
+    save_file({f"{layer}.lora_down.weight": np.ones((1, 32), np.float32), f"{layer}.lora_up.weight": np.ones((32, 1), np.float32)}, file)
+    code, lines = generate("--lora", f"{file}:0.5")
+    assert code == 0, lines
+    (used,) = provenance.read_settings(tmp_path / "out" / "picture_00.png")["loras"]
+    assert used["name"] == "style.safetensors" and used["strength"] == 0.5
+    code, lines = generate("--lora", tmp_path / "gone.safetensors")
+    assert code == 2 and "gone.safetensors" in lines[-1]
+
+
 BAD = {
     "no face": (["--reference", "{none}"], "no face found"), "no face in the head photo": (["--head-from", "{none}"], "none.png"),
     "missing file": (["--reference", "gone.jpg"], "does not exist"), "damaged": (["--reference", "{damaged}"], "damaged"),
