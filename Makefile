@@ -43,5 +43,5 @@ $(VENV)/.installed: setup.py constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) $(TORCH_CPU) torch
-	$(PIP) --editable '.[test,train]'
+	$(PIP) --editable '.[test,train,data]'
 	touch $@
