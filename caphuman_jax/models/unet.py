@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.config import UNetConfig
+from caphuman_jax.nn import choices
 from caphuman_jax.nn.blocks import ResBlock, TransformerBlock
 from caphuman_jax.nn.layers import GroupNorm, conv, linear, upsample
 from caphuman_jax.nn.timesteps import timestep_embedding
@@ -60,9 +61,9 @@ class UNet(nnx.Module):
         for level in reversed(range(self.levels)):
             stage = self.up[str(level)]
             for i in range(self.res_blocks):
-                h = stage[f"res_{i}"](jnp.concatenate([h, skips.pop()], axis=-1), time)
+                h = choices.block(stage[f"res_{i}"])(jnp.concatenate([h, skips.pop()], axis=-1), time)
                 if f"attention_{i}" in stage:
-                    h = stage[f"attention_{i}"](h, text)
+                    h = choices.block(stage[f"attention_{i}"])(h, text)
             if "upsample" in stage:
                 h = stage["upsample"](upsample(h))
         return self.conv_out(jax.nn.silu(self.norm_out(h))).astype(jnp.float32)
@@ -112,16 +113,16 @@ class Encoder(nnx.Module):
         for level in range(self.levels):
             stage = self.down[str(level)]
             for i in range(self.res_blocks):
-                h = stage[f"res_{i}"](h, time)
+                h = choices.block(stage[f"res_{i}"])(h, time)
                 if f"attention_{i}" in stage:
-                    h = stage[f"attention_{i}"](h, context)
+                    h = choices.block(stage[f"attention_{i}"])(h, context)
                 skips.append(h)
             if "downsample" in stage:
                 h = stage["downsample"](h)
                 skips.append(h)
-        h = self.middle["res_1"](h, time)
-        h = self.middle["attention"](h, context)
-        h = self.middle["res_2"](h, time)
+        h = choices.block(self.middle["res_1"])(h, time)
+        h = choices.block(self.middle["attention"])(h, context)
+        h = choices.block(self.middle["res_2"])(h, time)
         return skips, h, time
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from caphuman_jax.nn import choices
+
+# From so many positions on, splash is taken on a TPU by itself. Below, XLA's whole softmax is small.
+_SPLASH_FROM = 1024
 
 
 def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, heads: int, *, causal: bool = False, backend: str = "auto"
+    query: jax.Array, key: jax.Array, value: jax.Array, heads: int, *, causal: bool = False, backend: str | None = None
 ) -> jax.Array:
     """Multi-head scaled dot-product attention with a float32 softmax.
 
@@ -16,8 +22,9 @@ def attention(
         key, value: (B, S, heads·D), of the query's dtype.
         heads: number of heads; they lie next to each other on the last axis.
         causal: a position sees only itself and those before it.
-        backend: "xla"; "cudnn" (NVIDIA, bfloat16 or float16, L even, D a multiple of 8 up to 128); or "auto", which takes
-            cudnn where it can run and XLA elsewhere.
+        backend: "xla"; "cudnn" (NVIDIA, bfloat16 or float16, L even, D a multiple of 8 up to 128); "splash" (TPU, L and S
+            multiples of 128, not causal): neither holds an (L, S) array; "auto": one of these where it can run and pays, XLA
+            elsewhere; None: as `nn.choices` say.
     Returns:
         (B, L, heads·D) in the query's dtype.
     Raises:
@@ -26,28 +33,57 @@ def attention(
     batch, queries, width = query.shape
     keys = key.shape[1]
     head_width = width // heads
+    backend = backend or choices.current().attention_for(queries)
     if backend == "auto":
-        backend = "cudnn" if _cudnn_fits(query.dtype, queries, head_width) else "xla"
-    if backend not in ("xla", "cudnn"):
-        raise ValueError(f"unknown attention backend {backend!r}; known: auto, xla, cudnn")
+        backend = _best(query.dtype, queries, keys, head_width, causal)
+    if backend not in choices.ATTENTION:
+        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(choices.ATTENTION)}")
 
     lengths = None
     if backend == "cudnn" and keys % 2:
         # cuDNN's backward pass takes even lengths only: one key is added and masked out.
         key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0))) for x in (key, value))
         lengths = jnp.full((batch,), keys, jnp.int32)
+    query, key, value = (x.reshape(batch, -1, heads, head_width) for x in (query, key, value))
+    if backend == "splash":
+        return _splash(query, key, value).reshape(batch, queries, width)
+
+    def run(query, key, value):
+        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, key_value_seq_lengths=lengths, implementation=backend)
+
     with jax.numpy_dtype_promotion("standard"):  # JAX's own code promotes bfloat16 to float32 for the softmax.
-        out = jax.nn.dot_product_attention(
-            query.reshape(batch, queries, heads, head_width),
-            key.reshape(batch, -1, heads, head_width),
-            value.reshape(batch, -1, heads, head_width),
-            is_causal=causal,
-            key_value_seq_lengths=lengths,
-            implementation=backend,
-        )
+        out = (choices.softmax_attention(run) if backend == "xla" else run)(query, key, value)
     return out.reshape(batch, queries, width)
 
 
-def _cudnn_fits(dtype, queries: int, head_width: int) -> bool:
-    half = dtype in (jnp.bfloat16, jnp.float16)
-    return half and queries % 2 == 0 and head_width % 8 == 0 and head_width <= 128 and jax.default_backend() == "gpu"
+def _best(dtype, queries: int, keys: int, head_width: int, causal: bool) -> str:
+    half, platform = dtype in (jnp.bfloat16, jnp.float16), choices.current().on()
+    if platform == "gpu" and half and queries % 2 == 0 and head_width % 8 == 0 and head_width <= 128:
+        return "cudnn"
+    if platform == "tpu" and half and min(queries, keys) >= _SPLASH_FROM and queries % 128 == keys % 128 == 0 and not causal:
+        return "splash"
+    return "xla"
+
+
+def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """(B, L, heads, D) with JAX's TPU kernel, on each device for its own part of the batch."""
+    mesh = choices.current().mesh
+    scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+    run = jax.vmap(_splash_kernel(query.shape[2], query.shape[1], key.shape[1]))
+    if mesh is not None and mesh.size > 1:
+        batch = PartitionSpec(mesh.axis_names)
+        run = jax.shard_map(run, mesh=mesh, in_specs=batch, out_specs=batch, check_vma=False)
+    heads_first = (x.transpose(0, 2, 1, 3) for x in (scaled, key, value))
+    with jax.numpy_dtype_promotion("standard"):
+        return run(*heads_first).transpose(0, 2, 1, 3)
+
+
+def _splash_kernel(heads: int, queries: int, keys: int):
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    fits = lambda length: next(block for block in (512, 256, 128) if length % block == 0)
+    q, kv = fits(queries), fits(keys)
+    blocks = splash_attention_kernel.BlockSizes(
+        block_q=q, block_kv=kv, block_kv_compute=kv, block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv, block_q_dq=q, block_kv_dq=kv)
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((queries, keys))] * heads)
+    return splash_attention_kernel.make_splash_mha_single_device(mask, block_sizes=blocks)
