@@ -1,39 +1,278 @@
-"""Checkpoints of a run: plain nested dicts through Orbax, the newest few kept."""
+"""Checkpoints of a run: plain nested dicts through Orbax, written beside training, the newest few kept and the best.
+
+A checkpoint holds params, ema and opt, and `run`: step, samples drawn, settings, the names and hashes of the frozen networks, and shape,
+dtype and a checksum of every array. Checksums are of the numbers, not of the files, so they hold on any arrangement of devices; what they
+do not fit is damaged, and the checkpoint before it is used.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.training.recipe import State
+from caphuman_jax.training.sharding import path_name, place
+
+PARTS = ("params", "ema", "opt")
 
 
 class Checkpoints:
-    """Saves and restores a run's state; writing happens beside training."""
+    """Saves and restores a run's state in FOLDER/STEP.
 
-    def __init__(self, folder: str | os.PathLike, keep: int = 2):
-        self.manager = ocp.CheckpointManager(
-            Path(folder).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True))
+    keep: so many of the newest stay; best: and the one whose metric of this name is the lowest, or highest where `highest`.
+    """
 
-    def save(self, step: int, state: dict) -> None:
-        """Begins to write `state` as it is now."""
-        self.manager.save(step, args=ocp.args.StandardSave(state))
-
-    def restore(self, like: dict) -> dict | None:
-        """The newest state, placed as `like` is; None if there is none. Raises DataError where it does not fit `like`."""
-        step = self.manager.latest_step()
-        if step is None:
-            return None
-        wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    def __init__(self, folder: str | os.PathLike, keep: int = 2, best: str | None = None, *, highest: bool = False, read_only: bool = False):
+        self.folder = epath.Path(os.path.abspath(folder) if "://" not in str(folder) else folder)
+        self.best = best
+        worst = -np.inf if highest else np.inf
+        self._rank = lambda metrics: float((metrics or {}).get(best, worst))
+        self._highest = highest
+        policies = [keeping.LatestN(keep)]
+        if best:
+            policies.append(keeping.BestN(get_metric_fn=self._rank, reverse=not highest, n=1, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=keeping.AnyPreservationPolicy(policies), best_fn=self._rank if best else None,
+            best_mode="max" if highest else "min", enable_async_checkpointing=not read_only, read_only=read_only, create=not read_only,
+            cleanup_tmp_directories=not read_only, step_name_format=ocp.path.step.standard_name_format())
         try:
-            return self.manager.restore(step, args=ocp.args.StandardRestore(wanted))
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"checkpoint {step} in {self.manager.directory} is of another configuration: {error}") from error
+            self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=(*PARTS, "run"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"checkpoints cannot be kept in {self.folder}: {_short(error)}") from error
+
+    def steps(self) -> list[int]:
+        """Steps that there are checkpoints of, in order."""
+        return sorted(self.manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the best metric, the newest where none was measured; None if there are no checkpoints."""
+        steps = self.steps()
+        if not steps or not self.best:
+            return steps[-1] if steps else None
+        sign = 1 if self._highest else -1
+        return max(steps, key=lambda step: (sign * self._rank(self.manager.metrics(step)), step))
+
+    def save(self, step: int, state: State, run: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        """Begins to write `state` as it is now; `run` is what `restore` gives back. Raises DataError if this or the last one cannot be written."""
+        trees = {part: _plain(state[part]) for part in PARTS}
+        content = dict(run) | {"step": step, "arrays": _describe(trees)}
+        items = {part: ocp.args.PyTreeSave(tree) for part, tree in trees.items()}
+        items["run"] = ocp.args.JsonSave({"content": content, "sha256": _seal(content)})
+        with self._told(step):
+            self.manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}), force=True)
+
+    def wait(self) -> None:
+        """Until everything is written. Raises DataError if it could not be."""
+        with self._told(None):
+            self.manager.wait_until_finished()
+            self.manager.check_for_errors()
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Waits, and lets go of the folder. Raises DataError as `wait` does."""
+        with self._told(None):
+            self.manager.close()
+
+    def restore(self, like: State, shardings: State, run: Mapping[str, Any], log: Callable[[str], None]) -> tuple[State, dict] | None:
+        """The newest whole checkpoint, placed by `shardings`, and its `run`; None if there is none at all.
+
+        like: shapes of the state. run: entries that the checkpoint's `run` must have too, nested dicts of JSON values. A damaged checkpoint
+        is named through `log` and moved to FOLDER/../damaged. Raises DataError if what is whole does not fit `like` or `run`, naming every
+        difference, and if there are checkpoints but none is whole.
+        """
+        broken = []
+        for step in reversed(self.steps()):
+            content, problem = self._attempt(lambda: self._read_run(step))
+            if content is not None:
+                self._check(step, content, like, run)
+                state, problem = self._attempt(lambda: self._read_state(step, content, like, shardings))
+                if state is not None:
+                    return state, content
+            broken.append(step)
+            log(f"WARNING: the checkpoint of step {step} in {self.folder} is damaged ({problem}) and was moved to {self._set_aside(step)}; "
+                "going back to the one before it")
+        if broken:
+            raise DataError(f"no checkpoint in {self.folder} can be read (steps {', '.join(map(str, broken))} are damaged); "
+                            "start again in another work folder, or bring a copy of a checkpoint back")
+        return None
+
+    def read_average(self, step: int) -> tuple[dict, dict]:
+        """(averaged parameters as numpy, `run`) of one checkpoint, on any machine. Raises DataError where it is damaged or missing."""
+        if step not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise DataError(f"{self.folder} has no checkpoint of step {step}; there are: {there}")
+        try:
+            content = self._read_run(step)
+            found = self.manager.restore(step, args=ocp.args.Composite(ema=ocp.args.PyTreeRestore(
+                restore_args=_nest({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in _under(content, "ema")}))))["ema"]
+            _compare({"ema": found}, content)
+        except Exception as error:
+            raise DataError(f"the checkpoint of step {step} in {self.folder} is damaged: {_short(error)}") from error
+        return found, content
+
+    def _read_run(self, step: int) -> dict:
+        sealed = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        if _seal(sealed["content"]) != sealed["sha256"]:
+            raise ValueError("its description was changed")
+        return sealed["content"]
+
+    def _read_state(self, step: int, content: dict, like: State, shardings: State) -> State:
+        placed = lambda part: jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like[part], shardings[part])
+        wanted = {part: _plain(placed(part)) for part in PARTS}
+        found = self.manager.restore(step, args=ocp.args.Composite(**{
+            part: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)) for part, tree in wanted.items()}))
+        _compare({part: found[part] for part in PARTS}, content)
+        state = {part: _as(like[part], found[part]) for part in PARTS}
+        return state | {"step": place(np.int32(content["step"]), shardings["step"])}
+
+    def _check(self, step: int, content: dict, like: State, run: Mapping[str, Any]) -> None:
+        shape = lambda leaf: {"shape": list(leaf["shape"]), "dtype": leaf["dtype"]}
+        there = {name: shape(leaf) for name, leaf in content["arrays"].items()}
+        wanted = {name: shape(leaf) for name, leaf in _describe({part: _plain(like[part]) for part in PARTS}, sums=False).items()}
+        told = lambda leaf: f"{leaf['dtype']}{tuple(leaf['shape'])}" if isinstance(leaf, dict) else str(leaf)
+        problems = differences(there, wanted, told=told) + differences({key: content.get(key) for key in run}, run)
+        if problems:
+            raise DataError(f"the checkpoint of step {step} in {self.folder} is of another run: {'; '.join(problems)}; choose another --workdir")
+
+    def _attempt(self, read: Callable[[], Any]) -> tuple[Any, str]:
+        """(what was read, "") or (None, why not); all hosts agree on which."""
+        try:
+            result, problem = read(), ""
+        except Exception as error:  # whatever damaged bytes make of the readers: it is named, and nothing goes on with it
+            result, problem = None, _short(error)
+        if jax.process_count() > 1 and multihost_utils.process_allgather(np.int32(result is None)).any():
+            result, problem = None, problem or "another host could not read its part"
+        return result, problem
+
+    def _set_aside(self, step: int) -> epath.Path:
+        target = self.folder.parent / "damaged" / str(step)
+        while target.exists():
+            target = target.with_name(target.name + "_")
+        _barrier("damaged")
+        if jax.process_index() == 0:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / str(step)).rename(target)
+        _barrier("moved")
+        self.manager.reload()
+        return target
+
+    def _told(self, step: int | None):
+        return _Told(self, step)
+
+
+class _Told:
+    """Turns what Orbax raises when it cannot write into one line."""
+
+    def __init__(self, checkpoints: Checkpoints, step: int | None):
+        self.checkpoints, self.step = checkpoints, step
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if error is None or not isinstance(error, Exception):
+            return
+        folder = self.checkpoints.folder
+        whole = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+        before = f"the newest whole one is of step {whole[-1]}" if whole else "there is none yet"
+        which = f"the checkpoint of step {self.step}, or the one before it," if self.step is not None else "a checkpoint"
+        raise DataError(f"{which} cannot be written to {folder}: {_short(error)}; is the disk full? {before}") from error
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], told: Callable[[Any], str] = repr, prefix: str = "") -> list[str]:
+    """"KEY was A, is B" for every differing entry of nested dicts."""
+    found = []
+    for key in sorted({*before, *now}, key=str):
+        name = f"{prefix}{key}"
+        if key not in now:
+            found.append(f"{name} was {told(before[key])}, is gone")
+        elif key not in before:
+            found.append(f"{name} is new, {told(now[key])}")
+        elif before[key] == now[key]:
+            continue
+        elif isinstance(before[key], Mapping) and isinstance(now[key], Mapping) and told is repr:
+            found += differences(before[key], now[key], told, name + ".")
+        else:
+            found.append(f"{name} was {told(before[key])}, is {told(now[key])}")
+    return found
+
+
+@jax.jit
+def checksum(x) -> jax.Array:
+    """uint32 of an array's bits, place by place, the same however it is split over devices; any one changed number changes it."""
+    if x.dtype == jnp.bool_:
+        x = x.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{x.dtype.itemsize * 8}")).astype(jnp.uint32)
+    place, stride = jnp.zeros(x.shape, jnp.uint32), 1
+    for axis in reversed(range(x.ndim)):
+        place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    return jnp.sum(bits * (place * np.uint32(0x9E3779B1) | np.uint32(1)), dtype=jnp.uint32)
+
+
+def _describe(trees: dict, sums: bool = True) -> dict[str, dict]:
+    """{"params/a/b": {"shape", "dtype", "sum"}}."""
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trees)}
+    found = {name: {"shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name} for name, leaf in leaves.items()}
+    if sums:
+        for name, value in jax.device_get({name: checksum(leaf) for name, leaf in leaves.items()}).items():
+            found[name]["sum"] = int(value)
+    return found
+
+
+def _compare(trees: dict, content: dict) -> None:
+    found = _describe(trees)
+    wrong = [name for name, leaf in found.items() if leaf["sum"] != content["arrays"][name]["sum"]]
+    if wrong:
+        raise ValueError(f"{len(wrong)} arrays are not what was saved, {wrong[0]} among them")
+
+
+def _plain(tree: Any) -> dict:
+    """Any tree as nested dicts with string keys: Optax's tuples by number, their entries by name."""
+    return _nest({path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)})
+
+
+def _as(like: Any, plain: dict) -> Any:
+    """Inverse of `_plain`."""
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(plain)}
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path_name(path)], like)
+
+
+def _nest(flat: Mapping[str, Any]) -> dict:
+    nested: dict = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = leaf
+    return nested
+
+
+def _under(content: dict, part: str) -> list[str]:
+    return [name.removeprefix(part + "/") for name in content["arrays"] if name.startswith(part + "/")]
+
+
+def _seal(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:300] + " …"
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
