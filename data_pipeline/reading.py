@@ -30,7 +30,7 @@ class RecordsFolder:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        self.path = _version_folder(Path(folder))
+        self.path = version_folder(Path(folder))
         self.manifest = _json(self.path / MANIFEST)
         try:
             if (kind := self.manifest["file_format"]) != "array_record":
@@ -123,7 +123,7 @@ class RecordsFolder:
             return self._readers[file]
 
     def _open(self, split: str, file: Path):
-        reader_type = _array_record()
+        reader_type = array_record_reader()
         _allow_open_files(sum(map(len, self.files.values())))
         options = "readahead_buffer_size:0,max_parallelism:0"
         if self.splits[split] > _OFFLOAD:
@@ -154,7 +154,7 @@ def _named(file: Path, place: int) -> str:
     return f"{file}, record {place}"
 
 
-def _version_folder(folder: Path) -> Path:
+def version_folder(folder: Path) -> Path:
     """The folder that holds the manifest; DataError in one line that says what there is instead."""
     for path in (folder / NAME / VERSION, folder):
         if (path / MANIFEST).is_file():
@@ -180,7 +180,8 @@ def _json(file: Path) -> dict:
     return content
 
 
-def _array_record():
+def array_record_reader():
+    """The class that reads array_record files. Raises DataError where the package is missing."""
     try:
         from array_record.python.array_record_module import ArrayRecordReader
     except ImportError as error:
