@@ -66,7 +66,7 @@ class Checkpoints:
 
     def save(self, step: int, state: State, run: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Begins to write `state` as it is now; `run` is what `restore` gives back. Raises DataError if this or the last one cannot be written."""
-        trees = {part: _plain(state[part]) for part in PARTS}
+        trees = _trees(state)
         content = dict(run) | {"step": step, "arrays": _describe(trees)}
         items = {part: ocp.args.PyTreeSave(tree) for part, tree in trees.items()}
         items["run"] = ocp.args.JsonSave({"content": content, "sha256": _seal(content)})
@@ -108,15 +108,19 @@ class Checkpoints:
         return None
 
     def read_average(self, step: int) -> tuple[dict, dict]:
-        """(averaged parameters as numpy, `run`) of one checkpoint, on any machine. Raises DataError where it is damaged or missing."""
+        """(averaged parameters as numpy, `run`) of one checkpoint, on any machine; the parameters themselves where no average was kept.
+
+        Raises DataError where it is damaged or missing.
+        """
         if step not in self.steps():
             there = ", ".join(map(str, self.steps())) or "none"
             raise DataError(f"{self.folder} has no checkpoint of step {step}; there are: {there}")
         try:
             content = self._read_run(step)
-            found = self.manager.restore(step, args=ocp.args.Composite(ema=ocp.args.PyTreeRestore(
-                restore_args=_nest({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in _under(content, "ema")}))))["ema"]
-            _compare({"ema": found}, content)
+            part = "ema" if _under(content, "ema") else "params"
+            as_numpy = _nest({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in _under(content, part)})
+            found = self.manager.restore(step, args=ocp.args.Composite(**{part: ocp.args.PyTreeRestore(restore_args=as_numpy)}))[part]
+            _compare({part: found}, content)
         except Exception as error:
             raise DataError(f"the checkpoint of step {step} in {self.folder} is damaged: {_short(error)}") from error
         return found, content
@@ -129,17 +133,17 @@ class Checkpoints:
 
     def _read_state(self, step: int, content: dict, like: State, shardings: State) -> State:
         placed = lambda part: jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like[part], shardings[part])
-        wanted = {part: _plain(placed(part)) for part in PARTS}
+        wanted = _trees({part: placed(part) for part in PARTS})
         found = self.manager.restore(step, args=ocp.args.Composite(**{
             part: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)) for part, tree in wanted.items()}))
-        _compare({part: found[part] for part in PARTS}, content)
-        state = {part: _as(like[part], found[part]) for part in PARTS}
+        _compare({part: found[part] for part in wanted}, content)
+        state = {part: _as(like[part], found[part]) if part in wanted else like[part] for part in PARTS}
         return state | {"step": place(np.int32(content["step"]), shardings["step"])}
 
     def _check(self, step: int, content: dict, like: State, run: Mapping[str, Any]) -> None:
         shape = lambda leaf: {"shape": list(leaf["shape"]), "dtype": leaf["dtype"]}
         there = {name: shape(leaf) for name, leaf in content["arrays"].items()}
-        wanted = {name: shape(leaf) for name, leaf in _describe({part: _plain(like[part]) for part in PARTS}, sums=False).items()}
+        wanted = {name: shape(leaf) for name, leaf in _describe(_trees(like), sums=False).items()}
         told = lambda leaf: f"{leaf['dtype']}{tuple(leaf['shape'])}" if isinstance(leaf, dict) else str(leaf)
         problems = differences(there, wanted, told=told) + differences({key: content.get(key) for key in run}, run)
         if problems:
@@ -236,6 +240,11 @@ def _compare(trees: dict, content: dict) -> None:
     wrong = [name for name, leaf in found.items() if leaf["sum"] != content["arrays"][name]["sum"]]
     if wrong:
         raise ValueError(f"{len(wrong)} arrays are not what was saved, {wrong[0]} among them")
+
+
+def _trees(state: State) -> dict[str, dict]:
+    """The parts of a state as they are stored; an average that is not kept is left out."""
+    return {part: _plain(state[part]) for part in PARTS if jax.tree.leaves(state[part])}
 
 
 def _plain(tree: Any) -> dict:

@@ -18,7 +18,7 @@ State = dict[str, Any]
 class Recipe:
     """One kind of training; `caphuman_jax.training.loop.run` drives any.
 
-    name: for people and files. batch: pictures of one step over all devices.
+    name: for people and files. batch: pictures of one step over all devices. steps: of the whole run.
     settings: JSON values that decide the run; a work folder with others is refused.
     init_params: () -> nested dicts of float32 numbers on the host (numpy), the same on every host, {network: parameters}.
     shapes: what `init_params` returns, as `jax.ShapeDtypeStruct`; nothing is computed for it.
@@ -31,10 +31,13 @@ class Recipe:
     evaluate: (params, frozen, step) -> {metric: number} on held-out data; params are the averaged ones, on the mesh.
     pictures: (params, frozen, step) -> {name: uint8 (H, W, 3)}, the same seeds every time.
     export: (params on the host, folder, metadata) writes a model folder.
+    redraw: (frozen, step) -> {name: array}, the batch that a step without batches drew; to be looked at when it went wrong.
+    flops: operations of one step over all devices where they are known better than by the compiler's count.
     """
 
     name: str
     batch: int
+    steps: int
     settings: dict[str, Any]
     init_params: Callable[[], dict]
     shapes: dict
@@ -46,6 +49,8 @@ class Recipe:
     evaluate: Callable[[dict, dict, int], Mapping[str, float]] | None = None
     pictures: Callable[[dict, dict, int], Mapping[str, np.ndarray]] | None = None
     export: Callable[[dict, Any, Mapping[str, Any]], None] | None = None
+    redraw: Callable[[dict, int], Mapping[str, Any]] | None = None
+    flops: float | None = None
 
     def init(self) -> State:
         """The state at step 0, all of it on one device: for tests and small models. The loop places parameters first."""
