@@ -22,7 +22,7 @@ from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import samplers
 from caphuman_jax.diffusion.generate import generate
 from caphuman_jax.diffusion.guidance import branch_weights
-from caphuman_jax.diffusion.samplers import picture_keys
+from caphuman_jax.diffusion.samplers import picture_key
 from caphuman_jax.errors import PhotoError, SettingError
 from caphuman_jax.head import deca_head
 from caphuman_jax.head.control import parse_take
@@ -33,7 +33,7 @@ from caphuman_jax.head.morphable import load_head
 from caphuman_jax.identity import Identifier
 from caphuman_jax.images import PhotoSource, photo_name, read_photo
 from caphuman_jax.models.tokenizer import ClipTokenizer
-from caphuman_jax.person import Person, WantedHead, checksum, measure, note_unusual, stack_people, together
+from caphuman_jax.person import TOGETHER, Person, WantedHead, checksum, measure, note_unusual, stack_people, together
 from caphuman_jax.weights import folder, lora
 
 log = logging.getLogger("caphuman_jax")
@@ -42,6 +42,8 @@ LARGEST_SIDE = 4096
 _BATCH_ON_ACCELERATOR = 8
 
 LANDMARKS = "landmarks"
+OWN_SETTINGS = ("prompt", "negative", "seed")
+"""Settings that each picture of a batch has for itself; the others are the batch's."""
 Reference = PhotoSource | Person
 
 Progress = Callable[[str, int, int], None]
@@ -53,12 +55,44 @@ Stages: "photo", "head photo", "hints", "compile", "pictures"."""
 @dataclasses.dataclass(frozen=True, eq=False)
 class Appearance:
     """One person in the pictures. person: of the reference; lender: of the head photo, if there was one; head: the one that was
-    asked for; hints: (H, W, 9) float32, see `head.hints`."""
+    asked for; hints: (H, W, 9) float32, see `head.hints`; None where they were not rendered."""
 
     person: Person
     lender: Person | None
     head: Head
-    hints: np.ndarray
+    hints: np.ndarray | jax.Array | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """What is asked for, checked, before any photo is looked at; of `Pipeline.request`. settings: JSON types; plan: of `samplers.plan`;
+    size: (H, W); people: as they were asked for; controls: (ControlNet, picture, strength) each; pictures first … first + num - 1."""
+
+    settings: dict
+    plan: samplers.Plan
+    size: tuple[int, int]
+    people: tuple[_Asked, ...]
+    photos: str
+    controls: tuple[tuple[str, PhotoSource, float], ...]
+    num: int
+    first: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """What the pictures of a request are made from; of `Pipeline.scene`. controls and settings: see `Result`."""
+
+    request: Request
+    people: tuple[Appearance, ...]
+    controls: dict[str, np.ndarray]
+    settings: dict
+
+    @property
+    def kind(self) -> tuple:
+        """Scenes of one kind can be made in one batch: hashable."""
+        shared = {name: value for name, value in self.request.settings.items() if name not in OWN_SETTINGS}
+        strengths = tuple((name, strength) for name, _, strength in self.request.controls)
+        return (self.request.size, tuple(shared.items()), strengths, stack_people([look.person for look in self.people])["recognition"].shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,7 +119,7 @@ class Result:
 
 
 class Pipeline:
-    """A loaded model; call it, or take it in steps with `person`, `head` and `hints`."""
+    """A loaded model; call it, or take it in steps with `request`, `scene` and `make`."""
 
     def __init__(self, config: ModelConfig, params: dict, graphs: tuple, record: dict | None = None, batch: int | None = None,
                  tokenizer: ClipTokenizer | None = None):
@@ -105,14 +139,23 @@ class Pipeline:
         self.tokenize = tokenizer or ClipTokenizer()
         self._compiled = {}
 
-    def __call__(self, *, prompt: str, reference: Reference | Sequence[Reference] | None = None,
-                 head: WantedHead | dict | PhotoSource | Person | None = None, face: int | None = None, people: Sequence[Mapping] = (),
-                 photos: str = "average", negative: str = "", num: int = 1, seed: int = 0, first: int = 0, sampler: str | None = None,
-                 steps: int | None = None, eta: float | None = None, guidance: float | None = None, identity_guidance: float = 1.0,
-                 head_guidance: float = 1.0, guidance_rescale: float | None = None, strength: float = 1.0, identity_until: float = 0,
-                 controls: Sequence[Mapping] = (), size: int | tuple[int, int] | None = None, hard_gate: bool = True,
-                 progress: Progress | None = None) -> Result:
-        """Pictures of the person in `reference` as the prompt says, with the head that is wanted.
+    def __call__(self, *, progress: Progress | None = None, **asked) -> Result:
+        """Pictures of the person in `reference` as the prompt says, with the head that is wanted: `request`, whose arguments these are,
+        `scene` and `make` in one. Raises SettingError, PhotoError (NoFaceError), HeadError, ModelFolderError: all CapHumanError."""
+        request, report = self.request(**asked), progress or _silent
+        started = time.perf_counter()
+        scene = self.scene(request, report)
+        seconds = {"analysis": time.perf_counter() - started}
+        pictures, masks = self._pictures(scene, report, seconds)
+        return Result(pictures, masks, scene.people, scene.controls, scene.settings, seconds)
+
+    def request(self, *, prompt: str, reference: Reference | Sequence[Reference] | None = None,
+                head: WantedHead | dict | PhotoSource | Person | None = None, face: int | None = None, people: Sequence[Mapping] = (),
+                photos: str = "average", negative: str = "", num: int = 1, seed: int = 0, first: int = 0, sampler: str | None = None,
+                steps: int | None = None, eta: float | None = None, guidance: float | None = None, identity_guidance: float = 1.0,
+                head_guidance: float = 1.0, guidance_rescale: float | None = None, strength: float = 1.0, identity_until: float = 0,
+                controls: Sequence[Mapping] = (), size: int | tuple[int, int] | None = None, hard_gate: bool = True) -> Request:
+        """What is asked for, checked before any photo is looked at.
 
         Args:
             reference: photo, identity file, or a Person from `person`; or several of one person, put together as `photos` says:
@@ -131,41 +174,49 @@ class Pipeline:
             controls: ControlNets of the model, a {"name", "picture", "strength"} each; the picture is a photo, or "landmarks" for
                 the 68 landmarks of the wanted heads as dots.
             size: pixels: a side, or (width, height); None for what the model was trained on.
-        Raises SettingError, PhotoError (NoFaceError), HeadError, ModelFolderError: all CapHumanError.
+        Raises SettingError, HeadError.
         """
         settings, plan = self._settings(prompt, negative, seed, sampler, steps, eta, guidance, identity_guidance, head_guidance,
                                         guidance_rescale, strength, identity_until, hard_gate)
         num, first = _whole(num, "num", 1, 10_000), _whole(first, "first", 0, 2**32 - 10_001)
-        height, width = self.size(size)
-        asked = _asked(people, reference, head, face, self.head_model)
-        controls = self._checked_controls(controls)
-        report = progress or (lambda stage, done, total: None)
+        if photos not in TOGETHER:
+            raise SettingError(f"photos are put together by {' or '.join(TOGETHER)}, not {photos!r}")
+        return Request(settings, plan, self.size(size), tuple(_asked(people, reference, head, face, self.head_model)), photos,
+                       tuple(self._checked_controls(controls)), num, first)
 
-        started = time.perf_counter()
-        cast = [self._measured(one, photos, report) for one in asked]
-        wanted = _side_by_side([one.head for one in asked], [person.head for person, _ in cast], height, width)
+    def scene(self, request: Request, progress: Progress | None = None, with_hints: bool = True) -> Scene:
+        """What the pictures of a request are made from: people measured, heads posed and, `with_hints`, rendered.
+        Raises PhotoError (NoFaceError), HeadError, ModelFolderError."""
+        report, (height, width) = progress or _silent, request.size
+        cast = [self._measured(one, request.photos, report) for one in request.people]
+        wanted = _side_by_side([one.head for one in request.people], [person.head for person, _ in cast], height, width)
         report("hints", 0, 1)
         appearances = []
         for (person, lender), want in zip(cast, wanted):
             used = want.build(self.head_model, person.head, lender)
             note_unusual(self.head_model, used)
-            appearances.append(Appearance(person, lender, used, np.asarray(self.hints(used, (height, width)))))
-        pictures_of = {name: self._control_picture(picture, appearances, height, width) for name, picture, _ in controls}
+            appearances.append(Appearance(person, lender, used, np.asarray(self.hints(used, request.size)) if with_hints else None))
+        pictures = {name: self._control_picture(picture, appearances, height, width) for name, picture, _ in request.controls}
         report("hints", 1, 1)
-        seconds = {"analysis": time.perf_counter() - started}
-
-        strengths = {name: strength for name, _, strength in controls}
-        pictures, masks = self._pictures(appearances, pictures_of, strengths, settings, plan, range(first, first + num), report, seconds)
-        settings |= {
-            "first": first, "size": [width, height], "photos": photos,
+        settings = request.settings | {
+            "first": request.first, "size": [width, height], "photos": request.photos,
             "people": [{"reference": {"name": person.name, "sha256": person.sha256, "face": one.face}, "asked_head": want.record(lender),
                         "head": to_numbers(look.head, self.head_model)}
-                       for one, (person, lender), want, look in zip(asked, cast, wanted, appearances)],
-            "controls": [{"name": name, "strength": strength, "picture": _picture_record(picture)} for name, picture, strength in controls],
+                       for one, (person, lender), want, look in zip(request.people, cast, wanted, appearances)],
+            "controls": [{"name": name, "strength": strength, "picture": _picture_record(picture)} for name, picture, strength in request.controls],
             "model": self.config.name, **self.record,
             "version": caphuman_jax.__version__, "jax": jax.__version__, "backend": jax.default_backend(),
         }
-        return Result(pictures, masks, tuple(appearances), pictures_of, settings, seconds)
+        return Scene(request, tuple(appearances), pictures, settings)
+
+    def make(self, rows: Sequence[tuple[Scene, int]], progress: Progress | None = None) -> tuple[jax.Array, jax.Array]:
+        """One batch: pictures (B, H, W, 3) float32 in [0, 1] and masks (B, P, h, w) of B rows, a scene with hints and the picture's number each.
+
+        The scenes are those of any people, prompts and seeds, but otherwise alike (`Scene.kind`). The arrays are still being computed when they
+        are returned. Each batch size is a program of its own, compiled when it is first needed.
+        """
+        arguments, static = self._arguments(rows)
+        return self._program(arguments, static, progress or _silent)(*arguments)
 
     def _settings(self, prompt, negative, seed, sampler, steps, eta, guidance, identity_guidance, head_guidance, guidance_rescale, strength,
                   identity_until, hard_gate):
@@ -269,38 +320,49 @@ class Pipeline:
             return landmark_picture(self.head_model, [look.head for look in appearances], height, width)
         return np.asarray(ImageOps.fit(Image.fromarray(read_photo(picture)), (width, height), Image.Resampling.BICUBIC))
 
-    def _pictures(self, appearances, control_pictures, strengths, settings, plan, indices, report, seconds):
+    def _pictures(self, scene, report, seconds):
         """Pictures (N, H, W, 3) uint8 and masks, `batch` at a time; the last batch is filled up, so one program serves all."""
-        batch, length = min(self.batch, len(indices)), self.config.text.length
-        repeat = lambda array: jnp.broadcast_to(jnp.asarray(array), (batch, *np.shape(array)))
-        conditions = {
-            "tokens": repeat(self.tokenize([settings["prompt"]], length)[0]), "empty_tokens": repeat(self.tokenize([settings["negative"]], length)[0]),
-            "controls": {name: repeat(picture.astype(np.float32) / 255) for name, picture in control_pictures.items()},
-            **{name: repeat(array) for name, array in stack_people([look.person for look in appearances]).items()},
-            "hints": repeat(np.stack([look.hints for look in appearances])),
-        }
+        first, num, batch = scene.request.first, scene.request.num, min(self.batch, scene.request.num)
+        rows = lambda start: [(scene, min(i, first + num - 1)) for i in range(start, start + batch)]
+        started = time.perf_counter()
+        self._program(*self._arguments(rows(first)), report)
+        seconds["compile"], started = time.perf_counter() - started, time.perf_counter()
+        parts = []
+        report("pictures", 0, num)
+        for start in range(0, num, batch):
+            made = self.make(rows(first + start))
+            count = min(batch, num - start)
+            parts.append([np.asarray(array)[:count] for array in made])
+            report("pictures", start + count, num)
+        seconds["sampling"] = time.perf_counter() - started
+        pictures, masks = (np.concatenate(arrays) for arrays in zip(*parts))
+        return to_bytes(pictures), masks
+
+    def _arguments(self, rows):
+        """The arguments of `generate` for a batch of rows, and those that are static."""
+        scenes, numbers_of = [scene for scene, _ in rows], [number for _, number in rows]
+        request, settings = scenes[0].request, scenes[0].request.settings
+        each = {id(scene): self._conditions(scene) for scene in scenes}
+        conditions = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(each[id(scene)] for scene in scenes))
+        keys = _keys(np.array([scene.request.settings["seed"] for scene in scenes], np.uint32), np.array(numbers_of, np.uint32))
         scales = branch_weights(settings["guidance"], settings["identity_guidance"], settings["head_guidance"])
         numbers = {name: jnp.float32(settings[name]) for name in ("strength", "identity_until")}
         numbers |= {"weights": {name: jnp.float32(weight) for name, weight in scales.items()},
-                    "controls": {name: jnp.float32(value) for name, value in strengths.items()}}
+                    "controls": {name: jnp.float32(strength) for name, _, strength in request.controls}}
         if settings["guidance_rescale"]:
             numbers["rescale"] = jnp.float32(settings["guidance_rescale"])
-        static = {"size": appearances[0].hints.shape[:2], "branches": tuple(scales), "hard_gate": settings["hard_gate"]}
-        keys = lambda start: picture_keys(settings["seed"], np.minimum(np.arange(start, start + batch), indices[-1]))
+        static = {"size": request.size, "branches": tuple(scales), "hard_gate": settings["hard_gate"]}
+        return (self.params, conditions, keys, numbers, request.plan), static
 
-        started = time.perf_counter()
-        run = self._program((self.params, conditions, keys(indices[0]), numbers, plan), static, report)
-        seconds["compile"], started = time.perf_counter() - started, time.perf_counter()
-        parts = []
-        report("pictures", 0, len(indices))
-        for start in range(0, len(indices), batch):
-            made = run(self.params, conditions, keys(indices[start]), numbers, plan)
-            count = min(batch, len(indices) - start)
-            parts.append([np.asarray(array)[:count] for array in made])
-            report("pictures", start + count, len(indices))
-        seconds["sampling"] = time.perf_counter() - started
-        pictures, masks = (np.concatenate(arrays) for arrays in zip(*parts))
-        return np.rint(pictures * 255).astype(np.uint8), masks
+    def _conditions(self, scene):
+        """A scene as the networks get it, without a batch axis."""
+        length, settings = self.config.text.length, scene.request.settings
+        conditions = {
+            "tokens": self.tokenize([settings["prompt"]], length)[0], "empty_tokens": self.tokenize([settings["negative"]], length)[0],
+            "controls": {name: picture.astype(np.float32) / 255 for name, picture in scene.controls.items()},
+            **stack_people([look.person for look in scene.people]),
+        }
+        return jax.tree.map(jnp.asarray, conditions) | {"hints": jnp.stack([look.hints for look in scene.people])}
 
     def _program(self, arguments, static, report):
         """`generate` compiled for these shapes, kept for the next call."""
@@ -403,6 +465,18 @@ def keep_compiled() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(where))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+_keys = jax.jit(jax.vmap(picture_key))
+
+
+def to_bytes(pictures: np.ndarray) -> np.ndarray:
+    """Pictures in [0, 1] as uint8."""
+    return np.rint(pictures * 255).astype(np.uint8)
+
+
+def _silent(stage, done, total):
+    """Progress that nobody asked for."""
 
 
 def _text(prompt, name: str) -> str:

@@ -10,18 +10,23 @@ import jax.numpy as jnp
 
 from caphuman_jax.diffusion.plan import SAMPLERS, Plan, plan
 
-__all__ = ["SAMPLERS", "Denoise", "Plan", "initial_noise", "picture_keys", "plan", "sample", "split_prediction"]
+__all__ = ["SAMPLERS", "Denoise", "Plan", "initial_noise", "picture_key", "picture_keys", "plan", "sample", "split_prediction"]
 
 Denoise = Callable[[jax.Array, jax.Array, Any], jax.Array]
 """denoise(latents (B, h, w, C) float32, timestep () float32, step_constants) → the prediction, shaped as the latents."""
 
 
-def picture_keys(seed: int | jax.Array, indices: Sequence[int] | jax.Array) -> jax.Array:
-    """One random key for each picture, (N,): a function of the seed and the picture's own index alone.
+def picture_key(seed: int | jax.Array, index: int | jax.Array) -> jax.Array:
+    """The random key of one picture: a function of the seed and the picture's own index alone, both uint32.
 
-    So picture 3 of 8 is the same picture when it is made alone, or on another number of devices.
+    So picture 3 of 8 is the same picture when it is made alone, in other company, or on another number of devices.
     """
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.asarray(indices, jnp.uint32))
+    return jax.random.fold_in(jax.random.key(seed), index)
+
+
+def picture_keys(seed: int | jax.Array, indices: Sequence[int] | jax.Array) -> jax.Array:
+    """`picture_key` of the pictures of one seed, (N,)."""
+    return jax.vmap(lambda index: picture_key(seed, index))(jnp.asarray(indices, jnp.uint32))
 
 
 def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

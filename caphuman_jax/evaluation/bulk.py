@@ -6,12 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from caphuman_jax.diffusion import samplers
-from caphuman_jax.diffusion.generate import generate
-from caphuman_jax.diffusion.guidance import branch_weights
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.evaluation.benchmark import Generator, Subject
 from caphuman_jax.evaluation.measure import recognition_vectors
@@ -19,32 +15,20 @@ from caphuman_jax.face import attributes, recognise
 from caphuman_jax.head.head import Head, stack
 from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.person import Person
-from caphuman_jax.pipeline import Pipeline
+from caphuman_jax.pipeline import Appearance, Pipeline, Scene, to_bytes
 
 
 def bulk_generator(pipe: Pipeline, steps: int, guidance: float) -> Generator:
     """A `benchmark.Generator`. Each picture is the one that `pipe(reference=…, seed=…, num=1)` makes, up to rounding."""
-    size, sampling = (pipe.config.image_size,) * 2, pipe.config.sampling
-    scales = branch_weights(guidance)
-    settings = {"strength": jnp.float32(1), "identity_until": jnp.float32(0), "controls": {},
-                "weights": {name: jnp.float32(weight) for name, weight in scales.items()}}
-    if sampling.guidance_rescale:
-        settings["rescale"] = jnp.float32(sampling.guidance_rescale)
-    plan = samplers.plan(pipe.config.diffusion, sampling.sampler, steps, spacing=sampling.spacing, eta=sampling.eta)
-    keys_of = jax.jit(jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), jnp.uint32(0))))
+    size = (pipe.config.image_size,) * 2
 
     def make(persons: Sequence[Person], heads: Sequence[Head], prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        length = pipe.config.text.length
-        conditions = {
-            "tokens": jnp.asarray(pipe.tokenize(list(prompts), length)), "empty_tokens": jnp.asarray(pipe.tokenize([""] * len(prompts), length)),
-            "hints": render_hints_batch(pipe.head_model, stack(list(heads)), *size)[:, None], "controls": {},
-            "image_tokens": jnp.asarray(np.stack([p.image_tokens for p in persons]))[:, None],
-            "recognition": jnp.asarray(np.stack([p.vectors for p in persons]))[:, None],
-        }
-        with pipe.precision():
-            pictures, _ = generate(pipe.params, conditions, keys_of(jnp.asarray(seeds, jnp.uint32)), settings, plan, cfg=pipe.config,
-                                   graphs=pipe.graphs, size=size, branches=tuple(scales))
-        return np.rint(np.asarray(pictures, np.float32) * 255).astype(np.uint8)
+        rows = []
+        for person, head, prompt, seed, hints in zip(persons, heads, prompts, seeds, render_hints_batch(pipe.head_model, stack(list(heads)), *size)):
+            request = pipe.request(reference=person, prompt=prompt, seed=seed, steps=steps, guidance=guidance)
+            rows.append((Scene(request, (Appearance(person, None, head, hints),), {}, {}), 0))
+        pictures, _ = pipe.make(rows)
+        return to_bytes(np.asarray(pictures))
 
     return make
 
