@@ -20,6 +20,8 @@ _DELEGATED = {
     "identity": ("caphuman_jax.identity_command", "photos of a person to a file that takes their place"),
     "import": ("caphuman_jax.weights.import_command", "weight files (caphuman.ckpt, SD1.5, VAE, LoRA …) to a model folder"),
     "export": ("caphuman_jax.weights.export_command", "a model folder to files for PyTorch programs"),
+    "inspect": ("data_pipeline.inspect_command", "what records hold: counts, histograms, a contact sheet; checks every record"),
+    "prepare": ("data_pipeline.prepare", "photos to records for training"),
     "train": ("caphuman_jax.training.command", "train a model"),
 }
 _FAILED, _INTERRUPTED = 2, 130

@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,10 +56,9 @@ def written(path: str) -> Iterator[str]:
     if is_local(path):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         folder, name = os.path.split(path)
-        handle, beside = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=folder or ".")
+        beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.part")
     else:
-        handle, beside = tempfile.mkstemp(prefix="caphuman-")
-    os.close(handle)
+        beside = os.path.join(tempfile.gettempdir(), f"caphuman-{uuid.uuid4().hex}.part")
     try:
         yield beside
         if is_local(path):
@@ -116,14 +116,7 @@ def explained(error: OSError, path: str) -> DataError | OSError:
 def _into_place(beside: str, path: str) -> None:
     with open(beside, "rb") as file:
         os.fsync(file.fileno())
-    os.chmod(beside, 0o666 & ~_umask())  # mkstemp's are for their owner alone
     os.replace(beside, path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _beam():

@@ -1,0 +1,54 @@
+"""The pipeline in a process by itself, with its workers: whoever starts it can end them all, and they end when whoever started it is gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import signal
+import sys
+import threading
+import time
+
+from caphuman_jax.errors import CapHumanError
+
+# Not `-m`: a class of __main__ would not reach the workers by its name.
+COMMAND = (sys.executable, "-c", "import sys; from data_pipeline.program import main; sys.exit(main())")
+_MARKED = re.compile(r"caphuman says<<(.*?)>>", re.DOTALL)
+_LOOK = 0.5  # seconds
+
+
+def main() -> int:
+    """Run the pickled (Job, Beam's arguments) on standard input; 2 for an error that is told, marked, on standard error."""
+    if os.getpgrp() == os.getpid():
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    job, arguments = pickle.load(sys.stdin.buffer)
+    from data_pipeline import pipeline
+
+    logging.getLogger().setLevel(logging.WARNING)
+    pipeline.one_thread()
+    try:
+        pipeline.run(job, arguments)
+    except CapHumanError as error:
+        print(marked(error), file=sys.stderr)
+        return 2
+    return 0
+
+
+def marked(error: Exception) -> str:
+    """An error's text, such that `told` finds it in what a runner makes of it: text is all that runners pass on."""
+    return f"caphuman says<<{error}>>"
+
+
+def told(output: str) -> str | None:
+    """The line for a person in the output, if there is one."""
+    found = _MARKED.findall(output)
+    return " ".join(found[-1].split()) if found else None
+
+
+def _end_with(parent: int) -> None:
+    """Kill this process's group once `parent` is gone."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os.killpg(0, signal.SIGKILL)
