@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 EXTRAS = {
     "train": ["onnx"],  # recognisers as losses
     # importlib-resources: tensorflow-datasets imports it without asking for it
-    "data": ["tensorflow-cpu", "tensorflow-datasets", "importlib-resources", "apache-beam", "array-record", "grain"],
+    "data": ["tensorflow-cpu", "tensorflow-datasets", "importlib-resources", "apache-beam", "array-record", "grain", "matplotlib"],
     "studio": ["gradio"],
     "insightface": ["insightface>=2"],  # ArcFace model packs that the user has; 2.x installs without a compiler
     "test": ["pytest", "pytest-xdist", "hypothesis", "onnx", "torch", "diffusers", "transformers", "peft"],

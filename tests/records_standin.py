@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def write_standin(folder: str | Path, count: int, *, test: int = 0, layout: Layo
                 made["partners"] = partners[number]
                 writer.write(example.encode(found, change(made, int(number)) if change else made))
             writer.close()
-            files.append({"file": file, "records": len(numbers), "bytes": (place / file).stat().st_size, "sha256": ""})
+            files.append({"file": file, "records": len(numbers), "bytes": (place / file).stat().st_size, "sha256": hashlib.sha256((place / file).read_bytes()).hexdigest()})
         splits[split] = {"records": total, "bytes": 0, "shards": files}
     content = {
         "format": NAME, "version": VERSION, "file_format": "array_record", "features": [f.to_dict() for f in found],
