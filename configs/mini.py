@@ -7,13 +7,18 @@ import ml_collections
 from caphuman_jax.config import MINI
 from caphuman_jax.training.autoencoder import AutoencoderTraining
 from caphuman_jax.training.diffusion import DiffusionTraining
+from caphuman_jax.training.loop import LoopConfig
+from caphuman_jax.training.loop import LoopConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Model, both stages of training and the records to train on (`--config.data=DIR`)."""
+    """Model, both stages of training, the loop and the records to train on (`--config.data=DIR`)."""
     return ml_collections.ConfigDict({
+        "recipe": "mini",
         "data": "",
         "model": MINI.to_dict(),
         "autoencoder": dataclasses.asdict(AutoencoderTraining(steps=8000, batch=96)),
         "training": dataclasses.asdict(DiffusionTraining(steps=16000, batch=256, learning_rate=6e-4, warmup=300)),
+        "loop": dataclasses.asdict(LoopConfig(evaluate_every=2000, best="loss")),
+        "loop": dataclasses.asdict(LoopConfig(evaluate_every=2000, best="loss")),
     })

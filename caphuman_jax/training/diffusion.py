@@ -30,7 +30,7 @@ class DiffusionTraining:
 
     face_weight and feature_weight: how much more the denoiser's error counts on the face, and on eyes, brows and mouth. What guidance
     compares with — no text, no identity, no control — is dropped together more often than apart. replace_background is the share of
-    photos in colour whose background gets another colour, which the caption then names.
+    photos in colour whose background gets another colour, which the caption then names. dtype: of what is computed; weights are float32.
     """
 
     steps: int = 20000
@@ -55,6 +55,7 @@ class DiffusionTraining:
     lent_identity: float = 0.5
     to_grey: float = 0.08
     seed: int = 0
+    dtype: str = "bfloat16"
     augment: augment.AugmentConfig = augment.AugmentConfig()
 
 
@@ -140,21 +141,30 @@ def make_optimiser(cfg: DiffusionTraining) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(cfg.clip), optax.adamw(rate, b1=0.9, b2=0.99, weight_decay=cfg.weight_decay, mask=decayed))
 
 
-def init_state(model: ModelConfig, cfg: DiffusionTraining) -> tuple[dict, dict]:
-    """(graphs by name, state): freshly initialised parameters of the trained networks, their average, optimiser state."""
-    networks = models.init(model, jax.random.key(cfg.seed), jnp.bfloat16)
+def init_params(model: ModelConfig, cfg: DiffusionTraining) -> tuple[dict, dict]:
+    """(graphs by name, freshly initialised parameters of the trained networks)."""
+    networks = models.init(model, jax.random.key(cfg.seed), jnp.dtype(cfg.dtype))
     params = {name: networks[name][1] for name in TRAINED}
     # Unit recognition vectors have small entries: bring their token to the scale of the others.
     width = model.identity.recognition_width
     params["identity"]["recognition"]["kernel"] = params["identity"]["recognition"]["kernel"] * jnp.sqrt(jnp.float32(width))
     params["capface"] = models.capface.start_from_unet(params["capface"], params["unet"])
-    state = {"params": params, "ema": jax.tree.map(jnp.copy, params), "opt": make_optimiser(cfg).init(params), "step": jnp.int32(0)}
-    return {name: graph for name, (graph, _) in networks.items()}, state
+    return {name: graph for name, (graph, _) in networks.items()}, params
 
 
-def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, mesh=None):
-    """(state, frozen {"vae"}, data) -> (state, metrics), the batch split over the mesh."""
-    optimiser = make_optimiser(cfg)
+def begin(cfg: DiffusionTraining, params: dict) -> dict:
+    """The state at step 0."""
+    return {"params": params, "ema": jax.tree.map(jnp.copy, params), "opt": make_optimiser(cfg).init(params), "step": jnp.int32(0)}
+
+
+def init_state(model: ModelConfig, cfg: DiffusionTraining) -> tuple[dict, dict]:
+    """(graphs by name, state): freshly initialised parameters of the trained networks, their average, optimiser state."""
+    graphs, params = init_params(model, cfg)
+    return graphs, begin(cfg, params)
+
+
+def make_loss(model: ModelConfig, graphs: dict, cfg: DiffusionTraining):
+    """(params, batch of `draw`, scaled latents, key) -> (loss, its parts)."""
     levels = schedule.alphas(model.diffusion)
 
     def loss_fn(params, batch, latents, key):
@@ -191,13 +201,29 @@ def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, mesh=Non
             weights=noise_weight(alpha, cfg, model.diffusion.prediction))
         return total, parts
 
+    return loss_fn
+
+
+def step_key(cfg: DiffusionTraining, step):
+    """What everything random in a step comes from."""
+    return jax.random.fold_in(jax.random.key(cfg.seed), step)
+
+
+def latents_of(model: ModelConfig, graphs: dict, vae: dict, pictures, key):
+    """Scaled latents (B, h, w, C), drawn from the autoencoder's moments of pictures (B, H, W, 3) in [-1, 1]."""
+    mean, logvar = nnx.merge(graphs["vae"], vae).encode(pictures)
+    return (mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)) * model.vae.scale
+
+
+def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, mesh=None):
+    """(state, frozen {"vae"}, data) -> (state, metrics), the batch split over the mesh."""
+    optimiser = make_optimiser(cfg)
+    loss_fn = make_loss(model, graphs, cfg)
+
     def step_fn(state, frozen, data):
-        key = jax.random.fold_in(jax.random.key(cfg.seed), state["step"])
-        k = jax.random.split(key, 3)
+        k = jax.random.split(step_key(cfg, state["step"]), 3)
         batch = sharding.constrain_batch(mesh)(draw(data, k[0], cfg, model.image_size, mesh))
-        mean, logvar = nnx.merge(graphs["vae"], frozen["vae"]).encode(batch["pictures"])
-        latents = (mean + jnp.exp(0.5 * logvar) * jax.random.normal(k[1], mean.shape)) * model.vae.scale
-        latents = jax.lax.stop_gradient(latents)
+        latents = jax.lax.stop_gradient(latents_of(model, graphs, frozen["vae"], batch["pictures"], k[1]))
         (total, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state["params"], batch, latents, k[2])
         params, opt = update(optimiser, grads, state["opt"], state["params"])
         step = state["step"] + 1

@@ -51,6 +51,10 @@ class Report:
         """So long a step waited for its data."""
         self._waited += seconds
 
+    def apart(self, seconds: float) -> None:
+        """So long something else was done (looking, saving): it does not count for the speed."""
+        self._since += seconds
+
     def add(self, metrics: Mapping[str, np.ndarray]) -> None:
         """The metrics of one step."""
         for name, value in metrics.items():

@@ -27,4 +27,4 @@ def test_no_such_configuration():
 
 def test_options_may_stand_in_any_order(tmp_path, capsys):
     status = cli.main(["train", "--config", "mini", f"--config.data={tmp_path}", "--workdir", str(tmp_path / "w"), "--config.training.steps=3"])
-    assert status == 2 and "no readable records" in capsys.readouterr().err
+    assert status == 2 and "no records there" in capsys.readouterr().err

@@ -10,11 +10,21 @@ import pytest
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.models.tokenizer import ClipTokenizer
-from caphuman_jax.training import diffusion, loop, sharding
+from caphuman_jax.training import diffusion, loop, mini, sharding
+
+
+def place(data, mesh=None):
+    return jax.device_put(mini.resident(data), sharding.replicated(mesh or sharding.make_mesh(devices=jax.devices()[:1])))
 
 
 def leaves_equal(a, b):
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)), strict=True))
+
+
+def train(tiny, training, vae_params, data, folder, *, mesh=None, save_every=2000, log_every=100, log=lambda line: None):
+    mesh = mesh or sharding.make_mesh()
+    cfg = loop.LoopConfig(save_every=save_every, log_every=log_every, tensorboard=False)
+    return loop.run(mini.recipe(tiny, training, vae_params, data, mesh), None, cfg, folder, mesh, log=log).state
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +32,16 @@ def straight(tiny, training, data, vae_params, tmp_path_factory):
     """An undisturbed run on all devices: (its folder, the state at its end)."""
     folder = tmp_path_factory.mktemp("straight")
     with jax.numpy_dtype_promotion("standard"):
-        _, state = loop.train(tiny, training, vae_params, data, folder, log=lambda line: None)
-    return folder, state
+        return folder, train(tiny, training, vae_params, data, folder)
 
 
 def test_stopped_and_resumed_is_the_run_that_was_not(tiny, training, data, vae_params, straight, tmp_path):
     # Stopped at step 4 of 16, one after a save; then a fresh start from that checkpoint.
     with pytest.raises(KeyboardInterrupt):
-        loop.train(tiny, training, vae_params, data, tmp_path, save_every=3, log_every=1, log=interrupt_after("step 4"))
+        train(tiny, training, vae_params, data, tmp_path, save_every=3, log_every=1, log=interrupt_after("step 4"))
     assert int(straight[1]["step"]) == training.steps
     lines = []
-    _, resumed = loop.train(tiny, training, vae_params, data, tmp_path, log=lines.append)
+    resumed = train(tiny, training, vae_params, data, tmp_path, log=lines.append)
     assert "resumed at step 3" in lines[0]
     assert leaves_equal(straight[1], resumed)
 
@@ -45,8 +54,8 @@ def interrupt_after(text):
 
 
 def test_other_settings_are_refused(tiny, training, data, vae_params, straight):
-    with pytest.raises(DataError, match="other settings"):
-        loop.train(tiny, dataclasses.replace(training, steps=17), vae_params, data, straight[0], log=lambda line: None)
+    with pytest.raises(DataError, match="other settings: settings.training.steps was 16, is 17"):
+        train(tiny, dataclasses.replace(training, steps=17), vae_params, data, straight[0])
 
 
 @pytest.mark.slow
@@ -55,7 +64,7 @@ def test_one_and_eight_devices_agree(tiny, training, data, vae_params, straight)
     eight = json.loads((straight[0] / "metrics.jsonl").read_text().splitlines()[0])
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     graphs, state = diffusion.init_state(tiny, training)
-    _, one = jax.jit(diffusion.make_step(tiny, graphs, training, mesh))(state, {"vae": vae_params}, loop.place_data(data, mesh))
+    _, one = jax.jit(diffusion.make_step(tiny, graphs, training, mesh))(state, {"vae": vae_params}, place(data, mesh))
     assert eight["step"] == 1 and set(one) < set(eight)
     for name, value in one.items():
         assert eight[name] == pytest.approx(float(value), rel=2e-3), name
@@ -75,7 +84,7 @@ def test_every_trained_parameter_gets_a_gradient_once_the_zero_convolutions_have
 def test_batches_pair_colour_words_with_colour(tiny, training, data):
     cfg = dataclasses.replace(training, batch=64, to_grey=0.5, drop_text=0.0, replace_background=0.0)
     marked = dict(data, captions=np.broadcast_to(np.array([1, 2, 3], np.int32)[None, None, :, None], data["captions"].shape))
-    placed = loop.place_data(marked, sharding.make_mesh(devices=jax.devices()[:1]))
+    placed = place(marked)
     batch = jax.jit(lambda d, k: diffusion.draw(d, k, cfg, tiny.image_size))(placed, jax.random.key(0))
     pictures = np.asarray(batch["pictures"])
     grey = np.abs(pictures - pictures.mean(-1, keepdims=True)).max((1, 2, 3)) < 1e-3
@@ -89,7 +98,7 @@ def test_a_new_background_is_seen_and_named(tiny, training, data):
     cfg = dataclasses.replace(training, batch=64, to_grey=0.0, drop_text=0.0, replace_background=1.0, colour_share=1.0)
     captions = np.full(data["captions"].shape, 99, np.int32)
     captions[..., 0] = 1
-    placed = loop.place_data(dict(data, captions=captions), sharding.make_mesh(devices=jax.devices()[:1]))
+    placed = place(dict(data, captions=captions))
     batch = jax.jit(lambda d, k: diffusion.draw(d, k, cfg, tiny.image_size))(placed, jax.random.key(0))
     # The person mask is empty, so the background is all that there is.
     seen = np.asarray(batch["pictures"]).mean((1, 2)) / 2 + 0.5
