@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
@@ -56,36 +58,39 @@ class Identifier:
         """Raises ModelFolderError where the model lacks a network that it needs."""
         if self.tokens == "recogniser":
             return recognise.identity(view.context, view.landmarks)
-        return self._vector(view), self._clip_tokens(view)
+        return self.vectors([view])[0], np.asarray(image_tokens(*self.networks["image_encoder"], self.picture(view)[None]), np.float32)[0]
 
-    def _vector(self, view):
+    def vectors(self, views: Sequence[View]) -> np.ndarray:
+        """The recognition vectors (N, R) alone."""
         kind, _, which = self.recogniser.partition("/")
-        if kind == "mobilefacenet":
-            return recognise.identity(view.context, view.landmarks)[0]
-        if kind == "arcface":
-            network = arcface.find()
-            if which and network.name != which:
-                raise ModelFolderError(f"the model {self.model} was trained with the ArcFace network {which}, and {network.path} is another; name "
-                                       "the right one in CAPHUMAN_ARCFACE, or give an identity file")
-            return network.vector(view.context, view.landmarks)
+        if kind != "facenet":
+            crops = np.stack([recognise.mobilefacenet_crop(view.context, view.landmarks) for view in views])  # aligned to ArcFace's own five points
+            return recognise.mobilefacenet(crops)[0] if kind == "mobilefacenet" else self._arcface(which)(crops)
         if "facenet" not in self.networks:
             raise ModelFolderError(f"the model {self.model} knows people by FaceNet, whose weights are not in its folder; import it again with "
                                    "--facenet 20180402-114759-vggface2.pt, or give an identity file")
-        return np.asarray(facenet.embed(*self.networks["facenet"], self._facenet_crop(view)[None]), np.float32)[0]
+        return np.asarray(facenet.embed(*self.networks["facenet"], np.stack([self._facenet_crop(view) for view in views])), np.float32)
+
+    def picture(self, view: View) -> np.ndarray:
+        """(C, C, 3) uint8, what CLIP's image tokens are computed from: the face, white around it."""
+        region = view.region
+        if "face_parsing" in self.networks:
+            region = face_parsing.face_region(face_parsing.parse(self.networks["face_parsing"], view.square))
+        painted = Image.fromarray(parse.paint_outside_white(view.square, region))
+        return np.asarray(painted.resize((self.clip_side,) * 2, Image.Resampling.BICUBIC))
+
+    def _arcface(self, which):
+        network = arcface.find()
+        if which and network.name != which:
+            raise ModelFolderError(f"the model {self.model} was trained with the ArcFace network {which}, and {network.path} is another; name "
+                                   "the right one in CAPHUMAN_ARCFACE, or give an identity file")
+        return network
 
     def _facenet_crop(self, view):
         """By MTCNN where the model has it and it sees the face."""
         stages = [self.networks.get(f"mtcnn_{stage}") for stage in ("pnet", "rnet", "onet")]
         found = mtcnn.face_crop(tuple(stages), view.context, view.landmarks) if all(stages) else None
         return facenet_crop(view.context, view.landmarks) if found is None else found
-
-    def _clip_tokens(self, view):
-        region = view.region
-        if "face_parsing" in self.networks:
-            region = face_parsing.face_region(face_parsing.parse(self.networks["face_parsing"], view.square))
-        painted = Image.fromarray(parse.paint_outside_white(view.square, region))
-        picture = np.asarray(painted.resize((self.clip_side,) * 2, Image.Resampling.BICUBIC), np.float32) / 255
-        return np.asarray(_image_tokens(*self.networks["image_encoder"], normalise(picture)[None]), np.float32)[0]
 
 
 def facenet_crop(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
@@ -97,5 +102,6 @@ def facenet_crop(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _image_tokens(graph, params, pictures):
-    return nnx.merge(graph, params)(pictures)[0]
+def image_tokens(graph, params: dict, pictures: jax.Array) -> jax.Array:
+    """CLIP's tokens (B, N, W) of pictures (B, C, C, 3) uint8, by an image encoder; compiled once for each B."""
+    return nnx.merge(graph, params)(normalise(pictures.astype(jnp.float32) / 255))[0]

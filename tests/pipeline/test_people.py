@@ -206,23 +206,23 @@ def test_facenet_from_the_model_folder(pipe, tiny_params, tmp_path, astronaut):
     assert (other.image_tokens != person.image_tokens).any()
 
 
-def test_arcface_must_be_the_one_of_the_training(pipe, astronaut, monkeypatch):
-    import types
-
+def test_arcface_must_be_the_one_of_the_training(pipe, person, monkeypatch):
     from caphuman_jax.face import arcface
-    from caphuman_jax.identity import Identifier
+    from caphuman_jax.identity import Identifier, View
 
-    network = types.SimpleNamespace(name="w600k_r50", path="w600k_r50.onnx", vector=lambda image, landmarks: np.ones(512, np.float32))
-    monkeypatch.setattr(arcface, "find", lambda: network)
+    class Network:
+        name, path = "w600k_r50", "w600k_r50.onnx"
+
+        def __call__(self, crops):
+            return np.ones((len(crops), 512), np.float32)
+
+    monkeypatch.setattr(arcface, "find", Network)
     config = lambda name: dataclasses.replace(pipe.config, image_encoder=ImageEncoderConfig(),
                                               identity=dataclasses.replace(pipe.config.identity, image_tokens="clip", recogniser=name))
-    assert Identifier(config("arcface/w600k_r50"))._vector(_AnyView).shape == (512,)
+    view = View(person.square, np.ones(person.square.shape[:2], bool), person.square, person.landmarks)
+    assert Identifier(config("arcface/w600k_r50")).vectors([view, view]).shape == (2, 512)
     with pytest.raises(ModelFolderError, match="trained with the ArcFace network glintr100"):
-        Identifier(config("arcface/glintr100"))._vector(_AnyView)
-
-
-class _AnyView:
-    context = landmarks = None
+        Identifier(config("arcface/glintr100")).vectors([view])
 
 
 def test_landmark_dots(pipe, person, astronaut):
