@@ -6,8 +6,13 @@ small text encoder learns each of them from some thousand photos; prompts that u
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
+from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.face.colours import BACKGROUND, CLOTHES, HAIR, colour_word, is_monochrome
 
 # Lab (D65) of the words for hair, by eye on portraits.
@@ -76,3 +81,51 @@ def compose(found: dict[str, str | bool], rng: np.random.Generator, keep: float 
     if rng.random() < 0.3:
         rng.shuffle(details)
     return ", ".join([person, *details])
+
+
+MENTIONED = (0.3, 0.8)
+"""How much of what could be said captions say: few words are what people type, many teach more."""
+
+
+def compose_several(found: dict[str, str | bool], key: str, seed: int, count: int) -> list[str]:
+    """`count` captions of one photo, by its key and the seed alone."""
+    rng = np.random.default_rng([seed, int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")])
+    return [compose(found, rng, keep=rng.choice(MENTIONED)) for _ in range(count)]
+
+
+def transformers_captioner(model_dir: str | os.PathLike, batch: int = 8, words: int = 40) -> Callable[[Sequence[np.ndarray]], list[str]]:
+    """pictures (H, W, 3) uint8 → a caption each, by an image-to-text model (BLIP, GIT, ViT-GPT2 …) that lies in a folder as transformers
+    saves it. Nothing is fetched; greedy, at most `words` tokens, so the same picture has the same caption.
+
+    Raises ModelFolderError where transformers or PyTorch is missing, or the folder holds no such model.
+    """
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ModelFolderError(f"a captioning model needs the packages transformers and torch ({error}); install them") from error
+    if not os.path.isfile(os.path.join(model_dir, "config.json")):
+        raise ModelFolderError(f"{model_dir} holds no model of transformers: it has no config.json")
+    try:
+        model = transformers.AutoModelForImageTextToText.from_pretrained(model_dir, local_files_only=True).eval()
+        processor = transformers.AutoProcessor.from_pretrained(model_dir, local_files_only=True)
+        tokenizer = getattr(processor, "tokenizer", None)
+        images = getattr(processor, "image_processor", processor)
+        if tokenizer is None:  # a model of two, whose folder has an image processor and a tokeniser
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelFolderError(f"{model_dir} holds no image-to-text model that transformers can read ({first})") from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+
+    def caption(pictures: Sequence[np.ndarray]) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(pictures), batch):
+            pixels = images(images=list(pictures[start : start + batch]), return_tensors="pt")["pixel_values"].to(device)
+            with torch.no_grad():
+                tokens = model.generate(pixel_values=pixels, max_new_tokens=words, do_sample=False, num_beams=1)
+            texts += [" ".join(text.split()) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        return texts
+
+    return caption

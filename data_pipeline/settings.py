@@ -34,7 +34,7 @@ class Gate:
         described by the head nor by the identity, so the model would learn to add strangers.
     min_face: pixels of the larger side of the landmarks' box, in the photo; None: so many that the photo is not enlarged
         more than twofold to the size trained on (142 at 512, 71 at 256). Beyond that three quarters of the pixels are made up.
-    min_sharpness: see `gate.sharpness`; portraits in focus have 0.1 and more, out of focus they fall below 0.05.
+    min_sharpness: see `gate.sharpness`; every portrait in focus had 0.16 and more; half of them fall below 0.12 when blurred by 1 % of the face.
     max_yaw, max_pitch, max_roll: degrees. The far side of a face turned further is guessed by the landmark network.
     min_presence: that the landmarks lie on a face; what has less is mostly ears, hands and profiles.
     min_confidence: of the fitted head (`Head.confidence`); 0.5 is a median landmark 5 % of the eye distance off.
@@ -45,7 +45,7 @@ class Gate:
 
     faces: str = "one"
     min_face: float | None = None
-    min_sharpness: float = 0.05
+    min_sharpness: float = 0.12
     max_yaw: float = 60.0
     max_pitch: float = 40.0
     max_roll: float = 45.0

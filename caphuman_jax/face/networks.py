@@ -1,4 +1,4 @@
-"""The shipped ONNX networks behind one small runner (onnxruntime, CPU)."""
+"""The shipped ONNX networks behind one small runner (onnxruntime; on an NVIDIA GPU where onnxruntime-gpu is installed)."""
 
 from __future__ import annotations
 
@@ -41,14 +41,20 @@ class OnnxNetwork:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        return onnxruntime.InferenceSession(
-            read_asset(f"{self.name}.onnx"), options, providers=["CPUExecutionProvider"])
+        options.use_deterministic_compute = True
+        return onnxruntime.InferenceSession(read_asset(f"{self.name}.onnx"), options, providers=providers())
 
 
 @functools.cache
 def network(name: str) -> OnnxNetwork:
     """The network of that name, one for the whole process."""
     return OnnxNetwork(name)
+
+
+def providers() -> list[str]:
+    """What onnxruntime computes on here, best first."""
+    there = onnxruntime.get_available_providers()
+    return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in there]
 
 
 def read_asset(file_name: str) -> bytes:

@@ -210,6 +210,7 @@ def test_buckets():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of protobuf, from within tfds
 def test_a_tfds_dataset(tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
     import cv2
@@ -221,7 +222,7 @@ def test_a_tfds_dataset(tmp_path):
     example = lambda i: {"image": pictures[i], "caption": f"number {i}", "identity": i % 2}
     tfds.dataset_builders.store_as_tfds_dataset(
         "tiny", "1.0.0", data_dir=str(tmp_path), features=features,
-        split_datasets={"train": [example(i) for i in range(3)], "test": [example(i) for i in (3, 4)]})
+        split_datasets={"train": [(i, example(i)) for i in range(3)], "test": [(i, example(i)) for i in (3, 4)]})
     folder = str(next(tmp_path.glob("tiny/1.0.0")))
     found = everything(open_source(f"tfds:{folder}"))
     assert list(found) == sorted(found) and len(found) == 5
