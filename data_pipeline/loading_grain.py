@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import grain
+from absl import flags
 
 from data_pipeline.loading import BatchMaker
 
@@ -15,6 +16,8 @@ def batches(maker: BatchMaker, steps: int, prefetch: int, processes: int) -> Ite
     options = grain.ReadOptions(num_threads=min(2, prefetch), prefetch_buffer_size=prefetch)
     dataset = grain.MapDataset.range(steps).map(maker.make).to_iter_dataset(options)
     if processes:
+        if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own, and this program's command line is none of absl's
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes))
     iterator = iter(dataset)
     try:
