@@ -61,13 +61,17 @@ def by_landmarks(settings: PrepareSettings, landmarks: np.ndarray, presence: flo
     return None
 
 
-def by_pixels(settings: PrepareSettings, sharp: float, drawing: float) -> tuple[str, str] | None:
-    """Reason and detail from `sharpness` and the score of the probe for drawings, or None."""
-    gate = settings.gate
-    if sharp < gate.min_sharpness:
-        return "blurred", f"sharpness {sharp:.3f}, at least {gate.min_sharpness:g} is asked for"
-    if gate.drawings == "drop" and drawing > gate.drawing_score:
-        return "drawing", f"score {drawing:.1f}, at most {gate.drawing_score:g} is allowed"
+def by_sharpness(settings: PrepareSettings, sharp: float) -> tuple[str, str] | None:
+    """Reason and detail from `sharpness`, or None."""
+    if sharp < settings.gate.min_sharpness:
+        return "blurred", f"sharpness {sharp:.3f}, at least {settings.gate.min_sharpness:g} is asked for"
+    return None
+
+
+def by_drawing(settings: PrepareSettings, score: float) -> tuple[str, str] | None:
+    """Reason and detail from the score of the probe for drawings (see face.attributes), or None."""
+    if settings.gate.drawings == "drop" and score > settings.gate.drawing_score:
+        return "drawing", f"score {score:.1f}, at most {settings.gate.drawing_score:g} is allowed"
     return None
 
 
