@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.config import CapFaceConfig, UNetConfig
-from caphuman_jax.models.unet import Encoder, skip_widths
+from caphuman_jax.models.unet import Context, Encoder, Times, skip_widths
 from caphuman_jax.nn.layers import conv, linear
 
 Control = tuple[jax.Array, ...]
@@ -32,13 +32,22 @@ class ControlNet(nnx.Module):
         """Hints (B, H, W, hint_channels), H and W picture size → hint features (B, h, w, channels) at latent size."""
         return self.hint(hints)
 
-    def __call__(self, latents: jax.Array, timesteps: jax.Array, context: jax.Array, hint_features: jax.Array) -> Control:
+    def embed_times(self, timesteps: jax.Array) -> Times:
+        """What timesteps (S,) float32 add in every block; computed once, before the sampling loop."""
+        return self.encoder.embed_times(timesteps)
+
+    def encode_context(self, context: jax.Array) -> Context:
+        """Keys and values of every cross-attention for a context (B, N, context_width); the same at all steps."""
+        return self.encoder.encode_context(context)
+
+    def __call__(self, latents: jax.Array, timesteps: jax.Array | Times, context: jax.Array | Context, hint_features: jax.Array) -> Control:
         """Residuals for the UNet.
 
-        latents (B, h, w, C), timesteps (B,) float32, context (B, N, context_width): text tokens, hint_features of `encode_hints`
-        → one residual for each skip, shallow to deep, and one for the middle.
+        latents (B, h, w, C), timesteps (B,) float32, context (kB, N, context_width): text tokens, hint_features of `encode_hints`;
+        or of timesteps and context what `embed_times` and `encode_context` made of them
+        → one residual for each skip, shallow to deep, and one for the middle, of B (from before the context) or kB pictures.
         """
-        skips, middle, _ = self.encoder(latents, timesteps, context, hint_features)
+        skips, middle = self.encoder(latents, timesteps, context, hint_features)
         return tuple(self.zero[str(i)](x) for i, x in enumerate([*skips, middle]))
 
 

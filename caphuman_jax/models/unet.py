@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.config import UNetConfig
 from caphuman_jax.nn import choices
-from caphuman_jax.nn.blocks import ResBlock, TransformerBlock
-from caphuman_jax.nn.layers import GroupNorm, conv, linear, upsample
+from caphuman_jax.nn.blocks import ResBlock, TransformerBlock, repeated
+from caphuman_jax.nn.layers import GroupNorm, conv, convolve_upsampled, linear
 from caphuman_jax.nn.timesteps import timestep_embedding
+
+Times = dict[str, Any]
+"""What each residual block adds for a timestep (`ResBlock.shift`): arrays (S, channels), nested as the blocks are."""
+Context = dict[str, Any]
+"""The keys and values of each cross-attention (`Attention.keys_values`), nested as the blocks are."""
+Control = Sequence[jax.Array]
 
 
 class UNet(nnx.Module):
@@ -37,36 +46,74 @@ class UNet(nnx.Module):
         self.norm_out = GroupNorm(width, cfg.groups)
         self.conv_out = conv(width, cfg.out_channels, dtype=dtype, rngs=rngs, zero=True)
 
-    def __call__(
-        self, latents: jax.Array, timesteps: jax.Array, text: jax.Array, control: tuple[jax.Array, ...] | None = None
-    ) -> jax.Array:
+    def embed_times(self, timesteps: jax.Array) -> Times:
+        """What every residual block adds for timesteps (S,) float32; needed at all steps, so computed once before them."""
+        time = self.encoder.embed_time(timesteps)
+        return {"encoder": self.encoder.shifts(time), "up": _shifts(self.up, time)}
+
+    def encode_context(self, text: jax.Array) -> Context:
+        """Keys and values of every cross-attention for text (B, L, context_width); the same at all steps."""
+        return {"encoder": self.encoder.encode_context(text), "up": _keys_values(self.up, text)}
+
+    def __call__(self, latents: jax.Array, timesteps: jax.Array | Times, text: jax.Array | Context, control: Control | None = None) -> jax.Array:
         """Prediction for noised latents.
 
         Args:
             latents: (B, h, w, in_channels), scaled; h and w multiples of 2**(levels - 1).
-            timesteps: (B,) float32, in training steps.
-            text: (B, L, context_width).
+            timesteps: (B,) float32, in training steps; or what `embed_times` made of them or of one for all.
+            text: (kB, L, context_width), or what `encode_context` made of it. With k > 1 each picture meets k texts, the pictures
+                together k times over; what does not depend on the text yet is computed once.
             control: one residual for each skip, shallow to deep, and one for the middle, of the shapes that
-                `control_shapes` gives; None adds nothing.
+                `control_shapes` gives, for B or kB pictures; None adds nothing.
         Returns:
-            (B, h, w, out_channels) float32.
+            (kB, h, w, out_channels) float32.
         Raises:
             ValueError: if `control` has another number of residuals.
         """
-        skips, h, time = self.encoder(latents, timesteps, text)
-        if control is not None:
-            if len(control) != len(skips) + 1:
-                raise ValueError(f"{len(control)} control residuals; this UNet takes {len(skips) + 1}")
-            *skips, h = [x + residual.astype(x.dtype) for x, residual in zip([*skips, h], control)]
-        for level in reversed(range(self.levels)):
-            stage = self.up[str(level)]
-            for i in range(self.res_blocks):
-                h = choices.block(stage[f"res_{i}"])(jnp.concatenate([h, skips.pop()], axis=-1), time)
-                if f"attention_{i}" in stage:
-                    h = choices.block(stage[f"attention_{i}"])(h, text)
-            if "upsample" in stage:
-                h = stage["upsample"](upsample(h))
+        return self.with_deep(latents, timesteps, text, control, blocks=0)[0]
+
+    def with_deep(self, latents, timesteps, text, control: Control | None = None, *, blocks: int) -> tuple[jax.Array, jax.Array]:
+        """The prediction as by a call, and the features (kB, h, w, C) that the last `blocks` blocks of the decoder begin with.
+
+        These are nearly the same at the next step: `shallow` makes a prediction of them (DeepCache, arXiv 2312.00858).
+        blocks: at most those of the decoder's last level.
+        """
+        times = self._times(timesteps)
+        skips, h = self.encoder(latents, times["encoder"], _at(text, "encoder"))
+        if control is not None and len(control) != len(skips) + 1:
+            raise ValueError(f"{len(control)} control residuals; this UNet takes {len(skips) + 1}")
+        *skips, h = _added([*skips, h], control)
+        deep = self._decode(h, skips, times, text, 0, len(skips) - blocks)
+        return self._finish(deep, skips, times, text, len(skips) - blocks), deep
+
+    def shallow(self, deep: jax.Array, latents, timesteps, text, control: Control | None = None, *, blocks: int) -> jax.Array:
+        """The prediction from `deep` features of another step: only the last `blocks` blocks run, and what skips to them.
+
+        control: the first `blocks` residuals; the others are part of `deep`.
+        """
+        times = self._times(timesteps)
+        skips, _ = self.encoder(latents, times["encoder"], _at(text, "encoder"))  # the deeper ones are not used, so not computed
+        return self._finish(deep, _added(skips[:blocks], control), times, text, self.levels * self.res_blocks - blocks)
+
+    def _times(self, timesteps):
+        return timesteps if isinstance(timesteps, dict) else self.embed_times(timesteps)
+
+    def _finish(self, h, skips, times, text, start):
+        h = self._decode(h, skips, times, text, start, self.levels * self.res_blocks)
         return self.conv_out(jax.nn.silu(self.norm_out(h))).astype(jnp.float32)
+
+    def _decode(self, h, skips, times, text, start, stop):
+        """Blocks start … stop - 1 of the decoder, deep to shallow."""
+        places = [(str(level), i) for level in reversed(range(self.levels)) for i in range(self.res_blocks)]
+        for number, (level, i) in enumerate(places[start:stop], start):
+            stage, res, attend = self.up[level], f"res_{i}", f"attention_{i}"
+            skip = repeated(skips[len(places) - 1 - number], h.shape[0])
+            h = choices.block(stage[res])(jnp.concatenate([h, skip], axis=-1), times["up"][level][res])
+            if attend in stage:
+                h = choices.block(stage[attend])(h, _at(text, "up", level, attend))
+            if "upsample" in stage and i == self.res_blocks - 1:
+                h = convolve_upsampled(stage["upsample"], h)
+        return h
 
 
 class Encoder(nnx.Module):
@@ -97,33 +144,50 @@ class Encoder(nnx.Module):
             "res_2": _res_block(width, width, cfg, dtype, rngs),
         })
 
+    def embed_times(self, timesteps: jax.Array) -> Times:
+        """What every residual block adds for timesteps (S,) float32."""
+        return self.shifts(self.embed_time(timesteps))
+
+    def embed_time(self, timesteps: jax.Array) -> jax.Array:
+        """Timesteps (S,) float32 → embedding (S, 4·channels)."""
+        return self.time_2(jax.nn.silu(self.time_1(timestep_embedding(timesteps, self.channels))))
+
+    def shifts(self, time: jax.Array) -> Times:
+        """An embedding → what every residual block adds for it."""
+        return {"down": _shifts(self.down, time), **_shifts({"middle": self.middle}, time)}
+
+    def encode_context(self, context: jax.Array) -> Context:
+        """Keys and values of every cross-attention for a context (B, L, context_width)."""
+        return {"down": _keys_values(self.down, context), **_keys_values({"middle": self.middle}, context)}
+
     def __call__(
-        self, latents: jax.Array, timesteps: jax.Array, context: jax.Array, hint: jax.Array | None = None
-    ) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+        self, latents: jax.Array, timesteps: jax.Array | Times, context: jax.Array | Context, hint: jax.Array | None = None
+    ) -> tuple[list[jax.Array], jax.Array]:
         """Features at every level.
 
         latents, timesteps, context as in `UNet`; hint (B, h, w, channels) is added after the first convolution
-        → skips (shallow to deep, `skip_widths` channels), middle features, timestep embedding (B, 4·channels).
+        → skips (shallow to deep, `skip_widths` channels) and middle features. Those from before the first cross-attention are of
+        B pictures, the others of kB.
         """
-        time = self.time_2(jax.nn.silu(self.time_1(timestep_embedding(timesteps, self.channels))))
+        times = timesteps if isinstance(timesteps, dict) else self.embed_times(timesteps)
         h = self.conv_in(latents)
         if hint is not None:
             h = h + hint.astype(h.dtype)
         skips = [h]
         for level in range(self.levels):
-            stage = self.down[str(level)]
+            stage, place = self.down[str(level)], ("down", str(level))
             for i in range(self.res_blocks):
-                h = choices.block(stage[f"res_{i}"])(h, time)
+                h = choices.block(stage[f"res_{i}"])(h, _at(times, *place, f"res_{i}"))
                 if f"attention_{i}" in stage:
-                    h = choices.block(stage[f"attention_{i}"])(h, context)
+                    h = choices.block(stage[f"attention_{i}"])(h, _at(context, *place, f"attention_{i}"))
                 skips.append(h)
             if "downsample" in stage:
                 h = stage["downsample"](h)
                 skips.append(h)
-        h = choices.block(self.middle["res_1"])(h, time)
-        h = choices.block(self.middle["attention"])(h, context)
-        h = choices.block(self.middle["res_2"])(h, time)
-        return skips, h, time
+        h = choices.block(self.middle["res_1"])(h, times["middle"]["res_1"])
+        h = choices.block(self.middle["attention"])(h, _at(context, "middle", "attention"))
+        h = choices.block(self.middle["res_2"])(h, times["middle"]["res_2"])
+        return skips, h
 
 
 def skip_widths(cfg: UNetConfig) -> list[int]:
@@ -142,6 +206,30 @@ def control_shapes(cfg: UNetConfig, height: int, width: int) -> list[tuple[int, 
         sizes += [level] * cfg.res_blocks + ([level + 1] if level < len(cfg.multipliers) - 1 else [])
     channels = skip_widths(cfg)
     return [(height >> s, width >> s, c) for s, c in zip([*sizes, sizes[-1]], [*channels, channels[-1]])]
+
+
+def _shifts(stages: Mapping[str, Mapping[str, nnx.Module]], time: jax.Array) -> Times:
+    return {key: {name: block.shift(time) for name, block in stage.items() if isinstance(block, ResBlock)} for key, stage in stages.items()}
+
+
+def _keys_values(stages: Mapping[str, Mapping[str, nnx.Module]], context: jax.Array) -> Context:
+    return {key: {name: block.cross_attention.keys_values(context) for name, block in stage.items() if isinstance(block, TransformerBlock)}
+            for key, stage in stages.items()}
+
+
+def _at(tree: Any, *place: str) -> Any:
+    """What lies at a place of a prepared context; an array of tokens is the same for every place."""
+    for key in place:
+        tree = tree[key] if isinstance(tree, dict) else tree
+    return tree
+
+
+def _added(features: Sequence[jax.Array], control: Control | None) -> list[jax.Array]:
+    """Features and residuals, of B or kB pictures each, summed."""
+    if control is None:
+        return list(features)
+    count = lambda x, residual: max(x.shape[0], residual.shape[0])
+    return [repeated(x, count(x, r)) + repeated(r, count(x, r)).astype(x.dtype) for x, r in zip(features, control)]
 
 
 def _res_block(inputs: int, outputs: int, cfg: UNetConfig, dtype, rngs: nnx.Rngs) -> ResBlock:

@@ -9,7 +9,7 @@ from flax import nnx
 from caphuman_jax.config import VAEConfig
 from caphuman_jax.nn.attention import attention
 from caphuman_jax.nn.blocks import ResBlock
-from caphuman_jax.nn.layers import GroupNorm, conv, depth_to_space, linear, space_to_depth, upsample
+from caphuman_jax.nn.layers import GroupNorm, conv, convolve_upsampled, depth_to_space, linear, space_to_depth
 
 _EPS = 1e-6
 
@@ -107,7 +107,7 @@ class Decoder(nnx.Module):
             for i in range(self.res_blocks):
                 h = stage[f"res_{i}"](h)
             if "upsample" in stage:
-                h = stage["upsample"](upsample(h))
+                h = convolve_upsampled(stage["upsample"], h)
         return depth_to_space(self.conv_out(jax.nn.silu(self.norm_out(h))), self.patch)
 
 

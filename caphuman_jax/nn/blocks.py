@@ -9,6 +9,8 @@ from flax import nnx
 from caphuman_jax.nn.attention import attention
 from caphuman_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
 
+KeysValues = tuple[jax.Array, jax.Array]
+
 
 class ResBlock(nnx.Module):
     """norm, SiLU, conv; plus the timestep; norm, SiLU, conv; plus the input.
@@ -31,11 +33,15 @@ class ResBlock(nnx.Module):
         if inputs != outputs:
             self.shortcut = linear(inputs, outputs, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, time: jax.Array | None = None) -> jax.Array:
-        """x (B, H, W, inputs), time (B, time_width) → (B, H, W, outputs)."""
+    def shift(self, time: jax.Array) -> jax.Array:
+        """Timestep embedding (B, time_width) → what it adds to the block's features, (B, outputs)."""
+        return self.time(jax.nn.silu(time))
+
+    def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
+        """x (B, H, W, inputs), shift (n, outputs) of `shift`, n dividing B → (B, H, W, outputs)."""
         h = self.conv_1(jax.nn.silu(self.norm_1(x)))
-        if time is not None:
-            h = h + self.time(jax.nn.silu(time))[:, None, None]
+        if shift is not None:
+            h = h + repeated(shift, h.shape[0])[:, None, None]
         h = self.conv_2(jax.nn.silu(self.norm_2(h)))
         return h + (self.shortcut(x) if hasattr(self, "shortcut") else x)
 
@@ -50,9 +56,14 @@ class Attention(nnx.Module):
         self.value = linear(context_width, width, use_bias=False, dtype=dtype, rngs=rngs)
         self.out = linear(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """x (B, L, width), context (B, S, context_width) → (B, L, width)."""
-        return self.out(attention(self.query(x), self.key(context), self.value(context), self.heads))
+    def keys_values(self, context: jax.Array) -> KeysValues:
+        """Context (B, S, context_width) → keys and values, (B, S, width) each."""
+        return self.key(context), self.value(context)
+
+    def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
+        """x (B, L, width), context (B, S, context_width) or its `keys_values` → (B, L, width)."""
+        key, value = context if isinstance(context, tuple) else self.keys_values(context)
+        return self.out(attention(self.query(x), key, value, self.heads))
 
 
 class FeedForward(nnx.Module):
@@ -82,12 +93,25 @@ class TransformerBlock(nnx.Module):
         self.feed_forward = FeedForward(width, dtype=dtype, rngs=rngs)
         self.proj_out = linear(width, width, dtype=dtype, rngs=rngs, zero=True)
 
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
-        """x (B, H, W, width), context (B, S, context_width) → (B, H, W, width)."""
+    def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
+        """x (B, H, W, width), context (kB, S, context_width) or its keys and values (`Attention.keys_values`) → (kB, H, W, width).
+
+        With k > 1 each picture meets k contexts, those of all pictures lying together k times over: what comes before the
+        cross-attention does not know the context and is computed once.
+        """
         batch, height, width, channels = x.shape
         h = self.proj_in(self.norm(x)).reshape(batch, height * width, channels)
         normed = self.norm_1(h)
         h = h + self.self_attention(normed, normed)
+        count = jax.tree.leaves(context)[0].shape[0]
+        x, h = repeated(x, count), repeated(h, count)
         h = h + self.cross_attention(self.norm_2(h), context)
         h = h + self.feed_forward(self.norm_3(h))
-        return x + self.proj_out(h.reshape(batch, height, width, channels))
+        return x + self.proj_out(h.reshape(x.shape))
+
+
+def repeated(x: jax.Array, count: int) -> jax.Array:
+    """x (B, …) → (count, …): the whole batch again and again; count a multiple of B."""
+    if x.shape[0] == count:
+        return x
+    return jnp.broadcast_to(x[None], (count // x.shape[0], *x.shape)).reshape(count, *x.shape[1:])

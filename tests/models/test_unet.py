@@ -65,7 +65,7 @@ def test_control_fits_the_skips(tiny):
     assert len(control_shapes(UNetConfig(), 64, 64)) == 13
     assert control_shapes(UNetConfig(), 64, 48)[-1] == (8, 6, 1280)
     graphdef, params = tiny
-    skips, middle, _ = jax.eval_shape(
+    skips, middle = jax.eval_shape(
         lambda params, *inputs: nnx.merge(graphdef, params).encoder(*inputs),
         params, jnp.zeros((1, 16, 8, 4)), jnp.zeros((1,)), jnp.zeros((1, 7, 24)),
     )
