@@ -1,4 +1,4 @@
-"""The command `caphuman`: generate, identity, evaluate, train, precompute and others.
+"""The command `caphuman`: generate, identity, evaluate, prepare, inspect, train and others.
 
 Only what the chosen subcommand needs is imported, so that help comes at once.
 """
@@ -51,8 +51,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _dispatch(arguments):
-    if arguments[:1] == ["precompute"]:  # a program of its own, also run as python -m data_pipeline.precompute
-        return importlib.import_module("data_pipeline.precompute").main(arguments[1:])
     args = _parser(arguments[0] if arguments else None).parse_args(_joined(arguments))
     return args.run(args)
 
@@ -69,7 +67,6 @@ def _parser(chosen):
             module = importlib.import_module(module)
             module.add_arguments(command)
             command.set_defaults(run=module.run)
-    commands.add_parser("precompute", help="photos to records for training")
     return parser
 
 

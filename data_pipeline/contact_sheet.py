@@ -14,10 +14,10 @@ from caphuman_jax.head.head import Head
 from data_pipeline import example
 from data_pipeline.features import Feature
 from data_pipeline.figures import angles
+from data_pipeline.records import HEAD_FIELDS
 
 _TILE, _TEXT, _GAP, _COLUMNS = 176, 250, 4, 2
 _LINE = 13
-HEAD_FIELDS = ("identity", "expression", "rotation", "scale", "translation", "light", "albedo", "residual")
 
 
 def head_of(record: dict, stored: int) -> Head:

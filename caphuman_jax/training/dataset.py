@@ -1,7 +1,7 @@
 """Records -> what a training step draws from, resident on the accelerator.
 
-Heads are fitted, light and albedo estimated, hints rendered and identity tokens computed here, in large batches by
-the same functions that serve one photo in use. Small enough to keep whole: about 2.7 MB a photo at 256².
+Hints are rendered from the records' heads and identity tokens computed here, in large batches by the same functions that
+serve one photo in use. Small enough to keep whole: about 2.7 MB a photo at 256².
 """
 
 from __future__ import annotations
@@ -15,42 +15,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caphuman_jax.face import align, attributes, colours, parse, recognise
-from caphuman_jax.face.landmarks import expression_names
-from caphuman_jax.head import fit, hints
-from caphuman_jax.head.morphable import expression_in_order, load_head
+from caphuman_jax.errors import DataError
+from caphuman_jax.face import align, colours, parse, recognise
+from caphuman_jax.head import hints
+from caphuman_jax.head.morphable import load_head
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from data_pipeline import captions
 
 CAPTIONS = 12  # different captions kept for each photo
 FACES = 4  # recognition crops for each photo: as it is, mirrored, and two a little off
 SHADES = 32  # of each background colour that is put behind people
-MENTIONED = (0.3, 0.8)  # how much of what could be said captions say: few words are what people type, many teach more
-PARTNERS = 4  # photos of the same person that may lend their identity, the photo itself included
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=print) -> dict:
-    """Arrays over the photos `index` of `records`, as uint8 where they are large; see `training.diffusion.draw`."""
-    part = records.take(index)
+    """Arrays over the photos `index` of `records`, as uint8 where they are large; see `training.diffusion.draw`.
+
+    Raises DataError where the records' heads are of another head model than the shipped one.
+    """
+    photo = np.array([not records.attributes[i].get("drawing") for i in index], bool)
+    part = records.take(index[photo])
+    log(f"{len(part)} photos, {int((~photo).sum())} drawings and paintings left out")
     tokens, vectors = identity_tokens(part.pictures, part.landmarks, seed=seed)
-    worn = attributes.scores(tokens[:, 0]) > 0
-    photo = ~worn[:, attributes.names().index("drawing")]
-    part, tokens, vectors, worn = part.take(photo), tokens[photo], vectors[photo], worn[photo]
-    log(f"identity tokens computed; {int((~photo).sum())} drawings and paintings left out")
-    found = [caption_attributes(part, i, dict(zip(attributes.names(), worn[i].tolist()))) for i in range(len(part))]
-    grey = np.array([f["kind"] != "colour" for f in found])
+    log("identity tokens computed")
+    grey = np.array([found["kind"] != "colour" for found in part.attributes])
+    found = [attributes | {"kind": "black-and-white" if colourless else "colour"} for attributes, colourless in zip(part.attributes, grey)]
     pictures = part.pictures.copy()
     for i in np.flatnonzero(grey):
         pictures[i] = _grey(pictures[i])
-    for f in found:
-        f["kind"] = "colour" if f["kind"] == "colour" else "black-and-white"
-    log(f"{len(part)} photos, {int(grey.sum())} without colour")
-    partner = partners(part.mobilefacenet)
-    regions, features = (np.stack(masks) for masks in zip(*(face_regions(marks, pictures.shape[1]) for marks in part.landmarks)))
+    log(f"{int(grey.sum())} without colour")
+    partner = np.concatenate([np.arange(len(part))[:, None], part.partners], axis=1)
+    partner = np.where(partner < 0, partner[:, :1], partner).astype(np.int32)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        person = np.stack(list(pool.map(solid_person, part.pictures)))
-    log("people cut out")
-    heads, all_hints = render(pictures, regions, part.landmarks, part.expression, partner, grey, chunk=chunk)
+        regions, features = map(np.stack, zip(*pool.map(lambda marks: face_regions(marks, pictures.shape[1]), part.landmarks)))
+        person = np.stack(list(pool.map(lambda mask: solid_person(mask, pictures.shape[1]), part.person)))
+    heads = without_colour(part.heads, grey)
+    all_hints = render(heads, partner, grey, pictures.shape[1], chunk=chunk)
     log("hints rendered")
     rng = np.random.default_rng(seed)
     kinds = (None, "black-and-white", "no background")
@@ -66,18 +66,13 @@ def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=pri
     }
 
 
-def caption_attributes(part, i: int, probes) -> dict:
-    """`captions.attributes` of record i."""
-    return captions.attributes(dict(zip(expression_names(), part.expression[i].tolist())), part.colours[i], probes)
-
-
 def compose(found: dict, rng: np.random.Generator, kind: str | None) -> str:
     """A caption, with colours left out if the picture is to be shown without them, or the background if it is to be another."""
     if kind == "black-and-white":
         found = {k: v for k, v in found.items() if k not in ("hair", "clothes", "background")} | {"kind": kind}
     if kind == "no background":
         found = {k: v for k, v in found.items() if k != "background"}
-    return captions.compose(found, rng, keep=rng.choice(MENTIONED))
+    return captions.compose(found, rng, keep=rng.choice(captions.MENTIONED))
 
 
 def plain_backgrounds(encode, rng: np.random.Generator):
@@ -99,19 +94,6 @@ def _shades(word: str, rng: np.random.Generator) -> np.ndarray:
     return np.stack(shades)
 
 
-def partners(vectors: np.ndarray, threshold: float = 0.75) -> np.ndarray:
-    """(N, PARTNERS) indices of photos that show the same person, the photo itself first and in place of missing ones."""
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    result = np.repeat(np.arange(len(unit))[:, None], PARTNERS, axis=1)
-    cosine = unit @ unit.T
-    for i, row in enumerate(cosine):
-        row[i] = -1
-        best = np.argsort(-row)[: PARTNERS - 1]
-        best = best[row[best] > threshold]
-        result[i, 1: 1 + len(best)] = best
-    return result.astype(np.int32)
-
-
 def face_regions(landmarks: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Two masks (size, size) uint8, 255 in the face region (what CapFace's mask is taught), and round eyes, brows and mouth."""
     labels = parse.parse_face(landmarks * size, (size, size))
@@ -120,40 +102,42 @@ def face_regions(landmarks: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarr
     return parse.face_mask(labels).astype(np.uint8) * 255, features * 255
 
 
-def solid_person(picture: np.ndarray) -> np.ndarray:
-    """(S, S) uint8, 255 where a person surely is, so that little of the old background shines through at the edge."""
-    return np.round(255 * np.clip(parse.person_mask(picture) * 2 - 0.9, 0, 1)).astype(np.uint8)
+def solid_person(mask: np.ndarray, size: int) -> np.ndarray:
+    """(size, size) uint8, 255 where a person surely is by a record's mask, so that little of the old background shines through at the edge."""
+    mask = cv2.resize(mask.astype(np.float32) / 255, (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.round(255 * np.clip(mask * 2 - 0.9, 0, 1)).astype(np.uint8)
 
 
-def render(pictures, regions, landmarks, expression, partner, grey, *, chunk: int):
-    """Fitted heads and hints (N, 2, S, S, 9) uint8, on the device: of the photo's own head, and with the identity of a partner.
+def without_colour(heads, grey: np.ndarray):
+    """The heads, with grey light and albedo where `grey` (N,) says that the picture is shown without colours, whatever tint it had."""
+    light = np.where(grey[:, None, None], heads.light.mean(axis=-1, keepdims=True), heads.light)
+    albedo = np.where(grey[:, None, None], np.sum(heads.albedo * LUMA, axis=-1, keepdims=True), heads.albedo)
+    return dataclasses.replace(heads, light=light, albedo=albedo)
+
+
+def render(heads, partner: np.ndarray, grey: np.ndarray, size: int, *, chunk: int):
+    """Hints (N, 2, size, size, 9) uint8, on the device, of heads in pixels of that size: as they are, and with the identity of a partner.
 
     The second is rendered with the shape and albedo of another photo of the same person where there is one, and with
     the photo's own albedo mirrored otherwise: in use, too, the albedo never fits the wanted picture exactly. Its mouth is
     somebody else's (`change_mouths`).
     """
     model = load_head()
-    size = pictures.shape[1]
-    photos = jax.jit(lambda p: p.astype(jnp.float32) / 255)
+    if heads.albedo.shape[1:] != model.mean.shape or heads.identity.shape[1] != len(model.identity_basis):
+        raise DataError(f"the records' heads are not of the head model {model.name}; make the records with caphuman prepare without --model")
     encode = jax.jit(lambda h: jnp.round(jnp.concatenate([h[..., :3] / 2 + 0.5, h[..., 3:]], -1) * 255).astype(jnp.uint8))
-    batches = [np.minimum(np.arange(s, s + chunk), len(pictures) - 1) for s in range(0, len(pictures), chunk)]
-    expression = expression_in_order(model, expression_names(), expression)
-    heads = [
-        fit.heads_from_photos(model, photos(pictures[b]), landmarks[b] * size, expression[b], (regions[b] > 0).astype(np.float32))
-        for b in batches
-    ]
-    joined = jax.tree.map(lambda *x: np.concatenate(jax.device_get(x))[: len(pictures)], *heads)
+    batches = [np.minimum(np.arange(s, s + chunk), len(grey) - 1) for s in range(0, len(grey), chunk)]
     other = partner[:, 1]
     alone = other == np.arange(len(partner))
-    mirrored = joined.albedo[:, np.asarray(model.mirror)]
-    albedo = np.where(alone[:, None, None], mirrored, joined.albedo[other])
-    lent = dataclasses.replace(joined, identity=joined.identity[other], albedo=change_mouths(model, albedo, grey))
+    mirrored = heads.albedo[:, np.asarray(model.mirror)]
+    albedo = np.where(alone[:, None, None], mirrored, heads.albedo[other])
+    lent = dataclasses.replace(heads, identity=heads.identity[other], albedo=change_mouths(model, albedo, grey))
     # Kept on the device: they are most of the data, and training draws from them there.
     drawn = [
-        jnp.stack([encode(hints.render_hints_batch(model, jax.tree.map(lambda x: x[b], source), size, size)) for source in (joined, lent)], axis=1)
+        jnp.stack([encode(hints.render_hints_batch(model, jax.tree.map(lambda x: x[b], source), size, size)) for source in (heads, lent)], axis=1)
         for b in batches
     ]
-    return joined, jnp.concatenate(drawn)[: len(pictures)]
+    return jnp.concatenate(drawn)[: len(grey)]
 
 
 def change_mouths(model, albedo: np.ndarray, grey: np.ndarray) -> np.ndarray:
@@ -183,8 +167,9 @@ def identity_tokens(pictures, landmarks, *, seed: int):
     tokens = np.empty((len(pictures), FACES, recognise.FEATURE_TOKENS, recognise.FEATURE_WIDTH), np.float16)
     vectors = np.empty((len(pictures), FACES, 192), np.float32)
     side = recognise.MOBILEFACENET_SIZE
-    for start in range(0, len(pictures), 128):
-        rows = np.minimum(np.arange(start, start + 128), len(pictures) - 1)
+    chunk = min(128, len(pictures))
+    for start in range(0, len(pictures), chunk):
+        rows = np.minimum(np.arange(start, start + chunk), len(pictures) - 1)
         crops = np.empty((len(rows), FACES, side, side, 3), np.uint8)
         for k, i in enumerate(rows):
             matrix = align.similarity_transform(align.five_points(landmarks[i] * size), recognise.MOBILEFACENET_TEMPLATE)
@@ -202,5 +187,5 @@ def identity_tokens(pictures, landmarks, *, seed: int):
 
 
 def _grey(picture: np.ndarray) -> np.ndarray:
-    luma = picture @ np.array([0.299, 0.587, 0.114], np.float32)
+    luma = picture @ LUMA
     return np.repeat(np.round(luma).astype(np.uint8)[..., None], 3, axis=-1)

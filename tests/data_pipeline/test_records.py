@@ -1,81 +1,70 @@
-"""Photos to records and back, on the shipped portrait and on things that are no portrait."""
+"""Records as columns in memory, and who is held out."""
 
-import json
-
-import cv2
 import numpy as np
 import pytest
+from records_standin import write_standin
 
 from caphuman_jax.errors import DataError
-from data_pipeline import precompute
+from data_pipeline.features import NAME
+from data_pipeline.reading import RecordsFolder
 from data_pipeline.records import held_out, load_records, training_split
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Records of the astronaut, with a blank picture and a broken file beside it."""
-    from importlib.resources import files
-
-    photos = tmp_path_factory.mktemp("photos")
-    (photos / "a.png").write_bytes((files("caphuman_jax") / "assets" / "astronaut_nasa.png").read_bytes())
-    cv2.imwrite(str(photos / "blank.png"), np.full((80, 80, 3), 128, np.uint8))
-    (photos / "broken.jpg").write_bytes(b"not a picture")
-    out = tmp_path_factory.mktemp("records")
-    precompute.main(["--photos", str(photos), "--out", str(out), "--workers", "1"])
-    return out
+    return write_standin(tmp_path_factory.mktemp("records") / "some", 7, test=6)
 
 
-def test_one_photo_is_kept_and_the_others_are_named(folder):
+def test_columns_hold_what_the_records_hold(folder):
+    records, source = load_records(folder, size=32), RecordsFolder(folder)
+    train, test = training_split(records)
+    assert train.tolist() == list(range(7)) and test.tolist() == list(range(7, 13)) and len(records) == 13
+    for number, split, index in ((0, "train", 0), (6, "train", 6), (9, "test", 2)):
+        record = source.record(split, index)
+        assert records.name[number] == record["key"] and records.attributes[number] == {"smile": "slight"}
+        np.testing.assert_array_equal(records.pictures[number], source.pixels("photo", record["photo"]))
+        np.testing.assert_array_equal(records.person[number], source.pixels("person_mask", record["person_mask"])[..., 0])
+        np.testing.assert_array_equal(records.mobilefacenet[number], record["recognition/mobilefacenet"])
+        for name in ("covered", "landmarks", "expression", "face_px", "colours"):
+            np.testing.assert_array_equal(getattr(records, name)[number], record[name])
+        for name in ("identity", "expression", "rotation", "scale", "translation", "light", "residual"):
+            np.testing.assert_array_equal(getattr(records.heads, name)[number], record[f"head/{name}"])
+        np.testing.assert_allclose(records.heads.albedo[number] * 255, record["head/albedo"], atol=1e-4)
+        assert records.heads.size[number].tolist() == [44, 44]
+        partners = [p + (7 if split == "test" else 0) if p >= 0 else -1 for p in record["partners"]]
+        assert records.partners[number].tolist() == partners
+    assert records.partners[3].tolist() == [4, 5, -1] and records.partners[10].tolist() == [11, 12, -1]
+
+
+def test_partners_are_numbers_among_those_that_are_taken(folder):
     records = load_records(folder)
-    assert records.name.tolist() == ["a.png"]
-    assert set(json.loads((folder / "dropped.json").read_text())) == {"blank.png", "broken.jpg"}
+    some = records.take(np.array([5, 3, 0]))
+    assert some.name.tolist() == ["photo-000005", "photo-000003", "photo-000000"] and len(some) == 3
+    assert some.partners.tolist() == [[1, -1, -1], [-1, 0, -1], [-1, -1, -1]]
+    np.testing.assert_array_equal(some.heads.scale, records.heads.scale[[5, 3, 0]])
+    assert len(records.take(~records.test)) == 7 and records.take(records.test).partners.max() == 5
 
 
-def test_landmarks_lie_on_the_face_in_the_stored_square(folder):
-    records = load_records(folder)
-    xy = records.landmarks[0, :, :2]
-    assert abs(xy.mean(0) - 0.5).max() < 0.06  # the square is centred on the face
-    assert 0.3 < np.ptp(xy[:, 1]) < 0.5  # which fills 1 / (1.8 * 1.35) of it
-    inside = records.pictures[0][tuple((xy[:, ::-1].T * len(records.pictures[0])).astype(int))]
-    assert inside[:, 0].mean() > inside[:, 2].mean() + 15  # skin is redder than blue
-    assert np.linalg.norm(records.mobilefacenet[0]) == pytest.approx(1, abs=1e-3)
-
-
-def test_damage_is_told(folder, tmp_path):
-    with pytest.raises(DataError, match="no readable records"):
+def test_what_cannot_be_trained_on_is_told(folder, tmp_path):
+    with pytest.raises(DataError, match=r"holds records for 32² pictures, the model is trained on 256².*--size 256"):
+        load_records(folder, size=256)
+    with pytest.raises(DataError, match="no records there; make them with caphuman prepare"):
         load_records(tmp_path)
-    (tmp_path / "records.npz").write_bytes((folder / "records.npz").read_bytes())
-    (tmp_path / "pictures.bin").write_bytes((folder / "pictures.bin").read_bytes()[:-5])
-    with pytest.raises(DataError, match="bytes"):
+    with pytest.raises(DataError, match="has no records to train on"):
+        load_records(write_standin(tmp_path / "x", 0, test=2))
+    (tmp_path / "records.npz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"written by caphuman precompute, which is no more; make the records with caphuman prepare"):
         load_records(tmp_path)
 
 
-def test_held_out_people_are_held_out_with_all_their_photos(folder):
-    one = load_records(folder)
-    many = one.take(np.zeros(64, int))
-    rng = np.random.default_rng(0)
-    vectors = rng.standard_normal((64, 192)).astype(np.float32)
+@pytest.mark.parametrize("name, value, words", [
+    ("attributes", "{", "attributes is no JSON"), ("photo", b"\xff\xd8\xff\xd9", "photo is no picture"), ("person_mask", b"", "person_mask is no picture")])
+def test_a_damaged_record_is_named(tmp_path, name, value, words):
+    place = write_standin(tmp_path / "x", 4, shards=1, change=lambda record, number: record | ({name: value} if number == 3 else {}))
+    with pytest.raises(DataError, match=rf"{NAME}-train.array_record-00000-of-00001, record 3 \(number 3 of train\): {words}"):
+        load_records(place)
+
+
+def test_who_is_held_out_never_changes():
     names = np.array([f"{i:06d}.jpg" for i in range(64)])
-    test = held_out(names)
-    assert 0 < test.sum() < 16
-    twin = np.flatnonzero(~test)[0]
-    vectors[twin] = vectors[np.flatnonzero(test)[0]] * 1.5
-    import dataclasses
-
-    train_index, test_index = training_split(dataclasses.replace(many, name=names, mobilefacenet=vectors))
-    assert twin not in train_index and len(train_index) == 64 - test.sum() - 1
-    assert np.array_equal(test_index, np.flatnonzero(test))
-    assert held_out(names[:10]).tolist() == test[:10].tolist()
-
-
-def test_no_photos_is_an_error(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        precompute.main(["--photos", str(tmp_path), "--out", str(tmp_path / "o")])
-    assert "no photos" in capsys.readouterr().err
-
-
-def test_a_handful_of_photos_may_hold_nobody_out(folder):
-    one = load_records(folder)
-    assert not held_out(one.name).any()
-    train_index, test_index = training_split(one)
-    assert train_index.tolist() == [0] and len(test_index) == 0
+    assert np.flatnonzero(held_out(names)).tolist() == [30, 31, 32, 33, 34, 35, 36, 37]

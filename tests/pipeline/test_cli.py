@@ -144,14 +144,14 @@ def test_interrupted(monkeypatch, capsys):
 def test_help_is_light_and_names_every_preset():
     script = "import sys; from caphuman_jax import cli\ntry: cli.main(sys.argv[1:])\nfinally: assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
     top = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True)
-    assert top.returncode == 0 and all(name in top.stdout for name in ("generate", "evaluate", "train", "precompute")), top.stderr
+    assert top.returncode == 0 and all(name in top.stdout for name in ("generate", "evaluate", "train", "prepare", "inspect")), top.stderr
     wide = {**os.environ, "COLUMNS": "400"}
     text = subprocess.run([sys.executable, "-c", script, "generate", "--help"], capture_output=True, text=True, env=wide).stdout
     words = text.replace(",", " ").replace(";", " ").replace("\n", " ").split()
     assert {*control.PRESETS, *control.LIGHTS, *control.PARTS} <= set(words)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "identity", "train", "precompute"])
+@pytest.mark.parametrize("command", ["evaluate", "identity", "train", "prepare", "inspect"])
 def test_other_commands_have_their_own_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
