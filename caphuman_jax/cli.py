@@ -19,6 +19,7 @@ _DELEGATED = {
     "head": ("caphuman_jax.head_command", "show and edit a head: numbers, hints, turntable, OBJ, sequences; makes no pictures"),
     "identity": ("caphuman_jax.identity_command", "photos of a person to a file that takes their place"),
     "import": ("caphuman_jax.weights.import_command", "weight files (caphuman.ckpt, SD1.5, VAE, LoRA …) to a model folder"),
+    "compile": ("caphuman_jax.compile_command", "compile the training step and the sampler for TPUs that are not at hand: memory, speed limits"),
     "export": ("caphuman_jax.weights.export_command", "a model folder to files for PyTorch programs"),
     "inspect": ("data_pipeline.inspect_command", "what records hold: counts, histograms, a contact sheet; checks every record"),
     "prepare": ("data_pipeline.prepare", "photos to records for training"),

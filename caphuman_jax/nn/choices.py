@@ -57,20 +57,21 @@ class Choices:
             raise ValueError(f"attention {self.attention!r}: write a backend, or LENGTH=BACKEND,…") from None
 
 
-_current: contextvars.ContextVar[Choices] = contextvars.ContextVar("choices", default=Choices())
+_current: contextvars.ContextVar[Choices | None] = contextvars.ContextVar("choices", default=None)
 
 
 def current() -> Choices:
     """The choices in force."""
-    return _current.get()
+    return _current.get() or Choices()
 
 
 @contextlib.contextmanager
 def using(**changes) -> Iterator[Choices]:
     """Within it, these of the choices are others. Raises ValueError for an unknown name."""
-    token = _current.set(dataclasses.replace(_current.get(), **changes))
+    choices = dataclasses.replace(current(), **changes)
+    token = _current.set(choices)
     try:
-        yield _current.get()
+        yield choices
     finally:
         _current.reset(token)
 

@@ -192,9 +192,13 @@ def conditions(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], frozen: M
     else:
         mean, logvar = run("vae").encode(batch["pictures"])
     latents = (mean + jnp.exp(0.5 * logvar) * draws["latent_noise"]) * model.vae.scale
-    text = batch["text"].astype(dtype) if "text" in batch else run("text")(batch["token_ids"])[0]
-    if "without_text" in batch and "text" in batch:
-        text = jnp.where(batch["without_text"][:, None, None], frozen["empty_text"].astype(dtype), text)
+    without = batch.get("without_text")
+    if "text" in batch:
+        text = batch["text"].astype(dtype)
+        text = text if without is None else jnp.where(without[:, None, None], frozen["empty"]["text"].astype(dtype), text)
+    else:
+        ids = batch["token_ids"]
+        text = run("text")(ids if without is None else jnp.where(without[:, None], frozen["empty"]["ids"], ids))[0]
     if "image_tokens" in batch:
         tokens = batch["image_tokens"].astype(dtype)
     else:
@@ -207,7 +211,7 @@ def make_step(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg: Contr
     """(state, frozen, batch) → (state, metrics).
 
     graphs: of the trained networks, the UNet and those that `conditions` needs, in the compute dtype. frozen: the trees of
-    `trainable.split` and `stored`, and "empty_text" (L, W) where text is stored. batch: hints (B, H, W, 9); region (B, H, W, 1), the face's;
+    `trainable.split` and `stored`, and where the batch says without_text "empty": {"ids" (L,), "text" (L, W)} of no prompt. batch: hints (B, H, W, 9); region (B, H, W, 1), the face's;
     recognition (B, R); moments (B, h, w, 2c) or pictures (B, H, W, 3) in [-1, 1]; text (B, L, W) or token_ids (B, L); image_tokens
     (B, N, W) or identity_pictures (B, S, S, 3) in [0, 1]; if there: area (B, H, W, 1), without_text, without_identity (B,) bool.
     assemble: makes a batch of what the loader gives, one micro-batch at a time. mesh: over which batches are split; platform: what is

@@ -255,13 +255,18 @@ def begin_state(recipe: Recipe, places: State) -> State:
 
 
 def compile_step(recipe: Recipe, mesh, mode: str, frozen, batch):
-    """The recipe's step as a compiled program over the mesh. frozen and batch: arrays, or their shapes."""
+    """The recipe's step as a compiled program over the mesh; see `lower_step`."""
+    return lower_step(recipe, mesh, mode, frozen, batch).compile()
+
+
+def lower_step(recipe: Recipe, mesh, mode: str, frozen, batch):
+    """The recipe's step over the mesh, not compiled yet. frozen and batch: arrays, or their shapes."""
     shapes = recipe.abstract_state()
     places = sharding.state_shardings(mesh, shapes, mode)
     frozen_places = sharding.frozen_shardings(mesh, frozen, mode)
     by_batch = jax.tree.map(lambda _: sharding.by_batch(mesh), batch)
     step = jax.jit(recipe.step, in_shardings=(places, frozen_places, by_batch), out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0)
-    return step.lower(shapes, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (frozen, batch))).compile()
+    return step.lower(shapes, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (frozen, batch)))
 
 
 def counted_flops(compiled, devices: int) -> float | None:

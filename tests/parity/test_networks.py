@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caphuman_jax import models
 from caphuman_jax.diffusion.guidance import text_guidance
 from caphuman_jax.diffusion.samplers import plan, sample
 from caphuman_jax.diffusion.schedule import alphas, betas

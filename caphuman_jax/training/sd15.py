@@ -1,0 +1,205 @@
+"""CapHuman's training as a recipe of the loop: CapFace and the identity projector on a frozen base, a model folder of Stable Diffusion 1."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+
+from caphuman_jax import models
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.errors import ModelFolderError, SettingError
+from caphuman_jax.models.tokenizer import ClipTokenizer
+from caphuman_jax.training import control, flops, lora_layers, trainable
+from caphuman_jax.training.control import ControlTraining
+from caphuman_jax.training.recipe import Recipe, tree_hash
+from caphuman_jax.weights import folder as model_folder
+
+LORA_FILE = "lora.safetensors"
+"""A trained LoRA's file in an exported model folder, for `--lora`; the folder's UNet is the base's."""
+
+
+def networks_needed(cfg: ControlTraining, model: ModelConfig, stored: Collection[str]) -> list[str]:
+    """The base's networks that training takes, where records have the `stored` of "moments", "text" and "image_tokens"."""
+    on_the_fly = {"moments": "vae", "text": "text", "image_tokens": "image_encoder"}
+    needed = ["unet", *(models.TRAINABLE if cfg.start == "base" else ()), *(net for name, net in on_the_fly.items() if name not in stored)]
+    if "image_encoder" in needed and model.image_encoder is None:
+        raise SettingError(f"the model {model.name} has no image encoder: records for it need image tokens; prepare them with --model")
+    return needed
+
+
+def make_recipe(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, Any], batch_shapes: Mapping[str, Any], *, mesh=None,
+                platform: str | None = None, empty_text: Any = None, assemble: Callable | None = None, hashes: Mapping[str, str] | None = None,
+                export: Callable | None = None) -> Recipe:
+    """The recipe on a base's networks, of `networks_needed`: arrays on the host, or shapes alone, of which nothing but compiling can be done.
+
+    batch_shapes: a global batch as the loader gives it, and `assemble` what makes of it the batch that `control.make_step` takes (None:
+    it is that). empty_text: {"ids" (L,)} and, where text is stored, {"text" (L, W)} of no prompt. hashes: {network: sha256}, computed if
+    they are not known. mesh, platform: see `control.make_step`. Raises SettingError.
+    """
+    cfg.check()
+    dtype = jnp.dtype(cfg.dtype)
+    abstract = models.abstract(model, dtype, only={*base, *models.TRAINABLE})
+    graphs = {name: graph for name, (graph, _) in abstract.items()}
+    shapes, _ = trainable.split({name: leaves for name, (_, leaves) in abstract.items()}, cfg.unfreeze)
+    given, frozen = trainable.split({name: tree for name, tree in base.items() if name not in models.TRAINABLE}, cfg.unfreeze)
+    keep = []
+    if cfg.lora_rank:
+        shapes["lora"] = jax.eval_shape(lambda: _lora_start(abstract["unet"][1], cfg))
+        keep = [f"unet.{path}" for path in lora_layers.targets(abstract["unet"][1], cfg.lora_targets)]
+    if hashes is None:
+        hashes = {} if _is_abstract(base) else {name: tree_hash(base[name]) for name in frozen}
+    frozen = trainable.stored(frozen, dtype, keep)
+    if empty_text is not None:
+        frozen["empty"] = dict(empty_text)
+    optimiser = control.make_optimiser(cfg, trainable.rates(shapes, cfg.learning_rate, cfg.unfreeze))
+    make_step = lambda cfg, mesh: control.make_step(model, graphs, cfg, optimiser, mesh=mesh, platform=platform, assemble=assemble)
+    begin = lambda params: control.begin(cfg, optimiser, params)
+    plain = dataclasses.replace(cfg, remat="none", attention="xla")
+    arithmetic = flops.count(make_step(plain, None), jax.eval_shape(begin, shapes), _shapes(frozen), dict(batch_shapes))
+    return Recipe(
+        name=f"{model.name}: {', '.join(shapes)}", batch=cfg.batch, steps=cfg.steps, settings={"model": model.to_dict(), "training": dataclasses.asdict(cfg)},
+        init_params=lambda: _init_params(model, cfg, base) | given, shapes=shapes, begin=begin, step=make_step(cfg, mesh), frozen=frozen,
+        frozen_hashes={name: hashes[name] for name in frozen if name in hashes}, batch_shapes=dict(batch_shapes), export=export, flops=arithmetic)
+
+
+def _init_params(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, Any]) -> dict:
+    """CapFace, projector and LoRA factors at step 0, on the host; the same for the same seed, wherever it runs."""
+    params = {}
+    if cfg.start == "base":
+        params = {name: base[name] for name in models.TRAINABLE}
+    else:
+        with _on_cpu():
+            drawn = models.init(model, jax.random.key(cfg.seed), only=models.TRAINABLE)
+            params = jax.device_get({name: tree for name, (_, tree) in drawn.items()})
+        generator = np.random.default_rng([cfg.seed, 1])
+        params = {name: _as_pytorch_begins(tree, generator) for name, tree in params.items()}
+        params["capface"] = {**params["capface"], "encoder": jax.tree.map(np.copy, base["unet"]["encoder"])}
+    if cfg.lora_rank:
+        params["lora"] = _lora_start(base["unet"], cfg)
+    return params
+
+
+def _as_pytorch_begins(tree: dict, generator: np.random.Generator) -> dict:
+    """Layers as PyTorch's begin, uniform within ± 1 / sqrt(inputs), biases too; those that begin at zero stay so."""
+    flat = traverse_util.flatten_dict(tree, sep=".")
+    for path in sorted(path for path in flat if path.endswith(".kernel")):
+        if path.startswith("encoder.") or not flat[path].any():
+            continue  # copied from the UNet afterwards, or zero
+        bound = np.float32(np.prod(flat[path].shape[:-1]) ** -0.5)
+        for name in (path, path.removesuffix("kernel") + "bias"):
+            flat[name] = generator.uniform(-bound, bound, flat[name].shape).astype(np.float32)
+    return traverse_util.unflatten_dict(flat, sep=".")
+
+
+def _lora_start(unet: Mapping[str, Any], cfg: ControlTraining) -> dict:
+    return lora_layers.start(unet, cfg.lora_rank, cfg.lora_targets, np.random.default_rng([cfg.seed, 2]))
+
+
+def build(config, workdir: Path, mesh, log) -> tuple[Recipe, Any]:
+    """(recipe, batches) of a configuration such as configs/sd15.py. Raises CapHumanError."""
+    from caphuman_jax.training import records
+
+    cfg = ControlTraining(**config.training)
+    cfg.check()
+    where = _base(config)
+    model = model_folder.read_config(where)
+    source = records.open_records(config, model, cfg)
+    needed = networks_needed(cfg, model, source.stored)
+    log(f"base {where}: {', '.join(needed)}; {source.told}")
+    shapes = {name: leaves for name, (_, leaves) in models.abstract(model, only=needed).items()}
+    base = model_folder.load_params(where, shapes)
+    recipe = make_recipe(
+        model, cfg, base, source.batch_shapes, mesh=mesh, empty_text=_empty_text(where, model, "text" in source.stored), assemble=source.assemble,
+        hashes=_hashes(where), export=lambda params, folder, metadata: export(config, workdir, params, folder, metadata))
+    return recipe, source
+
+
+def abstract_recipe(config, mesh, platform: str | None) -> Recipe:
+    """The recipe of a configuration with shapes for numbers, to be compiled. The base's configuration is read if `base` is given, else `model`
+    is taken; records are taken to hold what `compile.stored` says, ("moments", "text", "image_tokens") by default, and hints."""
+    cfg = ControlTraining(**config.training)
+    cfg.check()
+    model = model_folder.read_config(_base(config)) if config.base else ModelConfig.from_dict(config.model.to_dict())
+    stored = ("moments", "text", "image_tokens")
+    shapes = {name: leaves for name, (_, leaves) in models.abstract(model, only=networks_needed(cfg, model, stored)).items()}
+    empty = {"ids": jax.ShapeDtypeStruct((model.text.length,), jnp.int32),
+             "text": jax.ShapeDtypeStruct((model.text.length, model.unet.context_width), jnp.float32)}
+    return make_recipe(model, cfg, shapes, stored_batch(model, cfg.batch), mesh=mesh, platform=platform, empty_text=empty)
+
+
+def stored_batch(model: ModelConfig, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of which nothing has to be computed on the fly."""
+    side, latent = model.image_size, model.image_size // model.vae.downsampling
+    encoder = model.image_encoder
+    tokens = (encoder.image_size // encoder.patch) ** 2 + 1 if encoder else 49
+    array = lambda shape, dtype: jax.ShapeDtypeStruct((batch, *shape), dtype)
+    return {
+        "hints": array((side, side, model.capface.hint_channels), jnp.float32), "region": array((side, side, 1), jnp.float32),
+        "moments": array((latent, latent, 2 * model.vae.latent_channels), jnp.float16),
+        "text": array((model.text.length, model.unet.context_width), jnp.float16),
+        "image_tokens": array((tokens, model.identity.image_width), jnp.float16),
+        "recognition": array((model.identity.recognition_width,), jnp.float32),
+        "without_text": array((), bool), "without_identity": array((), bool),
+    }
+
+
+def export(config, workdir: Path, params: dict, folder: Path, metadata: dict) -> None:
+    """A model folder: the base's networks as they are stored, with what was trained in their place; a LoRA as a file beside them."""
+    where, cfg = _base(config), ControlTraining(**config.training)
+    model = model_folder.read_config(where)
+    lora = params.get("lora")
+    with model_folder.stored_networks(where) as stored:
+        networks = {name: traverse_util.unflatten_dict({path: tensor.read() for path, tensor in tensors.items()}, sep=".")
+                    for name, tensors in stored.items() if name not in params or name == "unet"}
+    networks = trainable.joined({name: tree for name, tree in params.items() if name != "lora"}, networks)
+    model_folder.save_model(folder, model, networks, dtype=None, overwrite=True, metadata={"base": str(config.base), **metadata})
+    if lora:
+        lora_layers.save(Path(folder) / LORA_FILE, model, lora, cfg.lora_scale * cfg.lora_rank)
+
+
+def _base(config) -> Path:
+    if not config.base:
+        raise SettingError("no base weights: --config.base=FOLDER, a model folder made by caphuman import of Stable Diffusion 1.5's file")
+    return model_folder.find_model(config.base)
+
+
+def _hashes(where: Path) -> dict[str, str]:
+    from caphuman_jax.provenance import checksums
+
+    return checksums(where)
+
+
+def _empty_text(where: Path, model: ModelConfig, encoded: bool) -> dict[str, np.ndarray]:
+    """Token ids of no prompt and, if `encoded`, what the text encoder makes of them, in float32 on the host."""
+    ids = np.asarray(ClipTokenizer(model_folder.tokenizer_files(where))([""], model.text.length), np.int32)
+    if not encoded:
+        return {"ids": ids[0]}
+    graph, shapes = models.abstract(model, only=("text",))["text"]
+    params = model_folder.load_params(where, {"text": shapes})["text"]
+    with _on_cpu(), jax.default_matmul_precision("highest"):
+        text = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids)[0])(params, ids)
+    return {"ids": ids[0], "text": np.asarray(text[0])}
+
+
+def _on_cpu():
+    """A context in which arrays are made on the host."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX was told to use nothing but its accelerator
+        return contextlib.nullcontext()
+
+
+def _is_abstract(tree: Any) -> bool:
+    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)

@@ -1,0 +1,14 @@
+"""`sd15` for TPU slices: the optimiser split over the chips (ZeRO), eight pictures a chip on a v5e-16; docs/compile.md has what fits where."""
+
+import ml_collections
+
+from caphuman_jax.configs import sd15
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """As `sd15`, with the shardings and choices that the ahead-of-time compiler's figures support."""
+    config = sd15.get_config()
+    config.loop.sharding = "zero"
+    config.training.attention = "auto"  # splash from 1,024 positions on
+    config.training.remat = "none"
+    return config
