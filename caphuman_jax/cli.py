@@ -23,6 +23,7 @@ _DELEGATED = {
     "export": ("caphuman_jax.weights.export_command", "a model folder to files for PyTorch programs"),
     "inspect": ("data_pipeline.inspect_command", "what records hold: counts, histograms, a contact sheet; checks every record"),
     "prepare": ("data_pipeline.prepare", "photos to records for training"),
+    "sample": ("caphuman_jax.sample_command", "make the pictures of a file of jobs, on all devices and any number of machines"),
     "train": ("caphuman_jax.training.command", "train a model"),
 }
 _FAILED, _INTERRUPTED = 2, 130

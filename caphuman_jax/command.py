@@ -250,14 +250,23 @@ class _Stage:
 
 
 class _Notices(logging.Handler):
+    def __init__(self, once):
+        super().__init__(logging.WARNING)
+        self.told = set() if once else None
+
     def emit(self, record):
-        tqdm.write(f"caphuman: notice: {record.getMessage()}", file=sys.stderr)
+        message = record.getMessage()
+        if self.told is not None:
+            if message in self.told:
+                return
+            self.told.add(message)
+        tqdm.write(f"caphuman: notice: {message}", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def _notices():
-    """The library's warnings, as lines on stderr."""
-    logger, handler = logging.getLogger("caphuman_jax"), _Notices(logging.WARNING)
+def _notices(once=False):
+    """The library's warnings, as lines on stderr; with `once`, none twice."""
+    logger, handler = logging.getLogger("caphuman_jax"), _Notices(once)
     before, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:

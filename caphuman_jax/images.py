@@ -55,20 +55,23 @@ def read_photo(source: PhotoSource) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray, metadata: dict[str, str] | None = None) -> None:
-    """Write an RGB or grey uint8 picture as PNG with text entries, beside `path` first and then renamed.
-
-    Entries in Latin-1 become tEXt chunks, others iTXt. Raises OSError if the folder cannot be written.
-    """
+    """Write a picture as `encode_png` makes it, beside `path` first and then renamed. Raises OSError if the folder cannot be written."""
     path = pathlib.Path(path)
-    info = PngImagePlugin.PngInfo()
-    for key, text in (metadata or {}).items():
-        info.add_text(key, text)  # falls back to iTXt for what Latin-1 lacks
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        Image.fromarray(image).save(beside, format="PNG", pnginfo=info)
+        beside.write_bytes(encode_png(image, metadata))
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def encode_png(image: np.ndarray, metadata: dict[str, str] | None = None) -> bytes:
+    """An RGB or grey uint8 picture as a PNG file with text entries: in Latin-1 as tEXt chunks, others as iTXt."""
+    info, target = PngImagePlugin.PngInfo(), io.BytesIO()
+    for key, text in (metadata or {}).items():
+        info.add_text(key, text)  # falls back to iTXt for what Latin-1 lacks
+    Image.fromarray(image).save(target, format="PNG", pnginfo=info)
+    return target.getvalue()
 
 
 def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:

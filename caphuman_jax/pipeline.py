@@ -137,6 +137,7 @@ class Pipeline:
         if self.head_of:
             self.record["head_by"] = "DECA"
         self.tokenize = tokenizer or ClipTokenizer()
+        self.rows_on: jax.sharding.Sharding | None = None  # where `make` puts its batches: over a mesh, if the parameters lie on one
         self._compiled = {}
 
     def __call__(self, *, progress: Progress | None = None, **asked) -> Result:
@@ -345,6 +346,8 @@ class Pipeline:
         each = {id(scene): self._conditions(scene) for scene in scenes}
         conditions = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(each[id(scene)] for scene in scenes))
         keys = _keys(np.array([scene.request.settings["seed"] for scene in scenes], np.uint32), np.array(numbers_of, np.uint32))
+        if self.rows_on is not None:
+            conditions, keys = jax.device_put((conditions, keys), self.rows_on)
         scales = branch_weights(settings["guidance"], settings["identity_guidance"], settings["head_guidance"])
         numbers = {name: jnp.float32(settings[name]) for name in ("strength", "identity_until")}
         numbers |= {"weights": {name: jnp.float32(weight) for name, weight in scales.items()},
@@ -426,11 +429,13 @@ def _picture_record(picture):
     return {"name": os.path.basename(photo_name(picture)), "sha256": checksum(picture, read_photo(picture))}
 
 
-def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: int | None = None, cache: bool = True) -> Pipeline:
+def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: int | None = None, cache: bool = True,
+         place: Callable[[str, dict], dict] | None = None) -> Pipeline:
     """The pipeline of a shipped model's name or a model folder.
 
     dtype: compute dtype, "float32" or "bfloat16"; None: float32 on a CPU, bfloat16 elsewhere. batch: see `Pipeline`.
-    cache: keep compiled programs between runs in `cache_folder()`. Raises ModelFolderError.
+    cache: keep compiled programs between runs in `cache_folder()`. place(network, its parameters on the host) → the parameters on devices; None: on
+    the first one. Raises ModelFolderError.
     """
     path = folder.find_model(model)
     config = folder.read_config(path)
@@ -440,7 +445,8 @@ def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: 
     there = provenance.checksums(path)
     networks = models.abstract(config, dtype) | models.abstract(config, only=[name for name in models.OPTIONAL if name in there])
     # One network after another: what is read does not lie in memory twice.
-    params = {name: jax.device_put(folder.load_params(path, {name: shapes})[name]) for name, (_, shapes) in networks.items()}
+    place = place or (lambda _, host: jax.device_put(host))
+    params = {name: place(name, folder.load_params(path, {name: shapes})[name]) for name, (_, shapes) in networks.items()}
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
     record = {"weights": there, "dtype": dtype.name}
     return Pipeline(config, params, graphs, record, batch, ClipTokenizer(folder.tokenizer_files(path)))

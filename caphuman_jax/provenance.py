@@ -15,7 +15,7 @@ from caphuman_jax.images import read_png_metadata, write_png
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's digital source type of media made by a trained model."""
 
-_XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
   <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
@@ -27,7 +27,7 @@ _XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 def metadata(settings: dict | None = None) -> dict[str, str]:
     """PNG text entries: the AI-generated mark (plain and XMP) and, with settings, `parameters` for people and `caphuman` (JSON)."""
-    entries = {"AI-generated": "yes", "Software": "caphuman_jax", "XML:com.adobe.xmp": _XMP}
+    entries = {"AI-generated": "yes", "Software": "caphuman_jax", "XML:com.adobe.xmp": XMP}
     if settings is not None:
         entries |= {"parameters": summary(settings), "caphuman": json.dumps(settings, ensure_ascii=False)}
     return entries
