@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -90,10 +91,12 @@ def run(args) -> int:
         os.environ, coordinator=args.coordinator, process_id=args.process_id, process_count=args.process_count) if not args.multihost else {})
     import jax
 
-    from caphuman_jax.training import loop, sharding
+    from caphuman_jax.training import loop, report, sharding
 
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's tracebacks: what went wrong is told in one line
     config = read_config(args.config, args.overrides)
     cfg = loop.LoopConfig(**config.loop)
+    report.check_writers(cfg.tensorboard, cfg.wandb)
     module = recipe_module(config)
     workdir = Path(args.workdir)
     log = print if jax.process_index() == 0 else lambda line: None

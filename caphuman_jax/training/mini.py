@@ -90,8 +90,8 @@ def build(config, workdir: Path, mesh, log) -> tuple[Recipe, None]:
     from data_pipeline.records import load_records, training_split
 
     if not config.data:
-        raise DataError("no records given: --config.data=DIR, made by caphuman precompute --photos PHOTOS --out DIR")
-    records = load_records(config.data)
+        raise DataError("no records given: --config.data=DIR, made by caphuman prepare --photos PHOTOS --out DIR")
+    records = load_records(config.data, config.model.image_size)
     train_index, test_index = training_split(records)
     log(f"{len(train_index)} photos to train on, {len(test_index)} of other people held out")
     model, vae = _autoencoder(config, workdir, records, train_index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import datetime
+import importlib.util
 import json
 import math
 import os
@@ -36,6 +37,7 @@ class Report:
         self.batch, self.steps, self.flops, self.log, self.workdir = batch, steps, flops, log, Path(workdir)
         self.writers = []
         if jax.process_index() == 0:
+            check_writers(tensorboard, wandb)
             self.writers.append(_Lines(self.workdir / "metrics.jsonl", first))
             if tensorboard:
                 self.writers.append(_TensorBoard(self.workdir / "tensorboard", first))
@@ -99,6 +101,15 @@ class Report:
     def close(self) -> None:
         for writer in self.writers:
             writer.close()
+
+
+def check_writers(tensorboard: bool, wandb: str) -> None:
+    """Raises SettingError where what is asked for is not installed."""
+    if tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise SettingError("for TensorBoard's files install tensorboardX (pip install 'caphuman-jax[train]'), "
+                           "or leave them out with --config.loop.tensorboard=false")
+    if wandb and importlib.util.find_spec("wandb") is None:
+        raise SettingError(f"loop.wandb = {wandb!r} needs W&B: pip install wandb")
 
 
 def quotients(sums: Mapping[str, np.ndarray], count: int) -> dict[str, Any]:
@@ -165,11 +176,8 @@ class _TensorBoard:
     """Event files by tensorboardX, which needs neither TensorFlow nor TensorBoard."""
 
     def __init__(self, folder: Path, first: int):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise SettingError("for TensorBoard's files install tensorboardX (pip install 'caphuman-jax[train]'), "
-                               "or leave them out with --config.loop.tensorboard=false") from error
+        from tensorboardX import SummaryWriter
+
         self.writer = SummaryWriter(str(folder), purge_step=first + 1 if first else None, flush_secs=30)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
@@ -188,10 +196,8 @@ class _WandB:
     """Weights & Biases, where it is installed and a project is named."""
 
     def __init__(self, workdir: Path, project: str, settings: Mapping[str, Any] | None):
-        try:
-            import wandb
-        except ImportError as error:
-            raise SettingError(f"loop.wandb = {project!r} needs W&B: pip install wandb") from error
+        import wandb
+
         self.wandb = wandb
         # The same work folder goes on with the same run.
         mark = workdir / "wandb_run"

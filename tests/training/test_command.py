@@ -1,10 +1,15 @@
-"""Overrides of `caphuman train` on the command line."""
+"""`caphuman train` on the command line: overrides, work folders, exit codes, exports; several hosts by flags and cluster variables."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from caphuman_jax import cli
-from caphuman_jax.errors import CapHumanError
-from caphuman_jax.training.command import read_config
+from caphuman_jax.errors import CapHumanError, SettingError
+from caphuman_jax.training.command import read_config, recipe_module
+from caphuman_jax.training.hosts import distributed_arguments, first_node
 
 
 def test_overrides_keep_the_types_of_the_configuration():
@@ -28,3 +33,95 @@ def test_no_such_configuration():
 def test_options_may_stand_in_any_order(tmp_path, capsys):
     status = cli.main(["train", "--config", "mini", f"--config.data={tmp_path}", "--workdir", str(tmp_path / "w"), "--config.training.steps=3"])
     assert status == 2 and "no records there" in capsys.readouterr().err
+
+
+CONFIG = str(Path(__file__).parents[1] / "tiny_recipe.py")
+
+
+def train(workdir, *options, config=CONFIG):
+    return cli.main(["train", "--config", config, "--workdir", str(workdir), *options])
+
+
+def weights(folder):
+    with np.load(folder / "params.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def test_a_run_from_its_configuration_to_its_export(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert train(workdir, "--config.training.steps=7", "--config.loop.save_every=3") == 0
+    out = capsys.readouterr().out
+    assert "step 7/7 · loss" in out and f"{workdir / 'model'} after 7 steps" in out
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["name"] == CONFIG and config["config"]["training"]["steps"] == 7
+    # Once more: it is at its end, and says so.
+    assert train(workdir, "--config.training.steps=7", "--config.loop.log_every=9") == 0
+    assert "resumed at step 7" in capsys.readouterr().out
+
+    assert cli.main(["export", str(workdir), str(tmp_path / "a")]) == 0
+    assert cli.main(["export", str(workdir), str(tmp_path / "b"), "--step", "6"]) == 0
+    said = capsys.readouterr().out
+    assert "after 7 steps" in said and "after 6 steps" in said
+    trained, exported, earlier = weights(workdir / "model"), weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(np.array_equal(trained[name], exported[name]) for name in trained) and set(trained) == set(exported)
+    assert any(not np.array_equal(trained[name], earlier[name]) for name in trained)
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path, capsys):
+    assert train(tmp_path, "--config.training.steps=1") == 0
+    # Before any data is read:
+    assert train(tmp_path, "--config.training.steps=2", "--config.training.seed=1", "--config.data=missing") == 2
+    assert "training.seed was 0, is 1; training.steps was 1, is 2" in capsys.readouterr().err
+    assert train(tmp_path, "--config.training.steps=1", "--config.loop.log_every=7") == 0
+
+
+def test_exit_codes_and_one_line(tmp_path, capsys):
+    assert train(tmp_path / "a", "--config.training.bad_at=2") == 1
+    assert "loss of step 3 is not a number" in capsys.readouterr().out
+    assert train(tmp_path / "b", "--config.data=missing") == 2
+    assert capsys.readouterr().err == "caphuman: error: no such records\n"
+    assert train(tmp_path / "c", "--process-id", "0") == 2
+    assert "--coordinator, --process-count missing" in capsys.readouterr().err
+    assert train(tmp_path / "d", config=str(tmp_path / "none.py")) == 2
+    assert train(tmp_path / "e", "--config.loop.sharding=zero9") == 2
+    assert "'zero9'; there are replicated, zero, fsdp" in capsys.readouterr().err
+    assert cli.main(["export", str(tmp_path / "b"), str(tmp_path / "f"), "--to", "ldm"]) == 2
+
+
+def test_an_unknown_recipe_is_told():
+    config = read_config(CONFIG, ["recipe=nothing.of.the.kind"])
+    with pytest.raises(CapHumanError, match="recipe is 'nothing.of.the.kind'; known: mini"):
+        recipe_module(config)
+
+
+@pytest.mark.parametrize("environment, expected", [
+    ({}, None), ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script outside of srun
+    ({"CAPHUMAN_COORDINATOR": "run-0.run:8476", "CAPHUMAN_PROCESS_COUNT": "4", "JOB_COMPLETION_INDEX": "3"},
+     {"coordinator_address": "run-0.run:8476", "num_processes": 4, "process_id": 3}),
+    ({"CAPHUMAN_COORDINATOR": "a:1", "CAPHUMAN_PROCESS_COUNT": "1", "CAPHUMAN_PROCESS_ID": "0"}, None),
+    ({"SLURM_JOB_ID": "8193", "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "gpu[003-004,9]",
+      "SLURM_STEP_TASKS_PER_NODE": "1(x3)"}, {"coordinator_address": "gpu003:61441", "num_processes": 3, "process_id": 2}),
+    ({"SLURM_JOB_ID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "a1,a2",
+      "SLURM_STEP_TASKS_PER_NODE": "4(x2)"},
+     {"coordinator_address": "a1:61445", "num_processes": 8, "process_id": 5, "local_device_ids": [1]}),
+    ({"TPU_WORKER_HOSTNAMES": "t-0,t-1", "TPU_WORKER_ID": "1"}, {}), ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+])
+def test_cluster_variables_become_arguments_of_jax(environment, expected):
+    found = distributed_arguments(environment)
+    assert found == (expected and expected | {"cluster_detection_method": "deactivate"})
+
+
+def test_flags_come_before_variables_and_are_checked():
+    environment = {"CAPHUMAN_COORDINATOR": "a:1", "CAPHUMAN_PROCESS_COUNT": "4", "JOB_COMPLETION_INDEX": "3"}
+    assert distributed_arguments(environment, coordinator="b:2", process_id=1, process_count=2)["coordinator_address"] == "b:2"
+    for given, words in (({"coordinator": "b:2"}, "--process-id, --process-count missing"), ({"process_id": 2, "process_count": 2, "coordinator": "b:2"}, "2 of 2"),
+                         ({"process_id": 0, "process_count": 2, "coordinator": "b"}, "HOST:PORT")):
+        with pytest.raises(SettingError, match=words):
+            distributed_arguments({}, **given)
+    with pytest.raises(SettingError, match="CAPHUMAN_PROCESS_ID missing"):
+        distributed_arguments({"CAPHUMAN_COORDINATOR": "a:1", "CAPHUMAN_PROCESS_COUNT": "4"})
+
+
+@pytest.mark.parametrize("nodes, first", [("gpu[003-005,9],login", "gpu003"), ("gpu7", "gpu7"), ("n1,n2", "n1"), ("rack[2,4]-a", "rack2-a")])
+def test_the_first_node_of_a_slurm_list(nodes, first):
+    assert first_node(nodes) == first

@@ -1,0 +1,135 @@
+"""The loop: its order, what it draws, where it stops, what it writes, and that nothing waits for a step."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny_recipe
+
+from caphuman_jax.errors import DataError, SettingError
+from caphuman_jax.training import loop, sharding
+
+QUIET = {"tensorboard": False, "log_every": 4}
+
+
+def run(folder, recipe=None, batches=None, log=lambda line: None, devices=1, **kinds):
+    recipe = recipe or tiny_recipe.recipe()
+    cfg = loop.LoopConfig(**QUIET | {k: v for k, v in kinds.items() if k != "profile"})
+    return loop.run(recipe, batches or tiny_recipe.Numbered(recipe.batch), cfg, folder, sharding.make_mesh(devices=jax.devices()[:devices]),
+                    profile=kinds.get("profile", 0), log=log)
+
+
+def test_look_then_save_then_fetch_then_step(tmp_path):
+    order = []
+    plain = tiny_recipe.recipe(tiny_recipe.Training(steps=4))
+    noted = lambda name, function: lambda *args: order.append(f"{name} {args[2]}") or function(*args)
+    recipe = tiny_recipe.recipe(tiny_recipe.Training(steps=4), evaluate=noted("evaluate", plain.evaluate), pictures=noted("pictures", plain.pictures))
+    training = loop._Training
+    before = training.save, training.fetch
+    try:
+        training.save = lambda self: order.append(f"save {self.step}") or before[0](self)
+        training.fetch = lambda self: order.append(f"fetch {self.step}") or before[1](self)
+        run(tmp_path, recipe, evaluate_every=2, pictures_every=2, save_every=2)
+    finally:
+        training.save, training.fetch = before
+    assert order == ["fetch 0", "fetch 1", "evaluate 2", "pictures 2", "save 2", "fetch 2", "fetch 3", "evaluate 4", "pictures 4", "save 4"]
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["kernel-00000002.png", "kernel-00000004.png"]
+
+
+def test_a_run_that_goes_on_draws_where_it_left_off(tmp_path):
+    batches = tiny_recipe.Numbered(16)
+    run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=8)), batches, save_every=3)
+    assert batches.started == [0] and np.concatenate(batches.drawn)[: 8 * 16].tolist() == list(range(8 * 16))
+    (tmp_path / "checkpoints" / "8").rename(tmp_path / "lost")
+    again = tiny_recipe.Numbered(16)
+    told = []
+    run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=8)), again, told.append)
+    assert again.started == [6 * 16] and "resumed at step 6" in told
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 4, 7, 8]  # none twice
+    # A run that is at its end takes no step.
+    finished = run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=8)), again, told.append)
+    assert finished.step == 8 and finished.exit_code == 0 and "resumed at step 8" in told
+
+
+def test_numbers_that_are_none_stop_the_run_with_evidence(tmp_path):
+    told = []
+    recipe = tiny_recipe.recipe(tiny_recipe.Training(bad_at=6))
+    result = run(tmp_path, recipe, log=told.append, save_every=5)
+    assert result.exit_code == 1 and result.state is None and result.step == 7
+    assert told[-1].startswith("caphuman: error: loss of step 7 is not a number") and "step 5 stays" in told[-1]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
+    with np.load(tmp_path / "nan-7" / "batch-0.npz") as batch:  # the very rows of the step
+        np.testing.assert_array_equal(batch["index"], np.arange(6 * 16, 7 * 16))
+        np.testing.assert_array_equal(batch["x"], tiny_recipe.rows(batch["index"])["x"])
+    written = json.loads((tmp_path / "nan-7" / "step.json").read_text())
+    assert written["step"] == 7 and written["metrics"]["loss"] == "nan" and written["settings"]["training"]["bad_at"] == 6
+
+
+def test_parameters_that_are_none_are_never_saved(tmp_path):
+    # The loss of step 5 is sound; its gradient is not, and neither would be the checkpoint after it.
+    plain = tiny_recipe.recipe()
+
+    def step(state, frozen, batch):
+        after, metrics = plain.step(state, frozen, batch)
+        return after, metrics | {"gradient": jax.numpy.where(after["step"] == 5, jax.numpy.float32(jax.numpy.inf), metrics["gradient"])}
+
+    result = run(tmp_path, tiny_recipe.recipe(step=step), save_every=5)
+    assert result.exit_code == 1 and not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_another_runs_folder_is_refused_by_name_of_what_differs(tmp_path):
+    run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=1)))
+    with pytest.raises(DataError, match="settings.training.batch was 16, is 32; settings.training.seed was 0, is 3"):
+        run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=1, batch=32, seed=3)))
+
+
+def test_data_that_ends_or_breaks_is_told(tmp_path):
+    class Short(tiny_recipe.Numbered):
+        def start(self, samples):
+            yield tiny_recipe.rows(np.arange(16))
+
+    class Broken(tiny_recipe.Numbered):
+        def start(self, samples):
+            yield from Short(16).start(samples)
+            raise DataError("records-00003: record 7 is damaged")
+
+    with pytest.raises(DataError, match="the data ended"):
+        run(tmp_path / "a", batches=Short(16))
+    with pytest.raises(DataError, match="record 7 is damaged"):
+        run(tmp_path / "b", batches=Broken(16))
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="work folder .*file/run cannot be written"):
+        run(tmp_path / "file" / "run")
+
+
+def test_no_step_is_waited_for(tmp_path, monkeypatch):
+    """Metrics are looked at when `AHEAD` further steps are under way, and never sooner between two lines of the report."""
+    looked = []
+    before = loop._Training.check_oldest
+    monkeypatch.setattr(loop._Training, "check_oldest", lambda self: looked.append((self.pending[0][0], self.step)) or before(self))
+    run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=9)), log_every=100, save_every=0)
+    assert looked[0] == (1, 1)  # the first line
+    assert looked[1:6] == [(step, step + loop.AHEAD) for step in range(2, 7)]
+
+
+def test_a_trace_is_written(tmp_path):
+    run(tmp_path, profile=2)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_settings_of_the_loop_are_checked():
+    for wrong in ({"sharding": "zero3"}, {"log_every": 0}, {"save_every": -1}, {"keep": 0}):
+        with pytest.raises(SettingError):
+            loop.LoopConfig(**wrong)
+
+
+def test_where_a_run_came_from_is_noted(tmp_path):
+    run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=1)))
+    start = json.loads((tmp_path / "starts.jsonl").read_text())
+    assert start["step"] == 0 and start["devices"] == {"cpu": 8} and start["hosts"] == 1 and start["jax"] == jax.__version__
+    assert set(start["git"]) in ({"commit", "dirty"}, set())
