@@ -14,7 +14,8 @@ from data_pipeline.settings import PrepareSettings
 
 REASONS = {
     "unreadable": "cannot be read as a picture", "no_face": "shows no face", "several_faces": "shows several faces",
-    "small": "the face has too few pixels", "cut_off": "part of the face lies outside of the photo", "blurred": "the face is out of focus or blurred",
+    "small": "the face has too few pixels", "cut_off": "part of the face lies outside of the photo",
+    "tight": "the photo ends close round the face", "blurred": "the face is out of focus or blurred",
     "presence": "hardly a face, or hidden", "drawing": "looks like a drawing or a painting", "no_head": "no head fits the landmarks",
     "pose": "turned or tilted too far", "duplicate": "the same picture as another", "error": "could not be measured",
 }
@@ -58,6 +59,16 @@ def by_landmarks(settings: PrepareSettings, landmarks: np.ndarray, presence: flo
     outside = outside_share(landmarks, photo_size)
     if outside > gate.max_outside:
         return "cut_off", f"{outside:.0%} outside, at most {gate.max_outside:.0%} is allowed"
+    return None
+
+
+def by_covered(settings: PrepareSettings, covered: np.ndarray) -> tuple[str, str] | None:
+    """Reason and detail from the part (4,), x0, y0, x1, y1 in pixels of the stored square, that the photo covers, or None."""
+    edge = (settings.stored - settings.size) / 2
+    left, top, right, bottom = np.clip(covered - edge, 0, settings.size)
+    share = (right - left) * (bottom - top) / settings.size**2
+    if share < settings.gate.min_covered:
+        return "tight", f"the photo covers {share:.0%} of the square round the head, at least {settings.gate.min_covered:.0%} is asked for"
     return None
 
 

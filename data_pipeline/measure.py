@@ -123,11 +123,12 @@ class Measurer:
         face = faces[0]
         size = self.settings.stored
         centre, side = head_square(face.landmarks, self.settings.head_square)
+        square, place, covered = crop_square(photo, centre, side, size)
         sharp = gate.sharpness(photo, face.landmarks)
-        bad = gate.by_landmarks(self.settings, face.landmarks, face.presence, photo.shape[:2]) or gate.by_sharpness(self.settings, sharp)
+        bad = (gate.by_landmarks(self.settings, face.landmarks, face.presence, photo.shape[:2]) or gate.by_covered(self.settings, covered)
+               or gate.by_sharpness(self.settings, sharp))
         if bad:
             return Dropped(item.key, *bad)
-        square, place, covered = crop_square(photo, centre, side, size)
         landmarks = face.landmarks * np.float32(size / side)
         landmarks[:, :2] += place[:, 2].astype(np.float32)
         head = None

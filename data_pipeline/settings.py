@@ -39,6 +39,7 @@ class Gate:
     min_presence: that the landmarks lie on a face; what has less is mostly ears, hands and profiles.
     min_confidence: of the fitted head (`Head.confidence`); 0.5 is a median landmark 5 % of the eye distance off.
     max_outside: part of the face outside of the photo, where landmarks are guessed and pixels repeated.
+    min_covered: part of the square trained on that the photo covers. The rest repeats the photo's edge, streaks that would be learnt.
     drawings: "drop" leaves out what looks like a drawing or a painting, by the probe that captions use, above drawing_score.
     duplicates: "drop" keeps the first by key of photos whose difference hashes lie within duplicate_bits of 64 of one another.
     """
@@ -52,6 +53,7 @@ class Gate:
     min_presence: float = 0.8
     min_confidence: float = 0.5
     max_outside: float = 0.05
+    min_covered: float = 0.5
     drawings: str = "drop"
     drawing_score: float = 0.0
     duplicates: str = "drop"
@@ -62,7 +64,7 @@ class Gate:
         _one_of("drawings", self.drawings, KEEP)
         _one_of("duplicates", self.duplicates, KEEP)
         for name, low, high in (("min_sharpness", 0, 10), ("max_yaw", 0, 180), ("max_pitch", 0, 180), ("max_roll", 0, 180), ("min_presence", 0, 1),
-                                ("min_confidence", 0, 1), ("max_outside", 0, 1), ("drawing_score", -1000, 1000), ("duplicate_bits", 0, 64)):
+                                ("min_confidence", 0, 1), ("max_outside", 0, 1), ("min_covered", 0, 1), ("drawing_score", -1000, 1000), ("duplicate_bits", 0, 64)):
             _number(name, getattr(self, name), low, high)
         if self.min_face is not None:
             _number("min_face", self.min_face, 0, 10_000)
