@@ -73,7 +73,8 @@ def rasterise(vertices_px: jax.Array, triangles: jax.Array, height: int, width: 
             mode=jax.lax.GatherScatterMode.FILL_OR_DROP)
         return begin + chunk, keys
 
-    keys = jnp.full(batch * height * stride, _EMPTY, jnp.uint32)
+    # Empty, whatever `total` is: that it takes part tells a shard_map that every device draws its own.
+    keys = jnp.broadcast_to(_EMPTY | total.astype(jnp.uint32), batch * height * stride)
     _, keys = jax.lax.while_loop(lambda state: state[0] < total, draw, (jnp.int32(0), keys))
     keys = keys.reshape(batch, height, stride)[:, :, :width]
     hit = keys != _EMPTY
