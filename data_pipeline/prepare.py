@@ -25,6 +25,13 @@ from data_pipeline.sources import open_source
 
 _LOCAL_NAMES = ("local", "direct", "directrunner", "fnapirunner")
 _LOG, _LOG_LINES = "log.txt", 2000
+_GATE_HELP = {
+    "min_face": "pixels of the face's height; default: 142 at --size 512, 71 at 256, and so on",
+    "min_sharpness": "of the face; in focus it is far above this, ", "min_presence": "the landmark network's certainty of a face, ",
+    "max_yaw": "degrees, ", "max_pitch": "degrees, ", "max_roll": "degrees, ", "min_confidence": "of the fitted head, ",
+    "max_outside": "part of the face outside of the photo, ", "min_covered": "part of the square round the head that the photo covers, ",
+    "drawing_score": "above it a photo looks drawn, ", "duplicate_bits": "in how many of 64 bits of their hashes the same pictures may differ, ",
+}
 _EXAMPLES = """examples:
   caphuman prepare --photos photos --out records                      a folder, searched through, for SD1.5's 512 pixels
   caphuman prepare --photos photos --out records --size 256 --min-face 37      smaller faces too, to train mini
@@ -73,16 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     good = parser.add_argument_group("which photos are good enough")
     good.add_argument("--faces", choices=FACES, default=gate.faces, help="one: drop photos of several faces (default); largest: take the largest")
-    good.add_argument("--min-face", type=float, metavar="PIXELS", help="height of the face; default: 142 at --size 512, in proportion")
-    for name, text in (("min-sharpness", "default %(default)s; in focus 0.1 and more"), ("max-yaw", "degrees, default %(default)s"),
-                       ("max-pitch", "degrees, default %(default)s"), ("max-roll", "degrees, default %(default)s"),
-                       ("min-presence", "the landmark network's certainty of a face, default %(default)s"),
-                       ("min-confidence", "of the fitted head, default %(default)s"), ("max-outside", "part of the face outside of the photo, default %(default)s")):
-        good.add_argument(f"--{name}", type=float, default=getattr(gate, name.replace("-", "_")), metavar="X", help=text)
+    for field in dataclasses.fields(Gate):
+        name, value = "--" + field.name.replace("_", "-"), getattr(gate, field.name)
+        if isinstance(value, str):
+            continue
+        text = _GATE_HELP.get(field.name, "")
+        good.add_argument(name, type=_number, default=value, metavar="N", help=text + f"default {value:g}" * (value is not None))
     good.add_argument("--drawings", choices=KEEP, default=gate.drawings, help="what looks like a drawing or painting, default %(default)s")
-    good.add_argument("--drawing-score", type=float, default=gate.drawing_score, metavar="X", help="above it a photo looks drawn, default %(default)s")
     good.add_argument("--duplicates", choices=KEEP, default=gate.duplicates, help="the same picture again, default %(default)s")
-    good.add_argument("--duplicate-bits", type=int, default=gate.duplicate_bits, metavar="N", help="in how many of 64 bits the same may differ, default %(default)s")
 
     how = parser.add_argument_group("how")
     how.add_argument("--workers", type=_count, metavar="N", help="processes on this machine, default: one a core")
@@ -253,10 +258,13 @@ def _locked(job: work.Job) -> Iterator[None]:
 
 
 def _summary(manifest: dict, out: str) -> str:
+    from data_pipeline.gate import REASONS
+
     lines = [f"{manifest['kept']:,} of {manifest['photos']:,} photos kept: {_splits_text(manifest)}"]
     width = max(map(len, manifest["dropped"]), default=0)
-    lines += [f"  dropped: {reason:<{width}}  {number:>8,}" for reason, number in sorted(manifest["dropped"].items(), key=lambda one: (-one[1], one[0]))]
+    lines += [f"  {number:>8,}  {reason:<{width}}  {REASONS.get(reason, '')}".rstrip() for reason, number in sorted(manifest["dropped"].items(), key=lambda one: (-one[1], one[0]))]
     if manifest["dropped"]:
+        lines.insert(1, "dropped:")
         lines.append(f"{files.join(version_folder(out), DROPPED)} names them")
     if manifest["moved"]:
         lines.append(f"{manifest['moved']:,} photos of people who were to be held out are trained on, since too many others show the same people")
@@ -267,6 +275,14 @@ def _splits_text(manifest: dict) -> str:
     parts = [f"{split['records']:,} in {name} ({sum(shard['bytes'] for shard in split['shards']) / 1e6:,.1f} MB, {len(split['shards'])} "
              f"file{'s' * (len(split['shards']) > 1)})" for name, split in sorted(manifest["splits"].items(), reverse=True)]
     return ", ".join(parts)
+
+
+def _number(text: str) -> float:
+    """A whole number as such, since settings tell them apart."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _count(text: str) -> int:

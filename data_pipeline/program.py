@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 
-from caphuman_jax.errors import CapHumanError
+from caphuman_jax.errors import CapHumanError, DataError
 
 # Not `-m`: a class of __main__ would not reach the workers by its name.
 COMMAND = (sys.executable, "-c", "import sys; from data_pipeline.program import main; sys.exit(main())")
 _MARKED = re.compile(r"caphuman says<<(.*?)>>", re.DOTALL)
 _LOOK = 0.5  # seconds
+_FAILED = 2
 
 
 def main() -> int:
@@ -28,11 +29,12 @@ def main() -> int:
 
     logging.getLogger().setLevel(logging.WARNING)
     pipeline.one_thread()
+    threading.excepthook = _thread_failed
     try:
         pipeline.run(job, arguments)
     except CapHumanError as error:
         print(marked(error), file=sys.stderr)
-        return 2
+        return _FAILED
     return 0
 
 
@@ -45,6 +47,15 @@ def told(output: str) -> str | None:
     """The line for a person in the output, if there is one."""
     found = _MARKED.findall(output)
     return " ".join(found[-1].split()) if found else None
+
+
+def _thread_failed(failure) -> None:
+    """End where the local runner would wait for ever: one of its threads saw that its worker is gone."""
+    threading.__excepthook__(failure)
+    if "Worker subprocess exited" in str(failure.exc_value):
+        print(marked(DataError("a worker was ended from outside, most likely for lack of memory; the same command, with fewer --workers, goes on "
+                               "where it stopped")), file=sys.stderr, flush=True)
+        os._exit(_FAILED)
 
 
 def _end_with(parent: int) -> None:

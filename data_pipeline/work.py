@@ -216,7 +216,7 @@ def _measured_alone(measurer, item, data):
     try:
         return measurer.measure([(item, data)])[0]
     except _PHOTO_ERRORS as error:
-        return _Failed(item.key, "failed", f"{type(error).__name__}: {error}")
+        return _Failed(item.key, "error", f"{type(error).__name__}: {error}")
 
 
 @dataclasses.dataclass(frozen=True)
