@@ -35,22 +35,38 @@ def guided(
 ) -> Denoise:
     """A `denoise` function for `samplers.sample`: the weighted sum, in float32, of one prediction a branch.
 
-    unet(latents, timestep, text, residuals, step_constants) → prediction (kB, h, w, C): all branches are one batch, in their order.
+    unet(latents (B, h, w, C), timestep, text, residuals, step_constants) → prediction (kB, h, w, C): the text is that of all k branches
+    in their order, joined once; so are the residuals, unless all branches share theirs: then they are of B pictures.
     controls(latents, timestep, step_constants) → residuals by branch, pytrees alike with the batch as the leaves' first axis; None
     runs the UNet with residuals None. branches: (name, weight, text), text a pytree with the batch first; the weight may be traced.
     rescale(sum, the last branch's prediction) is applied at the end. timestep is a scalar, step_constants have no batch axis.
     """
     names, weights, texts = zip(*branches)
+    text = joined(texts)
 
     def denoise(latents, timestep, step_constants=None):
         residuals = None if controls is None else controls(latents, timestep, step_constants)
-        residuals = None if residuals is None else _joined([residuals[name] for name in names])
-        output = unet(_joined([latents] * len(names)), timestep, _joined(texts), residuals, step_constants)
-        parts = jnp.split(output.astype(jnp.float32), len(names))
-        total = sum(weight * part for weight, part in zip(weights, parts))
-        return total if rescale is None else rescale(total, parts[-1])
+        residuals = None if residuals is None else joined_or_shared([residuals[name] for name in names])
+        return weighted_sum(unet(latents, timestep, text, residuals, step_constants), weights, rescale)
 
     return denoise
+
+
+def weighted_sum(output: jax.Array, weights: Sequence[float | jax.Array], rescale: Callable | None = None) -> jax.Array:
+    """Predictions (kB, h, w, C) of k branches → their sum (B, h, w, C) in float32, each times its weight; see `guided` for `rescale`."""
+    parts = jnp.split(output.astype(jnp.float32), len(weights))
+    total = sum(weight * part for weight, part in zip(weights, parts))
+    return total if rescale is None else rescale(total, parts[-1])
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Pytrees alike → one, their leaves one after the other on the first axis."""
+    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def joined_or_shared(parts: Sequence[Any]) -> Any:
+    """`joined`, but one and the same pytree for all is left as it is."""
+    return parts[0] if all(part is parts[0] for part in parts) else joined(parts)
 
 
 def text_guidance(unet, control, text: Any, empty_text: Any | None, scale: float | jax.Array = 7.0) -> Denoise:
@@ -67,7 +83,3 @@ def text_guidance(unet, control, text: Any, empty_text: Any | None, scale: float
         return dict.fromkeys(("identity", "text"), control(latents, timestep, constants))
 
     return guided(unet, None if control is None else controls, branches)
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

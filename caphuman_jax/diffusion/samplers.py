@@ -53,22 +53,26 @@ def sample(
     prediction: str = "epsilon",
     keys: jax.Array | None = None,
     step_constants: Any = None,
+    memory: Any = None,
     trajectory: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """The whole sampling loop, traced once whatever the number of steps; its state is float32.
 
     latents: (B, h, w, C) float32, unit normal whatever the sampler; plan: of `plan`; keys: (B,), needed where the plan has noise;
     step_constants: a pytree whose leaves have the plan's steps as their first axis (timestep embeddings, for instance), handed to
-    `denoise` one step at a time. Only what the plan looks back to is kept from step to step.
+    `denoise` one step at a time. memory: a pytree that `denoise` takes as its last argument and returns anew after its prediction, for
+    what it keeps from step to step; None: it takes and returns none. Only what the plan looks back to is kept from step to step.
     Returns the clean latents (B, h, w, C), with `trajectory` also those after every step (S, B, h, w, C).
     """
     if plan.noise is not None and keys is None:
         raise ValueError("this plan has noise, which needs keys")
 
     def body(state, step):
-        x, last_latents, last_x0, earlier_x0 = state
+        x, last_latents, last_x0, earlier_x0, kept = state
         index, row, constants = step
-        output = denoise(x, row.timesteps, constants).astype(jnp.float32)
+        output = denoise(x, row.timesteps, constants, *([] if kept is None else [kept]))
+        output, kept = (output, None) if kept is None else output
+        output = output.astype(jnp.float32)
         x0, _ = split_prediction(output, x, row.signal, row.spread, prediction)
         if row.corrector is not None:
             c = row.corrector
@@ -79,7 +83,7 @@ def sample(
             following, last_x0 = following + row.last_x0 * last_x0, x0
         if row.noise is not None:
             following = following + row.noise * _normal(keys, index + 1, x.shape[1:])
-        return (following, last_latents, last_x0, earlier_x0), following if trajectory else None
+        return (following, last_latents, last_x0, earlier_x0, kept), following if trajectory else None
 
     x = latents.astype(jnp.float32)
     state = (
@@ -87,6 +91,7 @@ def sample(
         None if plan.corrector is None else x,
         None if plan.last_x0 is None else jnp.zeros_like(x),
         None if plan.corrector is None else jnp.zeros_like(x),
+        memory,
     )
     rows = (jnp.arange(plan.steps), jax.tree.map(jnp.asarray, plan), step_constants)
     (final, *_), after_each = jax.lax.scan(body, state, rows)

@@ -38,13 +38,19 @@ def gate(control: Control, mask: jax.Array, hard: bool = True) -> Control:
             to each residual's size.
         hard: threshold the resized mask at 0.5; otherwise multiply by its value.
     """
+    return tuple(x * g.astype(x.dtype) for x, g in zip(control, gates(mask, [x.shape[1:3] for x in control], hard)))
+
+
+def gates(mask: jax.Array, sizes: Sequence[tuple[int, int]], hard: bool = True) -> list[jax.Array]:
+    """What `gate` multiplies residuals of these (height, width) by: (B, height, width, 1), bool or float32, made once a size."""
     mask = jax.lax.stop_gradient(mask.astype(jnp.float32))
 
-    def gated(x):
-        resized = jax.image.resize(mask, (mask.shape[0], *x.shape[1:3], 1), "bilinear", antialias=False)
-        return x * (resized > 0.5 if hard else resized).astype(x.dtype)
+    def resized(size):
+        whole = jax.image.resize(mask, (mask.shape[0], *size, 1), "bilinear", antialias=False)
+        return whole > 0.5 if hard else whole
 
-    return tuple(gated(x) for x in control)
+    made = {size: resized(size) for size in dict.fromkeys(sizes)}
+    return [made[size] for size in sizes]
 
 
 def scale_control(control: Control, strength: float | jax.Array | Sequence[float]) -> Control:

@@ -28,6 +28,10 @@ def drop_identity(tokens: jax.Array, timesteps: jax.Array, tau: float | jax.Arra
 
     tokens (B, N, D), timesteps (B,) float32, tau a number in training steps → (B, N, D).
     """
+    return tokens * keeps_identity(timesteps, tau)[:, None, None].astype(tokens.dtype)
+
+
+def keeps_identity(timesteps: jax.Array, tau: float | jax.Array) -> jax.Array:
+    """At which of the timesteps, float32, identity tokens are kept: bool of the same shape."""
     tau = jnp.asarray(tau, jnp.float32)
-    keep = (timesteps <= tau) | (tau == 0)
-    return tokens * keep[:, None, None].astype(tokens.dtype)
+    return (timesteps <= tau) | (tau == 0)

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caphuman_jax.diffusion.guidance import text_guidance
+from caphuman_jax.diffusion.guidance import guided, text_guidance
+from caphuman_jax.nn.blocks import repeated
 
 
 def arrays(*shapes):
@@ -17,8 +18,10 @@ TIME = jnp.int32(500)
 
 
 def unet(latents, timestep, text, residuals, constants):
+    """Its text is that of all branches; latents, and residuals that the branches share, are of one."""
     pooled = text["tokens"].mean(1)[:, None, None]
-    extra = 0.0 if residuals is None else sum(residuals)
+    extra = jnp.zeros_like(latents) if residuals is None else sum(residuals)
+    latents, extra = (repeated(x, pooled.shape[0]) for x in (latents, extra))
     return jnp.tanh(latents * pooled + extra) + constants
 
 
@@ -40,9 +43,9 @@ def test_equals_two_separate_passes_and_runs_control_once():
 def test_scale_one_is_the_plain_model_and_no_empty_text_runs_half_the_batch():
     shapes = []
 
-    def recording(latents, *rest):
-        shapes.append(latents.shape)
-        return unet(latents, *rest)
+    def recording(latents, timestep, text, *rest):
+        shapes.append(text["tokens"].shape)
+        return unet(latents, timestep, text, *rest)
 
     plain = unet(LATENTS, TIME, {"tokens": TEXT}, None, 0.5)
     one = text_guidance(recording, None, {"tokens": TEXT}, {"tokens": EMPTY}, 1.0)
@@ -59,3 +62,10 @@ def test_a_traced_scale_needs_no_second_compilation():
 
     assert np.abs(run(jnp.float32(1)) - run(jnp.float32(3))).max() > 1e-3
     assert run._cache_size() == 1
+
+
+def test_residuals_that_differ_by_branch_are_one_batch():
+    controls = lambda latents, *_: {"identity": [latents], "text": [3 * latents]}
+    denoise = guided(unet, controls, [("identity", 0.25, {"tokens": EMPTY}), ("text", 0.75, {"tokens": TEXT})])
+    a, b = unet(LATENTS, TIME, {"tokens": EMPTY}, [LATENTS], 0.0), unet(LATENTS, TIME, {"tokens": TEXT}, [3 * LATENTS], 0.0)
+    np.testing.assert_allclose(denoise(LATENTS, TIME, 0.0), 0.25 * a + 0.75 * b, rtol=1e-5, atol=1e-6)
