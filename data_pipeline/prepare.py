@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if isinstance(value, str):
             continue
         text = _GATE_HELP.get(field.name, "")
-        good.add_argument(name, type=_number, default=value, metavar="N", help=text + f"default {value:g}" * (value is not None))
+        good.add_argument(name, type=_number, default=value, metavar="N", help=text + ("" if value is None else f"default {value:g}"))
     good.add_argument("--drawings", choices=KEEP, default=gate.drawings, help="what looks like a drawing or painting, default %(default)s")
     good.add_argument("--duplicates", choices=KEEP, default=gate.duplicates, help="the same picture again, default %(default)s")
 
@@ -262,7 +262,8 @@ def _summary(manifest: dict, out: str) -> str:
 
     lines = [f"{manifest['kept']:,} of {manifest['photos']:,} photos kept: {_splits_text(manifest)}"]
     width = max(map(len, manifest["dropped"]), default=0)
-    lines += [f"  {number:>8,}  {reason:<{width}}  {REASONS.get(reason, '')}".rstrip() for reason, number in sorted(manifest["dropped"].items(), key=lambda one: (-one[1], one[0]))]
+    most = sorted(manifest["dropped"].items(), key=lambda one: (-one[1], one[0]))
+    lines += [f"  {number:>8,}  {reason:<{width}}  {REASONS.get(reason, '')}".rstrip() for reason, number in most]
     if manifest["dropped"]:
         lines.insert(1, "dropped:")
         lines.append(f"{files.join(version_folder(out), DROPPED)} names them")
