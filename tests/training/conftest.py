@@ -14,7 +14,7 @@ from caphuman_jax.training import augment, diffusion
 @pytest.fixture(autouse=True)
 def strict_dtypes(request):
     """Strict as everywhere, but for runs of a whole step: the gradient of JAX's own attention mixes dtypes in bfloat16."""
-    whole_step = request.module.__name__.rpartition(".")[2] in ("test_autoencoder", "test_diffusion")
+    whole_step = request.module.__name__.rpartition(".")[2] in ("test_autoencoder", "test_diffusion", "test_mini")
     with jax.numpy_dtype_promotion("standard" if whole_step else "strict"):
         yield
 

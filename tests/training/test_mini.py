@@ -1,0 +1,64 @@
+"""mini as a recipe of the loop: frozen weights stay, several devices, held-out error, evidence of a broken step, export."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from caphuman_jax import models
+from caphuman_jax.training import diffusion, loop, mini, sharding
+from caphuman_jax.weights.folder import load_params, read_metadata
+
+
+def run(folder, recipe, mesh, **kinds):
+    cfg = loop.LoopConfig(tensorboard=False, log_every=1, save_every=0, **kinds)
+    result = loop.run(recipe, None, cfg, folder, mesh, log=lambda line: None)
+    return result, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_steps_with_an_error_on_other_people_and_a_model_folder(tiny, training, data, vae_params, tmp_path):
+    cfg = dataclasses.replace(training, steps=2)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    recipe = mini.recipe(tiny, cfg, vae_params, data, mesh, held_out=data)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), recipe.shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), recipe.init_params())
+    result, lines = run(tmp_path / "run", recipe, mesh, evaluate_every=1, best="loss")
+    held_out = [line["evaluation/loss"] for line in lines if "evaluation/loss" in line]
+    assert len(held_out) == 2 and held_out[0] != held_out[1] and np.isfinite(held_out).all()
+    assert json.loads((tmp_path / "run" / "checkpoints" / "2" / "metrics" / "metrics").read_text())["loss"] == held_out[-1]
+
+    recipe.export(sharding.on_host(result.state["ema"]), tmp_path / "model", {"steps": 2})
+    shapes = {name: shape for name, (_, shape) in models.abstract(tiny).items()}
+    stored = load_params(tmp_path / "model", shapes)
+    # The frozen autoencoder is what it was, to the bits that a model folder keeps.
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(a, np.float32(np.float16(b))), stored["vae"], vae_params)))
+    assert read_metadata(tmp_path / "model")["steps"] == 2
+
+
+def test_what_a_broken_step_drew_is_written(tiny, training, data, vae_params, tmp_path):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    plain = mini.recipe(tiny, training, vae_params, data, mesh)
+    broken = dataclasses.replace(plain, step=lambda state, frozen, _: (state | {"step": state["step"] + 1}, {"loss": jax.numpy.float32(np.nan)}))
+    result, _ = run(tmp_path, broken, mesh)
+    assert result.exit_code == 1
+    batch = diffusion.draw(mini.resident(data), jax.random.split(diffusion.step_key(training, 0), 3)[0], training, tiny.image_size)
+    with np.load(tmp_path / "nan-1" / "batch-0.npz") as written:
+        assert set(written.files) == set(batch)
+        np.testing.assert_array_equal(written["token_ids"], batch["token_ids"])
+        np.testing.assert_allclose(written["pictures"], batch["pictures"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_same_loss_on_one_and_eight_devices_in_float32(tiny, training, data, vae_params, tmp_path):
+    cfg = dataclasses.replace(training, steps=3, batch=16, dtype="float32")
+
+    def losses(mode, devices, fsdp):
+        mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+        lines = run(tmp_path / f"{mode}{devices}", mini.recipe(tiny, cfg, vae_params, data, mesh), mesh, sharding=mode, fsdp=fsdp)[1]
+        return [line["loss"] for line in lines]
+
+    reference = losses("replicated", 1, 1)
+    assert len(reference) == 3
+    for arrangement in (("replicated", 8, 1), ("zero", 4, 1), ("fsdp", 8, 8)):
+        np.testing.assert_allclose(losses(*arrangement), reference, rtol=0, atol=1e-5)
