@@ -43,7 +43,7 @@ class RunFolder:
             self._records.mkdir(parents=True, exist_ok=True)
             _create(run, json.dumps(document, indent=1).encode())
             begun = json.loads(run.read_text())
-            self._locks = open(self._state / "claims", "ab")
+            (self._state / "claims").touch()
         except OSError as error:
             raise SettingError(f"the pictures cannot be written to {out} ({error}); choose another folder with --out") from error
         except ValueError as error:
@@ -51,6 +51,7 @@ class RunFolder:
         for what, value in document["facts"].items():
             if begun["facts"].get(what) != value:
                 raise SettingError(f"{out} was begun with other {what}; give the same again to go on there, or choose another folder with --out")
+        self._locks = open(self._state / "claims", "ab")  # closing any handle of it in this process would free all locks
 
     def close(self) -> None:
         """Give up what is claimed."""

@@ -123,8 +123,9 @@ def _product(fields: dict, name: str, where: str, folder: Path) -> Iterator[_Ent
     if not isinstance(axes, dict) or not axes or not all(isinstance(values, list) and values for values in axes.values()):
         yield f"{where}: product: must be fields with a list of values each, such as {{\"prompt\": [\"…\", \"…\"], \"head\": [{{\"yaw\": 20}}]}}"
         return
-    for twice in set(axes) & set(fields):
+    for twice in sorted(set(axes) & set(fields)):
         yield f"{where}: product.{twice}: the field stands outside of the product too"
+        return
     digits = [len(str(len(values) - 1)) for values in axes.values()]
     for chosen in itertools.product(*(enumerate(values) for values in axes.values())):
         numbers = "_".join(f"{i:0{width}d}" for (i, _), width in zip(chosen, digits))
