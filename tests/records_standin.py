@@ -19,11 +19,11 @@ CAPTIONS = ("a photo of a person", "a portrait of a smiling person", "a person, 
 
 
 def write_standin(folder: str | Path, count: int, *, test: int = 0, layout: Layout = LAYOUT, shards: int = 2, seed: int = 0, alone: int = 3,
-                  change=None, **what) -> Path:
+                  change=None, options: str = "group_size:1", **what) -> Path:
     """Writes `count` records to split "train" and `test` to "test", in `shards` files each; returns the folder.
 
     what: fields of the Layout that are to differ (hints=True, moments=(4, 4, 8), text=16, image_tokens=(5, 12) …). Every `alone`-th person has
-    one photo, the others two or three. change(record, number): a record changed before it is written.
+    one photo, the others two or three. change(record, number): a record changed before it is written. options: of array_record's writer.
     """
     layout = dataclasses.replace(layout, **what)
     found = features(layout)
@@ -35,7 +35,7 @@ def write_standin(folder: str | Path, count: int, *, test: int = 0, layout: Layo
         partners = _partners(total, alone)
         for shard, numbers in enumerate(np.array_split(np.arange(total), shards) if total else ()):
             file = manifest.shard_name(split, shard, shards, "array_record")
-            writer = ArrayRecordWriter(str(place / file), "group_size:1")
+            writer = ArrayRecordWriter(str(place / file), options)
             for number in numbers:
                 made = record(layout, found, int(number), np.random.default_rng((seed, split == "test", int(number))))
                 made["partners"] = partners[number]
