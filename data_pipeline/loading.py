@@ -136,10 +136,14 @@ class BatchMaker:
     workers: int
 
     def __post_init__(self):
-        self._pool = None
+        self._pool = concurrent.futures.ThreadPoolExecutor(self.workers, thread_name_prefix="records")
 
     def __getstate__(self):
-        return {**self.__dict__, "_pool": None}
+        return {name: value for name, value in self.__dict__.items() if name != "_pool"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self.__post_init__()
 
     def plan(self, step: int) -> Plan:
         """What batch `step` consists of."""
@@ -167,8 +171,6 @@ class BatchMaker:
 
     def each(self, function: Callable[[int], object], rows: int) -> list:
         """function(row) of every row, in this process's threads."""
-        if self._pool is None:
-            self._pool = concurrent.futures.ThreadPoolExecutor(self.workers, thread_name_prefix="records")
         return list(self._pool.map(function, range(rows)))
 
     def make(self, step: int) -> dict:

@@ -73,7 +73,8 @@ def _decode(feature: Feature, value, part, rows: int):
         # INTEGER_ACCURATE is what OpenCV's decoder does; the fast transforms differ in the last bit.
         one = (lambda x: tf.io.decode_png(x, shape[-1])) if feature.encoding == "png" else (
             lambda x: tf.io.decode_jpeg(x, shape[-1], dct_method="INTEGER_ACCURATE"))
-        return tf.ensure_shape(tf.map_fn(one, value, fn_output_signature=tf.TensorSpec(shape, tf.uint8)), (rows, *shape))
+        # Operations of their own, since a batch's pictures are then decoded side by side.
+        return tf.stack([tf.ensure_shape(one(encoded), shape) for encoded in tf.unstack(value, rows)])
     if not feature.encoding:
         return value
     if feature.encoding == "zlib":

@@ -30,6 +30,8 @@ class RecordsFolder:
     """
 
     def __init__(self, folder: str | os.PathLike):
+        if "://" in os.fspath(folder):
+            raise DataError(f"{folder} is in a bucket, which training reads through a mount: mount it (gcsfuse, mount-s3 …) and give the folder there")
         self.path = version_folder(Path(folder))
         self.manifest = _json(self.path / MANIFEST)
         try:

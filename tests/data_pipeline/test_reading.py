@@ -107,6 +107,8 @@ def test_a_file_cut_off_or_empty_or_missing(copied):
 
 
 def test_folders_that_are_not_ready(copied, tmp_path):
+    with pytest.raises(DataError, match="gs://bucket/records is in a bucket.*mount"):
+        RecordsFolder("gs://bucket/records")
     with pytest.raises(DataError, match="no records there; make them with caphuman prepare"):
         RecordsFolder(tmp_path / "nowhere")
     file = version(copied) / "manifest.json"
