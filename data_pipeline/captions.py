@@ -106,6 +106,7 @@ def transformers_captioner(model_dir: str | os.PathLike, batch: int = 8, words: 
         raise ModelFolderError(f"a captioning model needs the packages transformers and torch ({error}); install them") from error
     if not os.path.isfile(os.path.join(model_dir, "config.json")):
         raise ModelFolderError(f"{model_dir} holds no model of transformers: it has no config.json")
+    transformers.utils.logging.disable_progress_bar()
     try:
         model = transformers.AutoModelForImageTextToText.from_pretrained(model_dir, local_files_only=True).eval()
         processor = transformers.AutoProcessor.from_pretrained(model_dir, local_files_only=True)

@@ -75,9 +75,9 @@ class _Look:
 
 
 class Measurer:
-    """measure(batch) with the networks loaded once; what it gives depends on the settings and the batch alone.
+    """measure(batch) with the networks loaded once; what it gives depends on the settings and the photos alone.
 
-    On a CPU that holds to the bit in processes that compute on one thread (see `one_thread`).
+    On a CPU that holds to the bit, whatever is in the same batch and however many threads there are.
     """
 
     def __init__(self, settings: PrepareSettings):
@@ -270,15 +270,6 @@ class Measurer:
 
     def _image(self, name: str, pixels: np.ndarray) -> bytes:
         return encode_image(self._features[name], pixels, self.settings.quality)
-
-
-def one_thread() -> dict[str, str]:
-    """Environment of a process that measures on one thread, to be set before jax is imported: its results do not depend on the machine's
-    load, and as many processes as cores are faster than one process on all of them."""
-    import os
-
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    return {"OMP_NUM_THREADS": "1", "XLA_FLAGS": flags.strip()}
 
 
 def _run(function: Callable, crops: np.ndarray) -> list[np.ndarray]:

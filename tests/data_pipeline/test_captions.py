@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.face.landmarks import expression_names
 from data_pipeline import captions
 
@@ -43,3 +44,55 @@ def test_captions_vary_and_repeat_with_the_seed():
     texts = [captions.compose(found, np.random.default_rng(i)) for i in range(30)]
     assert len(set(texts)) > 8
     assert texts == [captions.compose(found, np.random.default_rng(i)) for i in range(30)]
+
+
+def test_several_captions_of_a_photo_depend_on_key_and_seed_alone():
+    found = captions.attributes(NEUTRAL, COLOURS)
+    texts = captions.compose_several(found, "a.jpg", 0, 6)
+    assert len(texts) == 6 and texts == captions.compose_several(found, "a.jpg", 0, 6) and texts[:4] == captions.compose_several(found, "a.jpg", 0, 4)
+    assert texts != captions.compose_several(found, "b.jpg", 0, 6) and texts != captions.compose_several(found, "a.jpg", 1, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of transformers and torch
+def test_a_captioning_model_of_transformers(tmp_path):
+    """Tiny and random: what it says is what the model itself generates, and nothing is fetched."""
+    import torch
+    import transformers
+
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghij"])}
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = transformers.BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    images = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
+    config = transformers.BlipConfig(
+        text_config=dict(vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, encoder_hidden_size=16,
+                         bos_token_id=2, sep_token_id=3, eos_token_id=3, pad_token_id=0, max_position_embeddings=64),
+        vision_config=dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16),
+        projection_dim=8)
+    torch.manual_seed(0)
+    model = transformers.BlipForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 1)
+    model.save_pretrained(tmp_path / "blip")
+    transformers.BlipProcessor(images, tokenizer).save_pretrained(tmp_path / "blip")
+
+    pictures = [np.full((40, 40, 3), 255, np.uint8), np.zeros((40, 40, 3), np.uint8), np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)]
+    say = captions.transformers_captioner(tmp_path / "blip", batch=2, words=12)
+    texts = say(pictures)
+    assert len(texts) == 3 and all(texts) and texts == say(pictures) and len(set(texts)) > 1
+    with torch.no_grad():
+        pixels = images(images=pictures[2], return_tensors="pt")["pixel_values"]
+        tokens = model.generate(pixel_values=pixels, max_new_tokens=12, do_sample=False, num_beams=1)
+    assert texts[2] == tokenizer.decode(tokens[0], skip_special_tokens=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_no_captioning_model(tmp_path):
+    pytest.importorskip("transformers")
+    with pytest.raises(ModelFolderError, match="no config.json"):
+        captions.transformers_captioner(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelFolderError, match="holds no image-to-text model"):
+        captions.transformers_captioner(tmp_path)
