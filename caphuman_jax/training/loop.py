@@ -20,6 +20,7 @@ from typing import Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from caphuman_jax.errors import DataError, SettingError
 from caphuman_jax.training import sharding
@@ -90,7 +91,7 @@ def run(recipe: Recipe, batches: Batches | None, cfg: LoopConfig, workdir: str |
     _prepare(workdir, recipe)
     checkpoints = Checkpoints(workdir / "checkpoints", cfg.keep, cfg.best or None, highest=cfg.best_highest)
     try:
-        with Preemption(minutes) as stop, jax.set_mesh(mesh):
+        with Preemption(minutes) as stop:
             training = _Training(recipe, cfg, mesh, checkpoints, workdir, log)
             training.begin(batches, config)
             try:
@@ -119,7 +120,7 @@ class _Training:
         places = sharding.state_shardings(self.mesh, shapes, mode)
         found = self.checkpoints.restore(shapes, places, self.run, self.log)
         if found is None:
-            self.state = begin_state(recipe, places)
+            self.state = begin_state(recipe, places, self.mesh)
             self.step = self.samples = 0
         else:
             self.state, content = found
@@ -183,7 +184,7 @@ class _Training:
         began = time.perf_counter()
         params = self.state["ema"] or self.state["params"]
         if evaluate and self.recipe.evaluate:
-            self.measured = {name: float(value) for name, value in self.recipe.evaluate(params, self.frozen, self.step).items()}
+            self.measured = _of_first_host({name: float(value) for name, value in self.recipe.evaluate(params, self.frozen, self.step).items()})
             self.report.measured(self.step, self.measured, "evaluation")
         if pictures and self.recipe.pictures:
             self.report.pictures(self.step, self.recipe.pictures(params, self.frozen, self.step))
@@ -248,10 +249,11 @@ class NotANumber(Exception):
         self.step = step
 
 
-def begin_state(recipe: Recipe, places: State) -> State:
+def begin_state(recipe: Recipe, places: State, mesh) -> State:
     """The state at step 0, each part born where it belongs."""
     params = sharding.place(recipe.init_params(), places["params"])
-    return jax.jit(recipe.begin, out_shardings=places, donate_argnums=0)(params)
+    with jax.set_mesh(mesh):
+        return jax.jit(recipe.begin, out_shardings=places, donate_argnums=0)(params)
 
 
 def compile_step(recipe: Recipe, mesh, mode: str, frozen, batch):
@@ -349,6 +351,16 @@ class _Trace:
             jax.profiler.stop_trace()
 
 
+def _of_first_host(values: dict[str, float]) -> dict[str, float]:
+    """The first host's numbers on every host: which checkpoint is best is one answer."""
+    if jax.process_count() == 1:
+        return values
+    text = np.zeros(2**14, np.uint8)
+    written = np.frombuffer(json.dumps(values).encode(), np.uint8)
+    text[: len(written)] = written
+    return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(text))).rstrip(b"\0"))
+
+
 def _local_rows(value) -> np.ndarray:
     """What this host holds of an array, in order, each part once."""
     if not isinstance(value, jax.Array):
@@ -375,8 +387,6 @@ def _prepare(workdir: Path, recipe: Recipe) -> None:
     except OSError as error:
         raise DataError(f"the work folder {workdir} cannot be written: {error.strerror}") from error
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         multihost_utils.sync_global_devices("workdir")
         seen = multihost_utils.process_allgather(np.int32(path.exists()))
         if not seen.all():

@@ -15,17 +15,20 @@ from caphuman_jax import models
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import DataError
 from caphuman_jax.training import augment, autoencoder, dataset, diffusion
+from caphuman_jax.training.previews import Previews
 from caphuman_jax.training.recipe import Recipe, tree_hash
 from caphuman_jax.weights.folder import load_params, read_config, save_model
 
 ON_DEVICE = ("pictures", "covered", "region", "hints", "tokens", "vectors", "partner", "captions", "grey", "empty", "features", "person",
              "background_ids", "background_rgb")
+HELD_OUT, PREVIEWED = 64, 8  # photos of other people that the error is measured on, and of whom pictures are made
 
 
-def recipe(model: ModelConfig, cfg: diffusion.DiffusionTraining, vae: dict, data: dict, mesh=None, held_out: dict | None = None) -> Recipe:
+def recipe(model: ModelConfig, cfg: diffusion.DiffusionTraining, vae: dict, data: dict, mesh=None, held_out: dict | None = None,
+           previews: Previews | None = None) -> Recipe:
     """Training of UNet, CapFace, projector and text encoder on `data` (`dataset.build`), with a frozen autoencoder.
 
-    held_out: as `data`, of other people, for the error that is reported beside the training's.
+    held_out: as `data`, of other people, for the error that is reported beside the training's; previews: pictures of them.
     """
     abstract = models.abstract(model, jnp.dtype(cfg.dtype), only=(*diffusion.TRAINED, "vae"))
     graphs = {name: graph for name, (graph, _) in abstract.items()}
@@ -33,13 +36,16 @@ def recipe(model: ModelConfig, cfg: diffusion.DiffusionTraining, vae: dict, data
     if held_out is not None:
         frozen["data_held_out"] = resident(held_out)
     step = diffusion.make_step(model, graphs, cfg, mesh)
+    hooks = [] if held_out is None else [_held_out_error(model, graphs, cfg, mesh)]
+    hooks += [] if previews is None else [previews.evaluate]
     return Recipe(
         name=f"{model.name} from nothing", batch=cfg.batch, steps=cfg.steps,
         settings={"model": model.to_dict(), "training": dataclasses.asdict(cfg)},
         init_params=lambda: _init_params(model, cfg), shapes={name: abstract[name][1] for name in diffusion.TRAINED},
         begin=lambda params: diffusion.begin(cfg, params), step=lambda state, frozen, _: step(state, frozen, frozen["data"]),
         frozen=frozen, frozen_hashes={"vae": tree_hash(frozen["vae"])},
-        evaluate=None if held_out is None else _held_out_error(model, graphs, cfg, mesh),
+        evaluate=None if not hooks else lambda *given: {name: value for hook in hooks for name, value in hook(*given).items()},
+        pictures=None if previews is None else previews.pictures,
         redraw=lambda frozen, step: _redraw(model, cfg, frozen, step),
         export=lambda params, folder, metadata: _save(folder, model, params, frozen["vae"], metadata))
 
@@ -99,8 +105,9 @@ def build(config, workdir: Path, mesh, log) -> tuple[Recipe, None]:
     training["augment"] = augment.AugmentConfig(**training["augment"])
     cfg = diffusion.DiffusionTraining(**training)
     data = dataset.build(records, train_index, log=log)
-    held_out = dataset.build(records, test_index[:64], log=lambda line: None) if len(test_index) else None
-    return recipe(model, cfg, vae, data, mesh, held_out), None
+    held_out = dataset.build(records, test_index[:HELD_OUT], log=lambda line: None) if len(test_index) else None
+    previews = Previews(model, list(records.pictures[test_index[:PREVIEWED]]), lambda trained, frozen: trained | {"vae": frozen["vae"]})
+    return recipe(model, cfg, vae, data, mesh, held_out, previews if len(test_index) else None), None
 
 
 def _autoencoder(config, workdir: Path, records, train_index: np.ndarray) -> tuple[ModelConfig, dict]:

@@ -60,5 +60,5 @@ def test_the_same_loss_on_one_and_eight_devices_in_float32(tiny, training, data,
 
     reference = losses("replicated", 1, 1)
     assert len(reference) == 3
-    for arrangement in (("replicated", 8, 1), ("zero", 4, 1), ("fsdp", 8, 8)):
+    for arrangement in (("zero", 2, 1), ("fsdp", 8, 8)):
         np.testing.assert_allclose(losses(*arrangement), reference, rtol=0, atol=1e-5)
