@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 EXTRAS = {
-    "train": ["onnx"],  # recognisers as losses
+    "train": ["onnx", "tensorboardX"],  # recognisers as losses; TensorBoard's files without TensorFlow
     # importlib-resources: tensorflow-datasets imports it without asking for it
     "data": ["tensorflow-cpu", "tensorflow-datasets", "importlib-resources", "apache-beam", "array-record", "grain", "matplotlib"],
     "studio": ["gradio"],

@@ -14,6 +14,7 @@ import tiny_recipe
 from caphuman_jax.errors import DataError
 from caphuman_jax.training import loop, sharding
 from caphuman_jax.training.checkpoints import Checkpoints, checksum, differences
+from caphuman_jax.training.recipe import tree_hash
 
 RUN = {"settings": {"steps": 12, "training": {"rate": 0.1}}, "frozen": {"base": "abc"}}
 RECIPE = tiny_recipe.recipe()
@@ -198,11 +199,14 @@ def test_a_state_without_an_average(state, tmp_path):
     checkpoints.close()
 
 
-def test_checkpoints_of_a_run_hold_no_frozen_weight_and_frozen_weights_stay(tmp_path):
-    before = jax.tree.map(np.copy, RECIPE.frozen)
+def test_checkpoints_of_a_run_hold_no_frozen_weight_and_frozen_weights_stay(tmp_path, monkeypatch):
+    on_device = []
+    close = loop._Training.close
+    monkeypatch.setattr(loop._Training, "close", lambda self: on_device.append(self.frozen) or close(self))
     loop.run(RECIPE, tiny_recipe.Numbered(16), loop.LoopConfig(tensorboard=False), tmp_path, sharding.make_mesh(devices=jax.devices()[:1]),
              log=lambda line: None)
-    assert equal(RECIPE.frozen, before)
+    assert on_device[0]["base"]["kernel"].devices() == {jax.devices()[0]}
+    assert tree_hash(jax.device_get(on_device[0]["base"])) == RECIPE.frozen_hashes["base"]  # bit for bit
     checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
     run = checkpoints._read_run(12)
     checkpoints.close()
