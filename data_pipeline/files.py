@@ -17,6 +17,8 @@ from pathlib import Path
 
 from caphuman_jax.errors import DataError
 
+_DELETED = 1000  # files in one request
+
 
 def is_local(path: str) -> bool:
     """Whether a path is one of this machine's files."""
@@ -71,14 +73,11 @@ def written(path: str) -> Iterator[str]:
             os.remove(beside)
 
 
-def names(folder: str) -> list[str]:
-    """Names of the files in a folder, sorted; none where there is no such folder. Unfinished files are left out."""
+def names(folder: str, below: str = "") -> list[str]:
+    """Names of the files in a folder, or with below="*" in its folders, sorted; none where there is no such folder. Unfinished ones are left out."""
     if is_local(folder):
-        try:
-            return sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
-        except FileNotFoundError:
-            return []
-    found = _beam().match([join(folder, "*")])[0].metadata_list
+        return sorted(path.name for path in Path(folder).glob(f"{below}/*" if below else "*") if not path.name.startswith("."))
+    found = _beam().match([join(folder, *([below] if below else []), "*")])[0].metadata_list
     return sorted(entry.path.rsplit("/", 1)[-1] for entry in found)
 
 
@@ -98,10 +97,9 @@ def remove(folder: str) -> None:
     if is_local(folder):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    from apache_beam.io.filesystem import BeamIOError
-
-    with contextlib.suppress(BeamIOError, FileNotFoundError):
-        _beam().delete([folder.rstrip("/") + "/"])
+    paths = [entry.path for entry in _beam().match([join(folder, "**")])[0].metadata_list]  # not every system removes what lies deeper
+    for start in range(0, len(paths), _DELETED):
+        _beam().delete(paths[start: start + _DELETED])
 
 
 def explained(error: OSError, path: str) -> DataError | OSError:

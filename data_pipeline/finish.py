@@ -37,7 +37,7 @@ def finish(job: work.Job, listing: work.Listing, source: dict) -> dict:
     files.write(files.join(job.version, MANIFEST), to_json(manifest))  # last: in a bucket this is what makes the folder a finished one
     if files.is_local(job.out):
         _into_place(job, {*metadata, MANIFEST, DROPPED, *(shard["file"] for shard in shards)})
-    return manifest
+    return json.loads(to_json(manifest))
 
 
 def _tfds_metadata(job: work.Job, splits: dict) -> dict[str, bytes]:

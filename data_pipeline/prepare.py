@@ -176,6 +176,7 @@ def _run_pipeline(job: work.Job, listing: work.Listing, arguments: list[str], st
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         reader.join(5)
+        process.stderr.close()
     if process.returncode:
         raise _failure(job, process.returncode, b"".join(lines).decode(errors="replace"))
 

@@ -139,8 +139,9 @@ def is_measured(folder: str, number: int) -> bool:
 
 def measured_chunks(folder: str) -> Iterator[int]:
     """Numbers of the chunks that are done, in no order."""
-    for below in files.folders(files.join(folder, "chunks"), ""):
-        yield from (int(name.partition(".")[0]) for name in files.names(files.join(folder, "chunks", below)) if name.endswith(".index"))
+    for name in files.names(files.join(folder, "chunks"), below="*"):
+        if name.endswith(".index"):
+            yield int(name.partition(".")[0])
 
 
 def measure_chunk(items: list, number: int, folder: str, found: tuple[Feature, ...], source, measurer) -> dict:

@@ -34,7 +34,7 @@ def test_what_repeats_a_repetition_is_kept_if_the_first_is_too_far():
     assert near_duplicates(dhash, 2, np.ones((3, 1), np.float32), np.arange(3)) == {1: 0}
 
 
-def test_many_alike_hashes_are_compared_in_blocks():
+def test_many_alike_hashes_are_not_all_paired():
     dhash = np.zeros(5000, np.uint64)
     vectors = np.eye(5000, 16, dtype=np.float32)
     vectors[16:, 0] = 1
