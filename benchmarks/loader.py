@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder of caphuman prepare; without it one is made up")
     parser.add_argument("--records", type=int, default=192, help="records to make up")
-    parser.add_argument("--options", default="group_size:1,uncompressed", help="of array_record's writer, for records that are made up")
+    parser.add_argument("--options", default="group_size:1", help="of array_record's writer, for records that are made up (`prepare` writes with the default)")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--loaders", nargs="+", default=["tf", "grain"])
     parser.add_argument("--workers", type=int, nargs="+", default=sorted({1, 2, os.cpu_count() or 1}))
@@ -80,16 +80,17 @@ def measure(records: RecordsFolder, loader: str, kind: str, asked: dict, args, w
     size = sum(x.nbytes for x in leaves(next(batches))) / args.batch
     for _ in range(4):
         next(batches)
-    count, started, used = 0, time.perf_counter(), cpu_seconds()
+    count, memory, started, used = 0, resident(), time.perf_counter(), cpu_seconds()
     while time.perf_counter() - started < args.seconds:
         next(batches)
         count += args.batch
     seconds, used = time.perf_counter() - started, cpu_seconds() - used
+    memory = f"{memory:.0f} → {resident():.0f} MB"
     batches.close()
     each = used / count
     threads = f"{processes} processes" if processes else f"{workers} thread{'s' * (workers > 1)}"
     print(f"  {loader:5s} {threads:12s} {count / seconds:7.1f} samples/s  {count * size / seconds / 1e6:7.1f} MB/s of batches  {1000 * each:6.2f} ms of CPU a sample"
-          f"  {1 / each:6.0f} samples a core-second  (16 cores: {16 / each / GOAL:.1f} × the goal of {GOAL}/s)", flush=True)
+          f"  {1 / each:6.0f} samples a core-second  (16 cores: {16 / each / GOAL:.1f} × the goal of {GOAL}/s)  memory {memory}", flush=True)
 
 
 def costs(records: RecordsFolder) -> None:
@@ -172,6 +173,11 @@ def cpu_seconds() -> float:
         if int(fields[1]) == os.getpid():
             total += (int(fields[11]) + int(fields[12])) / tick
     return total
+
+
+def resident() -> float:
+    """Memory of this process, MB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def make_loader(folder: str | os.PathLike | RecordsFolder, split: str = "train",
     content = _content(records, latents, hints, identity, text, recogniser)
     lots = _lots(records, content, one_pass, augment, light, lent_identity, drop)
     share = Share(batch, start, process_index, process_count)
-    make_batches = backend(loader)
+    make_batches = backend(loader, processes)
     maker = BatchMaker(records, split, share, lots, content, seed, one_pass, workers or os.cpu_count() or 1)
     steps = share.steps(count) if one_pass else _ENDLESS
     return Loader(make_batches(maker, steps, prefetch, processes), share, count if one_pass else None)
@@ -220,15 +220,17 @@ class BatchMaker:
                 room[name][row] = records.pixels(name, value) if isinstance(value, bytes) else value
 
 
-def backend(name: str) -> Callable:
-    """`batches(maker, steps, prefetch, processes)` of a loader's name. Raises SettingError for an unknown one, DataError for one that is not installed."""
+def backend(name: str, processes: int = 0) -> Callable:
+    """`batches(maker, steps, prefetch, processes)` of a loader's name. Raises SettingError for what there is not, DataError for what is not installed."""
     if name not in ("tf", "grain", "auto"):
         raise SettingError(f"loader is tf, grain or auto, not {name!r}")
     installed = {"tf": importlib.util.find_spec("tensorflow") is not None, "grain": importlib.util.find_spec("grain") is not None}
-    name = ("tf" if installed["tf"] else "grain") if name == "auto" else name
+    name = ("tf" if installed["tf"] and not processes else "grain") if name == "auto" else name
     if not installed[name]:
         raise DataError(f"the loader {name!r} needs {'TensorFlow' if name == 'tf' else 'Grain'}, which is not here: pip install '.[data]'")
     if name == "tf":
+        if processes:
+            raise SettingError("tf.data works in threads; processes are Grain's: loader=\"grain\"")
         from data_pipeline.loading_tf import batches
     else:
         from data_pipeline.loading_grain import batches

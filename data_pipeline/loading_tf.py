@@ -13,9 +13,8 @@ from data_pipeline.features import Feature
 from data_pipeline.loading import PARTS, BatchMaker
 
 
-def batches(maker: BatchMaker, steps: int, prefetch: int, processes: int) -> Iterator[dict]:
-    """Batches 0 … steps - 1 of `maker`, `prefetch` of them made ahead; `processes` is Grain's."""
-    del processes
+def batches(maker: BatchMaker, steps: int, prefetch: int, processes: int = 0) -> Iterator[dict]:
+    """Batches 0 … steps - 1 of `maker`, `prefetch` of them made ahead; there are no processes here."""
     with contextlib.suppress(RuntimeError):  # TensorFlow is in use already
         tf.config.set_visible_devices([], "GPU")
     decoded = _dataset(maker, steps, prefetch).as_numpy_iterator()

@@ -141,6 +141,8 @@ def test_loaders_that_are_not_there(folder, monkeypatch):
     find = importlib.util.find_spec
     with pytest.raises(SettingError, match="tf, grain or auto"):
         make_loader(folder, batch=2, loader="torch")
+    with pytest.raises(SettingError, match="processes are Grain's"):
+        make_loader(folder, batch=2, loader="tf", processes=2)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("tensorflow", "grain") else find(name))
     for loader, line in (("tf", "needs TensorFlow"), ("grain", "needs Grain"), ("auto", "needs Grain")):
         with pytest.raises(DataError, match=line + r".*pip install '.\[data\]'"):
