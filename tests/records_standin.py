@@ -38,10 +38,12 @@ def write_standin(folder: str | Path, count: int, *, test: int = 0, layout: Layo
             writer = ArrayRecordWriter(str(place / file), options)
             for number in numbers:
                 made = record(layout, found, int(number), np.random.default_rng((seed, split == "test", int(number))))
+                made["partners"] = partners[number]
                 made = change(made, int(number)) if change else made
                 # Partners are known last: `prepare` appends them to the message, too.
+                last = {"partners": made.pop("partners")}
                 message = example.encode([f for f in found if f.name != "partners"], made)
-                writer.write(message + example.encode([f for f in found if f.name == "partners"], {"partners": partners[number]}))
+                writer.write(message + example.encode([f for f in found if f.name == "partners"], last))
             writer.close()
             files.append({"file": file, "records": len(numbers), "bytes": (place / file).stat().st_size, "sha256": hashlib.sha256((place / file).read_bytes()).hexdigest()})
         splits[split] = {"records": total, "bytes": 0, "shards": files}
