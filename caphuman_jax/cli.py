@@ -108,6 +108,9 @@ def _add_generate(parser):
     how.add_argument("--guidance-rescale", type=float, metavar="PHI", help="0 to 1: tames the contrast of strong guidance; default: the model's own")
     how.add_argument("--strength", type=float, help="how much the face and head count, default 1")
     how.add_argument("--identity-until", type=float, metavar="T", help="identity is used from timestep T (of 999) down; 0, the default: always")
+    how.add_argument("--guidance-interval", type=float, nargs=2, metavar=("A", "B"),
+                     help="guidance only between timesteps A and B (of 999 … 0); the other steps cost half")
+    how.add_argument("--reuse", type=int, metavar="N", help="run the deep part of the UNet at every N-th step only and reuse what it made; default 1")
     how.add_argument("--control", metavar="NAME=PICTURE[:S]", action="append",
                      help="a ControlNet of the model, its picture and its strength S (default 1); the picture `landmarks` is the wanted heads' 68 "
                      "landmarks as dots")
@@ -117,7 +120,10 @@ def _add_generate(parser):
     how.add_argument("--lora", metavar="FILE[:S[,T]]", action="append",
                      help="a LoRA file at strength S (default 1), or S for the UNet and T for the text encoder; once for each")
     how.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 elsewhere")
-    how.add_argument("--batch", type=int, metavar="B", help="pictures at a time; default: 1 on a CPU, 8 elsewhere")
+    how.add_argument("--batch", type=int, metavar="B", help="pictures at a time; default: 1 on a CPU and with little memory, 8 elsewhere")
+    how.add_argument("--memory", choices=("full", "normal", "low", "least"), default="normal",
+                     help="full: weights in float32; normal: in the compute dtype; low: networks that look at photos wait in the computer's memory, "
+                     "one picture at a time; least: also 8-bit weights")
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", default="out", metavar="DIR", help="default: out")

@@ -24,7 +24,8 @@ _STAGES = {
     "compile": "preparing the sampler (compiled once for this size and step count)",
 }
 _NUMBERS = ("seed", "sampler", "steps", "eta", "guidance", "identity_guidance", "head_guidance", "guidance_rescale", "strength", "identity_until")
-_SETTINGS = ("num", "negative", "photos", *_NUMBERS)
+_SAVINGS = ("guidance_interval", "reuse")  # not in pictures of earlier versions
+_SETTINGS = ("num", "negative", "photos", *_NUMBERS, *_SAVINGS)
 _HEAD = {"yaw": float, "pitch": float, "roll": float, "framing": str}
 
 
@@ -36,7 +37,7 @@ def run(args) -> None:
         if args.batch is not None and args.batch < 1:
             raise SettingError(f"--batch must be at least 1, not {args.batch}")
         _check_writable(Path(args.out))
-        pipe = load(args.model, dtype=args.dtype, batch=args.batch)
+        pipe = load(args.model, dtype=args.dtype, batch=args.batch, memory=args.memory)
         if args.lora:
             pipe.use_loras([lora.parse(text) for text in args.lora])
         loaded = time.perf_counter() - started
@@ -146,6 +147,7 @@ def _repeated(args) -> dict:
                 raise SettingError(f"{args.repeat} was made with the ControlNet {control['name']} and {control['picture']['name']}; name that picture "
                                    f"with --control {control['name']}=PICTURE")
         options = {name: made[name] for name in ("prompt", "negative", "photos", *_NUMBERS, "hard_gate", "size")}
+        options |= {name: made[name] for name in _SAVINGS if name in made}
         return {**options, "first": made["index"], "people": people,
                 "controls": [{**controls[c["name"]], "name": c["name"], "strength": c["strength"]} for c in made["controls"]]}
     except (KeyError, TypeError) as error:
@@ -179,7 +181,7 @@ def _compare(picture, now) -> None:
     for what, old, new in (("the reference photo", references(before), references(now)), ("the head photo", photos(before), photos(now)),
                            ("a ControlNet's picture", before["controls"], now["controls"]), ("the model", before.get("weights"), now.get("weights")),
                            ("what measured the heads", before.get("head_by"), now.get("head_by")),
-                           *((f"the {key}", before.get(key), now.get(key)) for key in ("loras", "dtype", "version", "jax", "backend"))):
+                           *((f"the {key}", before.get(key), now.get(key)) for key in ("loras", "dtype", "memory", "version", "jax", "backend"))):
         if old != new:
             logging.getLogger("caphuman_jax").warning("%s is not the one that %s was made with; it may not come out the same", what, picture)
 

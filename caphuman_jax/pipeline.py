@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import json
 import logging
 import math
 import os
@@ -19,7 +21,7 @@ from PIL import Image, ImageOps
 import caphuman_jax
 from caphuman_jax import identity_file, models, provenance
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.diffusion import samplers
+from caphuman_jax.diffusion import samplers, savings
 from caphuman_jax.diffusion.generate import generate
 from caphuman_jax.diffusion.guidance import branch_weights
 from caphuman_jax.diffusion.samplers import picture_key
@@ -32,6 +34,7 @@ from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.morphable import load_head
 from caphuman_jax.identity import Identifier
 from caphuman_jax.images import PhotoSource, photo_name, read_photo
+from caphuman_jax.memory import MEMORY, TILES, packed, put
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person import TOGETHER, Person, WantedHead, checksum, measure, note_unusual, stack_people, together
 from caphuman_jax.weights import folder, lora
@@ -40,6 +43,10 @@ log = logging.getLogger("caphuman_jax")
 
 LARGEST_SIDE = 4096
 _BATCH_ON_ACCELERATOR = 8
+_SHALLOW = 1  # of the UNet's decoder, how many blocks run at every step where the others' features are reused
+
+_SAMPLING = ("text", "identity", "capface", "unet", "vae")
+"""The networks that `generate` runs, besides ControlNets."""
 
 LANDMARKS = "landmarks"
 OWN_SETTINGS = ("prompt", "negative", "seed")
@@ -90,9 +97,9 @@ class Scene:
     @property
     def kind(self) -> tuple:
         """Scenes of one kind can be made in one batch: hashable."""
-        shared = {name: value for name, value in self.request.settings.items() if name not in OWN_SETTINGS}
+        shared = json.dumps({name: value for name, value in self.request.settings.items() if name not in OWN_SETTINGS})
         strengths = tuple((name, strength) for name, _, strength in self.request.controls)
-        return (self.request.size, tuple(shared.items()), strengths, stack_people([look.person for look in self.people])["recognition"].shape)
+        return (self.request.size, shared, strengths, stack_people([look.person for look in self.people])["recognition"].shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,16 +125,25 @@ class Result:
     hints = property(lambda self: self.people[0].hints)
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """read(network) → its parameters in float32 on the host; put(network, those) → as a pipeline keeps them."""
+
+    read: Callable[[str], dict]
+    put: Callable[[str, dict], dict]
+
+
 class Pipeline:
     """A loaded model; call it, or take it in steps with `request`, `scene` and `make`."""
 
     def __init__(self, config: ModelConfig, params: dict, graphs: tuple, record: dict | None = None, batch: int | None = None,
-                 tokenizer: ClipTokenizer | None = None):
+                 tokenizer: ClipTokenizer | None = None, tile: int = TILES["normal"], source: Source | None = None):
         """params: {network: parameters}; graphs: ((network, graphdef), …), with the compute dtype in them; record: JSON types that
         say which weights these are, added to the settings of every picture. batch: pictures made at a time; None: 1 on a CPU
-        (as fast there, and one program serves any number of pictures), 8 elsewhere."""
+        (as fast there, and one program serves any number of pictures), 8 elsewhere. tile: pictures with a longer side are decoded in tiles of
+        so many pixels; 0: never. source: where params come from, if they are not kept as they were read."""
         self.config, self.params, self.graphs = config, params, graphs
-        self._base = params
+        self._base, self._source, self.tile = params, source, tile
         self.identify = Identifier(config, params, dict(graphs))
         self.record = dict(record or {})
         self.batch = batch or (1 if jax.default_backend() == "cpu" else _BATCH_ON_ACCELERATOR)
@@ -137,7 +153,7 @@ class Pipeline:
         if self.head_of:
             self.record["head_by"] = "DECA"
         self.tokenize = tokenizer or ClipTokenizer()
-        self.rows_on: jax.sharding.Sharding | None = None  # where `make` puts its batches: over a mesh, if the parameters lie on one
+        self.spread: Callable | None = None  # what makes a function of `generate`'s arguments run on several devices, see `bulk.devices`
         self._compiled = {}
 
     def __call__(self, *, progress: Progress | None = None, **asked) -> Result:
@@ -155,7 +171,8 @@ class Pipeline:
                 photos: str = "average", negative: str = "", num: int = 1, seed: int = 0, first: int = 0, sampler: str | None = None,
                 steps: int | None = None, eta: float | None = None, guidance: float | None = None, identity_guidance: float = 1.0,
                 head_guidance: float = 1.0, guidance_rescale: float | None = None, strength: float = 1.0, identity_until: float = 0,
-                controls: Sequence[Mapping] = (), size: int | tuple[int, int] | None = None, hard_gate: bool = True) -> Request:
+                controls: Sequence[Mapping] = (), size: int | tuple[int, int] | None = None, hard_gate: bool = True,
+                guidance_interval: Sequence[float] | None = None, reuse: int = 1) -> Request:
         """What is asked for, checked before any photo is looked at.
 
         Args:
@@ -175,10 +192,14 @@ class Pipeline:
             controls: ControlNets of the model, a {"name", "picture", "strength"} each; the picture is a photo, or "landmarks" for
                 the 68 landmarks of the wanted heads as dots.
             size: pixels: a side, or (width, height); None for what the model was trained on.
+            guidance_interval: two timesteps (999 … 0) between which guidance is used (arXiv 2404.07724); the other steps take the
+                prediction with all conditions alone, in half the time. None: every step.
+            reuse: the deep part of the UNet is run at one of so many steps, and its features reused at the others (DeepCache, arXiv
+                2312.00858); CapFace's and the ControlNets' residuals for that part with it. 1: at every step.
         Raises SettingError, HeadError.
         """
         settings, plan = self._settings(prompt, negative, seed, sampler, steps, eta, guidance, identity_guidance, head_guidance,
-                                        guidance_rescale, strength, identity_until, hard_gate)
+                                        guidance_rescale, strength, identity_until, hard_gate, guidance_interval, reuse)
         num, first = _whole(num, "num", 1, 10_000), _whole(first, "first", 0, 2**32 - 10_001)
         if photos not in TOGETHER:
             raise SettingError(f"photos are put together by {' or '.join(TOGETHER)}, not {photos!r}")
@@ -216,11 +237,16 @@ class Pipeline:
         The scenes are those of any people, prompts and seeds, but otherwise alike (`Scene.kind`). The arrays are still being computed when they
         are returned. Each batch size is a program of its own, compiled when it is first needed.
         """
+        run, arguments = self.program(rows, progress)
+        return run(*arguments)
+
+    def program(self, rows: Sequence[tuple[Scene, int]], progress: Progress | None = None) -> tuple[jax.stages.Compiled, tuple]:
+        """The compiled program that `make` runs on these rows, and its arguments."""
         arguments, static = self._arguments(rows)
-        return self._program(arguments, static, progress or _silent)(*arguments)
+        return self._program(arguments, static, progress or _silent), arguments
 
     def _settings(self, prompt, negative, seed, sampler, steps, eta, guidance, identity_guidance, head_guidance, guidance_rescale, strength,
-                  identity_until, hard_gate):
+                  identity_until, hard_gate, guidance_interval, reuse):
         """The settings as JSON types, checked, and the sampler's plan."""
         best, diffusion = self.config.sampling, self.config.diffusion
         sampler = best.sampler if sampler is None else sampler
@@ -235,6 +261,7 @@ class Pipeline:
             "guidance_rescale": _real(best.guidance_rescale if guidance_rescale is None else guidance_rescale, "guidance_rescale", 0, 1),
             "strength": _real(strength, "strength", 0, 10),
             "identity_until": _real(identity_until, "identity_until", -1, diffusion.train_steps), "hard_gate": bool(hard_gate),
+            "guidance_interval": _interval(guidance_interval, diffusion.train_steps), "reuse": _whole(reuse, "reuse", 1, diffusion.train_steps),
         }
         return settings, samplers.plan(diffusion, sampler, settings["steps"], spacing=settings["spacing"], eta=settings["eta"])
 
@@ -249,7 +276,11 @@ class Pipeline:
         Raises ModelFolderError.
         """
         read = [(lora.read_file(path, self.config), strength) for path, strength in loras]
-        self.params = lora.apply(self._base, read)
+        if read and self._source is not None:  # added before the weights are rounded
+            summed = lora.apply({name: self._source.read(name) for name in lora.NETWORKS}, read)
+            self.params = self._base | {name: self._source.put(name, params) for name, params in summed.items()}
+        else:
+            self.params = lora.apply(self._base, read)
         self.record = {name: value for name, value in self.record.items() if name != "loras"}
         if loras:
             self.record["loras"] = [{"name": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(), "strength": strength}
@@ -346,16 +377,22 @@ class Pipeline:
         each = {id(scene): self._conditions(scene) for scene in scenes}
         conditions = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(each[id(scene)] for scene in scenes))
         keys = _keys(np.array([scene.request.settings["seed"] for scene in scenes], np.uint32), np.array(numbers_of, np.uint32))
-        if self.rows_on is not None:
-            conditions, keys = jax.device_put((conditions, keys), self.rows_on)
-        scales = branch_weights(settings["guidance"], settings["identity_guidance"], settings["head_guidance"])
+        scales, guided = branch_weights(settings["guidance"], settings["identity_guidance"], settings["head_guidance"]), None
+        if settings["guidance_interval"] and set(scales) != {"text"}:
+            scales, guided = scales | {"text": scales.get("text", 0.0)}, savings.guided_steps(request.plan, settings["guidance_interval"])
         numbers = {name: jnp.float32(settings[name]) for name in ("strength", "identity_until")}
         numbers |= {"weights": {name: jnp.float32(weight) for name, weight in scales.items()},
                     "controls": {name: jnp.float32(strength) for name, _, strength in request.controls}}
         if settings["guidance_rescale"]:
             numbers["rescale"] = jnp.float32(settings["guidance_rescale"])
-        static = {"size": request.size, "branches": tuple(scales), "hard_gate": settings["hard_gate"]}
-        return (self.params, conditions, keys, numbers, request.plan), static
+        if guided is not None:
+            numbers["guided"] = jnp.asarray(guided)
+        if settings["reuse"] > 1:
+            numbers["fresh"] = jnp.asarray(savings.fresh_steps(request.plan, settings["reuse"], guided))
+        static = {"size": request.size, "branches": tuple(scales), "hard_gate": settings["hard_gate"],
+                  "shallow": _SHALLOW if settings["reuse"] > 1 else 0, "tile": self.tile if max(request.size) > self.tile else 0}
+        params = {name: params for name, params in self.params.items() if name in _SAMPLING or name.startswith("controlnet_")}
+        return (params, conditions, keys, numbers, request.plan), static
 
     def _conditions(self, scene):
         """A scene as the networks get it, without a batch axis."""
@@ -374,7 +411,8 @@ class Pipeline:
         if key not in self._compiled:
             report("compile", 0, 1)
             with self.precision():
-                self._compiled[key] = generate.lower(*arguments, cfg=self.config, graphs=self.graphs, **static).compile()
+                run = functools.partial(generate, cfg=self.config, graphs=self.graphs, **static)
+                self._compiled[key] = jax.jit(self.spread(run) if self.spread else run).lower(*arguments).compile()
             report("compile", 1, 1)
         return self._compiled[key]
 
@@ -430,13 +468,15 @@ def _picture_record(picture):
 
 
 def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: int | None = None, cache: bool = True,
-         place: Callable[[str, dict], dict] | None = None) -> Pipeline:
+         place: Callable[[str, dict], dict] | None = None, memory: str = "normal") -> Pipeline:
     """The pipeline of a shipped model's name or a model folder.
 
     dtype: compute dtype, "float32" or "bfloat16"; None: float32 on a CPU, bfloat16 elsewhere. batch: see `Pipeline`.
     cache: keep compiled programs between runs in `cache_folder()`. place(network, its parameters on the host) → the parameters on devices; None: on
-    the first one. Raises ModelFolderError.
+    the first one. memory: one of `memory.MEMORY`. Raises ModelFolderError, SettingError.
     """
+    if memory not in MEMORY:
+        raise SettingError(f"there is no memory setting {memory!r}; choose one of {', '.join(MEMORY)}")
     path = folder.find_model(model)
     config = folder.read_config(path)
     if cache:
@@ -444,12 +484,16 @@ def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: 
     dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     there = provenance.checksums(path)
     networks = models.abstract(config, dtype) | models.abstract(config, only=[name for name in models.OPTIONAL if name in there])
+    place = place or (lambda name, host: put(name, host, memory))
+    source = Source(lambda name: folder.load_params(path, {name: networks[name][1]})[name],
+                    lambda name, host: place(name, packed(name, host, dtype, memory)))
     # One network after another: what is read does not lie in memory twice.
-    place = place or (lambda _, host: jax.device_put(host))
-    params = {name: place(name, folder.load_params(path, {name: shapes})[name]) for name, (_, shapes) in networks.items()}
+    params = {name: source.put(name, source.read(name)) for name in networks}
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
-    record = {"weights": there, "dtype": dtype.name}
-    return Pipeline(config, params, graphs, record, batch, ClipTokenizer(folder.tokenizer_files(path)))
+    record = {"weights": there, "dtype": dtype.name} | ({"memory": memory} if memory in ("low", "least") else {})
+    rounded = memory == "least" or (memory != "full" and dtype != jnp.float32)
+    batch = batch or (1 if memory in ("low", "least") else None)
+    return Pipeline(config, params, graphs, record, batch, ClipTokenizer(folder.tokenizer_files(path)), TILES[memory], source if rounded else None)
 
 
 def cache_folder() -> Path:
@@ -489,6 +533,15 @@ def _text(prompt, name: str) -> str:
     if not isinstance(prompt, str):
         raise SettingError(f"the {name} is a text, not {type(prompt).__name__}")
     return prompt
+
+
+def _interval(value, largest: float) -> list[float] | None:
+    """Two timesteps, the smaller first."""
+    if value is None:
+        return None
+    if isinstance(value, str) or len(value) != 2:
+        raise SettingError(f"guidance_interval is two timesteps between 0 and {largest}, not {value!r}")
+    return sorted(_real(end, "guidance_interval", 0, largest) for end in value)
 
 
 def _whole(value, name: str, low: int, high: int) -> int:

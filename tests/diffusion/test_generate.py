@@ -18,6 +18,7 @@ from caphuman_jax.diffusion.rescale import rescale_guidance
 from caphuman_jax.models.capface import gate, scale_control, sum_controls
 from caphuman_jax.models.identity import drop_identity
 from caphuman_jax.nn import compact
+from caphuman_jax.training import flops
 from caphuman_jax.weights.lora import Lora, Part, apply
 
 CFG = dataclasses.replace(
@@ -159,6 +160,7 @@ def test_guidance_in_an_interval(networks, default, saving):
     assert np.abs(slow - plain(networks[0], params, given, numbers, plan, np.ones(plan.steps, bool), CFG)).max() > 0.02
 
 
+@pytest.mark.slow
 def test_reuse_of_deep_features(networks, default, saving):
     plan, (params, given, numbers) = default
     graphs = dict(networks[0])
@@ -193,11 +195,14 @@ def test_reuse_of_deep_features(networks, default, saving):
 
 
 def test_fewer_operations_than_the_plain_loop(networks, default):
-    """By the compiler's count, which takes a loop for one turn of it."""
     plan, (params, given, numbers) = default
-    count = lambda function, *arguments, **static: function.lower(*arguments, **static).compile().cost_analysis()["flops"]
-    fast = count(generate, params, given, KEYS, numbers, plan, cfg=CFG, graphs=networks[0], size=SIZE)
-    assert fast < 0.8 * count(plain, networks[0], params, given, numbers, plan, jnp.ones(plan.steps, bool), CFG)
+    arguments = (params, given, KEYS, numbers, plan)
+    fast = lambda branches: flops.count(functools.partial(generate.__wrapped__, cfg=CFG, graphs=networks[0], size=SIZE, branches=branches), *arguments)
+    always = jnp.ones(plan.steps, bool)
+    slow = flops.count(lambda params, given, numbers: plain.__wrapped__(networks[0], params, given, numbers, plan, always, CFG), params, given, numbers)
+    assert fast(("identity", "text")) < 0.75 * slow
+    # The second half of guidance costs less than the first, since it shares CapFace and what comes before the prompt.
+    assert fast(("identity", "text")) < 1.7 * fast(("text",))
 
 
 def test_int8_kernels(networks, default):
@@ -207,7 +212,7 @@ def test_int8_kernels(networks, default):
     run = lambda params: generate(params, given, KEYS, numbers, plan, cfg=CFG, graphs=networks[0], size=SIZE)[0]
     kernel, found = (tree["unet"]["encoder"]["middle"]["res_1"]["conv_1"]["kernel"] for tree in (host, packed))
     assert found.values.dtype == jnp.int8
-    np.testing.assert_array_less(np.abs(found.dense() - kernel), np.abs(kernel).max((0, 1, 2)) / 254 + 1e-7)
+    assert (np.abs(found.dense() - kernel) <= np.abs(kernel).max((0, 1, 2)) / 253).all()
     rounded = params | {name: compact.dense(packed[name]) for name in ("unet", "capface")}
     np.testing.assert_allclose(run(packed), run(rounded), atol=1e-5)
 
