@@ -7,6 +7,7 @@ do not fit is damaged, and the checkpoint before it is used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -37,9 +38,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, keep: int = 2, best: str | None = None, *, highest: bool = False, read_only: bool = False):
         self.folder = epath.Path(os.path.abspath(folder) if "://" not in str(folder) else folder)
         self.best = best
-        worst = -np.inf if highest else np.inf
-        self._rank = lambda metrics: float((metrics or {}).get(best, worst))
-        self._highest = highest
+        self._highest, self._worst = highest, -np.inf if highest else np.inf
         policies = [keeping.LatestN(keep)]
         if best:
             policies.append(keeping.BestN(get_metric_fn=self._rank, reverse=not highest, n=1, keep_checkpoints_without_metrics=False))
@@ -51,6 +50,10 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=(*PARTS, "run"))
         except (OSError, ValueError) as error:
             raise DataError(f"checkpoints cannot be kept in {self.folder}: {_short(error)}") from error
+
+    def _rank(self, metrics: Mapping[str, float] | None) -> float:
+        value = float((metrics or {}).get(self.best, np.nan))
+        return value if np.isfinite(value) else self._worst
 
     def steps(self) -> list[int]:
         """Steps that there are checkpoints of, in order."""
@@ -171,27 +174,16 @@ class Checkpoints:
         self.manager.reload()
         return target
 
+    @contextlib.contextmanager
     def _told(self, step: int | None):
-        return _Told(self, step)
-
-
-class _Told:
-    """Turns what Orbax raises when it cannot write into one line."""
-
-    def __init__(self, checkpoints: Checkpoints, step: int | None):
-        self.checkpoints, self.step = checkpoints, step
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if error is None or not isinstance(error, Exception):
-            return
-        folder = self.checkpoints.folder
-        whole = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
-        before = f"the newest whole one is of step {whole[-1]}" if whole else "there is none yet"
-        which = f"the checkpoint of step {self.step}, or the one before it," if self.step is not None else "a checkpoint"
-        raise DataError(f"{which} cannot be written to {folder}: {_short(error)}; is the disk full? {before}") from error
+        """What Orbax raises when it cannot write, in one line."""
+        try:
+            yield
+        except Exception as error:
+            whole = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit()) if self.folder.exists() else []
+            before = f"the newest whole one is of step {whole[-1]}" if whole else "there is none yet"
+            which = f"the checkpoint of step {step}, or the one before it," if step is not None else "a checkpoint"
+            raise DataError(f"{which} cannot be written to {self.folder}: {_short(error)}; is the disk full? {before}") from error
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], told: Callable[[Any], str] = repr, prefix: str = "") -> list[str]:

@@ -104,7 +104,7 @@ def run(args) -> int:
     mesh = sharding.make_mesh(cfg.fsdp)
     recipe, batches = module.build(config, workdir, mesh, log)
     result = loop.run(recipe, batches, cfg, workdir, mesh, minutes=args.minutes, profile=args.profile, config=config.to_dict(), log=log)
-    if result.state is not None:
+    if result.exit_code == 0:  # who is told to stop has no time for more than the checkpoint
         params = sharding.on_host(result.state["ema"] or result.state["params"])
         if jax.process_index() == 0 and result.step > 0:
             recipe.export(params, workdir / "model", {"steps": result.step, "training": recipe.settings.get("training")})

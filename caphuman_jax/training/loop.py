@@ -109,7 +109,7 @@ class _Training:
         self.recipe, self.cfg, self.mesh, self.checkpoints, self.workdir, self.log = recipe, cfg, mesh, checkpoints, workdir, log
         self.run = {"settings": json.loads(json.dumps(recipe.settings)), "frozen": dict(recipe.frozen_hashes)}
         self.pending: collections.deque = collections.deque()
-        self.measured: dict[str, float] = {}
+        self.measured: dict[int, dict[str, float]] = {}
         self.feed: _Feed | None = None
         self.report: Report | None = None
 
@@ -144,13 +144,14 @@ class _Training:
     def go(self, stop: Preemption, profile: int) -> Result:
         """Steps until the end, or until told to stop."""
         cfg, first, steps = self.cfg, self.step, self.recipe.steps
-        trace = _Trace(self.workdir / "profile", first + 10 if steps > first + 10 + profile else first + 1, profile)
+        trace = _Trace(self.workdir / "profile", first + 10 if steps > first + 10 + profile else first + 1, profile, self.drain)
         try:
             while True:
                 due = lambda every: every and self.step != first and (self.step % every == 0 or self.step == steps)
                 stopping = self.step < steps and stop.reached(self.step)
-                self.look(evaluate=due(cfg.evaluate_every) and not stopping, pictures=due(cfg.pictures_every) and not stopping)
-                if self.step == steps or stopping or due(cfg.save_every):
+                evaluate, pictures = (not stopping and due(every) for every in (cfg.evaluate_every, cfg.pictures_every))
+                self.look(evaluate, pictures)
+                if self.step == steps or stopping or due(cfg.save_every) or evaluate and cfg.best:
                     self.save()
                 if self.step >= steps or stopping:
                     break
@@ -184,8 +185,9 @@ class _Training:
         began = time.perf_counter()
         params = self.state["ema"] or self.state["params"]
         if evaluate and self.recipe.evaluate:
-            self.measured = _of_first_host({name: float(value) for name, value in self.recipe.evaluate(params, self.frozen, self.step).items()})
-            self.report.measured(self.step, self.measured, "evaluation")
+            found = _of_first_host({name: float(value) for name, value in self.recipe.evaluate(params, self.frozen, self.step).items()})
+            self.measured = {self.step: found}
+            self.report.measured(self.step, found, "evaluation")
         if pictures and self.recipe.pictures:
             self.report.pictures(self.step, self.recipe.pictures(params, self.frozen, self.step))
         self.report.apart(time.perf_counter() - began)
@@ -196,7 +198,7 @@ class _Training:
         if self.step == self.last_saved:
             return
         began = time.perf_counter()
-        self.checkpoints.save(self.step, self.state, self.run | {"samples": self.samples}, self.measured)
+        self.checkpoints.save(self.step, self.state, self.run | {"samples": self.samples}, self.measured.get(self.step))
         self.measured, self.last_saved = {}, self.step
         self.report.apart(time.perf_counter() - began)
 
@@ -292,13 +294,16 @@ class _Feed:
             self.thread.start()
 
     def _work(self, batches: Batches, samples: int, mesh) -> None:
+        stream = batches.start(samples)
         try:
-            for rows in batches.start(samples):
+            for rows in stream:
                 if not self._put(sharding.place_batch(rows, mesh)):
                     return
             self._put(DataError("the data ended; batches are expected without end"))
         except Exception as error:
             self._put(error)
+        finally:
+            getattr(stream, "close", lambda: None)()
 
     def _put(self, item) -> bool:
         while not self.stopped.is_set():
@@ -333,16 +338,17 @@ class _Feed:
 
 
 class _Trace:
-    """A trace of `count` steps from `first` on."""
+    """A trace of `count` steps from `first` on; `drain` waits for the steps under way."""
 
-    def __init__(self, folder: Path, first: int, count: int):
-        self.folder, self.first, self.count, self.running = folder, first, count, False
+    def __init__(self, folder: Path, first: int, count: int, drain: Callable[[], None]):
+        self.folder, self.first, self.count, self.drain, self.running = folder, first, count, drain, False
 
     def at(self, step: int) -> None:
         if self.count and step == self.first:
             jax.profiler.start_trace(str(self.folder))
             self.running = True
         if self.running and step == self.first + self.count:
+            self.drain()
             self.close()
 
     def close(self) -> None:
@@ -384,8 +390,8 @@ def _prepare(workdir: Path, recipe: Recipe) -> None:
             beside = path.with_suffix(".partial")
             beside.write_text(json.dumps(settings, indent=1))
             os.replace(beside, path)
-    except OSError as error:
-        raise DataError(f"the work folder {workdir} cannot be written: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"the work folder {workdir} cannot be written, or {path.name} not be read: {error}") from error
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("workdir")
         seen = multihost_utils.process_allgather(np.int32(path.exists()))

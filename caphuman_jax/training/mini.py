@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from flax import nnx
 from caphuman_jax import models
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import DataError
-from caphuman_jax.training import augment, autoencoder, dataset, diffusion
+from caphuman_jax.training import augment, autoencoder, dataset, diffusion, sharding
 from caphuman_jax.training.previews import Previews
 from caphuman_jax.training.recipe import Recipe, tree_hash
 from caphuman_jax.weights.folder import load_params, read_config, save_model
@@ -63,11 +62,7 @@ def resident(data: dict) -> dict:
 
 def _init_params(model: ModelConfig, cfg: diffusion.DiffusionTraining) -> dict:
     """Drawn and kept on the host."""
-    try:
-        on_cpu = jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX was told to use nothing but its accelerator
-        on_cpu = contextlib.nullcontext()
-    with on_cpu:
+    with sharding.on_cpu():
         return jax.device_get(diffusion.init_params(model, cfg)[1])
 
 

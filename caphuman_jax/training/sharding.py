@@ -7,6 +7,7 @@ stage 1), "fsdp" the parameters and the frozen networks too. Between slices, who
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable
@@ -155,6 +156,14 @@ def on_host(tree: Any) -> Any:
         return np.asarray(leaf)
 
     return jax.tree.map(one, tree)
+
+
+def on_cpu():
+    """A context in which arrays are made on the host, not on the accelerator, where JAX has both."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
 
 
 def bytes_per_device(shapes: Any, shardings: Any) -> int:

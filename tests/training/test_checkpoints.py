@@ -1,5 +1,6 @@
 """Checkpoints: the same numbers on another arrangement of devices, what is kept, what is damaged, what does not fit, what cannot be written."""
 
+import gc
 import json
 import os
 import resource
@@ -16,9 +17,18 @@ from caphuman_jax.training import loop, sharding
 from caphuman_jax.training.checkpoints import Checkpoints, checksum, differences
 from caphuman_jax.training.recipe import tree_hash
 
+# Where reading or writing fails, Orbax leaves coroutines behind that nobody waits for.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 RUN = {"settings": {"steps": 12, "training": {"rate": 0.1}}, "frozen": {"base": "abc"}}
 RECIPE = tiny_recipe.recipe()
 SHAPES = RECIPE.abstract_state()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_for_other_tests():
+    yield
+    gc.collect()
 
 
 def places(mode="replicated", devices=1, fsdp=1):
@@ -159,7 +169,6 @@ def test_a_folder_that_cannot_be(state, tmp_path):
         Checkpoints(tmp_path / "file" / "c")
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_told_and_the_last_checkpoint_stays(state, tmp_path):
     save(tmp_path / "c", state, 3)
     checkpoints = Checkpoints(tmp_path / "c")

@@ -37,6 +37,13 @@ def test_look_then_save_then_fetch_then_step(tmp_path):
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["kernel-00000002.png", "kernel-00000004.png"]
 
 
+def test_an_evaluation_belongs_to_its_own_step(tmp_path):
+    run(tmp_path, tiny_recipe.recipe(evaluate=lambda params, frozen, step: {"loss": {3: 0.2}.get(step, 0.5)}), evaluate_every=3, save_every=5, best="loss")
+    kept = {path.name: json.loads((path / "metrics" / "metrics").read_text()) for path in (tmp_path / "checkpoints").iterdir()}
+    # The best, saved although no checkpoint was due, and the newest two.
+    assert set(kept) == {"3", "10", "12"} and kept["3"] == {"loss": 0.2} and "loss" not in kept["10"] and kept["12"] == {"loss": 0.5}
+
+
 def test_a_run_that_goes_on_draws_where_it_left_off(tmp_path):
     batches = tiny_recipe.Numbered(16)
     run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=8)), batches, save_every=3)

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from caphuman_jax import models
+from caphuman_jax import cli, models
 from caphuman_jax.training import diffusion, loop, mini, sharding
-from caphuman_jax.weights.folder import load_params, read_metadata
+from caphuman_jax.weights.folder import load_params, read_metadata, verify_model
 
 
 def run(folder, recipe, mesh, **kinds):
@@ -62,3 +62,45 @@ def test_the_same_loss_on_one_and_eight_devices_in_float32(tiny, training, data,
     assert len(reference) == 3
     for arrangement in (("zero", 2, 1), ("fsdp", 8, 8)):
         np.testing.assert_allclose(losses(*arrangement), reference, rtol=0, atol=1e-5)
+
+
+TINY_CONFIG = '''
+import dataclasses
+
+from caphuman_jax.config import MINI, CapFaceConfig, TextConfig, UNetConfig, VAEConfig
+from configs import mini
+
+
+def get_config():
+    config = mini.get_config()
+    config.model = dataclasses.replace(
+        MINI, image_size=32,
+        unet=UNetConfig(in_channels=3, out_channels=3, channels=16, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(2,), heads=2,
+                        context_width=16, groups=8),
+        capface=CapFaceConfig(hint_widths=(8, 8, 16)), text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, embed_width=4),
+        vae=VAEConfig(patch=2, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), res_blocks=1, latent_channels=3, groups=4, scale=1.0)).to_dict()
+    config.autoencoder.update({"steps": 2, "batch": 8, "size": 32})
+    config.training.update({"steps": 2, "batch": 8})
+    config.loop.update({"log_every": 1, "evaluate_every": 2, "pictures_every": 2})
+    return config
+'''
+
+
+@pytest.mark.slow
+def test_from_records_to_a_model_folder_on_the_command_line(tmp_path, capsys):
+    from records_standin import write_standin
+
+    records = write_standin(tmp_path / "records", 9, test=4, albedo=(4801, 3),
+                            change=lambda record, number: record | {"attributes": json.dumps({"kind": "colour", "smile": "smiling"})})
+    (tmp_path / "small.py").write_text(TINY_CONFIG)
+    workdir = tmp_path / "run"
+    train = lambda: cli.main(["train", "--config", str(tmp_path / "small.py"), f"--config.data={records}", "--workdir", str(workdir)])
+    assert train() == 0
+    said = capsys.readouterr().out
+    assert "9 photos to train on, 4 of other people held out" in said and "step 2/2 · loss" in said and f"{workdir / 'model'} after 2 steps" in said
+    assert "step 2 evaluation: loss" in said
+    assert verify_model(workdir / "model") is None and list((workdir / "tensorboard").iterdir())
+    assert cli.main(["export", str(workdir), str(tmp_path / "again"), "--step", "best"]) == 0
+    for name in ("unet", "vae"):
+        assert (tmp_path / "again" / f"{name}.safetensors").read_bytes() == (workdir / "model" / f"{name}.safetensors").read_bytes()
+    assert train() == 0 and "resumed at step 2" in capsys.readouterr().out
