@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from caphuman_jax.models.tokenizer import END_ID, START_ID
 from data_pipeline import example, figures, record_files
 from data_pipeline.features import Feature
 
+ENOUGH = 10_000  # problems after which looking stops: what is wrong with every record need not fill the memory
 _CHUNK = 32  # records a worker reads at a time: about 16 MB at 512²
 _MARKERS = {"jpeg": (b"\xff\xd8", b"\xff\xd9"), "png": (b"\x89PNG", b"IEND\xaeB`\x82")}
 _MAY_BE_NAN = frozenset({"colours"})
@@ -43,7 +45,10 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What was found. people: for every split {hash of the person: photos}, 0 where the source names nobody; paired: records with partners."""
+    """What was found. people: for every split {hash of the person: photos}, 0 where the source names nobody; paired: records with partners.
+
+    With more than ENOUGH problems the rest was not looked at.
+    """
 
     problems: list[Problem]
     tally: figures.Tally
@@ -81,12 +86,15 @@ def check(folder: Path, manifest: dict, *, fast: bool = False, workers: int | No
             problems += part.problems
             tally.merge(part.tally)
             parts[run[0]].append((run, part))
+            if len(problems) > ENOUGH:
+                break
     found = {split: _joined(parts[split]) for split in parts}
     place = {split: _places([run for run, _ in parts[split]]) for split in parts}
     key_of = functools.partial(_key_of, folder, manifest["file_format"], features)
-    problems += _check_keys(found, place, key_of)
+    across = [_check_keys(found, place, key_of)]
     for split in found:
-        problems += _check_partners(*found[split], place[split], key_of, complete=len(found[split][0]) == manifest["splits"][split]["records"])
+        across.append(_check_partners(*found[split], place[split], key_of, complete=len(found[split][0]) == manifest["splits"][split]["records"]))
+    problems += itertools.islice(itertools.chain(*across), max(ENOUGH + 1 - len(problems), 0))
     return Checked(sorted(problems), tally, {split: len(keys) for split, (keys, _, _) in found.items()},
                    {split: dict(zip(*(a.tolist() for a in np.unique(persons, return_counts=True)))) for split, (_, persons, _) in found.items()},
                    {split: int(np.any(partners >= 0, axis=1).sum()) for split, (_, _, partners) in found.items()})

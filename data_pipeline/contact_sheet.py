@@ -1,4 +1,4 @@
-"""Records to look at: photo, masks, hints over the photo, what identity is computed from, caption; two records a row."""
+"""Records to look at: photo, masks, hints over the photo, what identity is computed from, caption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data_pipeline.features import Feature
 from data_pipeline.figures import angles
 from data_pipeline.records import HEAD_FIELDS
 
-_TILE, _TEXT, _GAP, _COLUMNS = 176, 250, 4, 2
+_TILE, _TEXT, _GAP = 176, 250, 4
 _LINE = 13
 
 
@@ -34,10 +34,11 @@ def sheet(features: Sequence[Feature], records: Sequence[dict], hints: Sequence[
     kinds = {f.name: f for f in features}
     rows = [(_tiles(kinds, record, hint, picture), _lines(record)) for record, hint, picture in zip(records, hints, pictures, strict=True)]
     width = max(len(tiles) for tiles, _ in rows) * (_TILE + _GAP) + _TEXT
-    page = Image.new("RGB", (width * min(_COLUMNS, len(rows)), -(-len(rows) // _COLUMNS) * (_TILE + _GAP)), "white")
+    columns = max(1, round((len(rows) / 6) ** 0.5))
+    page = Image.new("RGB", (width * columns, -(-len(rows) // columns) * (_TILE + _GAP)), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
     for number, (tiles, lines) in enumerate(rows):
-        left, top = number % _COLUMNS * width, number // _COLUMNS * (_TILE + _GAP)
+        left, top = number % columns * width, number // columns * (_TILE + _GAP)
         for picture in tiles:
             page.paste(Image.fromarray(picture).resize((_TILE, _TILE), Image.Resampling.LANCZOS), (left, top))
             left += _TILE + _GAP

@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
         raise DataError("histograms are drawn with the package matplotlib, which is not here: pip install '.[data]'")
     folder = reading.version_folder(args.records)
     manifest = _read_manifest(folder)
+    if manifest["file_format"] == "array_record":
+        reading.array_record_reader()  # says what to install
     out = args.out or args.records / "inspect"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     total = sum(found.records.values())
     what = "numbers" if args.fast else "numbers, pictures and files"
     print(f"checked {total:,} records ({what}) in {seconds:.1f} s, {total / max(seconds, 1e-9):,.0f} a second: "
-          + (f"{len(found.problems):,} problems" if found.problems else "nothing wrong"))
+          + (f"{len(found.problems):,} problems" if found.problems else "nothing wrong")
+          + ("; the rest was not looked at" if len(found.problems) > check.ENOUGH else ""))
     print("".join(f"  {problem}\n" for problem in found.problems[:_TOLD]), end="")
     if len(found.problems) > _TOLD:
         print(f"  … and {len(found.problems) - _TOLD:,} more")

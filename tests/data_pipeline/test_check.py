@@ -181,6 +181,16 @@ def test_a_key_that_stands_twice(tmp_path):
     assert found[0].what == f"is also that of record 2 of {NAME}-train.array_record-00000-of-00002"
 
 
+def test_looking_stops_where_everything_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(check, "ENOUGH", 40)
+    place = version(write_standin(tmp_path / "x", 90, shards=3, change=lambda record, number: record | {"sha256": "no"}))
+    found = check.check(place, manifest(place), workers=1)
+    assert 40 < len(found.problems) <= 80 and sum(found.records.values()) < 90
+    place = version(write_standin(tmp_path / "y", 90, change=lambda record, number: record | {"key": "same"}))
+    found = check.check(place, manifest(place), workers=1)
+    assert len(found.problems) == 41 and sum(found.records.values()) == 90
+
+
 def test_tfrecord_files_are_read_too(sound, tmp_path):
     import tensorflow as tf
 

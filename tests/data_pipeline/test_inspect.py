@@ -1,6 +1,7 @@
 """`caphuman inspect`: what it prints, the pictures that it writes, its exit code."""
 
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -70,6 +71,17 @@ def test_folders_that_hold_no_records(tmp_path, capsys, content, words):
     assert cli.main(["inspect", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["array_record", "matplotlib"])
+def test_packages_that_are_not_here(folder, monkeypatch, capsys, package):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    if package == "array_record":
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+        monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
+    assert cli.main(["inspect", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"the package {package}, which is not here: pip install '.[data]'" in error and error.count("\n") == 1
 
 
 def test_moments_are_decoded_with_the_model(tmp_path, capsys):
