@@ -15,7 +15,7 @@ import numpy as np
 from caphuman_jax.errors import DataError
 from caphuman_jax.head.head import Head
 from data_pipeline.features import MASK_SIZE, PARTNERS
-from data_pipeline.reading import RecordsFolder
+from data_pipeline.reading import RecordsFolder, array_record_reader
 
 HELD_OUT_PARTS = 16  # one file name in so many, by hash, is held out
 SAME_PERSON = 0.72  # cosine of recognition vectors above which two photos show one person; strangers with old engravings or like beards reach 0.7
@@ -67,6 +67,7 @@ def load_records(folder: str | os.PathLike, size: int | None = None) -> Records:
     if (Path(folder) / "records.npz").is_file():
         raise DataError(f"{folder} was written by caphuman precompute, which is no more; make the records with caphuman prepare --photos PHOTOS --out DIR")
     source = RecordsFolder(folder)
+    array_record_reader()  # says what to install
     if size not in (None, source.size):
         raise DataError(f"{folder} holds records for {source.size}² pictures, the model is trained on {size}²; make them with caphuman prepare --size {size}")
     splits = [split for split in ("train", "test") if source.splits.get(split)]

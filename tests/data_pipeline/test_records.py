@@ -1,5 +1,7 @@
 """Records as columns in memory, and who is held out."""
 
+import sys
+
 import numpy as np
 import pytest
 from records_standin import write_standin
@@ -55,6 +57,12 @@ def test_what_cannot_be_trained_on_is_told(folder, tmp_path):
     (tmp_path / "records.npz").write_bytes(b"")
     with pytest.raises(DataError, match=r"written by caphuman precompute, which is no more; make the records with caphuman prepare"):
         load_records(tmp_path)
+
+
+def test_a_missing_package_is_told(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
+    with pytest.raises(DataError, match="^records are read with the package array_record, which is not here: pip install"):
+        load_records(folder)
 
 
 @pytest.mark.parametrize("name, value, words", [
