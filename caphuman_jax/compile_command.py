@@ -29,7 +29,7 @@ def run(args) -> None:
     """Compiles, prints and writes."""
     if args.topology != ["local"]:
         os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no TPU is looked for on this machine
-    from caphuman_jax.training import ahead
+    from caphuman_jax import ahead
     from caphuman_jax.training.command import read_config
 
     read_config(args.config, args.overrides)
@@ -58,7 +58,8 @@ def run(args) -> None:
 
 def _train(args, target, options):
     """attempt(pictures a device or None) → Outcome of the loop's own step, as the configuration shards it."""
-    from caphuman_jax.training import ahead, loop, sharding
+    from caphuman_jax import ahead
+    from caphuman_jax.training import loop, sharding
     from caphuman_jax.training.command import read_config, recipe_module
 
     def attempt(batch):
@@ -85,13 +86,16 @@ def _train(args, target, options):
 
 def _sample(args, target, options):
     """attempt(pictures a device) → Outcome of the whole way from conditions to pictures, every device its own share of them."""
-    from caphuman_jax.training import ahead, sampling_shapes
+    from caphuman_jax import ahead, ahead_sampler
+    from caphuman_jax.config import ModelConfig
     from caphuman_jax.training.command import read_config
+    from caphuman_jax.weights import folder
 
     config = read_config(args.config, args.overrides)
+    model = folder.read_config(folder.find_model(config.base)) if config.get("base") else ModelConfig.from_dict(config.model.to_dict())
 
     def attempt(batch):
-        lower, flops, settings = sampling_shapes.sampler(config, target, batch or 1, args.steps)
+        lower, flops, settings = ahead_sampler.sampler(model, target, batch or 1, args.steps)
         return ahead.compile_outcome(lower, what="sample", target=target, batch_per_device=batch or 1,
                                      settings={"config": args.config, **settings, **_effort(args)}, flops=flops, options=options)
 
@@ -139,7 +143,9 @@ def _told(outcome) -> str:
     return "\n".join(lines + ([f"  {o.note}"] if o.note else []))
 
 
-_COLUMNS = ("what", "slice", "a device", "settings", "fits", "total", "arguments", "temporaries", "code", "TFLOP", "GB moved", "FLOP/B", "at least", "at most", "compiled in")
+_COLUMNS = (
+    "what", "slice", "a device", "settings", "fits", "total", "arguments", "temporaries", "code", "TFLOP", "GB moved", "FLOP/B", "at least", "at most",
+    "compiled in")
 
 
 def write(path: Path, outcomes) -> None:

@@ -60,7 +60,8 @@ def _best(dtype, queries: int, keys: int, head_width: int, causal: bool) -> str:
     half, platform = dtype in (jnp.bfloat16, jnp.float16), choices.current().on()
     if platform == "gpu" and half and queries % 2 == 0 and head_width % 8 == 0 and head_width <= 128:
         return "cudnn"
-    if platform == "tpu" and half and min(queries, keys) >= _SPLASH_FROM and queries % 128 == keys % 128 == 0 and not causal:
+    fits = half and min(queries, keys) >= _SPLASH_FROM and queries % 128 == keys % 128 == 0 and not causal
+    if platform == "tpu" and fits and (choices.current().mesh is not None or jax.device_count() == 1):
         return "splash"
     return "xla"
 

@@ -146,12 +146,17 @@ def make_loss(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg: Contr
 
         target = loss.prediction_target(latents, draws["noise"], alpha, model.diffusion.prediction)
         shrunk = lambda picture: loss.shrink_mask(picture, latents.shape[1:3])
-        if "area" in batch:  # what lies outside of the photo counts nothing; squares count by the square of what both sides are multiplied with
+        region = shrunk(batch["region"])
+        # Squares count by the square of what both sides are multiplied with: nothing where the photo does not reach, or in rows that fill up.
+        if "area" in batch:
             counts = shrunk(batch["area"])
             counts = jnp.sqrt(counts / (jnp.mean(counts, axis=(1, 2, 3), keepdims=True) + 1e-6))
             output, target = output * counts, target * counts
+        if "weight" in batch:
+            counts = jnp.sqrt(batch["weight"] / jnp.mean(batch["weight"]))[:, None, None, None]
+            output, target, mask, region = output * counts, target * counts, mask * counts, region * counts
         weights = loss.min_snr_weight(alpha, cfg.min_snr, model.diffusion.prediction) if cfg.min_snr else None
-        total, parts = loss.capface_loss(output, target, mask, shrunk(batch["region"]), mask_weight=cfg.mask_weight, weights=weights)
+        total, parts = loss.capface_loss(output, target, mask, region, mask_weight=cfg.mask_weight, weights=weights)
         return total, {**parts, **_by_time(output, target, draws["timestep"], model.diffusion.train_steps)}
 
     return loss_fn
@@ -207,25 +212,23 @@ def conditions(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], frozen: M
 
 
 def make_step(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg: ControlTraining, optimiser: optax.GradientTransformation, *,
-              mesh: Mesh | None = None, platform: str | None = None, assemble: Callable[[Batch], Batch] | None = None) -> Callable:
+              mesh: Mesh | None = None, platform: str | None = None, assemble: Callable[[Any, Batch], Batch] | None = None) -> Callable:
     """(state, frozen, batch) → (state, metrics).
 
     graphs: of the trained networks, the UNet and those that `conditions` needs, in the compute dtype. frozen: the trees of
-    `trainable.split` and `stored`, and where the batch says without_text "empty": {"ids" (L,), "text" (L, W)} of no prompt. batch: hints (B, H, W, 9); region (B, H, W, 1), the face's;
-    recognition (B, R); moments (B, h, w, 2c) or pictures (B, H, W, 3) in [-1, 1]; text (B, L, W) or token_ids (B, L); image_tokens
-    (B, N, W) or identity_pictures (B, S, S, 3) in [0, 1]; if there: area (B, H, W, 1), without_text, without_identity (B,) bool.
-    assemble: makes a batch of what the loader gives, one micro-batch at a time. mesh: over which batches are split; platform: what is
-    compiled for, if not what JAX runs on.
+    `trainable.split` and `stored`, and where the batch says without_text "empty": {"ids" (L,), "text" (L, W)} of no prompt.
+    batch: hints (B, H, W, 9); region (B, H, W, 1), the face's; recognition (B, R); moments (B, h, w, 2c) or pictures (B, H, W, 3) in
+    [-1, 1]; text (B, L, W) or token_ids (B, L); image_tokens (B, N, W) or identity_pictures (B, S, S, 3) in [0, 1]; if there: area
+    (B, H, W, 1), weight (B,), without_text, without_identity (B,) bool. assemble: (frozen.get("data"), what the loader gives) → a batch,
+    called for one micro-batch at a time. mesh: over which batches are split; platform: what is compiled for, if not what JAX runs on.
     """
     cfg.check()
     gradients = jax.value_and_grad(make_loss(model, graphs, cfg), has_aux=True)
-    side = model.image_size // model.vae.downsampling
-    shape = (side, side, model.vae.latent_channels)
     constrain, rate = sharding.constrain_batch(mesh), learning_rate(cfg)
 
     def micro_batch(trained, frozen, batch, keys):
-        batch = constrain(assemble(batch) if assemble else batch)
-        (total, metrics), grads = gradients(trained, frozen, batch, constrain(draw(keys, model, cfg, shape)))
+        batch = constrain(assemble(frozen.get("data"), batch) if assemble else batch)
+        (total, metrics), grads = gradients(trained, frozen, batch, constrain(draw(keys, model, cfg, _latent_shape(model))))
         return {"loss": total, **metrics}, grads
 
     def all_gradients(trained, frozen, batch, keys):
@@ -245,9 +248,7 @@ def make_step(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg: Contr
 
     def step_fn(state, frozen, batch):
         with choices.using(attention=cfg.attention, remat=cfg.remat, mesh=mesh, platform=platform):
-            key = jax.random.fold_in(jax.random.key(cfg.seed), state["step"])
-            keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(cfg.batch))
-            metrics, grads = all_gradients(state["params"], frozen, batch, keys)
+            metrics, grads = all_gradients(state["params"], frozen, batch, _keys(cfg, state["step"]))
         params, opt = update(optimiser, grads, state["opt"], state["params"])
         step = state["step"] + 1
         ema = average(state["ema"], params, cfg.ema, step) if cfg.ema else state["ema"]
@@ -255,3 +256,31 @@ def make_step(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg: Contr
         return {"params": params, "opt": opt, "ema": ema, "step": step}, metrics
 
     return step_fn
+
+
+def make_evaluation(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg: ControlTraining, *, mesh: Mesh | None = None,
+                    assemble: Callable[[Any, Batch], Batch] | None = None) -> Callable:
+    """(trained, frozen, batch, number) → {"loss", "denoise", "mask", "pictures": how many rows count}: no gradients, the same noise and
+    timesteps for the same number of the batch every time."""
+    loss_fn, constrain = make_loss(model, graphs, cfg), sharding.constrain_batch(mesh)
+
+    def evaluate(trained, frozen, batch, number):
+        with choices.using(attention=cfg.attention, mesh=mesh):
+            keys = _keys(cfg, 2**31 - 1 - number)
+            batch = constrain(assemble(frozen.get("data"), batch) if assemble else batch)
+            total, metrics = loss_fn(trained, frozen, batch, constrain(draw(keys, model, cfg, _latent_shape(model))))
+            pictures = jnp.sum(batch["weight"]) if "weight" in batch else jnp.float32(cfg.batch)
+        return {"loss": total, "denoise": metrics["denoise"], "mask": metrics["mask"], "pictures": pictures}
+
+    return evaluate
+
+
+def _keys(cfg: ControlTraining, step) -> jax.Array:
+    """One key for each picture of the global batch of a step."""
+    key = jax.random.fold_in(jax.random.key(cfg.seed), step)
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(cfg.batch))
+
+
+def _latent_shape(model: ModelConfig) -> tuple[int, int, int]:
+    side = model.image_size // model.vae.downsampling
+    return side, side, model.vae.latent_channels

@@ -16,7 +16,12 @@ from jax.extend import core
 
 def count(function: Callable, *args: Any) -> int:
     """Operations of `function(*args)`; the arguments may be shapes. Loops count as often as they run, branches by the dearest."""
-    return _of(jax.make_jaxpr(function)(*args).jaxpr)
+    return of(jax.make_jaxpr(function)(*args))
+
+
+def of(traced: core.ClosedJaxpr) -> int:
+    """Operations of what was traced."""
+    return _of(traced.jaxpr)
 
 
 def _of(jaxpr: core.Jaxpr) -> int:
@@ -32,7 +37,7 @@ def _of_equation(equation) -> int:
         # Zeros that a transposed convolution puts between the entries of an input are not worked with.
         kernel, output = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
         products = 2 * _size(equation.outvars[0]) * math.prod(kernel) // kernel[output[0]] // params["batch_group_count"]
-        return products // math.prod(params["lhs_dilation"]) // math.prod(params["rhs_dilation"])
+        return products // math.prod(params["lhs_dilation"])
     if name == "cond":
         return max(_of(branch.jaxpr) for branch in params["branches"])
     inner = [found for value in params.values() for found in _jaxprs(value)]

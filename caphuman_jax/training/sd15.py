@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from flax import nnx, traverse_util
 
 from caphuman_jax import models
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.errors import ModelFolderError, SettingError
+from caphuman_jax.errors import SettingError
 from caphuman_jax.models.tokenizer import ClipTokenizer
-from caphuman_jax.training import control, flops, lora_layers, trainable
+from caphuman_jax.training import control, flops, lora_layers, sharding, trainable
 from caphuman_jax.training.control import ControlTraining
 from caphuman_jax.training.recipe import Recipe, tree_hash
 from caphuman_jax.weights import folder as model_folder
@@ -36,13 +37,14 @@ def networks_needed(cfg: ControlTraining, model: ModelConfig, stored: Collection
 
 
 def make_recipe(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, Any], batch_shapes: Mapping[str, Any], *, mesh=None,
-                platform: str | None = None, empty_text: Any = None, assemble: Callable | None = None, hashes: Mapping[str, str] | None = None,
-                export: Callable | None = None) -> Recipe:
+                platform: str | None = None, empty_text: Any = None, assemble: Callable | None = None, shared: Mapping[str, Any] | None = None,
+                hashes: Mapping[str, str] | None = None, held_out: Callable[[], list] | None = None, export: Callable | None = None) -> Recipe:
     """The recipe on a base's networks, of `networks_needed`: arrays on the host, or shapes alone, of which nothing but compiling can be done.
 
-    batch_shapes: a global batch as the loader gives it, and `assemble` what makes of it the batch that `control.make_step` takes (None:
-    it is that). empty_text: {"ids" (L,)} and, where text is stored, {"text" (L, W)} of no prompt. hashes: {network: sha256}, computed if
-    they are not known. mesh, platform: see `control.make_step`. Raises SettingError.
+    batch_shapes: a global batch as the loader gives it; assemble: see `control.make_step`, shared: arrays for it, frozen as "data".
+    held_out: () → batches as the loader gives them, whose error is reported as the evaluation. empty_text: {"ids" (L,)} and, where text
+    is stored, {"text" (L, W)} of no prompt. hashes: {network: sha256}, computed if they are not known. mesh, platform: see
+    `control.make_step`. Raises SettingError.
     """
     cfg.check()
     dtype = jnp.dtype(cfg.dtype)
@@ -57,8 +59,7 @@ def make_recipe(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, Any
     if hashes is None:
         hashes = {} if _is_abstract(base) else {name: tree_hash(base[name]) for name in frozen}
     frozen = trainable.stored(frozen, dtype, keep)
-    if empty_text is not None:
-        frozen["empty"] = dict(empty_text)
+    frozen |= {name: dict(tree) for name, tree in (("empty", empty_text), ("data", shared)) if tree}
     optimiser = control.make_optimiser(cfg, trainable.rates(shapes, cfg.learning_rate, cfg.unfreeze))
     make_step = lambda cfg, mesh: control.make_step(model, graphs, cfg, optimiser, mesh=mesh, platform=platform, assemble=assemble)
     begin = lambda params: control.begin(cfg, optimiser, params)
@@ -67,7 +68,8 @@ def make_recipe(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, Any
     return Recipe(
         name=f"{model.name}: {', '.join(shapes)}", batch=cfg.batch, steps=cfg.steps, settings={"model": model.to_dict(), "training": dataclasses.asdict(cfg)},
         init_params=lambda: _init_params(model, cfg, base) | given, shapes=shapes, begin=begin, step=make_step(cfg, mesh), frozen=frozen,
-        frozen_hashes={name: hashes[name] for name in frozen if name in hashes}, batch_shapes=dict(batch_shapes), export=export, flops=arithmetic)
+        frozen_hashes={name: hashes[name] for name in frozen if name in hashes}, batch_shapes=dict(batch_shapes), export=export, flops=arithmetic,
+        evaluate=None if held_out is None else _Evaluation(held_out, control.make_evaluation(model, graphs, cfg, mesh=mesh, assemble=assemble), mesh))
 
 
 def _init_params(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, Any]) -> dict:
@@ -105,26 +107,43 @@ def _lora_start(unet: Mapping[str, Any], cfg: ControlTraining) -> dict:
 
 def build(config, workdir: Path, mesh, log) -> tuple[Recipe, Any]:
     """(recipe, batches) of a configuration such as configs/sd15.py. Raises CapHumanError."""
-    from caphuman_jax.training import records
+    from caphuman_jax.training.stream import RecordBatches
 
     cfg = ControlTraining(**config.training)
     cfg.check()
     where = _base(config)
     model = model_folder.read_config(where)
-    source = records.open_records(config, model, cfg)
+    hashes = _hashes(where)
+    source = RecordBatches(config, model, cfg, mesh, hashes)
     needed = networks_needed(cfg, model, source.stored)
     log(f"base {where}: {', '.join(needed)}; {source.told}")
     shapes = {name: leaves for name, (_, leaves) in models.abstract(model, only=needed).items()}
     base = model_folder.load_params(where, shapes)
     recipe = make_recipe(
         model, cfg, base, source.batch_shapes, mesh=mesh, empty_text=_empty_text(where, model, "text" in source.stored), assemble=source.assemble,
-        hashes=_hashes(where), export=lambda params, folder, metadata: export(config, workdir, params, folder, metadata))
+        shared=source.shared, hashes=hashes, held_out=lambda: source.held_out(config.held_out),
+        export=lambda params, folder, metadata: export(config, workdir, params, folder, metadata))
     return recipe, source
 
 
+class _Evaluation:
+    """The loop's `evaluate`: the loss on held-out records, with the same noise and timesteps every time."""
+
+    def __init__(self, held_out: Callable[[], list], error: Callable, mesh):
+        self.held_out, self.error, self.mesh, self.batches = held_out, jax.jit(error), mesh, None
+
+    def __call__(self, params: dict, frozen: dict, step: int) -> dict[str, float]:
+        if self.batches is None:
+            self.batches = self.held_out()
+        place = (lambda rows: rows) if self.mesh is None else functools.partial(sharding.place_batch, mesh=self.mesh)
+        found = [jax.device_get(self.error(params, frozen, place(rows), number)) for number, rows in enumerate(self.batches)]
+        counts = np.asarray([each.pop("pictures") for each in found])
+        return {name: float(np.average([each[name] for each in found], weights=counts)) for name in found[0]} if found else {}
+
+
 def abstract_recipe(config, mesh, platform: str | None) -> Recipe:
-    """The recipe of a configuration with shapes for numbers, to be compiled. The base's configuration is read if `base` is given, else `model`
-    is taken; records are taken to hold what `compile.stored` says, ("moments", "text", "image_tokens") by default, and hints."""
+    """The recipe of a configuration with shapes for numbers, to be compiled: of the base's configuration if `base` is given, else of `model`,
+    for batches that hold hints, moments, encoded text and image tokens (`stored_batch`)."""
     cfg = ControlTraining(**config.training)
     cfg.check()
     model = model_folder.read_config(_base(config)) if config.base else ModelConfig.from_dict(config.model.to_dict())
