@@ -57,14 +57,14 @@ def to_int8(kernel: np.ndarray, dtype) -> Int8:
 
 
 def dense(params: Any, beside: jax.Array | None = None) -> Any:
-    """Parameters as networks take them.
+    """Parameters as networks take them: whatever has a method `dense` is replaced by what it gives (`Int8`, `bulk.devices.Part`).
 
     In a loop, `beside` is an array that changes from step to step: 8-bit kernels then stay 8-bit between the steps, and each is made
     dense where it is used. Otherwise the compiler would make them all dense before the loop.
     """
-    is_int8 = lambda leaf: isinstance(leaf, Int8)
-    if not any(map(is_int8, jax.tree.leaves(params, is_leaf=is_int8))):
+    is_packed = lambda leaf: hasattr(leaf, "dense")
+    if not any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed))):
         return params
     if beside is not None:
         params, _ = jax.lax.optimization_barrier((params, beside))
-    return jax.tree.map(lambda leaf: leaf.dense() if is_int8(leaf) else leaf, params, is_leaf=is_int8)
+    return jax.tree.map(lambda leaf: leaf.dense() if is_packed(leaf) else leaf, params, is_leaf=is_packed)
