@@ -59,9 +59,13 @@ def recipe(cfg: Training = Training(), **changes) -> Recipe:
         metrics = {"loss": loss, "gradient": optax.tree.norm(grads), "loss_band": error @ band, "loss_band_count": band.sum(0)}
         return {"params": params, "opt": opt, "ema": average(state["ema"], params, 0.9, after), "step": after}, metrics
 
-    def evaluate(params, frozen, step):
+    @jax.jit
+    def error(params, frozen):
         x = jnp.asarray(rows(np.arange(10_000, 10_016))["x"])
         return {"loss": jnp.mean(loss_fn(params, frozen, x, jnp.zeros_like(x), False)[1])}
+
+    def evaluate(params, frozen, step):
+        return error(params, frozen)
 
     def pictures(params, frozen, step):
         first = np.asarray(params["net"]["first"]["kernel"])[:32, :32]

@@ -18,6 +18,7 @@ def run(folder, recipe, mesh, **kinds):
     return result, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_steps_with_an_error_on_other_people_and_a_model_folder(tiny, training, data, vae_params, tmp_path):
     cfg = dataclasses.replace(training, steps=2)
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
