@@ -10,10 +10,12 @@ EXTRAS = {
     "data": ["tensorflow-cpu", "tensorflow-datasets", "importlib-resources", "apache-beam", "array-record", "grain", "matplotlib"],
     "studio": ["gradio"],
     "insightface": ["insightface>=2"],  # ArcFace model packs that the user has; 2.x installs without a compiler
-    "test": ["pytest", "pytest-xdist", "hypothesis", "onnx", "torch", "diffusers", "transformers", "peft"],
+    "test": ["pytest", "pytest-xdist", "hypothesis", "onnx", "torch", "diffusers", "transformers", "peft",
+             "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"],  # caphuman compile: libtpu
     "lint": ["ruff"],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
+    "compile": ["jax[tpu]"],  # libtpu alone is wanted, to compile for TPUs that are elsewhere; Linux on x86-64
 }
 
 setup(

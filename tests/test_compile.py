@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import platform
+import sys
 
 import jax
 import numpy as np
@@ -92,6 +94,7 @@ def test_for_this_machine(config, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="there is no libtpu for it")
 def test_for_a_tpu_slice(config, tmp_path, capsys):
     out = tmp_path / "found.md"
     with jax.numpy_dtype_promotion("standard"):

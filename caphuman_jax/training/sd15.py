@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
@@ -20,9 +19,11 @@ from caphuman_jax.errors import SettingError
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.training import control, flops, lora_layers, sharding, trainable
 from caphuman_jax.training.control import ControlTraining
+from caphuman_jax.training.previews import Previews
 from caphuman_jax.training.recipe import Recipe, tree_hash
 from caphuman_jax.weights import folder as model_folder
 
+PREVIEWED = 6  # held-out photos that pictures are made of while training
 LORA_FILE = "lora.safetensors"
 """A trained LoRA's file in an exported model folder, for `--lora`; the folder's UNet is the base's."""
 
@@ -38,11 +39,12 @@ def networks_needed(cfg: ControlTraining, model: ModelConfig, stored: Collection
 
 def make_recipe(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, Any], batch_shapes: Mapping[str, Any], *, mesh=None,
                 platform: str | None = None, empty_text: Any = None, assemble: Callable | None = None, shared: Mapping[str, Any] | None = None,
-                hashes: Mapping[str, str] | None = None, held_out: Callable[[], list] | None = None, export: Callable | None = None) -> Recipe:
+                hashes: Mapping[str, str] | None = None, held_out: Callable[[], list] | None = None, previews: Previews | None = None,
+                export: Callable | None = None) -> Recipe:
     """The recipe on a base's networks, of `networks_needed`: arrays on the host, or shapes alone, of which nothing but compiling can be done.
 
     batch_shapes: a global batch as the loader gives it; assemble: see `control.make_step`, shared: arrays for it, frozen as "data".
-    held_out: () → batches as the loader gives them, whose error is reported as the evaluation. empty_text: {"ids" (L,)} and, where text
+    held_out: () → batches as the loader gives them, whose error is reported as the evaluation; previews: pictures beside it. empty_text: {"ids" (L,)} and, where text
     is stored, {"text" (L, W)} of no prompt. hashes: {network: sha256}, computed if they are not known. mesh, platform: see
     `control.make_step`. Raises SettingError.
     """
@@ -65,11 +67,14 @@ def make_recipe(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, Any
     begin = lambda params: control.begin(cfg, optimiser, params)
     plain = dataclasses.replace(cfg, remat="none", attention="xla")
     arithmetic = flops.count(make_step(plain, None), jax.eval_shape(begin, shapes), _shapes(frozen), dict(batch_shapes))
+    hooks = [] if held_out is None else [_Evaluation(held_out, control.make_evaluation(model, graphs, cfg, mesh=mesh, assemble=assemble), mesh)]
+    hooks += [] if previews is None else [previews.evaluate]
     return Recipe(
         name=f"{model.name}: {', '.join(shapes)}", batch=cfg.batch, steps=cfg.steps, settings={"model": model.to_dict(), "training": dataclasses.asdict(cfg)},
         init_params=lambda: _init_params(model, cfg, base) | given, shapes=shapes, begin=begin, step=make_step(cfg, mesh), frozen=frozen,
         frozen_hashes={name: hashes[name] for name in frozen if name in hashes}, batch_shapes=dict(batch_shapes), export=export, flops=arithmetic,
-        evaluate=None if held_out is None else _Evaluation(held_out, control.make_evaluation(model, graphs, cfg, mesh=mesh, assemble=assemble), mesh))
+        evaluate=None if not hooks else lambda *given: {name: value for hook in hooks for name, value in hook(*given).items()},
+        pictures=None if previews is None else previews.pictures)
 
 
 def _init_params(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, Any]) -> dict:
@@ -78,7 +83,7 @@ def _init_params(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, An
     if cfg.start == "base":
         params = {name: base[name] for name in models.TRAINABLE}
     else:
-        with _on_cpu():
+        with sharding.on_cpu():
             drawn = models.init(model, jax.random.key(cfg.seed), only=models.TRAINABLE)
             params = jax.device_get({name: tree for name, (_, tree) in drawn.items()})
         generator = np.random.default_rng([cfg.seed, 1])
@@ -119,11 +124,24 @@ def build(config, workdir: Path, mesh, log) -> tuple[Recipe, Any]:
     log(f"base {where}: {', '.join(needed)}; {source.told}")
     shapes = {name: leaves for name, (_, leaves) in models.abstract(model, only=needed).items()}
     base = model_folder.load_params(where, shapes)
+    previews = None
+    if config.loop.pictures_every and source.records.splits.get("test"):
+        previews = Previews(model, source.held_out_photos(PREVIEWED), functools.partial(whole_model, where, model, cfg))
     recipe = make_recipe(
         model, cfg, base, source.batch_shapes, mesh=mesh, empty_text=_empty_text(where, model, "text" in source.stored), assemble=source.assemble,
-        shared=source.shared, hashes=hashes, held_out=lambda: source.held_out(config.held_out),
+        shared=source.shared, hashes=hashes, held_out=lambda: source.held_out(config.held_out), previews=previews,
         export=lambda params, folder, metadata: export(config, workdir, params, folder, metadata))
     return recipe, source
+
+
+def whole_model(where: Path, model: ModelConfig, cfg: ControlTraining, trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """{network: parameters} of all that pictures need: what is trained, a LoRA added, and the rest of the base in the folder `where`."""
+    known = models.abstract(model) | models.abstract(model, only=models.OPTIONAL)
+    there = {name: shapes for name, (_, shapes) in known.items() if name in _hashes(where) and name not in ("unet", *models.TRAINABLE)}
+    params = trainable.joined({name: tree for name, tree in trained.items() if name != "lora"}, {"unet": frozen["unet"]})
+    if "lora" in trained:
+        params["unet"] = lora_layers.added(params["unet"], trained["lora"], cfg.lora_scale)
+    return params | model_folder.load_params(where, there)
 
 
 class _Evaluation:
@@ -203,17 +221,9 @@ def _empty_text(where: Path, model: ModelConfig, encoded: bool) -> dict[str, np.
         return {"ids": ids[0]}
     graph, shapes = models.abstract(model, only=("text",))["text"]
     params = model_folder.load_params(where, {"text": shapes})["text"]
-    with _on_cpu(), jax.default_matmul_precision("highest"):
+    with sharding.on_cpu(), jax.default_matmul_precision("highest"):
         text = jax.jit(lambda params, ids: nnx.merge(graph, params)(ids)[0])(params, ids)
     return {"ids": ids[0], "text": np.asarray(text[0])}
-
-
-def _on_cpu():
-    """A context in which arrays are made on the host."""
-    try:
-        return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX was told to use nothing but its accelerator
-        return contextlib.nullcontext()
 
 
 def _is_abstract(tree: Any) -> bool:

@@ -66,6 +66,11 @@ class RecordBatches:
         finally:
             loader.close()
 
+    def held_out_photos(self, count: int) -> list[np.ndarray]:
+        """The first photos (S, S, 3) uint8 of the split "test", as they are stored."""
+        numbers = range(min(count, self.records.splits.get("test", 0)))
+        return [self.records.pixels("photo", self.records.record("test", number, {"photo"})["photo"]) for number in numbers]
+
     def assemble(self, shared: dict | None, rows: dict) -> dict:
         """What the loader gave → the batch of a step, each device its own rows; see `batches.assemble`."""
         size = self.model.image_size

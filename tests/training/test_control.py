@@ -266,6 +266,9 @@ def test_the_whole_command_with_lora(model, base, base_folder, records, tmp_path
         same = all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(exported[name]), jax.tree.leaves(base[name])))
         assert same == (name not in models.TRAINABLE), name
     read = lora.read_file(tmp_path / "model" / sd15.LORA_FILE, model)
+    trained = sd15._init_params(model, cfg := ControlTraining(lora_rank=2), base)
+    whole = sd15.whole_model(base_folder, model, cfg, trained, {"unet": base["unet"]})
+    jax.tree.map(np.testing.assert_array_equal, whole, {**base, **{name: trained[name] for name in models.TRAINABLE}})
     assert any(part.weight().any() for part in read.parts["unet"].values())
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line) and any("loss" in line for line in lines)
