@@ -120,7 +120,7 @@ class _Training:
         places = sharding.state_shardings(self.mesh, shapes, mode)
         found = self.checkpoints.restore(shapes, places, self.run, self.log)
         if found is None:
-            self.state = begin_state(recipe, places, self.mesh)
+            self.state = begin_state(recipe, places)
             self.step = self.samples = 0
         else:
             self.state, content = found
@@ -251,10 +251,10 @@ class NotANumber(Exception):
         self.step = step
 
 
-def begin_state(recipe: Recipe, places: State, mesh) -> State:
+def begin_state(recipe: Recipe, places: State) -> State:
     """The state at step 0, each part born where it belongs."""
     params = sharding.place(recipe.init_params(), places["params"])
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(places["step"].mesh):
         return jax.jit(recipe.begin, out_shardings=places, donate_argnums=0)(params)
 
 
