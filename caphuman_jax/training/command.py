@@ -24,7 +24,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--workdir", required=True, help="checkpoints, metrics and the finished model go here; the same folder resumes")
     parser.add_argument("--minutes", type=float, help="save and stop after so many minutes; the same command goes on")
     parser.add_argument("--profile", type=int, default=0, metavar="STEPS", help="write a trace of so many steps to WORKDIR/profile")
-    several = parser.add_argument_group("several hosts", "each runs the same command; found out on TPU pods and inside Slurm's srun")
+    several = parser.add_argument_group("several hosts", "each runs the same command; found out inside Slurm's srun and on GKE's TPU slices")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     several.add_argument("--process-id", type=int, metavar="N", help="number of this process, from 0")
     several.add_argument("--process-count", type=int, metavar="N", help="number of all processes")
