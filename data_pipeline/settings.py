@@ -37,7 +37,7 @@ class Gate:
     min_sharpness: see `gate.sharpness`; every portrait in focus had 0.16 and more; half of them fall below 0.12 when blurred by 1 % of the face.
     max_yaw, max_pitch, max_roll: degrees. The far side of a face turned further is guessed by the landmark network.
     min_presence: that the landmarks lie on a face; what has less is mostly ears, hands and profiles.
-    min_confidence: of the fitted head (`Head.confidence`); 0.5 is a median landmark 5 % of the eye distance off.
+    min_confidence: of the head (`Head.confidence`); 0.3 is a median landmark 8 % of the eye distance off. Fitted ones have 0.9, DECA's less.
     max_outside: part of the face outside of the photo, where landmarks are guessed and pixels repeated.
     min_covered: part of the square trained on that the photo covers. The rest repeats the photo's edge, streaks that would be learnt.
     drawings: "drop" leaves out what looks like a drawing or a painting, by the probe that captions use, above drawing_score.
@@ -51,7 +51,7 @@ class Gate:
     max_pitch: float = 40.0
     max_roll: float = 45.0
     min_presence: float = 0.8
-    min_confidence: float = 0.5
+    min_confidence: float = 0.3
     max_outside: float = 0.05
     min_covered: float = 0.5
     drawings: str = "drop"

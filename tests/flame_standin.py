@@ -2,11 +2,17 @@
 
 import pickle
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.spatial import cKDTree
 
-from caphuman_jax.head import flame, morphable
+from caphuman_jax import models
+from caphuman_jax.config import MINI
+from caphuman_jax.face.face import find_faces
+from caphuman_jax.head import control, deca, flame, morphable
 from caphuman_jax.head.dots import IBUG_68
+from caphuman_jax.models import deca as encoder
 
 
 def entries(shipped):
@@ -66,3 +72,30 @@ def write_folder(folder):
     rng = np.random.default_rng(7)
     smooth = lambda *size: np.repeat(np.repeat(rng.standard_normal((16, 16, *size), np.float32), 32, 0), 32, 1)
     np.savez(folder / "FLAME_texture.npz", mean=130 + 20 * smooth(3), tex_dir=(6 * smooth(3, 50)).astype(np.float16))
+
+
+def deca_encoder(photo):
+    """A random encoder whose numbers are those of a mean head where the face of a photo is, give or take a little that depends on the
+    photo. CAPHUMAN_FLAME must name the stand-in's folder."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if len(leaf.shape) > 1:
+            return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
+        return np.full(leaf.shape, path[-1].key in ("scale", "variance"), np.float32)
+
+    graph, shapes = models.abstract(MINI, only=("deca_encoder",))["deca_encoder"]
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
+    model, face = morphable.load_head("flame").flame, find_faces(photo)[0]
+    crop = deca.crop_of_box(deca.landmark_box(face.landmarks))
+    seen = (face.landmarks[list(IBUG_68), :2] - crop[:2]) / crop[2] * 2 - 1
+    mean = np.asarray(flame.fixed_landmarks(model, jnp.asarray(model.mean)))[:, :2]
+    scale = np.ptp(seen[:, 1]) / np.ptp(mean[:, 1])
+    camera = np.asarray([scale, *(seen * [1, -1] / scale - mean).mean(axis=0)])
+    light = np.outer(control.directional_light((0.3, 0.2, 1), 0.3)[:, 0], [1, 0.95, 0.9])
+    wanted = np.concatenate([np.zeros(206), camera, light.reshape(-1)])
+    code = encoder.encode(graph, params, deca.crop_photo(photo, crop)[None])
+    drawn = np.concatenate([np.asarray(code[name]).reshape(-1) for name in encoder.PARTS])
+    factor = 0.15 / drawn.std()
+    params["codes"] = {"kernel": params["codes"]["kernel"] * factor, "bias": (wanted - 0.8 * factor * drawn).astype(np.float32)}
+    return graph, params

@@ -88,4 +88,4 @@ def test_limits():
     head = lambda *angles, confidence=0.9: (gate.by_head(settings, np.array(angles, float), confidence) or (None, ""))
     assert head(10, -10, 5)[0] is None
     assert head(-61, 0, 0) == ("pose", "yaw -61°, at most 60° is allowed") and head(0, 41, 0)[0] == "pose" and head(0, 0, 50)[0] == "pose"
-    assert head(0, 0, 0, confidence=0.3)[0] == "no_head" and head(np.nan, 0, 0)[0] == "no_head" and head(0, 0, 0, confidence=np.nan)[0] == "no_head"
+    assert head(0, 0, 0, confidence=0.2)[0] == "no_head" and head(np.nan, 0, 0)[0] == "no_head" and head(0, 0, 0, confidence=np.nan)[0] == "no_head"

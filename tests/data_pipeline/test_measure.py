@@ -1,5 +1,6 @@
 """The shipped portrait, as it is and spoilt in known ways, measured into records."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -9,11 +10,14 @@ import sys
 from importlib.resources import files
 
 import cv2
+import flame_standin
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from caphuman_jax import models
+from caphuman_jax.config import MINI, ImageEncoderConfig
 from caphuman_jax.errors import DataError
 from caphuman_jax.face.align import apply
 from caphuman_jax.face.face import find_faces
@@ -22,8 +26,10 @@ from caphuman_jax.head import morphable
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.light import posed
+from caphuman_jax.identity import image_tokens
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person import measure as measure_person
+from caphuman_jax.weights import folder
 from data_pipeline import example
 from data_pipeline.features import features
 from data_pipeline.measure import Dropped, Measured, Measurer
@@ -31,6 +37,10 @@ from data_pipeline.settings import Gate, PrepareSettings
 from data_pipeline.sources import Item
 
 SETTINGS = PrepareSettings(size=64, hints="pictures", captions=3)
+CLIP = dataclasses.replace(
+    MINI, name="tiny", image_encoder=ImageEncoderConfig(image_size=56, patch=14, width=16, layers=1, heads=2, mlp_width=16),
+    text=dataclasses.replace(MINI.text, width=16, layers=1, heads=2, mlp_width=16, embed_width=4),
+    identity=dataclasses.replace(MINI.identity, image_tokens="clip", image_width=16))
 ORIGINAL = (files("caphuman_jax") / "assets" / "astronaut_nasa.png").read_bytes()
 
 
@@ -213,3 +223,44 @@ def test_the_same_bytes_in_processes_of_one_thread_and_of_many(tmp_path):
     said = [subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], env=plain | extra, capture_output=True, text=True, check=True).stdout
             for extra in ({}, single)]
     assert said[0] == said[1] and len(said[0].strip()) == 64
+
+
+def test_what_a_model_of_clip_sees(tmp_path):
+    """The face, white around it, in the middle of CLIP's picture; and what its encoder makes of that."""
+    networks = models.init(CLIP, jax.random.key(0), only=("image_encoder",))
+    folder.save_model(tmp_path / "model", CLIP, {name: params for name, (_, params) in networks.items()})
+    settings = PrepareSettings(size=64, margin=1.34375, model=str(tmp_path / "model"), encode=("image_tokens",), captions=1)
+    (found,) = Measurer(settings).measure([(Item("a"), ORIGINAL)])
+    layout = settings.layout()
+    kinds = {feature.name: feature for feature in features(layout)}
+    example.encode(kinds.values(), found.record | {"partners": np.full(3, -1, np.int64)})
+    seen = example.decode_image(kinds["identity_input"], found.record["identity_input"])
+    assert seen.shape == (56, 56, 3) and (seen[:6] > 245).all() and (seen[:, :6] > 245).all() and seen[28, 28].min() < 200
+    graph, params = networks["image_encoder"]
+    tokens = np.asarray(image_tokens(graph, params, seen[None]))[0]
+    assert found.record["image_tokens"].shape == layout.image_tokens == (17, 16)
+    assert np.abs(tokens - found.record["image_tokens"]).mean() < 0.1 * np.abs(tokens).mean()  # which was computed before JPEG
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_deca", [False, True])
+def test_heads_of_flame(tmp_path, monkeypatch, astronaut, by_deca):
+    """Fitted to landmarks, and by DECA where the model folder has its encoder: as `person.measure` gets them in use."""
+    (tmp_path / "flame").mkdir()
+    flame_standin.write_folder(tmp_path / "flame")
+    monkeypatch.setenv(morphable.FLAME_VARIABLE, str(tmp_path / "flame"))
+    morphable.load_head.cache_clear()
+    encoder = {"deca_encoder": flame_standin.deca_encoder(astronaut)[1]} if by_deca else {}
+    folder.save_model(tmp_path / "model", dataclasses.replace(MINI, head="flame"), encoder)
+    settings = PrepareSettings(size=64, model=str(tmp_path / "model"), hints="pictures", gate=Gate(min_confidence=0))
+    measurer = Measurer(settings)
+    (found,) = measurer.measure([(Item("a"), ORIGINAL)])
+    example.encode(features(settings.layout()), found.record | {"partners": np.full(3, -1, np.int64)})
+    model = morphable.load_head("flame")
+    used = measure_person(model, astronaut, 64, head_of=measurer._head_of).head
+    assert found.record["head/albedo"].shape == ((256, 256, 3) if by_deca else (len(model.mean), 3))
+    np.testing.assert_allclose(found.record["head/translation"], used.translation + 11, atol=0.3)
+    np.testing.assert_allclose(found.record["head/identity"], used.identity, atol=0.05)
+    np.testing.assert_allclose(found.record["head/rotation"], used.rotation, atol=0.01)
+    assert "flame/generic_model.pkl" in settings.network_hashes() and ("model/deca_encoder" in settings.network_hashes()) == by_deca
+    morphable.load_head.cache_clear()

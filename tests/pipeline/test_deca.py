@@ -9,15 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caphuman_jax import identity_file, models, pipeline
+from caphuman_jax import identity_file, pipeline
 from caphuman_jax.cli import main
-from caphuman_jax.config import MINI
 from caphuman_jax.errors import HeadError, PhotoError
-from caphuman_jax.face.face import find_faces
-from caphuman_jax.head import control, deca, deca_head, flame, flame_files, hints, morphable
-from caphuman_jax.head.dots import IBUG_68
+from caphuman_jax.head import control, deca, deca_head, flame_files, hints, morphable
 from caphuman_jax.images import write_png
-from caphuman_jax.models import deca as encoder
 from caphuman_jax.person import WantedHead
 from caphuman_jax.pipeline import Pipeline
 from caphuman_jax.weights import folder
@@ -39,29 +35,8 @@ def flame_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def network(flame_folder, astronaut):
-    """A random encoder whose numbers are those of a mean head where the face is, give or take a little that depends on the photo."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        if len(leaf.shape) > 1:
-            return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
-        return np.full(leaf.shape, path[-1].key in ("scale", "variance"), np.float32)
-
-    graph, shapes = models.abstract(MINI, only=("deca_encoder",))["deca_encoder"]
-    params = jax.tree_util.tree_map_with_path(draw, shapes)
-    model, face = morphable.load_head("flame").flame, find_faces(astronaut)[0]
-    crop = deca.crop_of_box(deca.landmark_box(face.landmarks))
-    seen = (face.landmarks[list(IBUG_68), :2] - crop[:2]) / crop[2] * 2 - 1
-    mean = np.asarray(flame.fixed_landmarks(model, jnp.asarray(model.mean)))[:, :2]
-    scale = np.ptp(seen[:, 1]) / np.ptp(mean[:, 1])
-    camera = np.asarray([scale, *(seen * [1, -1] / scale - mean).mean(axis=0)])
-    light = np.outer(control.directional_light((0.3, 0.2, 1), 0.3)[:, 0], [1, 0.95, 0.9])
-    wanted = np.concatenate([np.zeros(206), camera, light.reshape(-1)])
-    code = encoder.encode(graph, params, deca.crop_photo(astronaut, crop)[None])
-    drawn = np.concatenate([np.asarray(code[name]).reshape(-1) for name in encoder.PARTS])
-    factor = 0.15 / drawn.std()
-    params["codes"] = {"kernel": params["codes"]["kernel"] * factor, "bias": (wanted - 0.8 * factor * drawn).astype(np.float32)}
-    return graph, params
+    """See `flame_standin.deca_encoder`."""
+    return flame_standin.deca_encoder(astronaut)
 
 
 @pytest.fixture(scope="module")
