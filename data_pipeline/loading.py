@@ -89,7 +89,7 @@ def make_loader(folder: str | os.PathLike | RecordsFolder, split: str = "train",
     make_batches = backend(loader, processes)
     maker = BatchMaker(records, split, share, lots, content, seed, one_pass, workers or os.cpu_count() or 1)
     steps = share.steps(count) if one_pass else _ENDLESS
-    return Loader(make_batches(maker, steps, prefetch, processes), share, count if one_pass else None)
+    return Loader(_ending(make_batches(maker, steps, prefetch, processes), maker), share, count if one_pass else None)
 
 
 class Loader:
@@ -110,6 +110,15 @@ class Loader:
     def close(self) -> None:
         """Ends reading ahead."""
         self._batches.close()
+
+
+def _ending(batches: Iterator[dict], maker: BatchMaker) -> Iterator[dict]:
+    """The batches; when they end, are closed or are forgotten, so do the threads that made them."""
+    try:
+        yield from batches
+    finally:
+        batches.close()
+        maker.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +153,10 @@ class BatchMaker:
     def __setstate__(self, state):
         self.__dict__.update(state)
         self.__post_init__()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def plan(self, step: int) -> Plan:
         """What batch `step` consists of."""
