@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,8 @@ def export(config, workdir: Path, params: dict, folder: Path, metadata: dict) ->
                     for name, tensors in stored.items() if name not in params or name == "unet"}
     networks = trainable.joined({name: tree for name, tree in params.items() if name != "lora"}, networks)
     model_folder.save_model(folder, model, networks, dtype=None, overwrite=True, metadata={"base": str(config.base), **metadata})
+    if model_folder.tokenizer_files(where):
+        shutil.copytree(where / "tokenizer", Path(folder) / "tokenizer", dirs_exist_ok=True)
     if lora:
         lora_layers.save(Path(folder) / LORA_FILE, model, lora, cfg.lora_scale * cfg.lora_rank)
 

@@ -1,6 +1,7 @@
 """The step that trains CapFace on a frozen base: what is random, micro-batches, devices, rematerialisation, arithmetic; and the whole command."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -89,23 +90,23 @@ def test_neither_devices_nor_micro_batches_change_a_step(recipe_of, batch, plain
     np.testing.assert_allclose(metrics["loss_by_time"], plain[1]["loss_by_time"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("remat", [name for name in choices.REMAT if name != "none"])
-def test_remat_changes_arithmetic_but_no_gradient(remat):
+def test_remat_changes_arithmetic_but_no_gradient():
     block = TransformerBlock(8, 8, 2, groups=4, dtype=jnp.float32, rngs=nnx.Rngs(0))
     block.proj_out.kernel[...] = jnp.ones((8, 8))
     x, context = jax.random.normal(jax.random.key(0), (1, 4, 4, 8)), jnp.ones((1, 3, 8))
     graph, params = models.split(block)
 
-    def gradient(params, x):
-        return jax.grad(lambda params, x: jnp.sum(jnp.sin(choices.block(nnx.merge(graph, params))(x, context))), argnums=(0, 1))(params, x)
+    def gradient(remat, params, x):
+        with choices.using(remat=remat):
+            return jax.grad(lambda params, x: jnp.sum(jnp.sin(choices.block(nnx.merge(graph, params))(x, context))), argnums=(0, 1))(params, x)
 
-    traced = lambda: (lambda *args: gradient(*args))  # nothing traced before is taken for it
-    expected, plainly = jax.jit(traced())(params, x), flops.count(traced(), params, x)
-    with choices.using(remat=remat):
-        found, again = jax.jit(traced())(params, x), flops.count(traced(), params, x)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+    found = jax.jit(lambda *args: {remat: gradient(remat, *args) for remat in choices.REMAT})(params, x)
+    work = {remat: flops.count(functools.partial(gradient, remat), params, x) for remat in choices.REMAT}
+    for remat in choices.REMAT[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found[remat], found["none"])
+        assert work[remat] > work["none"]
     forward = flops.count(lambda params, x: nnx.merge(graph, params)(x, context), params, x)
-    assert again > plainly if remat != "blocks" else again - plainly > 0.7 * forward
+    assert work["blocks"] - work["none"] > 0.7 * forward > 3 * (work["products"] - work["none"])
 
 
 def test_metrics(plain):
@@ -118,9 +119,10 @@ def test_metrics(plain):
 def test_draws_of_a_picture_are_its_own(model):
     cfg = ControlTraining(late_identity=0.5)
     keys = jax.random.split(jax.random.key(0), 256)
-    all_of_them, few = (jax.jit(lambda k: control.draw(k, model, cfg, (2, 2, 3)))(k) for k in (keys, keys[8:11]))
+    draw = jax.jit(lambda k: control.draw(k, model, cfg, (2, 2, 3)))
+    all_of_them, backwards = draw(keys), draw(keys[::-1])
     for name, values in all_of_them.items():
-        np.testing.assert_array_equal(values[8:11], few[name])
+        np.testing.assert_array_equal(values, backwards[name][::-1])
     assert len(np.unique(all_of_them["timestep"])) > 150 and all_of_them["timestep"].max() < 1000
     assert abs(float(jnp.std(all_of_them["noise"])) - 1) < 0.05
     assert np.abs(np.corrcoef(all_of_them["noise"].ravel(), all_of_them["latent_noise"].ravel())[0, 1]) < 0.1
@@ -142,12 +144,10 @@ def test_no_arithmetic_for_gradients_of_the_frozen_encoder(model, parts, batch):
     loss = control.make_loss(model, graphs, cfg)
     backward_of = lambda **more: flops.count(jax.grad(lambda t, f: loss(t, f, batch, draws)[0], **more), trained, frozen) - forward
     forward = flops.count(lambda t, f: loss(t, f, batch, draws)[0], trained, frozen)
-    whole = flops.count(lambda f: jax.grad(lambda f: loss(trained, f, batch, draws)[0], allow_int=True)(f), frozen) - forward
-    assert backward_of() < 1.75 * forward < whole + backward_of()
-    # A frozen encoder that is given its outputs by hand cannot be differentiated: the same arithmetic.
+    # An encoder that cannot be differentiated: the same arithmetic.
     encoder = lambda tree: {**tree, "unet": {**tree["unet"], "encoder": jax.lax.stop_gradient(tree["unet"]["encoder"])}}
     stopped = flops.count(jax.grad(lambda t, f: loss(t, encoder(f), batch, draws)[0]), trained, frozen) - forward
-    assert stopped == backward_of()
+    assert stopped == backward_of() < 1.75 * forward
 
 
 def test_flops_of_known_functions():
