@@ -166,34 +166,34 @@ def _start(photos, out, seconds=0.0, workers=2):
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def _measured(out):
-    return len(list(Path(out).glob(".work-*/chunks/*/*.index")))
-
-
 def _wait_for(condition, process, seconds=90):
     until = time.monotonic() + seconds
     while not condition() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
 
 
+def _work_done(out):
+    """What has been written, of any stage; changes with every file."""
+    return {(path, path.stat().st_mtime_ns) for part in ("chunks", "plan", "shards") for path in Path(out).glob(f".work-*/{part}/**/[!.]*.*")}
+
+
 @pytest.mark.slow
 def test_killed_at_ten_random_moments_it_ends_with_the_same_files(tmp_path):
     photos = _photos(tmp_path / "photos", 20 * work.CHUNK)
-    whole = _start(photos, tmp_path / "whole", workers=1)
-    assert whole.wait(120) == 0, whole.stderr.read()
-    moments, out = random.Random(7), tmp_path / "killed"
-    kills = 0
+    with _start(photos, tmp_path / "whole", workers=1) as whole:
+        assert whole.wait(120) == 0, whole.stderr.read()
+    moments, out, kills, stages = random.Random(7), tmp_path / "killed", 0, set()
     while kills < 10 and not (out / "caphuman_records").exists():
-        run = _start(photos, out, seconds=0.01)
-        before = _measured(out)
-        _wait_for(lambda: _measured(out) > before, run)  # that it is at work, and not at importing; late turns reach the shards
-        time.sleep(moments.uniform(0, 1.0))
-        os.killpg(run.pid, signal.SIGKILL)  # the pipeline and its workers, another group, see that and end
-        run.communicate()
+        before = _work_done(out)
+        with _start(photos, out, seconds=0.02, workers=1 + kills % 2) as run:
+            _wait_for(lambda: _work_done(out) != before, run)  # that it is at work, and not at importing
+            time.sleep(moments.uniform(0, 0.8))
+            os.killpg(run.pid, signal.SIGKILL)  # the pipeline and its workers, a group of their own, notice and end
         kills += 1
-    assert kills == 10 or not list(out.glob(".work-*"))
-    last = _start(photos, out)
-    assert last.wait(120) == 0, last.stderr.read()
+        stages |= {path.parts[len(out.parts) + 1] for path, _ in _work_done(out) - before}
+    assert kills >= 5 and "chunks" in stages
+    with _start(photos, out) as last:
+        assert last.wait(120) == 0, last.stderr.read()
     assert _contents(out) == _contents(tmp_path / "whole")
 
 
@@ -201,11 +201,12 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_files(tmp_path):
 def test_interrupted_it_leaves_no_process_and_goes_on(tmp_path):
     photos, out = _photos(tmp_path / "photos", 4 * work.CHUNK), tmp_path / "out"
     run = _start(photos, out, seconds=0.05)
-    _wait_for(lambda: _measured(out), run)
+    _wait_for(lambda: _work_done(out), run)
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=20)
     assert run.returncode and "interrupted; the same command goes on from here" in said
-    assert 0 < _measured(out) < 4
+    measured = len(list(out.glob(".work-*/chunks/*/*.index")))
+    assert 0 < measured < 4
     again = _start(photos, out)
     _, said = again.communicate(timeout=120)
     assert again.returncode == 0 and re.search(r"going on: \d+ of 128 photos are done", said) and "of 128 photos kept" in said
@@ -215,7 +216,7 @@ def test_interrupted_it_leaves_no_process_and_goes_on(tmp_path):
 def test_a_worker_that_is_ended_is_told_of(tmp_path):
     photos, out = _photos(tmp_path / "photos", 4 * work.CHUNK), tmp_path / "out"
     run = _start(photos, out, seconds=0.05)
-    _wait_for(lambda: _measured(out), run)
+    _wait_for(lambda: _work_done(out), run)
     for place in Path("/proc").glob("[0-9]*"):
         try:
             command, environment = place.joinpath("cmdline").read_bytes(), place.joinpath("environ").read_bytes()
