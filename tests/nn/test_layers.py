@@ -5,7 +5,7 @@ import pytest
 import torch
 from flax import nnx
 
-from caphuman_jax.nn.layers import GroupNorm, LayerNorm, conv, depth_to_space, quick_gelu, space_to_depth, upsample
+from caphuman_jax.nn.layers import GroupNorm, LayerNorm, conv, convolve_upsampled, depth_to_space, quick_gelu, space_to_depth, upsample
 from caphuman_jax.nn.timesteps import timestep_embedding
 
 
@@ -103,3 +103,13 @@ def test_timestep_embedding_refuses_bfloat16():
 def test_neighbouring_timesteps_stay_apart_under_jit():
     a, b = jax.jit(lambda t: timestep_embedding(t, 64))(jnp.asarray([998.0, 999.0], jnp.float32))
     assert float(jnp.abs(a - b).max()) > 0.5
+
+
+def test_convolution_of_what_was_upsampled():
+    layer, x = conv(5, 7, dtype=jnp.float32, rngs=nnx.Rngs(0)), jnp.asarray(normal((2, 3, 4, 5)))
+    layer.bias[...] = jnp.asarray(normal((7,), 1))
+    plain = torch.nn.functional.interpolate(to_torch(x), scale_factor=2, mode="nearest")
+    kernel = torch.from_numpy(np.asarray(layer.kernel[...]).transpose(3, 2, 0, 1).copy())
+    expected = from_torch(torch.nn.functional.conv2d(plain, kernel, torch.from_numpy(np.array(layer.bias[...])), padding=1))
+    np.testing.assert_allclose(convolve_upsampled(layer, x), expected, atol=1e-5)
+    np.testing.assert_allclose(layer(upsample(x)), expected, atol=1e-5)
