@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+BANDS = 10
+"""Equal parts of the schedule for which the loss is reported apart."""
+
 
 def add_noise(latents: jax.Array, noise: jax.Array, alpha: jax.Array) -> jax.Array:
     """Clean latents (B, …) and unit normal noise (B, …) to the signal level alpha (B,): DDPM, eq. 4."""
@@ -52,6 +55,13 @@ def capface_loss(
     denoise = jnp.mean(per_picture if weights is None else per_picture * weights)
     masks = jnp.mean(jnp.square(face_mask.astype(jnp.float32) - mask.astype(jnp.float32)))
     return denoise + mask_weight * masks, {"denoise": denoise, "mask": masks}
+
+
+def by_time(output: jax.Array, target: jax.Array, timestep: jax.Array, steps: int) -> dict[str, jax.Array]:
+    """Sums (BANDS,) of the pictures' squared errors by timestep, and how many pictures they are of."""
+    error = jnp.mean(jnp.square(output.astype(jnp.float32) - target), axis=(1, 2, 3))
+    band = jax.nn.one_hot(timestep * BANDS // steps, BANDS, dtype=jnp.float32)
+    return {"loss_by_time": jnp.sum(band * error[:, None], axis=0), "loss_by_time_count": jnp.sum(band, axis=0)}
 
 
 def shrink_mask(mask: jax.Array, size: tuple[int, int]) -> jax.Array:

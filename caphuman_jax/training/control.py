@@ -27,9 +27,6 @@ from caphuman_jax.nn import choices
 from caphuman_jax.training import lora_layers, sharding, trainable
 from caphuman_jax.training.optimiser import average, update
 
-BANDS = 10
-"""Equal parts of the schedule for which the loss is reported apart."""
-
 Batch = dict[str, jax.Array]
 
 
@@ -157,16 +154,9 @@ def make_loss(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg: Contr
             output, target, mask, region = output * counts, target * counts, mask * counts, region * counts
         weights = loss.min_snr_weight(alpha, cfg.min_snr, model.diffusion.prediction) if cfg.min_snr else None
         total, parts = loss.capface_loss(output, target, mask, region, mask_weight=cfg.mask_weight, weights=weights)
-        return total, {**parts, **_by_time(output, target, draws["timestep"], model.diffusion.train_steps)}
+        return total, {**parts, **loss.by_time(output, target, draws["timestep"], model.diffusion.train_steps)}
 
     return loss_fn
-
-
-def _by_time(output, target, timestep, steps: int) -> dict[str, jax.Array]:
-    """Sums (BANDS,) of the pictures' squared errors by timestep, and how many pictures they are of."""
-    error = jnp.mean(jnp.square(output.astype(jnp.float32) - target), axis=(1, 2, 3))
-    band = jax.nn.one_hot(timestep * BANDS // steps, BANDS, dtype=jnp.float32)
-    return {"loss_by_time": jnp.sum(band * error[:, None], axis=0), "loss_by_time_count": jnp.sum(band, axis=0)}
 
 
 def draw(keys: jax.Array, model: ModelConfig, cfg: ControlTraining, shape: tuple[int, ...]) -> dict[str, jax.Array]:

@@ -199,7 +199,7 @@ def make_loss(model: ModelConfig, graphs: dict, cfg: DiffusionTraining):
         total, parts = loss.capface_loss(
             output * counts, target * counts, mask, region, mask_weight=cfg.mask_weight,
             weights=noise_weight(alpha, cfg, model.diffusion.prediction))
-        return total, parts
+        return total, {**parts, **loss.by_time(output * counts, target * counts, t, model.diffusion.train_steps)}
 
     return loss_fn
 
