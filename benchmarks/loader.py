@@ -4,7 +4,8 @@
 
 Without --data it writes made-up records of full size (a real photo's JPEG, rendered hints, numbers that cannot be compressed) to a temporary
 folder: 512², stored at 690²; moments 2 × 64 × 64 × 8, four captions' text 77 × 768, image tokens 257 × 1024, all float16.
-Files are in the page cache: nothing is said of disks. CPU seconds count every thread and process; they tell what a machine with more cores can reach better than a rate on few, shared ones.
+Files are in the page cache: nothing is said of disks. CPU seconds count every thread and process; they tell what a machine with more cores
+can reach better than a rate on few, shared ones.
 """
 
 from __future__ import annotations
