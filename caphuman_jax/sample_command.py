@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                      "text encoder; once for each")
     how.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, bfloat16 elsewhere")
     how.add_argument("--batch", type=int, metavar="B", help="pictures at a time on each device; default: 1 on a CPU, 8 elsewhere")
+    how.add_argument("--memory", choices=("full", "normal", "low", "least"), default="normal", help="as of caphuman generate")
     how.add_argument("--fsdp", action="store_true", help="divide the weights between this machine's devices: less memory, more traffic")
     how.add_argument("--share", metavar="I/N", help="make only the I-th of N parts, from 1; needed only where the machines' common folder has no locks")
 
@@ -79,11 +80,11 @@ def _make(args, asked, plan, share) -> int:
     from caphuman_jax.training.preemption import Preemption
     from caphuman_jax.weights import lora
 
-    pipe, batch = devices.load(args.model, dtype=args.dtype, batch=args.batch, fsdp=args.fsdp)
+    pipe, batch = devices.load(args.model, dtype=args.dtype, batch=args.batch, fsdp=args.fsdp, memory=args.memory)
     if args.lora:
         pipe.use_loras([lora.parse(text) for text in args.lora])
     facts = {"jobs": asked.fingerprint, "weights": pipe.record["weights"], "LoRAs": pipe.record.get("loras", []), "precision (--dtype)": pipe.record["dtype"],
-             "files (--format)": args.format, "units": plan.size}
+             "memory setting (--memory)": pipe.record.get("memory"), "files (--format)": args.format, "units": plan.size}
     run_folder = RunFolder(args.out, facts, plan.total, plan.units)
     if args.retry_failed:
         run_folder.reopen_failed()

@@ -110,14 +110,14 @@ class RunFolder:
 
     def counts(self) -> tuple[int, int]:
         """Pictures made and failed in the units that are done."""
-        records = [self._read(unit) for unit in self.done_units()]
+        records = self._read_all(self.done_units())
         return sum(len(record["made"]) for record in records), sum(len(record["failed"]) for record in records)
 
     def write_index(self, order: Callable[[str], int]) -> tuple[int, int]:
         """index.jsonl of all pictures, failed.jsonl of all failures of the units that are done, in the order of the jobs; how many of each."""
         while True:  # another process may write it at the same time, from less: whoever is last looks again
             units = self.done_units()
-            records = [self._read(unit) for unit in units]
+            records = self._read_all(units)
             by_job = lambda line: (order(line["id"]), line["number"])
             made = sorted((line for record in records for line in record["made"]), key=by_job)
             failed = sorted((line for record in records for line in record["failed"]), key=by_job)
@@ -175,6 +175,9 @@ class RunFolder:
 
     def _record(self, unit: int) -> Path:
         return self._records / f"{unit:06d}.json"
+
+    def _read_all(self, units: Sequence[int]) -> list[dict]:
+        return [record for unit in units if (record := self._read(unit)) is not None]  # another process may just have reopened one
 
     def _read(self, unit: int) -> dict | None:
         try:

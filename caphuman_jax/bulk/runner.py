@@ -20,6 +20,7 @@ from caphuman_jax.bulk.plan import Picture, Plan
 from caphuman_jax.bulk.prepare import Hints, People, Scenes, reason_of
 from caphuman_jax.errors import CapHumanError
 from caphuman_jax.pipeline import Pipeline, Progress, Scene, to_bytes
+from data_pipeline import files
 
 log = logging.getLogger("caphuman_jax")
 
@@ -102,6 +103,8 @@ class Runner:
             preparing.join()
             self._people.close()
             self._pool.shutdown(wait=True)
+        if isinstance(self._broken, OSError):
+            raise files.explained(self._broken, str(self.folder.out)) from self._broken
         if self._broken is not None:
             raise self._broken
 

@@ -243,5 +243,7 @@ def test_ctrl_c_keeps_what_is_made_and_says_how_to_go_on(place, tiny_folder, tmp
 def wait_until(there, processes, seconds=240):
     end = time.monotonic() + seconds
     while not there():
-        assert time.monotonic() < end and all(process.poll() is None for process in processes)
+        assert time.monotonic() < end
+        for process in processes:
+            assert process.poll() is None, process.stdout.read()
         time.sleep(0.1)
