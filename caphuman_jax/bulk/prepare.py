@@ -121,7 +121,7 @@ class Hints:
         missing = [key for key in wanted if key not in here]
         for start in range(0, len(missing), self._batch):
             part = missing[start:start + self._batch]
-            heads = stack([wanted[key] for key in [*part, *[part[-1]] * (self._batch - len(part))]])
+            heads = stack(jax.device_get([wanted[key] for key in [*part, *[part[-1]] * (self._batch - len(part))]]))
             here |= zip(part, render_hints_batch(self._pipe.head_model, heads, *scenes[0].request.size))
             self.rendered += len(part)
         for key, hints in here.items():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -173,6 +174,47 @@ def test_array_records_and_jpeg(pipe, place, one_by_one, tmp_path):
         assert picture.format == "JPEG" and provenance.DIGITAL_SOURCE.encode() in picture.info["xmp"]
         assert json.loads(picture.info["comment"])["job"] == "plain"
         assert np.abs(np.asarray(picture).astype(int) - one_by_one[0]["plain", 0]).mean() < 6
+
+
+class SlowWriter:
+    """An output that takes longer than making does, and counts what has been made and not written."""
+
+    def __init__(self):
+        self.made = self.written = self.most = 0
+
+    def there(self, picture):
+        return None
+
+    def store(self, picture, pixels, settings):
+        self.most = max(self.most, self.made - self.written)
+        time.sleep(0.01)
+        self.written += 1
+        return {"file": picture.job.id}, None
+
+    def finish(self, unit, units, lines, payloads):
+        return lines
+
+
+def test_pictures_do_not_pile_up_before_a_slow_disk(tmp_path):
+    writer, batch = SlowWriter(), 2
+    many = [jobs.Job(f"{i}", "", i, {"people": (), "controls": (), "prompt": "", "num": 10}) for i in range(20)]
+
+    class Instant:
+        def make(self, rows, progress):
+            writer.made += len(rows)
+            return np.zeros((len(rows), 4, 4, 3), np.float32), None
+
+    Instant.batch = batch
+    plan = Plan(many)
+    folder = RunFolder(tmp_path / "out", {}, plan.total, plan.units)
+    runner = Runner(Instant(), plan, folder, writer, batch, lambda *counts: None, lambda *stage: None)
+    runner._scenes = SimpleNamespace(ahead=lambda job: None)
+    runner._prepared = lambda rows: (dataclasses.replace(row, scene=SimpleNamespace(kind=0, settings={})) for row in rows)
+    runner._hints = lambda scenes: scenes
+    runner.run()
+    assert folder.counts() == (200, 0) and writer.written == 200
+    assert writer.most <= 2 * batch + 2 * 16 + 2 * batch  # the room for pictures that wait, at its largest, and two batches
+    folder.close()
 
 
 @pytest.mark.slow
