@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,10 +11,14 @@ NEAR_COSINE = 0.9  # of recognition vectors of one picture; saved again as a JPE
 _MOST_BANDS = 16  # from so many bits on bands are too narrow to tell pictures apart, and every photo is compared with all firsts
 
 
-def exact_duplicates(sha256: Sequence[str]) -> dict[int, int]:
-    """{number: number of the first of the same hash}, for all but the first."""
-    first: dict[str, int] = {}
-    return {i: kept for i, sha in enumerate(sha256) if (kept := first.setdefault(sha, i)) != i}
+def exact_duplicates(sha256: np.ndarray) -> dict[int, int]:
+    """{number: number of the first of the same hash}, for all but the first; hashes (N,) of bytes."""
+    order = np.argsort(sha256, kind="stable")
+    same = sha256[order[1:]] == sha256[order[:-1]]
+    first: dict[int, int] = {}
+    for before, number in zip(order[:-1][same].tolist(), order[1:][same].tolist(), strict=True):
+        first[number] = first.get(before, before)
+    return first
 
 
 def near_duplicates(dhash: np.ndarray, bits: int, vectors: np.ndarray, among: np.ndarray) -> dict[int, int]:

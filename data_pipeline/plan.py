@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tempfile
+from array import array
 from collections import Counter
 
 import numpy as np
@@ -52,28 +54,32 @@ def read_plan(job: work.Job) -> dict | None:
 class _Photos:
     """Columns over the photos that passed the gate, in the order of their keys, and those that were dropped: (key, reason, detail).
 
-    vectors: recognition vectors of length 1, (N, D) float32, in a file without a name, since they would be most of the memory.
+    keys, persons: lists of texts. sha256 (N,) of 32 bytes, dhash (N,) uint64, places (N, 4) int64: as in the index. vectors: recognition vectors
+    of length 1, (N, D) float32, in a file without a name, since they would be most of the memory.
     """
 
     def __init__(self, folder: str, chunks: int, spare):
-        self.keys, self.persons, self.sha256, self.places, dhash = [], [], [], [], []
+        self.keys: list[str] = []
+        self.persons: list[str] = []
         self.dropped: list[tuple[str, str, str]] = []
         self.moved = 0
+        sha256, dhash, places = bytearray(), array("Q"), array("q")
         for number in range(chunks):
             for entry in work.read_index(folder, number):
                 if "reason" in entry:
                     self.dropped.append((entry["key"], entry["reason"], entry["detail"]))
                     continue
                 self.keys.append(entry["key"])
-                self.persons.append(entry["person"])
-                self.sha256.append(bytes.fromhex(entry["sha256"]))
-                self.places.append(entry["place"])
+                self.persons.append(sys.intern(entry["person"]))
+                sha256 += bytes.fromhex(entry["sha256"])
                 dhash.append(entry["dhash"])
+                places.extend(entry["place"])
                 vector = work.recognition(entry)
                 spare.write((vector / max(float(np.linalg.norm(vector)), 1e-12)).astype("<f4").tobytes())
         spare.flush()
         width = RECOGNITION["mobilefacenet"]
-        self.dhash = np.array(dhash, np.uint64)
+        self.sha256, self.dhash = np.frombuffer(sha256, "S32"), np.frombuffer(dhash, np.uint64)
+        self.places = np.frombuffer(places, np.int64).reshape(-1, 4)
         self.vectors = np.memmap(spare, "<f4", "r", shape=(len(self.keys), width)) if self.keys else np.zeros((0, width), np.float32)
 
     def drop(self, number: int, reason: str, detail: str) -> None:
@@ -114,11 +120,11 @@ def _plan_split(job: work.Job, split: str, numbers: list[int], photos: _Photos) 
     if not numbers:
         return []
     same = partners([photos.persons[i] for i in numbers])
-    count = -(-sum(photos.places[i][2] for i in numbers) // SHARD_BYTES)
+    count = -(-int(photos.places[numbers, 2].sum()) // SHARD_BYTES)
     shards = []
     for shard in range(count):
         part = range(shard * len(numbers) // count, (shard + 1) * len(numbers) // count)
-        plan = json.dumps({"records": [[photos.places[numbers[i]], same[i].tolist()] for i in part]}).encode()
+        plan = json.dumps({"records": [[photos.places[numbers[i]].tolist(), same[i].tolist()] for i in part]}).encode()
         name = f"{split}-{shard:05d}.json"
         files.write(job.path("plan", name), plan)
         shards.append({"split": split, "file": shard_name(split, shard, count, job.file_format), "plan": name,

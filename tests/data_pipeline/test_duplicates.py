@@ -5,7 +5,8 @@ from data_pipeline.duplicates import NEAR_COSINE, exact_duplicates, near_duplica
 
 
 def test_exact_duplicates_name_the_first():
-    assert exact_duplicates(["a", "b", "a", "c", "b", "a"]) == {2: 0, 4: 1, 5: 0}
+    hashes = np.array([b"a", b"b", b"a", b"c", b"b", b"a"]).astype("S32")
+    assert exact_duplicates(hashes) == {2: 0, 4: 1, 5: 0} and exact_duplicates(hashes[:1]) == exact_duplicates(hashes[:0]) == {}
 
 
 @pytest.mark.parametrize("bits", [0, 2, 5, 20])
