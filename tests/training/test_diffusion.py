@@ -1,7 +1,6 @@
-"""The training step: it learns, repeats itself, and does not care how many devices share the work."""
+"""The training step: it learns, repeats itself, and pairs what it draws. That devices may share the work: test_mini.py."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -56,19 +55,6 @@ def interrupt_after(text):
 def test_other_settings_are_refused(tiny, training, data, vae_params, straight):
     with pytest.raises(DataError, match="other settings: settings.training.steps was 16, is 17"):
         train(tiny, dataclasses.replace(training, steps=17), vae_params, data, straight[0])
-
-
-@pytest.mark.slow
-def test_one_and_eight_devices_agree(tiny, training, data, vae_params, straight):
-    assert jax.device_count() == 8
-    eight = json.loads((straight[0] / "metrics.jsonl").read_text().splitlines()[0])
-    mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    graphs, state = diffusion.init_state(tiny, training)
-    _, one = jax.jit(diffusion.make_step(tiny, graphs, training, mesh))(state, {"vae": vae_params}, place(data, mesh))
-    assert eight["step"] == 1 and set(one) - {"loss_by_time_count"} < set(eight)
-    assert one["loss_by_time_count"].sum() == training.batch
-    for name, value in ((name, value) for name, value in one.items() if not value.ndim):
-        assert eight[name] == pytest.approx(float(value), rel=2e-3), name
 
 
 def test_every_trained_parameter_gets_a_gradient_once_the_zero_convolutions_have_moved(tiny, training, straight):

@@ -1,4 +1,4 @@
-"""mini as a recipe of the loop: frozen weights stay, several devices, held-out error, evidence of a broken step, export."""
+"""mini as a recipe of the loop: several devices, evidence of a broken step, and the whole way from records to a model folder."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def test_what_a_broken_step_drew_is_written(tiny, training, data, vae_params, tm
 
 @pytest.mark.slow
 def test_the_same_loss_on_one_and_eight_devices_in_float32(tiny, training, data, vae_params, tmp_path):
-    cfg = dataclasses.replace(training, steps=3, batch=16, dtype="float32")
+    cfg = dataclasses.replace(training, steps=2, batch=8, dtype="float32")
 
     def losses(mode, devices, fsdp):
         mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
@@ -42,9 +42,8 @@ def test_the_same_loss_on_one_and_eight_devices_in_float32(tiny, training, data,
         return [line["loss"] for line in lines]
 
     reference = losses("replicated", 1, 1)
-    assert len(reference) == 3
-    for arrangement in (("zero", 2, 1), ("fsdp", 8, 8)):
-        np.testing.assert_allclose(losses(*arrangement), reference, rtol=0, atol=1e-5)
+    assert len(reference) == 2
+    np.testing.assert_allclose(losses("fsdp", 8, 8), reference, rtol=0, atol=1e-5)
 
 
 TINY_CONFIG = '''
