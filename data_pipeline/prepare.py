@@ -263,8 +263,9 @@ def _summary(manifest: dict, out: str) -> str:
 
     lines = [f"{manifest['kept']:,} of {manifest['photos']:,} photos kept: {_splits_text(manifest)}"]
     width = max(map(len, manifest["dropped"]), default=0)
+    meaning = REASONS | {"held_out_person": "shows somebody who is held out"}
     most = sorted(manifest["dropped"].items(), key=lambda one: (-one[1], one[0]))
-    lines += [f"  {number:>8,}  {reason:<{width}}  {REASONS.get(reason, '')}".rstrip() for reason, number in most]
+    lines += [f"  {number:>8,}  {reason:<{width}}  {meaning.get(reason, '')}".rstrip() for reason, number in most]
     if manifest["dropped"]:
         lines.insert(1, "dropped:")
         lines.append(f"{files.join(version_folder(out), DROPPED)} names them")
