@@ -14,7 +14,7 @@ from caphuman_jax.identity import image_tokens
 from caphuman_jax.weights import folder
 from data_pipeline.settings import PrepareSettings
 
-BATCH = 8  # photos that are encoded at a time; one number, so that nothing is compiled twice
+_BATCH = 8  # photos that are encoded at a time on an accelerator; on a CPU one by one is a quarter faster
 
 
 class Encoder:
@@ -61,7 +61,7 @@ def text(graph: nnx.GraphDef, params: dict, ids: jax.Array) -> jax.Array:
 
 
 def _in_batches(network, inputs: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.asarray(network(rows))[:count] for rows, count in batches(inputs, BATCH)])
+    return np.concatenate([np.asarray(network(rows))[:count] for rows, count in batches(inputs, 1 if jax.default_backend() == "cpu" else _BATCH)])
 
 
 def batches(inputs: np.ndarray, size: int):
