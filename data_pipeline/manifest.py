@@ -2,7 +2,7 @@
 
     format, version      "caphuman_records", "1.0.0": of the records (features.NAME, features.VERSION)
     file_format          "array_record" or "tfrecord"
-    features             every feature (features.Feature.to_dict), sorted by name
+    features, layout     every feature (features.Feature.to_dict), sorted by name, and what decides their shapes (features.Layout)
     settings, networks   what `prepare` was asked for, and the sha256 of every network that measured
     fingerprint          sha256 over both
     source               {"text", "options", "photos", "sha256"}: what was read, how many photos, and the hash of their names, persons and captions

@@ -6,6 +6,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import importlib.util
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ from data_pipeline.settings import ENCODINGS, FACES, HINTS, KEEP, SAME_PERSON, G
 from data_pipeline.sources import open_source
 
 _LOCAL_NAMES = ("local", "direct", "directrunner", "fnapirunner")
+_NEEDED = ("apache_beam", "array_record", "tensorflow_datasets")
 _LOG, _LOG_LINES = "log.txt", 2000
 _GATE_HELP = {
     "min_face": "pixels of the face's height; default: 142 at --size 512, 71 at 256, and so on",
@@ -119,6 +121,9 @@ def prepare(photos: str, out: str, settings: PrepareSettings, *, options: dict |
     photos, options: for `sources.open_source`. make_measurer: a function of a module, settings → measurer, in every worker.
     stream: where progress is told, default standard error.
     """
+    lacking = [name for name in _NEEDED if not importlib.util.find_spec(name)]
+    if lacking:
+        raise DataError(f"photos are prepared with {', '.join(lacking)}, which is not here: pip install '.[data]'")
     out = out.rstrip("/") if not files.is_local(out) else os.path.abspath(os.path.expanduser(out))
     options = {name: value for name, value in (options or {}).items() if value is not None}
     fingerprint = settings.fingerprint()

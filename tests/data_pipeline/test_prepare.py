@@ -144,6 +144,12 @@ def test_bad_input_is_told_in_one_line(arguments, message, tmp_path, capsys):
     assert code == 2 and message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None if name == "array_record" else True)
+    with pytest.raises(DataError, match=r"prepared with array_record, which is not here: pip install '.\[data\]'"):
+        _prepare(_photos(tmp_path / "photos"), tmp_path / "out")
+
+
 def test_arguments_for_beam():
     local = prepare._arguments("local", 8, 3, ["--x=1"])
     assert local == ["--direct_running_mode=multi_processing", "--direct_num_workers=3", "--x=1"]
