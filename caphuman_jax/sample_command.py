@@ -25,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--identities", type=Path, metavar="DIR|FILE", help="photos or identity files: a folder, or one a line")
     what.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line")
     what.add_argument("--heads", type=Path, metavar="FILE.jsonl", help="a head a line, such as {\"yaw\": 20}; {} is the person's own")
-    what.add_argument("--default", action="append", default=[], metavar="NAME=VALUE", help="for jobs that do not say: num=3, steps=20, guidance=5 …")
+    what.add_argument("--default", action="append", default=[], metavar="NAME=VALUE",
+                      help="for jobs that do not say: num=3, steps=20, guidance=5 …")
     what.add_argument("--check", action="store_true", help="say what is wrong with the jobs, or how many pictures they are; make none")
 
     how = parser.add_argument_group("how")
@@ -36,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--batch", type=int, metavar="B", help="pictures at a time on each device; default: 1 on a CPU, 8 elsewhere")
     how.add_argument("--memory", choices=("full", "normal", "low", "least"), default="normal", help="as of caphuman generate")
     how.add_argument("--fsdp", action="store_true", help="divide the weights between this machine's devices: less memory, more traffic")
-    how.add_argument("--share", metavar="I/N", help="make only the I-th of N parts, from 1; needed only where the machines' common folder has no locks")
+    how.add_argument("--share", metavar="I/N", help="make only the I-th of N parts, from 1; needed only where the machines' common folder has "
+                     "no locks")
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, metavar="DIR", help="folder of the pictures; the same command goes on where it stopped")
@@ -64,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
             rest = f" ({len(asked.problems) - len(shown)} more: --check shows all)" if len(shown) < len(asked.problems) else ""
             raise SettingError(f"{len(asked.problems)} wrong {'entry' if len(asked.problems) == 1 else 'entries'}{rest}; nothing was made")
         plan = Plan(asked.jobs)
-        print(f"{plan.total} pictures in {len(asked.jobs)} jobs, of {plan.groups} {'group' if plan.groups == 1 else 'groups'} of settings", file=sys.stderr)
+        groups = f"{plan.groups} {'group' if plan.groups == 1 else 'groups'} of settings"
+        print(f"{plan.total} pictures in {len(asked.jobs)} jobs, of {groups}", file=sys.stderr)
         if args.check:
             return 0
         if args.out is None:
@@ -83,8 +86,8 @@ def _make(args, asked, plan, share) -> int:
     pipe, batch = devices.load(args.model, dtype=args.dtype, batch=args.batch, fsdp=args.fsdp, memory=args.memory)
     if args.lora:
         pipe.use_loras([lora.parse(text) for text in args.lora])
-    facts = {"jobs": asked.fingerprint, "weights": pipe.record["weights"], "LoRAs": pipe.record.get("loras", []), "precision (--dtype)": pipe.record["dtype"],
-             "memory setting (--memory)": pipe.record.get("memory"), "files (--format)": args.format, "units": plan.size}
+    facts = {"jobs": asked.fingerprint, "weights": pipe.record["weights"], "LoRAs": pipe.record.get("loras", []),
+             "precision (--dtype)": pipe.record["dtype"], "memory setting (--memory)": pipe.record.get("memory"), "files (--format)": args.format, "units": plan.size}
     run_folder = RunFolder(args.out, facts, plan.total, plan.units)
     if args.retry_failed:
         run_folder.reopen_failed()
@@ -150,7 +153,8 @@ class _Progress:
         made, failed = self._folder.counts()
         self._failed = failed
         every = _OFTEN if sys.stderr.isatty() else _SELDOM
-        self.bar = tqdm(total=self._total, initial=made + failed, unit="picture", desc="sampling", file=sys.stderr, mininterval=every, maxinterval=every)
+        self.bar = tqdm(total=self._total, initial=made + failed, unit="picture", desc="sampling", file=sys.stderr, mininterval=every,
+                        maxinterval=every)
         return self
 
     def __exit__(self, *_):

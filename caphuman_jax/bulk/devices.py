@@ -72,7 +72,8 @@ def _spread(mesh: Mesh, pipe: pipeline.Pipeline) -> Callable:
         used = lambda params: {name: specs[name] for name in params}
 
         def run(params, *others):
-            return jax.shard_map(on_each, mesh=mesh, in_specs=(used(params), rows, rows, whole, whole), out_specs=rows, check_vma=False)(params, *others)
+            inputs = (used(params), rows, rows, whole, whole)
+            return jax.shard_map(on_each, mesh=mesh, in_specs=inputs, out_specs=rows, check_vma=False)(params, *others)
 
         return run
 

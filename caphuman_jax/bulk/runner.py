@@ -201,7 +201,8 @@ class Runner:
                 self._collect(*waiting.popleft())
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
-                raise CapHumanError(f"the accelerator's memory does not hold {self.batch} pictures at a time; take a smaller --batch, or --fsdp") from error
+                advice = "take a smaller --batch, --memory low, or --fsdp"
+                raise CapHumanError(f"the memory of the devices does not hold {self.batch} pictures at a time; {advice}") from error
             raise
 
     def _collect(self, rows: list[_Row], made: jax.Array) -> None:

@@ -48,10 +48,13 @@ WRONG = {
     "num": ({"num": 0}, "num: num must lie between 1"), "steps": ({"steps": "many"}, "steps: steps must be a number"),
     "sampler": ({"sampler": "magic"}, "sampler: there is no sampler 'magic'"), "size": ({"size": 65}, "size: the size 65 cannot be made"),
     "gate": ({"gate": "no"}, "gate: must be hard or soft"), "boolean": ({"guidance": True}, "guidance: True cannot be used"),
-    "together": ({"sampler": "lcm", "eta": 0.5}, "eta belongs to the sampler ddim"), "photos": ({"photos": "mean"}, "photos: photos are put together by"),
+    "together": ({"sampler": "lcm", "eta": 0.5}, "eta belongs to the sampler ddim"),
+    "photos": ({"photos": "mean"}, "photos: photos are put together by"),
     "control": ({"controls": [{"name": "x", "picture": "landmarks"}]}, "controls: the model mini has no ControlNet named 'x'"),
-    "both": ({"people": [{"reference": "a.png"}]}, "reference: is for one person"), "id": ({"id": "a/b"}, "id: 'a/b' cannot be part of a file's name"),
-    "product": ({"product": {"head": {}}}, "product: must be fields with a list"), "twice": ({"product": {"prompt": ["x"]}}, "product.prompt: the field stands"),
+    "both": ({"people": [{"reference": "a.png"}]}, "reference: is for one person"),
+    "id": ({"id": "a/b"}, "id: 'a/b' cannot be part of a file's name"),
+    "product": ({"product": {"head": {}}}, "product: must be fields with a list"),
+    "twice": ({"product": {"prompt": ["x"]}}, "product.prompt: the field stands"),
 }
 
 
@@ -78,16 +81,19 @@ def test_lines_that_are_no_jobs_and_files_without_any(write, checker, tmp_path):
 
 def test_a_job_as_the_pipeline_takes_it(write, checker, tmp_path):
     path = write({**GOOD, "head": {"yaw": 20, "photo": "b.png"}, "gate": "soft", "num": 2, "first": 3, "size": [64, 96]},
-                 {"id": "two", "people": [{"reference": ["a.png", "b.png"]}, {"reference": "b.png", "head": "a.png", "face": 1}], "prompt": "two people"})
+                 {"id": "two", "prompt": "two people", "people": [{"reference": ["a.png", "b.png"]},
+                                                                  {"reference": "b.png", "head": "a.png", "face": 1}]})
     one, two = jobs.read_jobs(path, checker, {"steps": 7, "num": 5}).jobs
     assert one.id == "1" and one.options["steps"] == 7 and one.options["hard_gate"] is False and one.options["size"] == (64, 96)
     assert list(one.pictures) == [3, 4] and list(two.pictures) == [0, 1, 2, 3, 4]
-    assert one.options["people"] == ({"reference": (str(tmp_path / "a.png"),), "head": WantedHead(photo=str(tmp_path / "b.png"), yaw=20), "face": None},)
+    head = WantedHead(photo=str(tmp_path / "b.png"), yaw=20)
+    assert one.options["people"] == ({"reference": (str(tmp_path / "a.png"),), "head": head, "face": None},)
     assert two.id == "two" and len(two.options["people"][0]["reference"]) == 2 and two.options["people"][1]["face"] == 1
 
 
 def test_products(write, checker, tmp_path):
-    path = write({"id": "p", "product": {"prompt": ["x", "y"], "head": [{}, {"yaw": 5}, "a.png"], "reference": ["a.png", ["a.png", "b.png"]]}, "num": 3})
+    path = write({"id": "p", "num": 3, "product": {"prompt": ["x", "y"], "head": [{}, {"yaw": 5}, "a.png"],
+                                                   "reference": ["a.png", ["a.png", "b.png"]]}})
     found = jobs.read_jobs(path, checker, {})
     assert not found.problems and len(found.jobs) == 12
     assert [job.id for job in found.jobs[:3]] == ["p_0_0_0", "p_0_0_1", "p_0_1_0"]

@@ -61,7 +61,8 @@ sys.stdin.read()
 
 def test_what_another_process_holds_is_free_when_it_is_killed(open_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "_WAIT", 0.01)
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "out"), "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "out"), "2"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "0 1\n"
         run, mine = open_folder(), []
         claims = run.claims()

@@ -125,7 +125,8 @@ def test_the_command_on_all_devices(place, one_by_one, tiny_folder, tmp_path, ca
     assert code == 0 and lines == ["8 pictures in 6 jobs, of 2 groups of settings"] and not out.exists()
     assert len(jax.local_devices()) == 8
     code, lines = run("--out", out)
-    assert code == 3 and any("job nobody (jobs.jsonl:5) failed" in line for line in lines) and any("5 of 8 are there, 3 failed" in line for line in lines)
+    assert code == 3 and any("job nobody (jobs.jsonl:5) failed" in line for line in lines)
+    assert any("5 of 8 are there, 3 failed" in line for line in lines)
     for line in entries(out / "index.jsonl"):
         picture = np.asarray(Image.open(out / line["file"])).astype(int)
         assert np.abs(picture - one_by_one[0][line["id"], line["number"]]).max() <= 2
@@ -240,7 +241,8 @@ def test_two_processes_one_of_them_killed_and_started_again(place, tiny_folder, 
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 
     def start(out):
-        command = [sys.executable, "-m", "caphuman_jax.cli", "sample", "--jobs", str(path), "--model", str(tiny_folder), "--format", kind, "--out", str(out)]
+        command = [sys.executable, "-m", "caphuman_jax.cli", "sample", "--jobs", str(path), "--model", str(tiny_folder), "--format", kind,
+                   "--out", str(out)]
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     alone = start(tmp_path / "alone")
