@@ -8,7 +8,6 @@ from caphuman_jax.config import MINI
 from caphuman_jax.training.autoencoder import AutoencoderTraining
 from caphuman_jax.training.diffusion import DiffusionTraining
 from caphuman_jax.training.loop import LoopConfig
-from caphuman_jax.training.loop import LoopConfig
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -19,6 +18,5 @@ def get_config() -> ml_collections.ConfigDict:
         "model": MINI.to_dict(),
         "autoencoder": dataclasses.asdict(AutoencoderTraining(steps=8000, batch=96)),
         "training": dataclasses.asdict(DiffusionTraining(steps=16000, batch=256, learning_rate=6e-4, warmup=300)),
-        "loop": dataclasses.asdict(LoopConfig(evaluate_every=2000, pictures_every=2000, best="loss")),
         "loop": dataclasses.asdict(LoopConfig(evaluate_every=2000, pictures_every=2000, best="loss")),
     })
