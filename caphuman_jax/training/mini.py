@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import jax
@@ -102,7 +103,10 @@ def build(config, workdir: Path, mesh, log) -> tuple[Recipe, None]:
     data = dataset.build(records, train_index, log=log)
     held_out = dataset.build(records, test_index[:HELD_OUT], log=lambda line: None) if len(test_index) else None
     previews = Previews(model, list(records.pictures[test_index[:PREVIEWED]]), lambda trained, frozen: trained | {"vae": frozen["vae"]})
-    return recipe(model, cfg, vae, data, mesh, held_out, previews if len(test_index) else None), None
+    made = recipe(model, cfg, vae, data, mesh, held_out, previews if len(test_index) else None)
+    # The folder of the records may move; what is in it may not change while a run goes on.
+    photos = hashlib.sha256("\n".join(data["name"].tolist()).encode()).hexdigest()
+    return dataclasses.replace(made, settings=made.settings | {"photos": photos}), None
 
 
 def _autoencoder(config, workdir: Path, records, train_index: np.ndarray) -> tuple[ModelConfig, dict]:
