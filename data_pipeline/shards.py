@@ -27,7 +27,7 @@ def write_shard(job: work.Job, shard: dict) -> dict:
     records = json.loads(files.read(job.path("plan", shard["plan"])))["records"]
     total = 0
     with files.written(path) as beside:
-        with _writer(beside, job.file_format) as write:
+        with _writer(beside, job.file_format, job.features()) as write:
             for message in _messages(job.folder, records):
                 write(message)
                 total += len(message)
@@ -46,7 +46,7 @@ def _messages(folder: str, records: list) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def _writer(path: str, file_format: str):
+def _writer(path: str, file_format: str, features: tuple[Feature, ...]):
     """A function that appends a record to the file."""
     if file_format == "tfrecord":
         import tensorflow as tf
@@ -56,7 +56,9 @@ def _writer(path: str, file_format: str):
         return
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    writer = ArrayRecordWriter(path, "group_size:1")  # one record a group: any can be read by itself
+    # One record a group: any can be read by itself. Networks' outputs hardly get smaller, and unpacking them is most of reading them.
+    outputs = any(feature.dtype == "float16" for feature in features)
+    writer = ArrayRecordWriter(path, "group_size:1,uncompressed" if outputs else "group_size:1")
     try:
         yield writer.write
     finally:
