@@ -88,7 +88,8 @@ def convolve_upsampled(layer: nnx.Conv, x: jax.Array) -> jax.Array:
     Two of three rows (and columns) of the kernel meet the same pixel, which of them depends on whether the output's row is even: so
     the four outputs of a pixel are four 2×2 convolutions of x, with rows and columns of the kernel added up.
     """
-    kernel = layer.kernel[...].astype(jnp.float32)
+    kind = jnp.finfo(layer.dtype)  # rounded first, as where it is used as it is, so that a kernel kept in that type gives the same
+    kernel = jax.lax.reduce_precision(layer.kernel[...].astype(jnp.float32), kind.nexp, kind.nmant)
     pairs = lambda k: jnp.stack([jnp.stack([k[0], k[1] + k[2]]), jnp.stack([k[0] + k[1], k[2]])])  # (3, …) → (even or odd, 2, …)
     kernel = pairs(jnp.moveaxis(pairs(kernel), 2, 0))  # (column parity, 2, row parity, 2, C, outputs)
     kernel = kernel.transpose(3, 1, 4, 2, 0, 5).astype(layer.dtype)

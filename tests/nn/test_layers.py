@@ -113,3 +113,12 @@ def test_convolution_of_what_was_upsampled():
     expected = from_torch(torch.nn.functional.conv2d(plain, kernel, torch.from_numpy(np.array(layer.bias[...])), padding=1))
     np.testing.assert_allclose(convolve_upsampled(layer, x), expected, atol=1e-5)
     np.testing.assert_allclose(layer(upsample(x)), expected, atol=1e-5)
+
+
+def test_upsampled_convolution_of_a_kernel_in_bfloat16():
+    layer, x = conv(5, 7, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), jnp.asarray(normal((1, 3, 4, 5)), jnp.bfloat16)
+    graph, state = nnx.split(layer)
+    params = nnx.to_pure_dict(state)
+    run = jax.jit(lambda params: convolve_upsampled(nnx.merge(graph, params), x))
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    np.testing.assert_array_equal(np.asarray(run(params), np.float32), np.asarray(run(rounded), np.float32))

@@ -32,13 +32,14 @@ def generate(tiny_folder, astronaut_file, tmp_path, capsys):
 
 def test_pictures_their_record_and_repeating_one(generate, tmp_path, astronaut_file):
     code, lines = generate("--num", 2, "--seed", 7, "--yaw", 20, "--expression", "smile=0.8,jawOpen=0.1", "--light", "-1,0.2,0.4,0.6", "--head-from",
-                           astronaut_file, "--take", "expression", "--size", "64x64")
+                           astronaut_file, "--take", "expression", "--size", "64x64", "--guidance-interval", 900, 0, "--reuse", 2)
     assert code == 0, lines
     out = tmp_path / "out"
     assert generate.printed.split() == [str(out / name) for name in ("picture_00.png", "picture_01.png", "sheet.png")]
     assert sorted(path.name for path in out.iterdir()) == ["picture_00.png", "picture_01.png", "sheet.png"]
     made = provenance.read_settings(out / "picture_01.png")
     assert made["seed"] == 7 and made["index"] == 1 and made["people"][0]["asked_head"]["take"] == ["expression"] and made["size"] == [64, 64]
+    assert made["guidance_interval"] == [0, 900] and made["reuse"] == 2
     assert any(line.startswith("preparing the sampler (compiled once") for line in lines) and "sampling" in lines[-1] and "compile" in lines[-1]
 
     code, lines = generate("--repeat", out / "picture_01.png", "--head-from", astronaut_file, prompt=None)

@@ -83,6 +83,7 @@ def test_every_setting_matters(pipe, person):
     changes = {
         "prompt": {"prompt": "a dog"}, "guidance": {"guidance": 5}, "eta": {"eta": 0.3}, "no guidance": {"guidance": 1}, "strength": {"strength": 0.3},
         "identity_until": {"identity_until": -1}, "gate": {"hard_gate": False}, "head": {"head": {"yaw": -25}},
+        "guidance_interval": {"guidance_interval": (600, 0)}, "reuse": {"reuse": 2},
         "person": {"reference": other},
     }
     for name, change in changes.items():
@@ -127,6 +128,7 @@ def test_any_size(pipe, person, caplog):
     {"num": 0}, {"num": 1.5}, {"seed": -1}, {"seed": 2**32}, {"steps": 0}, {"steps": 1001}, {"guidance": float("nan")}, {"strength": -1},
     {"strength": "much"}, {"identity_until": 2000}, {"prompt": None}, {"sampler": "magic"}, {"negative": 3}, {"head_guidance": -1},
     {"guidance_rescale": 2}, {"photos": "sum"},
+    {"guidance_interval": (0, 2000)}, {"guidance_interval": "all"}, {"guidance_interval": (1, 2, 3)}, {"reuse": 0}, {"reuse": 1.5},
     {"steps": 60, "sampler": "lcm"}, {"eta": 0.5, "sampler": "unipc"},
 ])
 def test_settings_out_of_range(pipe, person, setting):
@@ -208,6 +210,45 @@ def test_models_that_need_other_networks_are_refused(pipe, tmp_path):
 def test_bfloat16(tiny_folder, person):
     result = caphuman_jax.load(tiny_folder, dtype="bfloat16")(reference=person, prompt=PROMPT)
     assert result.settings["dtype"] == "bfloat16" and result.pictures.std() > 5
+
+
+@pytest.mark.slow
+def test_memory_settings(tiny_folder, person):
+    made = {}
+    for memory in ("full", "normal", "low", "least"):
+        pipe = caphuman_jax.load(tiny_folder, dtype="bfloat16", memory=memory)
+        made[memory] = pipe(reference=person, prompt=PROMPT).pictures.astype(int)
+        pipe.tile = 32
+        tiled = pipe(reference=person, prompt=PROMPT).pictures
+        assert 0 < np.abs(tiled - made[memory]).mean() < 30
+    np.testing.assert_array_equal(made["normal"], made["full"])
+    np.testing.assert_array_equal(made["low"], made["full"])
+    assert 0 < np.abs(made["least"] - made["full"]).mean() < 20
+    with pytest.raises(SettingError, match="tiny.*choose one of full, normal, low, least"):
+        caphuman_jax.load(tiny_folder, memory="tiny")
+
+
+@pytest.mark.slow
+def test_loras_are_added_before_weights_are_rounded(tiny_folder, person, tmp_path):
+    from caphuman_jax.weights.safetensors_file import order, write
+
+    rng = np.random.default_rng(0)
+    arrays = {f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v.lora_{part}.weight": rng.normal(0, 0.3, shape).astype(np.float32)
+              for part, shape in (("down", (2, 32)), ("up", (32, 2)))}
+    specs = {key: (array.dtype, array.shape) for key, array in arrays.items()}
+    write(tmp_path / "style.safetensors", specs, (arrays[key] for key in order(specs)), None)
+    made, kernels = {}, {}
+    for memory in ("full", "normal"):
+        pipe = caphuman_jax.load(tiny_folder, dtype="bfloat16", memory=memory)
+        base = pipe(reference=person, prompt=PROMPT).pictures
+        pipe.use_loras([(tmp_path / "style.safetensors", 1.0)])
+        made[memory] = pipe(reference=person, prompt=PROMPT).pictures
+        assert (made[memory] != base).any()
+        kernels[memory] = pipe.params["unet"]["encoder"]["middle"]["attention"]["cross_attention"]["value"]["kernel"]
+        pipe.use_loras([])
+        np.testing.assert_array_equal(pipe(reference=person, prompt=PROMPT).pictures, base)
+    np.testing.assert_array_equal(kernels["normal"], kernels["full"].astype(jnp.bfloat16))
+    np.testing.assert_array_equal(made["normal"], made["full"])
 
 
 _SHIPPED = (files("caphuman_jax") / "assets" / "mini" / "config.json").is_file()
