@@ -105,6 +105,7 @@ def assert_same(fast, slow):
     np.testing.assert_allclose(fast, slow, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_everything_at_once_is_the_plain_loop(networks):
     """Several people of two photos, a ControlNet, a LoRA on keys and values, scales of their own, a soft gate, a late identity, noise predicted."""
     graphs, params = networks
