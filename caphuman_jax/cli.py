@@ -6,9 +6,13 @@ Only what the chosen subcommand needs is imported, so that help comes at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import glob
 import importlib
+import importlib.util
 import os
 import sys
+from pathlib import Path
 
 from caphuman_jax import __version__, head_arguments
 from caphuman_jax.errors import CapHumanError
@@ -37,8 +41,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; its exit code: 0, 2 for an error that is told in one line, 130 when interrupted."""
+    """Run the command; its exit code: 0, 2 for an error that is told in one line, 130 when interrupted, and those of train and sample."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _spare_libtpu()
     try:
         return _dispatch(arguments) or 0
     except CapHumanError as error:
@@ -50,6 +55,17 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # whoever read our output has left
         return _INTERRUPTED
+
+
+def _spare_libtpu():
+    """Where libtpu is installed only to compile with, keep JAX from looking for chips with it: that takes seconds and prints a page."""
+    chips = ["/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd"]
+    google = lambda path: Path(path).read_text(errors="replace").strip() == "0x1ae0"  # as JAX tells TPUs
+    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None or any(map(glob.glob, chips)):
+        return
+    with contextlib.suppress(OSError):
+        if not any(map(google, glob.glob("/sys/bus/pci/devices/*/vendor"))):
+            os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def _dispatch(arguments):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -102,7 +103,11 @@ def run(args) -> int:
     log = print if jax.process_index() == 0 else lambda line: None
     keep_config(workdir, args.config, config)
     mesh = sharding.make_mesh(cfg.fsdp)
-    recipe, batches = module.build(config, workdir, mesh, log)
+    try:
+        recipe, batches = module.build(config, workdir, mesh, log)
+    except CapHumanError:
+        _forget_config(workdir)
+        raise
     result = loop.run(recipe, batches, cfg, workdir, mesh, minutes=args.minutes, profile=args.profile, config=config.to_dict(), log=log)
     if result.exit_code == 0:  # who is told to stop has no time for more than the checkpoint
         params = sharding.on_host(result.state["ema"] or result.state["params"])
@@ -142,6 +147,14 @@ def keep_config(workdir: Path, name: str, config) -> None:
         os.replace(beside, path)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} cannot be read or written: {error}") from error
+
+
+def _forget_config(workdir: Path) -> None:
+    """Nothing has been made of the configuration yet, so that the next start may have another."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in workdir.iterdir()] == ["config.json"]:
+            (workdir / "config.json").unlink(missing_ok=True)
+            workdir.rmdir()
 
 
 def export_run(workdir: str | os.PathLike, folder: str | os.PathLike, step: str = "newest") -> list[str]:

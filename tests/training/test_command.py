@@ -33,6 +33,7 @@ def test_no_such_configuration():
 def test_options_may_stand_in_any_order(tmp_path, capsys):
     status = cli.main(["train", "--config", "mini", f"--config.data={tmp_path}", "--workdir", str(tmp_path / "w"), "--config.training.steps=3"])
     assert status == 2 and "no records there" in capsys.readouterr().err
+    assert not (tmp_path / "w").exists()  # nothing has begun, so the next start may be another
 
 
 CONFIG = str(Path(__file__).parents[1] / "tiny_recipe.py")
