@@ -32,7 +32,7 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class ControlTraining:
-    """Everything that decides a run; defaults are the original's (SPEC: AdamW 1e-4, decay 0.01, batch 128, no average, nothing dropped).
+    """Everything that decides a run; defaults are the original's (AdamW 1e-4, decay 0.01, batch 128, no average, nothing dropped).
 
     batch: pictures of a step over all devices, taken in `accumulate` micro-batches one after the other. start: "unet" copies the UNet's
     encoder into CapFace, "base" goes on from the base's own CapFace and projector. late_identity: share of the pictures whose identity
