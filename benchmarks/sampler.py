@@ -35,6 +35,7 @@ from caphuman_jax.errors import PhotoError  # noqa: E402
 from caphuman_jax.evaluation.measure import recognition_vectors  # noqa: E402
 from caphuman_jax.face import recognise  # noqa: E402
 from caphuman_jax.memory import MEMORY, TILES, packed, put  # noqa: E402
+from caphuman_jax.scene import Appearance, Scene  # noqa: E402
 from caphuman_jax.training import flops  # noqa: E402
 from caphuman_jax.training.devices import peak_flops  # noqa: E402
 
@@ -122,7 +123,7 @@ def scene(pipe, settings):
                              image_tokens=rng.standard_normal((1, tokens, known.image_width), np.float32))
     request = pipe.request(prompt=PROMPT, reference="nobody", **settings)
     hints = rng.uniform(0, 1, (*request.size, 9)).astype(np.float32)
-    return pipeline.Scene(request, (pipeline.Appearance(person, None, None, hints),), {}, request.settings)
+    return Scene(request, (Appearance(person, None, None, hints),), {}, request.settings)
 
 
 def operations(pipe, rows) -> int:

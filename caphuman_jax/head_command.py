@@ -97,9 +97,9 @@ class _Measure:
 
 def _start(args):
     """What measures, the person of the reference (or None), the head with its numbers, the wanted head, and the size."""
+    from caphuman_jax.compile_cache import keep_compiled
     from caphuman_jax.head import record
     from caphuman_jax.head.morphable import load_head
-    from caphuman_jax.pipeline import keep_compiled
     from caphuman_jax.weights import folder
 
     path = folder.find_model(args.model)

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
-import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,90 +13,39 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
 
 import caphuman_jax
 from caphuman_jax import identity_file, models, provenance
+from caphuman_jax.compile_cache import keep_compiled
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.diffusion import samplers, savings
+from caphuman_jax.diffusion import savings
 from caphuman_jax.diffusion.generate import generate
 from caphuman_jax.diffusion.guidance import branch_weights
 from caphuman_jax.diffusion.samplers import picture_key
 from caphuman_jax.errors import PhotoError, SettingError
 from caphuman_jax.head import deca_head
-from caphuman_jax.head.control import parse_take
-from caphuman_jax.head.dots import landmark_picture
 from caphuman_jax.head.head import Head, to_numbers
 from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.morphable import load_head
 from caphuman_jax.identity import Identifier
-from caphuman_jax.images import PhotoSource, photo_name, read_photo
+from caphuman_jax.images import PhotoSource
 from caphuman_jax.memory import MEMORY, TILES, packed, put
 from caphuman_jax.models.tokenizer import ClipTokenizer
-from caphuman_jax.person import TOGETHER, Person, WantedHead, checksum, measure, note_unusual, stack_people, together
+from caphuman_jax.person import TOGETHER, Person, WantedHead, measure, note_unusual, stack_people, together
+from caphuman_jax.request import Asked, Reference, Request, asked_people, checked_controls, checked_settings, picture_size, whole
+from caphuman_jax.scene import Appearance, Scene, control_picture, picture_record, side_by_side
 from caphuman_jax.weights import folder, lora
 
-log = logging.getLogger("caphuman_jax")
-
-LARGEST_SIDE = 4096
 _BATCH_ON_ACCELERATOR = 8
 _SHALLOW = 1  # of the UNet's decoder, how many blocks run at every step where the others' features are reused
 
 _SAMPLING = ("text", "identity", "capface", "unet", "vae")
 """The networks that `generate` runs, besides ControlNets."""
 
-LANDMARKS = "landmarks"
-OWN_SETTINGS = ("prompt", "negative", "seed")
-"""Settings that each picture of a batch has for itself; the others are the batch's."""
-Reference = PhotoSource | Person
-
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total): called as a stage begins (done 0) and as its parts are done.
 
 Stages: "photo", "head photo", "hints", "compile", "pictures"."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Appearance:
-    """One person in the pictures. person: of the reference; lender: of the head photo, if there was one; head: the one that was
-    asked for; hints: (H, W, 9) float32, see `head.hints`; None where they were not rendered."""
-
-    person: Person
-    lender: Person | None
-    head: Head
-    hints: np.ndarray | jax.Array | None
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Request:
-    """What is asked for, checked, before any photo is looked at; of `Pipeline.request`. settings: JSON types; plan: of `samplers.plan`;
-    size: (H, W); people: as they were asked for; controls: (ControlNet, picture, strength) each; pictures first … first + num - 1."""
-
-    settings: dict
-    plan: samplers.Plan
-    size: tuple[int, int]
-    people: tuple[_Asked, ...]
-    photos: str
-    controls: tuple[tuple[str, PhotoSource, float], ...]
-    num: int
-    first: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scene:
-    """What the pictures of a request are made from; of `Pipeline.scene`. controls and settings: see `Result`."""
-
-    request: Request
-    people: tuple[Appearance, ...]
-    controls: dict[str, np.ndarray]
-    settings: dict
-
-    @property
-    def kind(self) -> tuple:
-        """Scenes of one kind can be made in one batch: hashable."""
-        shared = json.dumps({name: value for name, value in self.request.settings.items() if name not in OWN_SETTINGS})
-        strengths = tuple((name, strength) for name, _, strength in self.request.controls)
-        return (self.request.size, shared, strengths, stack_people([look.person for look in self.people])["recognition"].shape)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,34 +144,35 @@ class Pipeline:
                 2312.00858); CapFace's and the ControlNets' residuals for that part with it. 1: at every step.
         Raises SettingError, HeadError.
         """
-        settings, plan = self._settings(prompt, negative, seed, sampler, steps, eta, guidance, identity_guidance, head_guidance,
-                                        guidance_rescale, strength, identity_until, hard_gate, guidance_interval, reuse)
-        num, first = _whole(num, "num", 1, 10_000), _whole(first, "first", 0, 2**32 - 10_001)
+        settings, plan = checked_settings(self.config, prompt, negative, seed, sampler, steps, eta, guidance, identity_guidance, head_guidance,
+                                          guidance_rescale, strength, identity_until, hard_gate, guidance_interval, reuse)
+        num, first = whole(num, "num", 1, 10_000), whole(first, "first", 0, 2**32 - 10_001)
         if photos not in TOGETHER:
             raise SettingError(f"photos are put together by {' or '.join(TOGETHER)}, not {photos!r}")
-        return Request(settings, plan, self.size(size), tuple(_asked(people, reference, head, face, self.head_model)), photos,
-                       tuple(self._checked_controls(controls)), num, first)
+        return Request(settings, plan, self.size(size), tuple(asked_people(people, reference, head, face, self.head_model)), photos,
+                       tuple(checked_controls(controls, self.config)), num, first)
 
     def scene(self, request: Request, progress: Progress | None = None, with_hints: bool = True) -> Scene:
         """What the pictures of a request are made from: people measured, heads posed and, `with_hints`, rendered.
         Raises PhotoError (NoFaceError), HeadError, ModelFolderError."""
         report, (height, width) = progress or _silent, request.size
         cast = [self._measured(one, request.photos, report) for one in request.people]
-        wanted = _side_by_side([one.head for one in request.people], [person.head for person, _ in cast], height, width)
+        wanted = side_by_side([one.head for one in request.people], height, width)
         report("hints", 0, 1)
         appearances = []
         for (person, lender), want in zip(cast, wanted):
             used = want.build(self.head_model, person.head, lender)
             note_unusual(self.head_model, used)
             appearances.append(Appearance(person, lender, used, np.asarray(self.hints(used, request.size)) if with_hints else None))
-        pictures = {name: self._control_picture(picture, appearances, height, width) for name, picture, _ in request.controls}
+        heads = [look.head for look in appearances]
+        pictures = {name: control_picture(picture, self.head_model, heads, height, width) for name, picture, _ in request.controls}
         report("hints", 1, 1)
         settings = request.settings | {
             "first": request.first, "size": [width, height], "photos": request.photos,
             "people": [{"reference": {"name": person.name, "sha256": person.sha256, "face": one.face}, "asked_head": want.record(lender),
                         "head": to_numbers(look.head, self.head_model)}
                        for one, (person, lender), want, look in zip(request.people, cast, wanted, appearances)],
-            "controls": [{"name": name, "strength": strength, "picture": _picture_record(picture)} for name, picture, strength in request.controls],
+            "controls": [{"name": name, "strength": strength, "picture": picture_record(picture)} for name, picture, strength in request.controls],
             "model": self.config.name, **self.record,
             "version": caphuman_jax.__version__, "jax": jax.__version__, "backend": jax.default_backend(),
         }
@@ -244,26 +191,6 @@ class Pipeline:
         """The compiled program that `make` runs on these rows, and its arguments."""
         arguments, static = self._arguments(rows)
         return self._program(arguments, static, progress or _silent), arguments
-
-    def _settings(self, prompt, negative, seed, sampler, steps, eta, guidance, identity_guidance, head_guidance, guidance_rescale, strength,
-                  identity_until, hard_gate, guidance_interval, reuse):
-        """The settings as JSON types, checked, and the sampler's plan."""
-        best, diffusion = self.config.sampling, self.config.diffusion
-        sampler = best.sampler if sampler is None else sampler
-        own = sampler == best.sampler  # another sampler than the model's own takes its standard noise
-        settings = {
-            "prompt": _text(prompt, "prompt"), "negative": _text(negative, "negative prompt"), "seed": _whole(seed, "seed", 0, 2**32 - 1),
-            "sampler": sampler, "steps": _whole(best.steps if steps is None else steps, "steps", 1, diffusion.train_steps),
-            "spacing": best.spacing, "eta": _real((best.eta if own else 0.0) if eta is None else eta, "eta", 0, 1),
-            "guidance": _real(best.guidance if guidance is None else guidance, "guidance", 0, 100),
-            "identity_guidance": _real(identity_guidance, "identity_guidance", 0, 100),
-            "head_guidance": _real(head_guidance, "head_guidance", 0, 100),
-            "guidance_rescale": _real(best.guidance_rescale if guidance_rescale is None else guidance_rescale, "guidance_rescale", 0, 1),
-            "strength": _real(strength, "strength", 0, 10),
-            "identity_until": _real(identity_until, "identity_until", -1, diffusion.train_steps), "hard_gate": bool(hard_gate),
-            "guidance_interval": _interval(guidance_interval, diffusion.train_steps), "reuse": _whole(reuse, "reuse", 1, diffusion.train_steps),
-        }
-        return settings, samplers.plan(diffusion, sampler, settings["steps"], spacing=settings["spacing"], eta=settings["eta"])
 
     def precision(self):
         """A context to compile in: float32 means float32, also where the device would take a shorter type for products by itself."""
@@ -304,19 +231,9 @@ class Pipeline:
 
     def size(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
         """(height, width) in pixels of a side, a (width, height) or None. Raises SettingError for sizes that cannot be made."""
-        step = self.config.vae.downsampling * 2 ** (len(self.config.unet.multipliers) - 1)
-        sides = np.full(2, self.config.image_size) if size is None else np.asarray(size)
-        sides = np.repeat(sides, 2) if sides.ndim == 0 else sides
-        if sides.shape != (2,) or sides.dtype.kind not in "iu" or (sides < step).any() or (sides > LARGEST_SIDE).any() or (sides % step).any():
-            raise SettingError(f"the size {size} cannot be made; sides are multiples of {step} from {step} to {LARGEST_SIDE} pixels, "
-                               f"best {self.config.image_size}")
-        width, height = map(int, sides)
-        if (height, width) != (self.config.image_size,) * 2:
-            log.warning("the model was trained on %dx%d pixels; %dx%d may come out worse",
-                        self.config.image_size, self.config.image_size, width, height)
-        return height, width
+        return picture_size(size, self.config)
 
-    def _measured(self, one: _Asked, photos, report) -> tuple[Person, Person | None]:
+    def _measured(self, one: Asked, photos, report) -> tuple[Person, Person | None]:
         """The person of the reference and that of the head photo."""
         def person(photo, face, stage):
             if isinstance(photo, Person):
@@ -330,27 +247,6 @@ class Pipeline:
 
         reference = together([person(photo, one.face, "photo") for photo in one.references], photos)
         return reference, None if one.head.photo is None else person(one.head.photo, one.head.photo_face, "head photo")
-
-    def _checked_controls(self, controls) -> list[tuple[str, PhotoSource, float]]:
-        checked = []
-        for control in controls:
-            unknown = set(control) - {"name", "picture", "strength"}
-            if unknown or not {"name", "picture"} <= set(control):
-                raise SettingError(f"a control has a name, a picture and a strength, not {', '.join(map(str, control))}")
-            if control["name"] not in self.config.controlnets:
-                there = ", ".join(self.config.controlnets) or "none; caphuman import --controlnet adds one"
-                raise SettingError(f"the model {self.config.name} has no ControlNet named {control['name']!r}; it has {there}")
-            checked.append((control["name"], control["picture"], _real(control.get("strength", 1.0), "strength of a control", 0, 10)))
-        names = [name for name, _, _ in checked]
-        if len(set(names)) < len(names):
-            raise SettingError(f"each ControlNet can be used once; asked for: {', '.join(names)}")
-        return checked
-
-    def _control_picture(self, picture, appearances, height, width) -> np.ndarray:
-        """(H, W, 3) uint8: the dots of the wanted heads, or a photo cut to the pictures' shape about its centre."""
-        if isinstance(picture, str) and picture == LANDMARKS:
-            return landmark_picture(self.head_model, [look.head for look in appearances], height, width)
-        return np.asarray(ImageOps.fit(Image.fromarray(read_photo(picture)), (width, height), Image.Resampling.BICUBIC))
 
     def _pictures(self, scene, report, seconds):
         """Pictures (N, H, W, 3) uint8 and masks, `batch` at a time; the last batch is filled up, so one program serves all."""
@@ -418,63 +314,13 @@ class Pipeline:
         return self._compiled[key]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """One person as they were asked for."""
-
-    references: tuple
-    head: WantedHead
-    face: int | None
-
-
-def _asked(people, reference, head, face, model) -> list[_Asked]:
-    """The people of a call, checked before any photo is looked at."""
-    if people and (reference is not None or head is not None or face is not None):
-        raise SettingError("reference, head and face are for one person; with several, each of them has their own")
-    if not people:
-        people = [{"reference": reference, "head": head, "face": face}]
-    asked = []
-    for one in people:
-        unknown = set(one) - {"reference", "head", "face"}
-        if unknown:
-            raise SettingError(f"a person has a reference, a head and a face, no {', '.join(sorted(unknown))}")
-        references = one.get("reference")
-        references = tuple(references) if isinstance(references, (list, tuple)) else (references,)
-        if not references or any(photo is None for photo in references):
-            raise SettingError("a reference photo is needed for each person")
-        wanted = WantedHead.of(one.get("head"))
-        wanted.check(model)
-        asked.append(_Asked(references, wanted, one.get("face")))
-    return asked
-
-
-def _side_by_side(wanted: list[WantedHead], own: list[Head], height: int, width: int) -> list[WantedHead]:
-    """With several people, those whose position is not asked for get a place of their own, left to right."""
-    if len(wanted) == 1:
-        return wanted
-    placed = []
-    for i, want in enumerate(wanted):
-        by_photo = want.photo is not None and want.framing == "photo" and "position" in parse_take(want.take)
-        if want.position is None and not by_photo:
-            size = min(0.45, 0.62 * width / height / len(wanted))
-            want = dataclasses.replace(want, position=((i + 0.5) / len(wanted), 0.5, round(size, 3)))
-        placed.append(want)
-    return placed
-
-
-def _picture_record(picture):
-    if isinstance(picture, str) and picture == LANDMARKS:
-        return LANDMARKS
-    return {"name": os.path.basename(photo_name(picture)), "sha256": checksum(picture, read_photo(picture))}
-
-
 def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: int | None = None, cache: bool = True,
          place: Callable[[str, dict], dict] | None = None, memory: str = "normal") -> Pipeline:
     """The pipeline of a shipped model's name or a model folder.
 
     dtype: compute dtype, "float32" or "bfloat16"; None: float32 on a CPU, bfloat16 elsewhere. batch: see `Pipeline`.
-    cache: keep compiled programs between runs in `cache_folder()`. place(network, its parameters on the host) → the parameters on devices; None: on
-    the first one. memory: one of `memory.MEMORY`. Raises ModelFolderError, SettingError.
+    cache: keep compiled programs between runs in `compile_cache.cache_folder()`. place(network, its parameters on the host) → the
+    parameters on devices; None: on the first one. memory: one of `memory.MEMORY`. Raises ModelFolderError, SettingError.
     """
     if memory not in MEMORY:
         raise SettingError(f"there is no memory setting {memory!r}; choose one of {', '.join(MEMORY)}")
@@ -497,27 +343,6 @@ def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: 
     return Pipeline(config, params, graphs, record, batch, ClipTokenizer(folder.tokenizer_files(path)), TILES[memory], source if rounded else None)
 
 
-def cache_folder() -> Path:
-    """Where compiled programs are kept: $CAPHUMAN_CACHE, or caphuman_jax in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("CAPHUMAN_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(base) / "caphuman_jax"
-
-
-def keep_compiled() -> None:
-    """Turn on JAX's persistent compilation cache in `cache_folder()`, unless one is set already or the folder cannot be made."""
-    if jax.config.jax_compilation_cache_dir:
-        return
-    where = cache_folder() / "compiled"
-    try:
-        where.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        log.warning("compiled programs cannot be kept in %s (%s); every run compiles again. Set CAPHUMAN_CACHE to another folder.", where, error)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(where))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
 _keys = jax.jit(jax.vmap(picture_key))
 
 
@@ -528,35 +353,3 @@ def to_bytes(pictures: np.ndarray) -> np.ndarray:
 
 def _silent(stage, done, total):
     """Progress that nobody asked for."""
-
-
-def _text(prompt, name: str) -> str:
-    if not isinstance(prompt, str):
-        raise SettingError(f"the {name} is a text, not {type(prompt).__name__}")
-    return prompt
-
-
-def _interval(value, largest: float) -> list[float] | None:
-    """Two timesteps, the smaller first."""
-    if value is None:
-        return None
-    if isinstance(value, str) or len(value) != 2:
-        raise SettingError(f"guidance_interval is two timesteps between 0 and {largest}, not {value!r}")
-    return sorted(_real(end, "guidance_interval", 0, largest) for end in value)
-
-
-def _whole(value, name: str, low: int, high: int) -> int:
-    number = _real(value, name, low, high)
-    if number != int(number):
-        raise SettingError(f"{name} must be a whole number, not {value}")
-    return int(number)
-
-
-def _real(value, name: str, low: float, high: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise SettingError(f"{name} must be a number, not {value!r}") from None
-    if not math.isfinite(number) or not low <= number <= high:
-        raise SettingError(f"{name} must lie between {low:g} and {high:g}, not {number:g}")
-    return number

@@ -47,7 +47,7 @@ The same command again goes on where the last one stopped, however that one ende
 
 def measurer(settings: PrepareSettings):
     """The measurer of a worker, with its networks."""
-    from caphuman_jax.pipeline import keep_compiled
+    from caphuman_jax.compile_cache import keep_compiled
     from data_pipeline.measure import Measurer
 
     keep_compiled()  # every worker compiles the same programs, in every run

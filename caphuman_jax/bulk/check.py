@@ -15,7 +15,8 @@ from caphuman_jax.errors import CapHumanError
 from caphuman_jax.head import control
 from caphuman_jax.head.head import Head
 from caphuman_jax.person import WantedHead
-from caphuman_jax.pipeline import LANDMARKS, OWN_SETTINGS, Pipeline
+from caphuman_jax.pipeline import Pipeline
+from caphuman_jax.request import LANDMARKS, OWN_SETTINGS
 
 _STRUCTURE = ("reference", "head", "face", "people", "controls")
 _GATES = {"hard": True, "soft": False}

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from caphuman_jax.bulk.jobs import Job
 from caphuman_jax.person import WantedHead
-from caphuman_jax.pipeline import OWN_SETTINGS
+from caphuman_jax.request import OWN_SETTINGS
 
 _OWN = (*OWN_SETTINGS, "num", "first", "people", "controls")
 LARGEST_UNIT = 64

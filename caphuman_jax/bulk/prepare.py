@@ -20,7 +20,8 @@ from caphuman_jax.errors import CapHumanError, PhotoError
 from caphuman_jax.head.head import stack
 from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.person import Person, WantedHead
-from caphuman_jax.pipeline import Pipeline, Scene
+from caphuman_jax.pipeline import Pipeline
+from caphuman_jax.scene import Scene
 
 log = logging.getLogger("caphuman_jax")
 

@@ -19,7 +19,8 @@ from caphuman_jax.bulk.outputs import Files, Shards
 from caphuman_jax.bulk.plan import Picture, Plan
 from caphuman_jax.bulk.prepare import Hints, People, Scenes, reason_of
 from caphuman_jax.errors import CapHumanError
-from caphuman_jax.pipeline import Pipeline, Progress, Scene, to_bytes
+from caphuman_jax.pipeline import Pipeline, Progress, to_bytes
+from caphuman_jax.scene import Scene
 from data_pipeline import files
 
 log = logging.getLogger("caphuman_jax")

@@ -15,7 +15,8 @@ from caphuman_jax.face import attributes, recognise
 from caphuman_jax.head.head import Head, stack
 from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.person import Person
-from caphuman_jax.pipeline import Appearance, Pipeline, Scene, to_bytes
+from caphuman_jax.pipeline import Pipeline, to_bytes
+from caphuman_jax.scene import Appearance, Scene
 
 
 def bulk_generator(pipe: Pipeline, steps: int, guidance: float) -> Generator:
