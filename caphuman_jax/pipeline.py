@@ -286,8 +286,7 @@ class Pipeline:
         if settings["reuse"] > 1:
             numbers["fresh"] = jnp.asarray(savings.fresh_steps(request.plan, settings["reuse"], guided))
         static = {"size": request.size, "branches": tuple(scales), "hard_gate": settings["hard_gate"],
-                  "shallow": _SHALLOW if settings["reuse"] > 1 else 0, "tile": self.tile if max(request.size) > self.tile else 0,
-                  "apart": jax.default_backend() == "cpu"}
+                  "shallow": _SHALLOW if settings["reuse"] > 1 else 0, "tile": self.tile if max(request.size) > self.tile else 0}
         params = {name: params for name, params in self.params.items() if name in _SAMPLING or name.startswith("controlnet_")}
         return (params, conditions, keys, numbers, request.plan), static
 

@@ -1,5 +1,7 @@
 """For every test: 8 simulated devices, no silent dtype promotion, and programs compiled fast rather than compiled to be fast."""
 
+import ctypes
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,6 +15,17 @@ import jax
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # flame_standin
+
+
+@pytest.fixture(autouse=True, scope="module")
+def modest_memory():
+    """A process that holds more than 3 GB after a file forgets the programs that it has compiled: several run side by side."""
+    yield
+    statistics = Path("/proc/self/statm")  # Linux
+    if statistics.exists() and int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 3e9:
+        jax.clear_caches()
+        gc.collect()
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # glibc keeps what was freed otherwise
 
 
 @pytest.fixture(autouse=True)

@@ -22,10 +22,9 @@ from caphuman_jax.models.unet import control_shapes
 from caphuman_jax.nn import compact
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "graphs", "branches", "hard_gate", "size", "shallow", "tile", "apart"))
+@functools.partial(jax.jit, static_argnames=("cfg", "graphs", "branches", "hard_gate", "size", "shallow", "tile"))
 def generate(params, conditions, keys, settings, plan, *, cfg: ModelConfig, graphs, size: tuple[int, int],
-             branches: tuple[str, ...] = ("identity", "text"), hard_gate: bool = True, shallow: int = 0, tile: int = 0,
-             apart: bool = False):
+             branches: tuple[str, ...] = ("identity", "text"), hard_gate: bool = True, shallow: int = 0, tile: int = 0):
     """Pictures (B, H, W, 3) float32 in [0, 1] and the people's face masks (B, P, H/f, W/f) from conditions.
 
     Args:
@@ -44,8 +43,6 @@ def generate(params, conditions, keys, settings, plan, *, cfg: ModelConfig, grap
         size: (H, W) in pixels, multiples of the autoencoder's downsampling times the UNet's.
         shallow: with `fresh`: how many of the decoder's last blocks are run in the steps that reuse (`UNet.shallow`).
         tile: side in pixels of the tiles that the autoencoder decodes one by one; 0: the whole picture at once.
-        apart: each branch's predictions are a call of the UNet of their own, not all one batch: on a CPU these run side by side, while
-            most operations of one call stay on one core.
     """
     run = lambda name, beside=None: nnx.merge(dict(graphs)[name], compact.dense(params[name], beside))
     factor, batch = cfg.vae.downsampling, conditions["hints"].shape[0]
@@ -71,12 +68,7 @@ def generate(params, conditions, keys, settings, plan, *, cfg: ModelConfig, grap
         if reuse:
             control = None if control is None else control[:shallow]
             return unet.shallow(deep[-len(chosen) * batch:], latents, times, context, control, blocks=shallow), deep
-        if apart:
-            own = lambda tree, n: jax.tree.map(lambda x: x if x.shape[0] == batch else x[n * batch:(n + 1) * batch], tree)
-            calls = [unet.with_deep(latents, times, own(context, n), own(control, n), blocks=shallow) for n in range(len(chosen))]
-            output, made = (jnp.concatenate(parts) for parts in zip(*calls))
-        else:
-            output, made = unet.with_deep(latents, times, context, control, blocks=shallow)
+        output, made = unet.with_deep(latents, times, context, control, blocks=shallow)
         # Without guidance the other branches' features stay as they are, the text's are the last.
         return output, None if deep is None else jnp.concatenate([deep[:deep.shape[0] - made.shape[0]], made])
 

@@ -118,7 +118,7 @@ def test_everything_at_once_is_the_plain_loop(networks):
     given = conditions(2, ["pose"])
     numbers = settings(branch_weights(2.0, 1.5, 1.2), ["pose"], identity_until=500.0)
     assert tuple(numbers["weights"]) == ALL
-    fast, mask = generate(params, given, KEYS, numbers, plan, cfg=cfg, graphs=graphs, size=SIZE, branches=ALL, hard_gate=False, apart=True)
+    fast, mask = generate(params, given, KEYS, numbers, plan, cfg=cfg, graphs=graphs, size=SIZE, branches=ALL, hard_gate=False)
     assert mask.shape == (BATCH, 2, 8, 12)
     assert_same(fast, plain(graphs, params, given, numbers, plan, jnp.ones(plan.steps, bool), cfg, hard_gate=False))
 
