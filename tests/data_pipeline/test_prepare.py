@@ -228,7 +228,7 @@ def test_a_worker_that_is_ended_is_told_of(tmp_path):
             command, environment = place.joinpath("cmdline").read_bytes(), place.joinpath("environ").read_bytes()
         except OSError:
             continue
-        if b"sdk_worker_main" in command and b"-c" not in command and str(TESTS).encode() in environment and _ancestor(int(place.name), run.pid):
+        if b"sdk_worker_main" in command and b"-c" not in command.split(b"\0") and str(TESTS).encode() in environment and _ancestor(int(place.name), run.pid):
             os.kill(int(place.name), signal.SIGKILL)
             break
     _, said = run.communicate(timeout=60)
