@@ -92,7 +92,7 @@ def test_a_signal_to_one_host_stops_all_at_one_step(tmp_path):
 
 @pytest.mark.slow
 def test_killed_ten_times_and_the_same_to_the_last_bit(tmp_path):
-    options = ("--config.training.steps=40", "--config.loop.save_every=2", "--config.loop.log_every=1", "--config.pause=0.05")
+    options = ("--config.training.steps=150", "--config.loop.save_every=2", "--config.loop.log_every=1", "--config.pause=0.05")
     chance = random.Random(0)
     undisturbed = start(tmp_path / "straight", *options)
     kills, reached = 0, []
