@@ -51,7 +51,6 @@ def measurer(settings: PrepareSettings):
     from data_pipeline.measure import Measurer
 
     keep_compiled()  # every worker compiles the same programs, in every run
-
     return Measurer(settings)
 
 
