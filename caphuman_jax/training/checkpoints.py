@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
@@ -121,7 +122,7 @@ class Checkpoints:
         try:
             content = self._read_run(step)
             part = "ema" if _under(content, "ema") else "params"
-            as_numpy = _nest({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in _under(content, part)})
+            as_numpy = _unflatten({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in _under(content, part)})
             found = self.manager.restore(step, args=ocp.args.Composite(**{part: ocp.args.PyTreeRestore(restore_args=as_numpy)}))[part]
             _compare({part: found}, content)
         except Exception as error:
@@ -241,7 +242,7 @@ def _trees(state: State) -> dict[str, dict]:
 
 def _plain(tree: Any) -> dict:
     """Any tree as nested dicts with string keys: Optax's tuples by number, their entries by name."""
-    return _nest({path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)})
+    return _unflatten({path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)})
 
 
 def _as(like: Any, plain: dict) -> Any:
@@ -250,15 +251,8 @@ def _as(like: Any, plain: dict) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: leaves[path_name(path)], like)
 
 
-def _nest(flat: Mapping[str, Any]) -> dict:
-    nested: dict = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = leaf
-    return nested
+def _unflatten(flat: Mapping[str, Any]) -> dict:
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def _under(content: dict, part: str) -> list[str]:

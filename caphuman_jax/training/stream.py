@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import DataError, SettingError
@@ -118,14 +119,7 @@ def flat(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def nested(rows: Mapping[str, Any]) -> dict[str, Any]:
     """Inverse of `flat`."""
-    result: dict[str, Any] = {}
-    for name, array in rows.items():
-        *front, last = name.split("/")
-        place = result
-        for key in front:
-            place = place.setdefault(key, {})
-        place[last] = array
-    return result
+    return traverse_util.unflatten_dict(dict(rows), sep="/")
 
 
 def _arrays(model) -> dict[str, np.ndarray]:
