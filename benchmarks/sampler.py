@@ -1,14 +1,16 @@
 """The sampler: pictures a second and latency, memory, utilisation; and what its savings cost in likeness to pictures of 50 steps.
 
     python benchmarks/sampler.py [--model mini|sd15|FOLDER] [--batch 1 8] [--size 512] [--steps 20] [--guidance 7] [--memory normal]
-                                 [--option reuse=3 --option sampler=dpmpp_2m,steps=12 …] [--repeats 5] [--json FILE]
+                                 [--option reuse=3 --option sampler=dpmpp_2m,steps=12 …] [--repeats 5] [--json FILE] [--profile DIR]
+                                 [--xla NAME=VALUE …]      options of the compiler
     python benchmarks/sampler.py --peak --model sd15 [--memory least] …       compiles only: memory by the compiler's own count, no weights needed
     python benchmarks/sampler.py --likeness 8 --model mini --option …          same seeds: RMSE, PSNR, features and identity
 
 A line for the settings as given, and one for each --option (settings of `Pipeline.request` that differ, guidance_interval as 0:600). All
-are compiled first and then run in turn, so that a machine that is busy for a while slows all of them. `sd15` has random weights. The time is
-that from prompts, tokens and hints on the host to pictures on the host, the autoencoder included; operations are counted on what was
-traced, in steps that save as in those that do not, and the limit is how many pictures the chip's peak would allow.
+are compiled first and then run in turn, so that a machine that is busy for a while slows all of them. `sd15` has random weights. "seconds" is
+the time from prompts, tokens and hints on the host to pictures on the host, the autoencoder included; "pictures_a_second" that of batches that
+follow each other, one begun before the last is fetched, as `caphuman sample` makes them. Operations are counted on what was traced, in steps
+that save as in those that do not, and the limit is how many pictures the chip's peak would allow.
 """
 
 from __future__ import annotations
@@ -26,9 +28,12 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+import kernels  # noqa: E402
 
 from caphuman_jax import models, pipeline  # noqa: E402
+from caphuman_jax.bulk.devices import on_mesh, spread_over  # noqa: E402
 from caphuman_jax.config import SD15  # noqa: E402
 from caphuman_jax.diffusion.generate import generate  # noqa: E402
 from caphuman_jax.errors import PhotoError  # noqa: E402
@@ -38,6 +43,7 @@ from caphuman_jax.memory import MEMORY, TILES, packed, put  # noqa: E402
 from caphuman_jax.scene import Appearance, Scene  # noqa: E402
 from caphuman_jax.training import flops  # noqa: E402
 from caphuman_jax.training.devices import peak_flops  # noqa: E402
+from caphuman_jax.training.sharding import make_mesh  # noqa: E402
 
 PROMPT = "a photo of a person"
 
@@ -52,7 +58,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--memory", choices=MEMORY, default="normal")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE,…")
+    parser.add_argument("--devices", type=int, default=1, help="with sd15: how many make --batch pictures each")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="trace a run of each variant into a folder in here, and show its kernels")
+    parser.add_argument("--xla", action="append", default=[], metavar="NAME=VALUE", help="an option of the compiler, for all variants")
     parser.add_argument("--peak", action="store_true")
     parser.add_argument("--likeness", type=int, metavar="N", help="pictures an option")
     parser.add_argument("--json", type=Path)
@@ -60,13 +69,14 @@ def main() -> None:
     base = {"steps": args.steps, "size": args.size} | ({} if args.guidance is None else {"guidance": args.guidance})
     variants = {"as given": base} | {text: base | parsed(text) for text in args.option}
     pipe = random_pipeline(args, abstract=args.peak) if args.model == "sd15" else pipeline.load(args.model, dtype=args.dtype, memory=args.memory)
+    pipe.compiler_options = {**(pipe.compiler_options or {}), **xla_options(args.xla)} or None
     device = jax.devices()[0]
     results = {"device": device.device_kind, "jax": jax.__version__, "model": pipe.config.name, **pipe.record, "settings": base}
     results.pop("weights", None)
     print(json.dumps(results), flush=True)
     lines = likeness(pipe, variants, args.likeness) if args.likeness else []
     for batch in () if args.likeness else args.batch:
-        lines += measure(pipe, variants, batch, args)
+        lines += measure(pipe, variants, batch * args.devices, args)
     if args.json:
         args.json.write_text(json.dumps(results | {"lines": lines}, indent=1) + "\n")
 
@@ -83,6 +93,11 @@ def parsed(text: str) -> dict:
         else:
             settings[name] = float(value) if "." in value else int(value)
     return settings
+
+
+def xla_options(given: list[str]) -> dict[str, str]:
+    """["NAME=VALUE", …] → options of the compiler."""
+    return dict(entry.split("=", 1) for entry in given)
 
 
 def measure(pipe, variants, batch, args) -> list[dict]:
@@ -106,13 +121,29 @@ def measure(pipe, variants, batch, args) -> list[dict]:
     for name, line in lines.items():
         if made[name]:
             seconds, cpu = (statistics.median(values) for values in zip(*made[name]))
-            line |= {"seconds": seconds, "pictures_a_second": batch / seconds}
+            line |= {"seconds": seconds, "pictures_a_second": batch / streamed(pipe, rows[name], args.repeats)}
             line |= {"cpu_seconds": cpu} if device.platform == "cpu" else {"peak_gib_of_the_process": device.memory_stats()["peak_bytes_in_use"] / 2**30}
             if peak:
-                limit = peak / line["tflop_a_picture"] / 1e12
-                line |= {"limit_pictures_a_second": limit, "utilisation": batch / seconds / limit}
+                limit = args.devices * peak / line["tflop_a_picture"] / 1e12
+                line |= {"limit_pictures_a_second": limit, "utilisation": line["pictures_a_second"] / limit}
         print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}), flush=True)
+        if args.profile and not args.peak:
+            where = args.profile / f"{name.replace(' ', '_')}-{batch}"
+            with jax.profiler.trace(str(where)):
+                np.asarray(pipe.make(rows[name])[0])
+            print(kernels.table(where), flush=True)
     return list(lines.values())
+
+
+def streamed(pipe, rows, repeats: int) -> float:
+    """Seconds a batch, the next begun before the last is fetched."""
+    started, waiting = time.perf_counter(), pipe.make(rows)[0]
+    for _ in range(repeats):
+        following = pipe.make(rows)[0]
+        np.asarray(waiting)
+        waiting = following
+    np.asarray(waiting)
+    return (time.perf_counter() - started) / (repeats + 1)
 
 
 def scene(pipe, settings):
@@ -153,12 +184,17 @@ def random_pipeline(args, abstract: bool) -> pipeline.Pipeline:
             return np.ones(leaf.shape, np.float32)
         return np.resize(block, leaf.shape) * np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
 
-    params = {}
+    params, mesh = {}, make_mesh(devices=jax.devices()[:args.devices]) if args.devices > 1 else None
     for name, (_, shapes) in networks.items():
         host = packed(name, jax.tree.map(draw, shapes), dtype, args.memory)
-        params[name] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), host) if abstract else put(name, host, args.memory)
+        if abstract:
+            params[name] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), host)
+        else:
+            params[name] = put(name, host, args.memory) if mesh is None else on_mesh(mesh, {name: host}, "replicated")[name]
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
-    return pipeline.Pipeline(config, params, graphs, {"dtype": dtype.name, "memory": args.memory}, tile=TILES[args.memory])
+    pipe = pipeline.Pipeline(config, params, graphs, {"dtype": dtype.name, "memory": args.memory}, tile=TILES[args.memory])
+    pipe.spread = None if mesh is None else spread_over(mesh, pipe)
+    return pipe
 
 
 def likeness(pipe, variants, count: int) -> list[dict]:

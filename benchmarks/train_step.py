@@ -1,7 +1,7 @@
 """How fast the training step of Stable Diffusion 1.5's size is on the devices at hand: the loop's own program, with stored moments, text and image tokens.
 
     python benchmarks/train_step.py [--batch 16 32] [--remat none products] [--attention auto xla 4096=cudnn,64=xla] [--devices 1 2 4]
-        [--set training.accumulate=2] [--json FILE] [--profile DIR] [--peer "python torch_peer.py train --batch 32 --compile"]
+        [--set training.accumulate=2] [--xla NAME=VALUE] [--json FILE] [--profile DIR] [--peer "python torch_peer.py train --batch 32 --compile"]
 
 Every combination is compiled and measured: seconds a step (median after warm-up, each step waited for; and of a run that is not waited for, as the
 loop runs), pictures a second, the share of the devices' peak (MFU, on the operations of the networks without any that are done again), memory.
@@ -23,9 +23,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-from caphuman_jax import models  # noqa: E402
+import kernels  # noqa: E402
+
+from caphuman_jax import compiler, models  # noqa: E402
 from caphuman_jax.config import SD15, ModelConfig, UNetConfig  # noqa: E402
 from caphuman_jax.training import loop, sd15, sharding  # noqa: E402
 from caphuman_jax.training.command import read_config  # noqa: E402
@@ -48,15 +50,17 @@ def main() -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[len(jax.devices())])
     parser.add_argument("--sharding", choices=sharding.MODES, nargs="+", default=["replicated"])
     parser.add_argument("--set", nargs="*", default=[], metavar="training.NAME=VALUE", help="other entries of the configuration sd15")
+    parser.add_argument("--xla", action="append", default=[], metavar="NAME=VALUE", help="an option of the compiler")
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--profile", type=Path, help="write a trace of three steps of each variant to a folder in here")
+    parser.add_argument("--profile", type=Path, help="write a trace of three steps of each variant to a folder in here, and show its kernels")
     parser.add_argument("--json", type=Path, help="write the results here too")
     parser.add_argument("--peer", help="a command to run afterwards, shown beside")
     args = parser.parse_args()
     model, rng = MODELS[args.size], np.random.default_rng(0)
     networks = models.abstract(model, only=("unet", *models.TRAINABLE))
-    random = lambda leaf: (rng.standard_normal(leaf.shape, np.float32) / np.float32(max(1.0, np.prod(leaf.shape[:-1])) ** 0.5))
+    block = rng.standard_normal(2**22, np.float32)
+    random = lambda leaf: np.resize(block, leaf.shape) / np.float32(max(1.0, np.prod(leaf.shape[:-1])) ** 0.5)
     base = {name: jax.tree.map(random, shapes) for name, (_, shapes) in networks.items()}
     results = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "size": args.size, "variants": []}
     print(f"{results['device']}, jax {jax.__version__}, {models.count({n: base[n] for n in models.TRAINABLE}):,} trained parameters", flush=True)
@@ -85,14 +89,14 @@ def measure(model: ModelConfig, base: dict, args, devices: int, mode: str, remat
     try:
         with jax.set_mesh(mesh):
             began = time.perf_counter()
-            compiled = loop.compile_step(recipe, mesh, mode, recipe.frozen, shapes)
+            compiled = loop.compile_step(recipe, mesh, mode, recipe.frozen, shapes, dict(entry.split("=", 1) for entry in args.xla))
             found["compile_s"] = time.perf_counter() - began
             memory = compiled.memory_analysis()
             if memory is not None:
                 found["program_GiB"] = (memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
                                         + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes) / 2**30
             state = loop.begin_state(recipe, sharding.state_shardings(mesh, recipe.abstract_state(), mode))
-            frozen = sharding.place(recipe.frozen, sharding.frozen_shardings(mesh, recipe.frozen, mode))
+            frozen = compiler.laid_out(sharding.place(recipe.frozen, sharding.frozen_shardings(mesh, recipe.frozen, mode)))
             rows = sharding.place_batch(random_rows(shapes), mesh)
             for _ in range(args.warm_up):
                 state, metrics = compiled(state, frozen, rows)
@@ -108,9 +112,11 @@ def measure(model: ModelConfig, base: dict, args, devices: int, mode: str, remat
             jax.block_until_ready(state)
             running = (time.perf_counter() - began) / args.steps
             if args.profile:
-                with jax.profiler.trace(str(args.profile / f"{devices}-{mode}-{remat}-{attention.replace(',', '_')}-{batch}")):
+                where = args.profile / f"{devices}-{mode}-{remat}-{attention.replace(',', '_')}-{batch}"
+                with jax.profiler.trace(str(where)):
                     for _ in range(3):
                         state, metrics = jax.block_until_ready(compiled(state, frozen, rows))
+                print(kernels.table(where, per=3), flush=True)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from caphuman_jax import compiler
 from caphuman_jax.errors import SettingError
 from caphuman_jax.training.devices import peak_flops
 
@@ -123,7 +124,7 @@ def compile_outcome(lower: Callable[[], Any], *, what: str, target: Target, batc
     common = {"what": what, "target": target.name, "device": target.kind, "devices": len(target.devices), "batch_per_device": batch_per_device,
               "settings": settings, "capacity": target.capacity, "flops": flops}
     try:
-        compiled = lower().compile(compiler_options=options or None)
+        compiled = lower().compile(compiler_options={**(compiler.options(target.platform) or {}), **(options or {})} or None)
     except jax.errors.JaxRuntimeError as error:
         wanted = _memory_wanted(str(error))
         if wanted is None:

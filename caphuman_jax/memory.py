@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from caphuman_jax import compiler
 from caphuman_jax.models import OPTIONAL
 from caphuman_jax.nn import compact
 
@@ -34,4 +35,4 @@ def packed(name: str, params: dict, dtype, memory: str) -> dict[str, Any]:
 def put(name: str, params: dict, memory: str) -> dict[str, Any]:
     """On the first device; but networks that look at photos, where memory is short, only when they are used."""
     waits = memory in ("low", "least") and (name == "image_encoder" or name in OPTIONAL)
-    return params if waits else jax.device_put(params)
+    return params if waits else compiler.laid_out(jax.device_put(params))

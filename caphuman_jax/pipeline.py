@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import caphuman_jax
-from caphuman_jax import identity_file, models, provenance
+from caphuman_jax import compiler, identity_file, models, provenance
 from caphuman_jax.compile_cache import keep_compiled
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import savings
@@ -100,6 +100,7 @@ class Pipeline:
             self.record["head_by"] = "DECA"
         self.tokenize = tokenizer or ClipTokenizer()
         self.spread: Callable | None = None  # what makes a function of `generate`'s arguments run on several devices, see `bulk.devices`
+        self.compiler_options = compiler.options()  # of XLA, for programs that are compiled from now on
         self._compiled = {}
 
     def __call__(self, *, progress: Progress | None = None, **asked) -> Result:
@@ -308,7 +309,7 @@ class Pipeline:
             report("compile", 0, 1)
             with self.precision():
                 run = functools.partial(generate, cfg=self.config, graphs=self.graphs, **static)
-                self._compiled[key] = jax.jit(self.spread(run) if self.spread else run).lower(*arguments).compile()
+                self._compiled[key] = jax.jit(self.spread(run) if self.spread else run).lower(*arguments).compile(compiler_options=self.compiler_options)
             report("compile", 1, 1)
         return self._compiled[key]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from caphuman_jax import pipeline
+from caphuman_jax import compiler, pipeline
 from caphuman_jax.errors import SettingError
 from caphuman_jax.models import OPTIONAL
 from caphuman_jax.training.sharding import frozen_shardings, make_mesh, place
@@ -47,17 +47,20 @@ def load(model: str | os.PathLike, *, dtype: str | None = None, batch: int | Non
         return pipe, pipe.batch
     mesh, mode = make_mesh(0 if fsdp else 1, devices), "fsdp" if fsdp else "replicated"
 
-    def on_mesh(name: str, params: dict) -> dict:
-        if name in _MEASURING:
-            return jax.device_put(params, devices[0])
-        return place({name: params}, frozen_shardings(mesh, {name: params}, mode))[name]
+    def put(name: str, params: dict) -> dict:
+        return jax.device_put(params, devices[0]) if name in _MEASURING else on_mesh(mesh, {name: params}, mode)[name]
 
-    pipe = pipeline.load(model, dtype=dtype, batch=batch, memory=memory, place=on_mesh)
-    pipe.spread = _spread(mesh, pipe)
+    pipe = pipeline.load(model, dtype=dtype, batch=batch, memory=memory, place=put)
+    pipe.spread = spread_over(mesh, pipe)
     return pipe, pipe.batch * len(devices)
 
 
-def _spread(mesh: Mesh, pipe: pipeline.Pipeline) -> Callable:
+def on_mesh(mesh: Mesh, networks: dict, mode: str) -> dict:
+    """{network: parameters on the host} → on the mesh, whole on every device or ("fsdp") divided."""
+    return compiler.laid_out(place(networks, frozen_shardings(mesh, networks, mode)))
+
+
+def spread_over(mesh: Mesh, pipe: pipeline.Pipeline) -> Callable:
     """What makes a function of `generate`'s arguments run on every device of a mesh, for its own rows.
 
     Under `shard_map`, since the partitioner left to itself exchanges activations where both halves of guidance are one batch.

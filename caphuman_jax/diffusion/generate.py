@@ -20,6 +20,7 @@ from caphuman_jax.models.capface import gates, scale_control, sum_controls
 from caphuman_jax.models.identity import keeps_identity
 from caphuman_jax.models.unet import control_shapes
 from caphuman_jax.nn import compact
+from caphuman_jax.nn.layers import fold_upsampling
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "graphs", "branches", "hard_gate", "size", "shallow", "tile"))
@@ -50,6 +51,7 @@ def generate(params, conditions, keys, settings, plan, *, cfg: ModelConfig, grap
     variants = (branches, ("text",)) if "guided" in settings else (branches,)
 
     unet, text_encoder = run("unet"), run("text")
+    params = {**params, "unet": fold_upsampling(params["unet"], unet.encoder.conv_in.dtype)}
     texts = {"text": text_encoder(conditions["tokens"])[0], "empty": text_encoder(conditions["empty_tokens"])[0]}
     contexts = {side: unet.encode_context(text) for side, text in texts.items()}
     contexts = {chosen: guidance.joined([contexts[_side(branch)] for branch in chosen]) for chosen in variants}

@@ -100,7 +100,7 @@ class UNet(nnx.Module):
 
     def _finish(self, h, skips, times, text, start):
         h = self._decode(h, skips, times, text, start, self.levels * self.res_blocks)
-        return self.conv_out(jax.nn.silu(self.norm_out(h))).astype(jnp.float32)
+        return self.conv_out(self.norm_out(h, silu=True)).astype(jnp.float32)
 
     def _decode(self, h, skips, times, text, start, stop):
         """Blocks start … stop - 1 of the decoder, deep to shallow."""

@@ -73,7 +73,7 @@ class Encoder(nnx.Module):
                 h = stage[f"res_{i}"](h)
             if "downsample" in stage:
                 h = stage["downsample"](h)
-        return self.conv_out(jax.nn.silu(self.norm_out(self.middle(h))))
+        return self.conv_out(self.norm_out(self.middle(h), silu=True))
 
 
 class Decoder(nnx.Module):
@@ -108,7 +108,7 @@ class Decoder(nnx.Module):
                 h = stage[f"res_{i}"](h)
             if "upsample" in stage:
                 h = convolve_upsampled(stage["upsample"], h)
-        return depth_to_space(self.conv_out(jax.nn.silu(self.norm_out(h))), self.patch)
+        return depth_to_space(self.conv_out(self.norm_out(h, silu=True)), self.patch)
 
 
 class Middle(nnx.Module):

@@ -22,7 +22,7 @@ def attention(
         key, value: (B, S, heads·D), of the query's dtype.
         heads: number of heads; they lie next to each other on the last axis.
         causal: a position sees only itself and those before it.
-        backend: "xla"; "cudnn" (NVIDIA, bfloat16 or float16, L even, D a multiple of 8 up to 128); "splash" (TPU, L and S
+        backend: "xla"; "cudnn" (NVIDIA, bfloat16 or float16, L even, D a multiple of 8 up to 128, from Hopper on 256); "splash" (TPU, L and S
             multiples of 128, not causal): neither holds an (L, S) array; "auto": one of these where it can run and pays, XLA
             elsewhere; None: as `nn.choices` say.
     Returns:
@@ -58,12 +58,18 @@ def attention(
 
 def _best(dtype, queries: int, keys: int, head_width: int, causal: bool) -> str:
     half, platform = dtype in (jnp.bfloat16, jnp.float16), choices.current().on()
-    if platform == "gpu" and half and queries % 2 == 0 and head_width % 8 == 0 and head_width <= 128:
+    if platform == "gpu" and half and queries % 2 == 0 and head_width % 8 == 0 and head_width <= _widest_head():
         return "cudnn"
     fits = half and min(queries, keys) >= _SPLASH_FROM and queries % 128 == keys % 128 == 0 and not causal
     if platform == "tpu" and fits and (choices.current().mesh is not None or jax.device_count() == 1):
         return "splash"
     return "xla"
+
+
+def _widest_head() -> int:
+    """Of cuDNN's fused attention on the devices at hand; what is compiled for others is taken to be older."""
+    capability = getattr(jax.devices()[0], "compute_capability", None) or "0"
+    return 256 if float(capability) >= 9 else 128
 
 
 def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

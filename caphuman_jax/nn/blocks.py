@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from caphuman_jax.nn import fused
 from caphuman_jax.nn.attention import attention
 from caphuman_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
 
@@ -39,10 +40,10 @@ class ResBlock(nnx.Module):
 
     def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
         """x (B, H, W, inputs), shift (n, outputs) of `shift`, n dividing B → (B, H, W, outputs)."""
-        h = self.conv_1(jax.nn.silu(self.norm_1(x)))
+        h = self.conv_1(self.norm_1(x, silu=True))
         if shift is not None:
             h = h + repeated(shift, h.shape[0])[:, None, None]
-        h = self.conv_2(jax.nn.silu(self.norm_2(h)))
+        h = self.conv_2(self.norm_2(h, silu=True))
         return h + (self.shortcut(x) if hasattr(self, "shortcut") else x)
 
 
@@ -75,6 +76,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, L, width) → the same."""
+        if fused.is_half(x.dtype):
+            return self.down(fused.geglu_layer(x, self.up.kernel[...].astype(x.dtype), self.up.bias[...].astype(x.dtype)))
         value, gate = jnp.split(self.up(x), 2, axis=-1)
         return self.down(value * jax.nn.gelu(gate, approximate=False))
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from caphuman_jax.nn import fused
 from caphuman_jax.nn.initialisers import lecun_normal
 
 
@@ -25,8 +29,10 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x (B, H, W, C) → the same shape and dtype."""
+    def __call__(self, x: jax.Array, silu: bool = False) -> jax.Array:
+        """x (B, H, W, C) → the same shape and dtype; `silu`: with SiLU after it."""
+        if fused.is_half(x.dtype):
+            return fused.group_norm(x, self.scale[...], self.bias[...], self.groups, self.eps, silu)
         batch, _, _, channels = x.shape
         x32 = x.astype(jnp.float32)
 
@@ -40,7 +46,8 @@ class GroupNorm(nnx.Module):
         variance = group_mean(jnp.square(x32 - mean).mean(axis=(1, 2)))
         # One multiplication and one addition a number: x minus the mean need not be kept.
         factor = jax.lax.rsqrt(variance + self.eps) * self.scale[...]
-        return (x32 * factor + (self.bias[...] - mean * factor)).astype(x.dtype)
+        normed = (x32 * factor + (self.bias[...] - mean * factor)).astype(x.dtype)
+        return jax.nn.silu(normed) if silu else normed
 
 
 class LayerNorm(nnx.Module):
@@ -85,20 +92,41 @@ def upsample(x: jax.Array) -> jax.Array:
 def convolve_upsampled(layer: nnx.Conv, x: jax.Array) -> jax.Array:
     """`layer(upsample(x))` for a 3×3 convolution of stride 1, with 4/9 of its multiplications: (B, H, W, C) → (B, 2H, 2W, outputs).
 
+    The layer's kernel may have been folded beforehand (`fold_upsampling`).
+    """
+    kernel, (batch, height, width, _) = layer.kernel[...], x.shape
+    taps = folded_kernel(kernel, layer.dtype) if kernel.shape[0] == 3 else kernel
+    every = jax.lax.conv_general_dilated(x.astype(layer.dtype), taps, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    every = every.reshape(batch, height + 1, width + 1, 2, 2, -1)
+    rows = [jnp.stack([every[:, a:a + height, b:b + width, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
+    h = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+    return h + layer.bias[...].astype(layer.dtype)
+
+
+def folded_kernel(kernel: jax.Array, dtype) -> jax.Array:
+    """A 3×3 kernel (3, 3, C, outputs) as the four 2×2 ones that it comes to after nearest-neighbour doubling: (2, 2, C, 4·outputs) in `dtype`.
+
     Two of three rows (and columns) of the kernel meet the same pixel, which of them depends on whether the output's row is even: so
     the four outputs of a pixel are four 2×2 convolutions of x, with rows and columns of the kernel added up.
     """
-    kind = jnp.finfo(layer.dtype)  # rounded first, as where it is used as it is, so that a kernel kept in that type gives the same
-    kernel = jax.lax.reduce_precision(layer.kernel[...].astype(jnp.float32), kind.nexp, kind.nmant)
+    kind = jnp.finfo(dtype)  # rounded first, as where it is used as it is, so that a kernel kept in that type gives the same
+    kernel = jax.lax.reduce_precision(kernel.astype(jnp.float32), kind.nexp, kind.nmant)
     pairs = lambda k: jnp.stack([jnp.stack([k[0], k[1] + k[2]]), jnp.stack([k[0] + k[1], k[2]])])  # (3, …) → (even or odd, 2, …)
     kernel = pairs(jnp.moveaxis(pairs(kernel), 2, 0))  # (column parity, 2, row parity, 2, C, outputs)
-    kernel = kernel.transpose(3, 1, 4, 2, 0, 5).astype(layer.dtype)
-    taps, (batch, height, width, _), outputs = kernel.reshape(2, 2, x.shape[3], -1), x.shape, kernel.shape[-1]
-    every = jax.lax.conv_general_dilated(x.astype(layer.dtype), taps, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    every = every.reshape(batch, height + 1, width + 1, 2, 2, outputs)
-    rows = [jnp.stack([every[:, a:a + height, b:b + width, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
-    h = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, outputs)
-    return h + layer.bias[...].astype(layer.dtype)
+    return kernel.transpose(3, 1, 4, 2, 0, 5).astype(dtype).reshape(2, 2, kernel.shape[4], -1)
+
+
+def fold_upsampling(params: Mapping[str, Any], dtype) -> dict[str, Any]:
+    """A network's parameters with the kernels of its layers "upsample" folded, for loops: once before them instead of at every step.
+
+    Kernels that are not plain arrays (8 bits, parts) stay as they are.
+    """
+    def folded(name, part):
+        if name == "upsample" and isinstance(part["kernel"], jax.Array):
+            return {**part, "kernel": folded_kernel(part["kernel"], dtype)}
+        return fold_upsampling(part, dtype) if isinstance(part, Mapping) else part
+
+    return {name: folded(name, part) for name, part in params.items()}
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:

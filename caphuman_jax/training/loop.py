@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from caphuman_jax import compiler
 from caphuman_jax.errors import DataError, SettingError
 from caphuman_jax.training import sharding
 from caphuman_jax.training.checkpoints import Checkpoints, differences
@@ -123,12 +124,12 @@ class _Training:
             self.state = begin_state(recipe, places)
             self.step = self.samples = 0
         else:
-            self.state, content = found
+            self.state, content = compiler.laid_out(found[0]), found[1]
             self.step, self.samples = content["step"], content["samples"]
             self.log(f"resumed at step {self.step}")
         self.last_saved = self.step if found is not None else None
         frozen_places = sharding.frozen_shardings(self.mesh, recipe.frozen, mode)
-        self.frozen = sharding.place(recipe.frozen, frozen_places)
+        self.frozen = compiler.laid_out(sharding.place(recipe.frozen, frozen_places))
         self.feed = _Feed(batches, self.samples, self.mesh)
         if self.step >= recipe.steps:
             return
@@ -255,19 +256,20 @@ def begin_state(recipe: Recipe, places: State) -> State:
     """The state at step 0, each part born where it belongs."""
     params = sharding.place(recipe.init_params(), places["params"])
     with jax.set_mesh(places["step"].mesh):
-        return jax.jit(recipe.begin, out_shardings=places, donate_argnums=0)(params)
+        return jax.jit(recipe.begin, out_shardings=compiler.formats(recipe.abstract_state(), places), donate_argnums=0)(params)
 
 
-def compile_step(recipe: Recipe, mesh, mode: str, frozen, batch):
-    """The recipe's step as a compiled program over the mesh; see `lower_step`."""
-    return lower_step(recipe, mesh, mode, frozen, batch).compile()
+def compile_step(recipe: Recipe, mesh, mode: str, frozen, batch, options: dict | None = None):
+    """The recipe's step as a compiled program over the mesh; see `lower_step`. options: of XLA, beside the platform's."""
+    platform = compiler.platform_of(mesh.devices.flat[0])
+    return lower_step(recipe, mesh, mode, frozen, batch).compile(compiler_options={**(compiler.options(platform) or {}), **(options or {})} or None)
 
 
 def lower_step(recipe: Recipe, mesh, mode: str, frozen, batch):
     """The recipe's step over the mesh, not compiled yet. frozen and batch: arrays, or their shapes."""
     shapes = recipe.abstract_state()
-    places = sharding.state_shardings(mesh, shapes, mode)
-    frozen_places = sharding.frozen_shardings(mesh, frozen, mode)
+    places = compiler.formats(shapes, sharding.state_shardings(mesh, shapes, mode))
+    frozen_places = compiler.formats(frozen, sharding.frozen_shardings(mesh, frozen, mode))
     by_batch = jax.tree.map(lambda _: sharding.by_batch(mesh), batch)
     step = jax.jit(recipe.step, in_shardings=(places, frozen_places, by_batch), out_shardings=(places, sharding.replicated(mesh)), donate_argnums=0)
     return step.lower(shapes, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (frozen, batch)))

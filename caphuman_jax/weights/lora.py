@@ -185,7 +185,7 @@ def merged(network: str, path: str, array: Any, loras: Loras) -> Any:
     if total is None:
         return array
     result = np.ascontiguousarray(total).astype(array.dtype)
-    return jax.device_put(result, array.sharding) if isinstance(array, jax.Array) else result
+    return jax.device_put(result, array.format) if isinstance(array, jax.Array) else result
 
 
 def apply(params: Mapping[str, Any], loras: Loras) -> dict[str, Any]:

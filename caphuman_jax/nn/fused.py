@@ -1,0 +1,135 @@
+"""Norms and activations whose backward pass is written out, for networks that compute in bfloat16 or float16.
+
+Between the products of a diffusion network there is little arithmetic and much memory: what these cost is how often they read and write the
+features. Automatic differentiation keeps what it could compute again and joins gradients that nobody needs joined. Float32, the
+type of parity and of CPUs, takes the plain way elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from caphuman_jax.nn import choices
+
+
+def is_half(dtype) -> bool:
+    """Whether this module serves a dtype."""
+    return dtype in (jnp.bfloat16, jnp.float16)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float, silu: bool) -> jax.Array:
+    """Group normalisation (arXiv 1803.08494), then SiLU if `silu`: x (B, H, W, C), scale and bias (C,) float32 → like x.
+
+    One reading for the statistics (the variance as E[x²] − E[x]² in float32, as in Flax) and one to normalise; backward twice the two arrays.
+    """
+    return _group_norm(x, scale, bias, groups, eps, silu)[0]
+
+
+def _group_norm(x, scale, bias, groups, eps, silu):
+    x32, pixels = x.astype(jnp.float32), x.shape[1] * x.shape[2]
+    mean, of_squares = (_over_groups(total / pixels, groups) for total in _sums(x32, jnp.square(x32), parts=8 if pixels >= 4096 else 1))
+    variance = of_squares - jnp.square(mean)
+    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + eps)
+    factor = inverse * scale
+    offset = bias - mean * factor
+    z = x32 * _spread(factor) + _spread(offset)
+    y = jax.nn.silu(z) if silu else z
+    return y.astype(x.dtype), (x, mean, inverse, factor, offset, scale)
+
+
+def _group_norm_backward(groups, eps, silu, kept, gradient):
+    x, mean, inverse, factor, offset, scale = kept
+    x32, dz = x.astype(jnp.float32), gradient.astype(jnp.float32)
+    if silu:
+        z = x32 * _spread(factor) + _spread(offset)
+        sigmoid = jax.nn.sigmoid(z)
+        dz = dz * (sigmoid * (1 + z * (1 - sigmoid)))
+    pixels = x.shape[1] * x.shape[2]
+    by_bias, products = _sums(dz, dz * x32, parts=8 if pixels > 256 else 16)
+    by_scale = (products - mean * by_bias) * inverse
+    # dx = inverse · (g − mean(g) − x̂ · mean(g · x̂)) with g = dz · scale and means over a group; x̂ = (x − mean) · inverse.
+    first = _over_groups(scale * by_bias, groups) / pixels
+    second = _over_groups(scale * by_scale, groups) / pixels * jnp.square(inverse)
+    dx = dz * _spread(factor) - x32 * _spread(second) + _spread(mean * second - inverse * first)
+    return dx.astype(x.dtype), by_scale.sum(axis=0), by_bias.sum(axis=0)
+
+
+group_norm.defvjp(_group_norm, _group_norm_backward)
+
+
+@jax.custom_vjp
+def geglu_layer(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """value · GELU(gate) with [value, gate] = x @ kernel + bias (arXiv 2002.05202), the exact GELU computed in float32.
+
+    x (…, K), kernel (K, 2N), bias (2N,), of one dtype → (…, N). Where it is differentiated the halves are products of their own: their
+    gradients, side by side, would have to be written once more; without, one product is faster than two.
+    """
+    value, gate = jnp.split(x @ kernel + bias, 2, axis=-1)
+    return _geglu(value, gate)
+
+
+def _geglu_layer(x, kernel, bias):
+    half = bias.shape[0] // 2
+    value, gate = (x @ kernel[:, part] + bias[part] for part in (slice(half), slice(half, None)))
+    return _geglu(value, gate), (x, kernel, value, gate)
+
+
+def _geglu_layer_backward(kept, gradient):
+    x, kernel, value, gate = kept
+    half = kernel.shape[1] // 2
+    value32, gate32, d = (a.astype(jnp.float32) for a in (value, gate, gradient))
+    below = _normal_below(gate32)
+    density = jnp.exp(-0.5 * jnp.square(gate32)) * jnp.float32(1 / math.sqrt(2 * math.pi))
+    sides = (d * gate32 * below).astype(x.dtype), (d * value32 * (below + gate32 * density)).astype(x.dtype)
+    rows = tuple(range(x.ndim - 1))
+    by_kernel = [jnp.tensordot(x, side, (rows, rows)) for side in sides]
+    by_bias = [side.astype(jnp.float32).sum(axis=rows).astype(side.dtype) for side in sides]
+    by_x = sides[0] @ kernel[:, :half].T + sides[1] @ kernel[:, half:].T
+    return by_x, jnp.concatenate(by_kernel, axis=1), jnp.concatenate(by_bias)
+
+
+geglu_layer.defvjp(_geglu_layer, _geglu_layer_backward)
+
+
+def _geglu(value, gate):
+    return (value.astype(jnp.float32) * gelu(gate.astype(jnp.float32))).astype(value.dtype)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact GELU of float32, x · Φ(x), by erf: absolutely as exact as by erfc, which costs twice as much and is better only in the far
+    negative tail, below what bfloat16 tells apart from its neighbours."""
+    return x * _normal_below(x)
+
+
+def _normal_below(x):
+    return 0.5 + 0.5 * jax.lax.erf(x * jnp.float32(math.sqrt(0.5)))
+
+
+def _sums(*arrays: jax.Array, parts: int) -> list[jax.Array]:
+    """Each (B, H, W, C) → its sum over the picture (B, C).
+
+    On a GPU in two stages, of `parts` of the picture first: XLA gives 32 channels of a picture to one block of threads, and these are too
+    few blocks to keep the memory busy. How many parts are best was measured on an H100 (docs/performance.md).
+    """
+    batch, height, width, channels = arrays[0].shape
+    parts = math.gcd(height, parts) if choices.current().on() == "gpu" else 1
+    if parts == 1:
+        return [x.sum(axis=(1, 2)) for x in arrays]
+    partial = [x.reshape(batch, parts, height // parts * width, channels).sum(axis=2) for x in arrays]
+    return [x.sum(axis=1) for x in jax.lax.optimization_barrier(partial)]  # or the compiler would make one sum of both
+
+
+def _over_groups(per_channel: jax.Array, groups: int) -> jax.Array:
+    """(B, C) → the mean over each group's channels, for every channel."""
+    batch, channels = per_channel.shape
+    mean = per_channel.reshape(batch, groups, -1).mean(axis=2, keepdims=True)
+    return jnp.broadcast_to(mean, (batch, groups, channels // groups)).reshape(batch, channels)
+
+
+def _spread(per_channel: jax.Array) -> jax.Array:
+    return per_channel[:, None, None, :]
