@@ -48,7 +48,8 @@ def laid_out(tree: Any) -> Any:
     """A tree of arrays on devices, with those kernels moved into the layout of `formats`."""
     leaves, structure = jax.tree.flatten(tree)
     wanted = jax.tree.leaves(formats(tree, jax.tree.map(lambda leaf: leaf.sharding, tree)))
-    moved = [i for i, where in enumerate(wanted) if isinstance(where, Format) and leaves[i].format != where]
+    order = lambda form: form.layout.major_to_minor
+    moved = [i for i, where in enumerate(wanted) if isinstance(where, Format) and order(leaves[i].format) != order(where)]
     if moved:  # one program for all of them
         move = jax.jit(lambda *arrays: arrays, out_shardings=tuple(wanted[i] for i in moved))
         for i, array in zip(moved, move(*(leaves[i] for i in moved))):

@@ -8,6 +8,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -29,7 +30,7 @@ from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.morphable import load_head
 from caphuman_jax.identity import Identifier
 from caphuman_jax.images import PhotoSource
-from caphuman_jax.memory import MEMORY, TILES, packed, put
+from caphuman_jax.memory import MEMORY, TILES, packed, put, put_stored
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person import TOGETHER, Person, WantedHead, measure, note_unusual, stack_people, together
 from caphuman_jax.request import Asked, Reference, Request, asked_people, checked_controls, checked_settings, picture_size, whole
@@ -37,6 +38,7 @@ from caphuman_jax.scene import Appearance, Scene, control_picture, picture_recor
 from caphuman_jax.weights import folder, lora
 
 _BATCH_ON_ACCELERATOR = 8
+_READERS = 4  # threads that read weights
 _SHALLOW = 1  # of the UNet's decoder, how many blocks run at every step where the others' features are reused
 
 _SAMPLING = ("text", "identity", "capface", "unet", "vae")
@@ -331,11 +333,16 @@ def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: 
     dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     there = provenance.checksums(path)
     networks = models.abstract(config, dtype) | models.abstract(config, only=[name for name in models.OPTIONAL if name in there])
+    by_device = place is None and memory != "least" and jax.default_backend() != "cpu"
     place = place or (lambda name, host: put(name, host, memory))
     source = Source(lambda name: folder.load_params(path, {name: networks[name][1]})[name],
                     lambda name, host: place(name, packed(name, host, dtype, memory)))
-    # One network after another: what is read does not lie in memory twice.
-    params = {name: source.put(name, source.read(name)) for name in networks}
+    if by_device:  # as stored, which is what goes over the bus, converted there; files are read and their checksums made side by side
+        with ThreadPoolExecutor(_READERS) as pool:
+            stored = pool.map(lambda name: folder.load_params(path, {name: networks[name][1]}, dtype=None)[name], networks)
+            params = {name: put_stored(name, tree, dtype, memory) for name, tree in zip(networks, stored)}
+    else:  # one network after another: what is read does not lie in memory twice
+        params = {name: source.put(name, source.read(name)) for name in networks}
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
     record = {"weights": there, "dtype": dtype.name} | ({"memory": memory} if memory in ("low", "least") else {})
     rounded = memory == "least" or (memory != "full" and dtype != jnp.float32)

@@ -31,6 +31,12 @@ class Int8:
         return (self.values.astype(jnp.float32) * self.scale).astype(self.dtype)
 
 
+def dtypes(params: Mapping[str, Any], dtype) -> dict[str, Any]:
+    """The dtype that `in_dtype` gives to each of the parameters; norms are float32."""
+    kind = jnp.dtype(jnp.float32 if "scale" in params else dtype)
+    return {name: dtypes(part, dtype) if isinstance(part, Mapping) else kind for name, part in params.items()}
+
+
 def in_dtype(params: Mapping[str, Any], dtype) -> dict[str, Any]:
     """Parameters (arrays on the host) in a dtype, those of norms left as they are."""
     if "scale" in params:

@@ -118,7 +118,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def load_params(
     path: str | Path, shapes: Mapping[str, Any], *, dtype: Any = np.float32, verify: bool = True
 ) -> dict[str, Any]:
-    """The weights of the networks named in `shapes`, as nested dicts of numpy arrays of `dtype`.
+    """The weights of the networks named in `shapes`, as nested dicts of numpy arrays of `dtype`; None: of the types that they are stored in.
 
     shapes: {network: nested dicts with `.shape` leaves}, such as `jax.ShapeDtypeStruct`; networks that the folder has
     and `shapes` does not name are not read. `verify` compares each file with the checksum in config.json.
@@ -211,7 +211,7 @@ def _read_network(file: Path, tree: Any, dtype: Any) -> Any:
         try:
             tensors, _ = safetensors_file.read_header(stored)
             _check_shapes(file, {key: tuple(leaf.shape) for key, leaf in wanted.items()}, {key: t.shape for key, t in tensors.items()})
-            return {key: tensors[key].read().astype(dtype, copy=False) for key in wanted}
+            return {key: (read := tensors[key].read()).astype(dtype or read.dtype, copy=False) for key in wanted}
         finally:
             stored.close()
 
