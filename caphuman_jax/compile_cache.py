@@ -29,4 +29,5 @@ def keep_compiled() -> None:
         log.warning("compiled programs cannot be kept in %s (%s); every run compiles again. Set CAPHUMAN_CACHE to another folder.", where, error)
         return
     jax.config.update("jax_compilation_cache_dir", str(where))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    # Around the sampler run about a hundred programs of a few operations; a GPU's compiler takes 40 ms for the least of them, a CPU's hardly any.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3 if jax.default_backend() == "cpu" else 0.0)

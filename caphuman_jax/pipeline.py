@@ -332,17 +332,22 @@ def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: 
         keep_compiled()
     dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     there = provenance.checksums(path)
-    networks = models.abstract(config, dtype) | models.abstract(config, only=[name for name in models.OPTIONAL if name in there])
     by_device = place is None and memory != "least" and jax.default_backend() != "cpu"
     place = place or (lambda name, host: put(name, host, memory))
-    source = Source(lambda name: folder.load_params(path, {name: networks[name][1]})[name],
-                    lambda name, host: place(name, packed(name, host, dtype, memory)))
-    if by_device:  # as stored, which is what goes over the bus, converted there; files are read and their checksums made side by side
-        with ThreadPoolExecutor(_READERS) as pool:
-            stored = pool.map(lambda name: folder.load_params(path, {name: networks[name][1]}, dtype=None)[name], networks)
-            params = {name: put_stored(name, tree, dtype, memory) for name, tree in zip(networks, stored)}
-    else:  # one network after another: what is read does not lie in memory twice
-        params = {name: source.put(name, source.read(name)) for name in networks}
+    with ThreadPoolExecutor(_READERS) as pool:
+        # Where there are cores and memory for it, files are read and their checksums made while the networks are laid out.
+        whole = {name: pool.submit(folder.verify_network, path, name) for name in there} if by_device else {}
+        networks = models.abstract(config, dtype) | models.abstract(config, only=[name for name in models.OPTIONAL if name in there])
+        source = Source(lambda name: folder.load_params(path, {name: networks[name][1]})[name],
+                        lambda name, host: place(name, packed(name, host, dtype, memory)))
+        params = {}
+        for name in networks:
+            if name in whole:  # as stored, which is what goes over the bus, and converted there
+                whole[name].result()
+                stored = folder.load_params(path, {name: networks[name][1]}, dtype=None, verify=False)[name]
+                params[name] = put_stored(name, stored, dtype, memory)
+            else:  # one network after another: what is read does not lie in memory twice
+                params[name] = source.put(name, source.read(name))
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
     record = {"weights": there, "dtype": dtype.name} | ({"memory": memory} if memory in ("low", "least") else {})
     rounded = memory == "least" or (memory != "full" and dtype != jnp.float32)

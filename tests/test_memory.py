@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from caphuman_jax import memory
+from caphuman_jax import memory, pipeline
+from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.weights import folder
 
 RNG = np.random.default_rng(0)
 STORED = {
@@ -26,3 +28,25 @@ def test_what_the_device_converts_is_what_the_host_would(network, setting, dtype
     for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
         assert mine.dtype == theirs.dtype and isinstance(mine, jax.Array) == isinstance(theirs, jax.Array)
         np.testing.assert_array_equal(np.asarray(mine, np.float32), np.asarray(theirs, np.float32))
+
+
+def test_a_pipeline_is_loaded_by_an_accelerator_as_by_the_host(monkeypatch):
+    host = pipeline.load("mini", dtype="bfloat16", cache=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    device = pipeline.load("mini", dtype="bfloat16", cache=False)
+    assert jax.tree.structure(device.params) == jax.tree.structure(host.params) and device.batch == 8
+    for mine, theirs in zip(jax.tree.leaves(device.params), jax.tree.leaves(host.params)):
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(np.asarray(mine, np.float32), np.asarray(theirs, np.float32))
+
+
+def test_an_accelerator_does_not_load_what_is_damaged(monkeypatch, tmp_path):
+    whole = folder.find_model("mini")
+    for file in whole.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    damaged = bytearray((tmp_path / "identity.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (tmp_path / "identity.safetensors").write_bytes(damaged)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.raises(ModelFolderError, match="identity.safetensors is damaged"):
+        pipeline.load(tmp_path, cache=False)

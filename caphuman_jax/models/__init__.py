@@ -21,7 +21,7 @@ from caphuman_jax.models.controlnet import ControlNet
 from caphuman_jax.models.identity import IdentityProjector
 from caphuman_jax.models.unet import UNet
 from caphuman_jax.models.vae import VAE
-from caphuman_jax.nn.initialisers import HostNumbers
+from caphuman_jax.nn.initialisers import HostNumbers, NoNumbers
 
 Network = tuple[nnx.GraphDef, dict]
 
@@ -86,7 +86,7 @@ class _Keys:
 
 
 def _abstract(make: Callable[[_Keys], nnx.Module]) -> Network:
-    return split(nnx.eval_shape(lambda: make(_Keys(jax.random.key(0)))))
+    return split(nnx.eval_shape(lambda: make(NoNumbers())))
 
 
 def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[_Keys], nnx.Module]]:

@@ -141,6 +141,11 @@ def verify_model(path: str | Path) -> None:
         _check_sum(Path(path), entry)
 
 
+def verify_network(path: str | Path, name: str) -> None:
+    """Compare one network's file with its checksum. Raises ModelFolderError."""
+    _check_sum(Path(path), _read_document(Path(path))["files"][name])
+
+
 def _shipped_models() -> dict[str, Path]:
     assets = Path(str(files("caphuman_jax") / "assets"))
     return {config.parent.name: config.parent for config in sorted(assets.glob("*/config.json"))}
