@@ -12,16 +12,19 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 def count(function: Callable, *args: Any) -> int:
-    """Operations of `function(*args)`; the arguments may be shapes. Loops count as often as they run, branches by the dearest."""
+    """Operations of `function(*args)`; the arguments may be shapes. Loops count as often as they run, branches by the dearest, and what no result
+    depends on does not: gradients of frozen weights, for instance, are traced and dropped."""
     return of(jax.make_jaxpr(function)(*args))
 
 
 def of(traced: core.ClosedJaxpr) -> int:
     """Operations of what was traced."""
-    return _of(traced.jaxpr)
+    needed, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
+    return _of(needed)
 
 
 def _of(jaxpr: core.Jaxpr) -> int:

@@ -161,9 +161,10 @@ def test_flops_of_known_functions():
     one = 2 * 2 * 4 * 4 * 5 * 27
     assert flops.count(convolve, image, kernel) == one
     # Both gradients of a convolution are as much work again, save for what padding adds.
-    both = flops.count(jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1)), image, kernel)
+    both = flops.count(jax.grad(lambda x, k: jnp.square(convolve(x, k)).sum(), argnums=(0, 1)), image, kernel)
     assert 1.8 * one < both - one < 2.8 * one
     assert flops.count(lambda x: jax.checkpoint(jnp.matmul)(x, b), a) == 2 * 3 * 5 * 7
+    assert flops.count(lambda x: ((x @ b).sum(), x.sum())[1], a) == 0  # nothing depends on the product
 
 
 def test_identity_and_text_are_dropped_where_the_batch_says(model, parts, batch):
