@@ -1,8 +1,15 @@
+import sys
+from types import SimpleNamespace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from caphuman_jax.nn import choices
 from caphuman_jax.nn.attention import attention
+
+attention_module = sys.modules["caphuman_jax.nn.attention"]
 
 
 def brute_force(query, key, value, heads, causal):
@@ -44,3 +51,13 @@ def test_unknown_backend_is_refused():
     q, k, v = map(jnp.asarray, inputs(4, 4, 8))
     with pytest.raises(ValueError, match="unknown attention backend 'flash'"):
         attention(q, k, v, heads=1, backend="flash")
+
+
+@pytest.mark.parametrize("capability, width, expected", [
+    (None, 160, "xla"), ("8.0", 160, "xla"), ("9.0", 160, "cudnn"), ("10.0", 256, "cudnn"), ("9.0", 512, "xla"), ("8.0", 128, "cudnn"), ("9.0", 20, "xla")])
+def test_on_a_gpu_heads_up_to_what_it_can_are_cudnns(monkeypatch, capability, width, expected):
+    """The VAE's one head of 512 never is, and before Hopper none above 128."""
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    with choices.using(platform="gpu"):
+        assert attention_module._best(jnp.bfloat16, 256, 77, width, False) == expected
+        assert attention_module._best(jnp.float32, 256, 77, width, False) == "xla"
