@@ -40,6 +40,7 @@ from caphuman_jax.errors import PhotoError  # noqa: E402
 from caphuman_jax.evaluation.measure import recognition_vectors  # noqa: E402
 from caphuman_jax.face import recognise  # noqa: E402
 from caphuman_jax.memory import MEMORY, TILES, packed, put  # noqa: E402
+from caphuman_jax.nn import choices  # noqa: E402
 from caphuman_jax.scene import Appearance, Scene  # noqa: E402
 from caphuman_jax.training import flops  # noqa: E402
 from caphuman_jax.training.devices import peak_flops  # noqa: E402
@@ -158,9 +159,10 @@ def scene(pipe, settings):
 
 
 def operations(pipe, rows) -> int:
-    """Floating-point operations of a batch without savings."""
+    """Floating-point operations of a batch without savings, those of attention among them, which fused kernels would hide."""
     arguments, static = pipe._arguments(rows)
-    return flops.count(lambda *given: generate.__wrapped__(*given, cfg=pipe.config, graphs=pipe.graphs, **static), *arguments)
+    with choices.using(attention="xla"):
+        return flops.count(lambda *given: generate.__wrapped__(*given, cfg=pipe.config, graphs=pipe.graphs, **static), *arguments)
 
 
 def memory_of(compiled) -> dict:
