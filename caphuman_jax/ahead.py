@@ -98,8 +98,7 @@ def find_target(text: str) -> Target:
     """"local", or a TPU slice as "v5e:4x4", "v5p:2x2x1", "v6e:16x16". Raises SettingError."""
     if text == "local":
         devices = tuple(jax.devices())
-        platform = {"cuda": "gpu", "rocm": "gpu"}.get(devices[0].platform, devices[0].platform)
-        return Target("local", devices, platform, devices[0].device_kind)
+        return Target("local", devices, compiler.platform_of(devices[0]), devices[0].device_kind)
     # Nothing is to be asked of a TPU host's metadata server, and other programs may compile at the same time.
     for name, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
                         "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}.items():

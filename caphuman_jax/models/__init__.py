@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,23 +74,11 @@ def trainable_parameters(cfg: ModelConfig) -> int:
     return sum(count(params) for _, params in abstract(cfg, only=TRAINABLE).values())
 
 
-class _Keys:
-    """What the layers use of `nnx.Rngs`, with a plain counter: under tracing, nnx's own takes time quadratic in the layers."""
-
-    def __init__(self, key: jax.Array):
-        self.key = key
-        self.drawn = 0
-
-    def params(self) -> jax.Array:
-        self.drawn += 1
-        return jax.random.fold_in(self.key, self.drawn)
-
-
-def _abstract(make: Callable[[_Keys], nnx.Module]) -> Network:
+def _abstract(make: Callable[[Any], nnx.Module]) -> Network:
     return split(nnx.eval_shape(lambda: make(NoNumbers())))
 
 
-def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[_Keys], nnx.Module]]:
+def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[Any], nnx.Module]]:
     makers = {
         "unet": lambda rngs: UNet(cfg.unet, dtype, rngs=rngs),
         "capface": lambda rngs: CapFace(cfg.unet, cfg.capface, dtype, rngs=rngs),
@@ -104,7 +93,7 @@ def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[_Keys], nnx.Module]]
     return makers
 
 
-def _optional(dtype) -> dict[str, Callable[[_Keys], nnx.Module]]:
+def _optional(dtype) -> dict[str, Callable[[Any], nnx.Module]]:
     from caphuman_jax.models import deca, face_parsing, facenet, mtcnn  # which import this module
 
     return {
