@@ -45,6 +45,14 @@ def weights(workdir):
         return {name: file[name] for name in file.files}
 
 
+def assert_same(found, expected):
+    """Weights alike but for rounding: all together, and each to a tenth of one of AdamW's steps (0.01), which divide by a gradient's own
+    size and so make something of rounding where it is next to nothing."""
+    for name, value in expected.items():
+        assert np.linalg.norm(found[name] - value) < 2e-5 * np.linalg.norm(value), name
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-3, err_msg=name)
+
+
 def losses(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
@@ -62,8 +70,7 @@ def test_two_processes_are_one_run(tmp_path):
     assert losses(tmp_path / "two").keys() == losses(tmp_path / "one").keys() == set(range(1, 13))
     for step, loss in losses(tmp_path / "one").items():
         assert losses(tmp_path / "two")[step] == pytest.approx(loss, abs=1e-5)
-    for name, value in weights(tmp_path / "one").items():
-        np.testing.assert_allclose(weights(tmp_path / "two")[name], value, atol=1e-4)
+    assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"))
     measured = [json.loads((tmp_path / run / "checkpoints" / "12" / "metrics" / "metrics").read_text())["loss"] for run in ("one", "two")]
     assert measured[0] == pytest.approx(measured[1], abs=1e-4)
     assert json.loads((tmp_path / "two" / "starts.jsonl").read_text())["hosts"] == 2
@@ -75,8 +82,7 @@ def test_two_processes_are_one_run(tmp_path):
     before = weights(tmp_path / "two")
     alone = finish(start(tmp_path / "two", "--config.loop.sharding=zero", "--config.loop.fsdp=1", "--config.loop.log_every=1", devices=2))
     assert "resumed at step 6" in alone
-    for name, value in weights(tmp_path / "two").items():
-        np.testing.assert_allclose(before[name], value, atol=1e-4)
+    assert_same(before, weights(tmp_path / "two"))
 
 
 @pytest.mark.slow
