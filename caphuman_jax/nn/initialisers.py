@@ -1,5 +1,5 @@
 """Random starting values. A key is JAX's, or a `numpy.random.Generator`: that one draws on the host, where nothing is compiled; or None, where
-shapes alone are wanted: then all are 0, which is traced ten times as fast.
+shapes alone are wanted: then all are 0, which is less to trace.
 
 A network has hundreds of arrays. One compiled program for all of them takes half a minute, most of it the compiler's.
 """

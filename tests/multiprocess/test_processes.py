@@ -46,11 +46,11 @@ def weights(workdir):
 
 
 def assert_same(found, expected):
-    """Weights alike but for rounding: all together, and each to a tenth of one of AdamW's steps (0.01), which divide by a gradient's own
+    """Weights alike but for rounding: all together, and each to a thirtieth of one of AdamW's steps (0.01), which divide by a gradient's own
     size and so make something of rounding where it is next to nothing."""
     for name, value in expected.items():
         assert np.linalg.norm(found[name] - value) < 2e-5 * np.linalg.norm(value), name
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-3, err_msg=name)
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=3e-4, err_msg=name)
 
 
 def losses(workdir):
