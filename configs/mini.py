@@ -16,7 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
         "recipe": "mini",
         "data": "",
         "model": MINI.to_dict(),
-        "autoencoder": dataclasses.asdict(AutoencoderTraining(steps=8000, batch=96)),
-        "training": dataclasses.asdict(DiffusionTraining(steps=16000, batch=256, learning_rate=6e-4, warmup=300)),
-        "loop": dataclasses.asdict(LoopConfig(evaluate_every=2000, pictures_every=2000, best="loss")),
+        "autoencoder": dataclasses.asdict(AutoencoderTraining(steps=2000, batch=192)),
+        "training": dataclasses.asdict(DiffusionTraining(steps=12000, batch=256, learning_rate=6e-4, warmup=300)),
+        "loop": dataclasses.asdict(LoopConfig(evaluate_every=500, pictures_every=4000, best="loss")),
     })

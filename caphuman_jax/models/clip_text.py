@@ -8,6 +8,7 @@ from flax import nnx
 
 from caphuman_jax.config import TextConfig
 from caphuman_jax.nn import initialisers
+from caphuman_jax.nn.embedding import rows
 from caphuman_jax.nn.layers import LayerNorm, linear
 from caphuman_jax.nn.transformer import Transformer
 
@@ -36,7 +37,7 @@ class TextEncoder(nnx.Module):
         token_ids (B, L) int32, L at most `cfg.length`: start token, the prompt, the end token (the highest id), padding
         → last hidden state after the final norm (B, L, width); the end token's (B, width). Both in the compute dtype.
         """
-        x = self.tokens(token_ids)
+        x = rows(self.tokens.embedding[...], token_ids).astype(self.tokens.dtype)
         if hasattr(self, "widen"):
             x = self.widen(x)
         x = x + self.positions[: token_ids.shape[1]].astype(x.dtype)

@@ -92,8 +92,10 @@ def run(args) -> int:
         os.environ, coordinator=args.coordinator, process_id=args.process_id, process_count=args.process_count) if not args.multihost else {})
     import jax
 
+    from caphuman_jax.compile_cache import keep_compiled
     from caphuman_jax.training import loop, report, sharding
 
+    keep_compiled()  # a run that goes on compiles the same step
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's tracebacks: what went wrong is told in one line
     config = read_config(args.config, args.overrides)
     cfg = loop.LoopConfig(**config.loop)

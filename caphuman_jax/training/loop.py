@@ -152,7 +152,7 @@ class _Training:
                 stopping = self.step < steps and stop.reached(self.step)
                 evaluate, pictures = (not stopping and due(every) for every in (cfg.evaluate_every, cfg.pictures_every))
                 self.look(evaluate, pictures)
-                if self.step == steps or stopping or due(cfg.save_every) or evaluate and cfg.best:
+                if self.step == steps or stopping or due(cfg.save_every) or cfg.best in self.measured.get(self.step, ()):
                     self.save()
                 if self.step >= steps or stopping:
                     break
@@ -180,17 +180,19 @@ class _Training:
 
     def look(self, evaluate: bool, pictures: bool) -> None:
         """Measures and makes pictures with the averaged parameters."""
-        if not (evaluate and self.recipe.evaluate or pictures and self.recipe.pictures):
+        hooks = [evaluate and self.recipe.evaluate, pictures and self.recipe.judge, pictures and self.recipe.pictures]
+        if not any(hooks):
             return
         self.drain()
         began = time.perf_counter()
-        params = self.state["ema"] or self.state["params"]
-        if evaluate and self.recipe.evaluate:
-            found = _of_first_host({name: float(value) for name, value in self.recipe.evaluate(params, self.frozen, self.step).items()})
+        given = self.state["ema"] or self.state["params"], self.frozen, self.step
+        found = {name: float(value) for hook in hooks[:2] if hook for name, value in hook(*given).items()}
+        if any(hooks[:2]):
+            found = _of_first_host(found)
             self.measured = {self.step: found}
             self.report.measured(self.step, found, "evaluation")
-        if pictures and self.recipe.pictures:
-            self.report.pictures(self.step, self.recipe.pictures(params, self.frozen, self.step))
+        if hooks[2]:
+            self.report.pictures(self.step, hooks[2](*given))
         self.report.apart(time.perf_counter() - began)
 
     def save(self) -> None:

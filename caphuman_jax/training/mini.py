@@ -36,16 +36,14 @@ def recipe(model: ModelConfig, cfg: diffusion.DiffusionTraining, vae: dict, data
     if held_out is not None:
         frozen["data_held_out"] = resident(held_out)
     step = diffusion.make_step(model, graphs, cfg, mesh)
-    hooks = [] if held_out is None else [_held_out_error(model, graphs, cfg, mesh)]
-    hooks += [] if previews is None else [previews.evaluate]
     return Recipe(
         name=f"{model.name} from nothing", batch=cfg.batch, steps=cfg.steps,
         settings={"model": model.to_dict(), "training": dataclasses.asdict(cfg)},
         init_params=lambda: _init_params(model, cfg), shapes={name: abstract[name][1] for name in diffusion.TRAINED},
         begin=lambda params: diffusion.begin(cfg, params), step=lambda state, frozen, _: step(state, frozen, frozen["data"]),
         frozen=frozen, frozen_hashes={"vae": tree_hash(frozen["vae"])},
-        evaluate=None if not hooks else lambda *given: {name: value for hook in hooks for name, value in hook(*given).items()},
-        pictures=None if previews is None else previews.pictures,
+        evaluate=None if held_out is None else _held_out_error(model, graphs, cfg, mesh),
+        pictures=None if previews is None else previews.pictures, judge=None if previews is None else previews.evaluate,
         redraw=lambda frozen, step: _redraw(model, cfg, frozen, step),
         export=lambda params, folder, metadata: _save(folder, model, params, frozen["vae"], metadata))
 

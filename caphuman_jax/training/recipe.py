@@ -29,7 +29,7 @@ class Recipe:
         shardings says otherwise. frozen_hashes: {name: sha256} of those that belong to the model; checkpoints hold these and no numbers.
     batch_shapes: {name: jax.ShapeDtypeStruct} of a global batch, first axis the pictures; empty where the step draws from `frozen`.
     evaluate: (params, frozen, step) -> {metric: number} on held-out data; params are the averaged ones, on the mesh.
-    pictures: (params, frozen, step) -> {name: uint8 (H, W, 3)}, the same seeds every time.
+    pictures: (params, frozen, step) -> {name: uint8 (H, W, 3)}, the same seeds every time. judge: the same -> {metric: number} of these pictures.
     export: (params on the host, folder, metadata) writes a model folder.
     redraw: (frozen, step) -> {name: array}, the batch that a step without batches drew; to be looked at when it went wrong.
     flops: operations of one step over all devices where they are known better than by the compiler's count.
@@ -48,6 +48,7 @@ class Recipe:
     batch_shapes: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
     evaluate: Callable[[dict, dict, int], Mapping[str, float]] | None = None
     pictures: Callable[[dict, dict, int], Mapping[str, np.ndarray]] | None = None
+    judge: Callable[[dict, dict, int], Mapping[str, float]] | None = None
     export: Callable[[dict, Any, Mapping[str, Any]], None] | None = None
     redraw: Callable[[dict, int], Mapping[str, Any]] | None = None
     flops: float | None = None

@@ -68,14 +68,12 @@ def make_recipe(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, Any
     begin = lambda params: control.begin(cfg, optimiser, params)
     plain = dataclasses.replace(cfg, remat="none", attention="xla")
     arithmetic = flops.count(make_step(plain, None), jax.eval_shape(begin, shapes), _shapes(frozen), dict(batch_shapes))
-    hooks = [] if held_out is None else [_Evaluation(held_out, control.make_evaluation(model, graphs, cfg, mesh=mesh, assemble=assemble), mesh)]
-    hooks += [] if previews is None else [previews.evaluate]
+    evaluate = None if held_out is None else _Evaluation(held_out, control.make_evaluation(model, graphs, cfg, mesh=mesh, assemble=assemble), mesh)
     return Recipe(
         name=f"{model.name}: {', '.join(shapes)}", batch=cfg.batch, steps=cfg.steps, settings={"model": model.to_dict(), "training": dataclasses.asdict(cfg)},
         init_params=lambda: _init_params(model, cfg, base) | given, shapes=shapes, begin=begin, step=make_step(cfg, mesh), frozen=frozen,
         frozen_hashes={name: hashes[name] for name in frozen if name in hashes}, batch_shapes=dict(batch_shapes), export=export, flops=arithmetic,
-        evaluate=None if not hooks else lambda *given: {name: value for hook in hooks for name, value in hook(*given).items()},
-        pictures=None if previews is None else previews.pictures)
+        evaluate=evaluate, pictures=None if previews is None else previews.pictures, judge=None if previews is None else previews.evaluate)
 
 
 def _init_params(model: ModelConfig, cfg: ControlTraining, base: Mapping[str, Any]) -> dict:
