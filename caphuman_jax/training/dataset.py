@@ -187,5 +187,5 @@ def identity_tokens(pictures, landmarks, *, seed: int):
 
 
 def _grey(picture: np.ndarray) -> np.ndarray:
-    luma = picture @ LUMA
+    luma = picture.astype(np.float32) @ LUMA  # numpy's uint8 @ float32 takes 14 ms, this 1
     return np.repeat(np.round(luma).astype(np.uint8)[..., None], 3, axis=-1)

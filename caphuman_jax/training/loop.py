@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import math
 import os
 import queue
 import threading
@@ -24,7 +23,8 @@ from jax.experimental import multihost_utils
 
 from caphuman_jax import compiler
 from caphuman_jax.errors import DataError, SettingError
-from caphuman_jax.training import sharding
+from caphuman_jax.nn import choices
+from caphuman_jax.training import flops, sharding
 from caphuman_jax.training.checkpoints import Checkpoints, differences
 from caphuman_jax.training.preemption import INTERRUPTED, Preemption
 from caphuman_jax.training.recipe import Recipe, State
@@ -135,9 +135,9 @@ class _Training:
             return
         began = time.perf_counter()
         self.compiled = compile_step(recipe, self.mesh, mode, self.frozen, self.feed.peek())
-        flops = recipe.flops or counted_flops(self.compiled, self.mesh.size)
+        arithmetic = recipe.flops or counted_flops(recipe, self.mesh, self.frozen, self.feed.peek())
         self.log(f"{len(jax.devices())} × {jax.devices()[0].device_kind}, {mode}; step compiled in {time.perf_counter() - began:.1f} s")
-        self.report = Report(self.workdir, batch=recipe.batch, steps=recipe.steps, first=self.step, flops=flops, tensorboard=self.cfg.tensorboard,
+        self.report = Report(self.workdir, batch=recipe.batch, steps=recipe.steps, first=self.step, flops=arithmetic, tensorboard=self.cfg.tensorboard,
                              wandb=self.cfg.wandb, settings=config, log=self.log)
         if jax.process_index() == 0:
             note_start(self.workdir, self.step)
@@ -277,12 +277,10 @@ def lower_step(recipe: Recipe, mesh, mode: str, frozen, batch):
     return step.lower(shapes, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (frozen, batch)))
 
 
-def counted_flops(compiled, devices: int) -> float | None:
-    """Operations of a compiled program over all devices, as the compiler counts them; None where it does not."""
-    cost = compiled.cost_analysis()
-    cost = cost[0] if isinstance(cost, list) else cost
-    flops = (cost or {}).get("flops", math.nan)
-    return flops * devices if flops > 0 else None
+def counted_flops(recipe: Recipe, mesh, frozen, batch) -> int:
+    """Operations of a step over all devices, counted on what is traced: a compiler's count leaves out what it calls libraries for, on a GPU nearly all."""
+    with jax.set_mesh(mesh), choices.using(attention="xla"):
+        return flops.count(recipe.step, recipe.abstract_state(), *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (frozen, batch)))
 
 
 class _Feed:

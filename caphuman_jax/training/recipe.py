@@ -32,7 +32,7 @@ class Recipe:
     pictures: (params, frozen, step) -> {name: uint8 (H, W, 3)}, the same seeds every time. judge: the same -> {metric: number} of these pictures.
     export: (params on the host, folder, metadata) writes a model folder.
     redraw: (frozen, step) -> {name: array}, the batch that a step without batches drew; to be looked at when it went wrong.
-    flops: operations of one step over all devices where they are known better than by the compiler's count.
+    flops: operations of one step over all devices where not all that is traced counts, what is computed again for instance.
     """
 
     name: str

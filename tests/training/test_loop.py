@@ -44,6 +44,27 @@ def test_an_evaluation_belongs_to_its_own_step(tmp_path):
     assert set(kept) == {"3", "10", "12"} and kept["3"] == {"loss": 0.2} and "loss" not in kept["10"] and kept["12"] == {"loss": 0.5}
 
 
+def test_numbers_of_pictures_count_for_the_best(tmp_path):
+    """They come with the pictures; what is measured without pictures comes as often as it is asked for, and both may be of one step."""
+    recipe = tiny_recipe.recipe(tiny_recipe.Training(steps=6), judge=lambda params, frozen, step: {"likeness": {3: 0.9}.get(step, 0.1)})
+    told = []
+    run(tmp_path, recipe, log=told.append, evaluate_every=2, pictures_every=3, save_every=0, best="likeness", best_highest=True, keep=1)
+    evaluations = [line for line in told if "evaluation" in line]
+    assert [("loss" in line, "likeness" in line) for line in evaluations] == [(True, False), (False, True), (True, False), (True, True)]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_operations_of_a_step(monkeypatch, tmp_path, devices):
+    """Two products forward and three backward of the trained layers, one of the frozen layer; whatever the compiler calls for them."""
+    found = []
+    monkeypatch.setattr(loop, "Report", lambda *args, flops, report=loop.Report, **named: found.append(flops) or report(*args, flops=flops, **named))
+    run(tmp_path, devices=devices)
+    batch, width, hidden = 16, tiny_recipe.WIDTH, tiny_recipe.HIDDEN
+    bands = 2 * batch * tiny_recipe.BANDS  # errors are added up by band, as a product too
+    assert found == [2 * batch * width * (5 * hidden + width) + bands]
+
+
 def test_a_run_that_goes_on_draws_where_it_left_off(tmp_path):
     batches = tiny_recipe.Numbered(16)
     run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=8)), batches, save_every=3)
