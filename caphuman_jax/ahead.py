@@ -1,4 +1,4 @@
-"""Compiling ahead of time, for devices at hand and for TPU slices that nobody has: memory, arithmetic and the batch that fits.
+"""Compiling ahead of time, for devices at hand and for TPU slices and GPUs that nobody has: memory, arithmetic and the batch that fits.
 
 libtpu compiles on any Linux machine, without a TPU. What is compiled is the loop's own step with its shardings, and the sampler.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from caphuman_jax import compiler
+from caphuman_jax import ahead_gpu, compiler
 from caphuman_jax.errors import SettingError
 from caphuman_jax.training.devices import peak_flops
 
@@ -35,12 +35,13 @@ _RESERVED = {"TPU": 0.25 * 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices to compile for. platform: "tpu", "gpu" or "cpu"; kind: JAX's name of the device."""
+    """Devices to compile for. platform: "tpu", "gpu" or "cpu"; kind: JAX's name of the device; options: of the compiler, for these devices."""
 
     name: str
     devices: tuple
     platform: str
     kind: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def capacity(self) -> float | None:
@@ -95,10 +96,13 @@ class Outcome:
 
 
 def find_target(text: str) -> Target:
-    """"local", or a TPU slice as "v5e:4x4", "v5p:2x2x1", "v6e:16x16". Raises SettingError."""
+    """"local"; a TPU slice as "v5e:4x4", "v5p:2x2x1", "v6e:16x16"; or GPUs as "h100", "h100:4". Raises SettingError."""
     if text == "local":
         devices = tuple(jax.devices())
         return Target("local", devices, compiler.platform_of(devices[0]), devices[0].device_kind)
+    if ahead_gpu.is_gpu(text):
+        gpu, devices = ahead_gpu.find_devices(text)
+        return Target(text, devices, "gpu", gpu.kind, dict(ahead_gpu.OPTIONS))
     # Nothing is to be asked of a TPU host's metadata server, and other programs may compile at the same time.
     for name, value in {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
                         "TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}.items():
@@ -112,7 +116,8 @@ def find_target(text: str) -> Target:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         if "libtpu" in str(error) and "not" in str(error).lower() and "topology" not in str(error).lower():
             raise SettingError(f"libtpu cannot be used: {error}; pip install 'caphuman-jax[compile]' (Linux)") from error
-        raise SettingError(f"there is no TPU slice {text!r} ({str(error).splitlines()[0]}); write for example v5e:4x4, v5p:2x2x1 or v6e:16x16") from error
+        raise SettingError(f"there is no TPU slice {text!r} ({str(error).splitlines()[0]}); write for example v5e:4x4, v5p:2x2x1 or v6e:16x16; "
+                           f"or GPUs: {', '.join(ahead_gpu.GPUS)}, h100:4 for several") from error
     return Target(text, devices, "tpu", devices[0].device_kind)
 
 
@@ -123,7 +128,7 @@ def compile_outcome(lower: Callable[[], Any], *, what: str, target: Target, batc
     common = {"what": what, "target": target.name, "device": target.kind, "devices": len(target.devices), "batch_per_device": batch_per_device,
               "settings": settings, "capacity": target.capacity, "flops": flops}
     try:
-        compiled = lower().compile(compiler_options={**(compiler.options(target.platform) or {}), **(options or {})} or None)
+        compiled = lower().compile(compiler_options={**(compiler.options(target.platform) or {}), **target.options, **(options or {})} or None)
     except jax.errors.JaxRuntimeError as error:
         wanted = _memory_wanted(str(error))
         if wanted is None:
@@ -140,11 +145,11 @@ def compile_outcome(lower: Callable[[], Any], *, what: str, target: Target, batc
 
 
 def roofline(flops: float, touched: float | None, target: Target) -> tuple[float | None, str | None]:
-    """(seconds, "arithmetic" or "memory"): the larger of operations over peak and bytes over bandwidth; nothing real is as fast."""
+    """(seconds, "arithmetic" or "memory"): the larger of operations over peak and bytes, if they are known, over bandwidth; nothing real is as fast."""
     peak = peak_flops(target.kind)
-    if peak is None or target.bandwidth is None or not touched:
+    if peak is None or target.bandwidth is None or not (touched or flops):
         return None, None
-    return max((flops / peak, "arithmetic"), (touched / target.bandwidth, "memory"))
+    return max((flops / peak, "arithmetic"), ((touched or 0) / target.bandwidth, "memory"))
 
 
 def largest_batch(attempt: Callable[[int], Outcome], first: int = 1, most: int = 4096) -> list[Outcome]:

@@ -1,4 +1,4 @@
-"""`caphuman compile`: the real training step and the real sampler, compiled for TPU slices that are not at hand or for the devices that are."""
+"""`caphuman compile`: the real training step and the real sampler, compiled for TPU slices and GPUs that are not at hand or for the devices that are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from caphuman_jax.errors import SettingError
 def add_arguments(parser) -> None:
     """The command's options; `--config.NAME=VALUE` overrides an entry of the configuration."""
     parser.add_argument("--config", default="sd15", help="name of a file in configs/, without .py, or the path of a file of one's own")
-    parser.add_argument("--topology", nargs="+", default=["local"], metavar="SLICE", help="local, or TPU slices such as v5e:4x4 v5p:2x2x1 v6e:16x16")
+    parser.add_argument("--topology", nargs="+", default=["local"], metavar="SLICE",
+                        help="local, TPU slices such as v5e:4x4 v5p:2x2x1 v6e:16x16, or GPUs such as h100 a100-80:8")
     parser.add_argument("--what", nargs="+", choices=("train", "sample"), default=["train"], help="the training step, the sampler with its decoder")
     parser.add_argument("--batch", nargs="+", default=None, metavar="N",
                         help="pictures a device, or auto: the most that fit; default: the configuration's batch over all devices (sample: 1)")
@@ -28,7 +29,7 @@ def add_arguments(parser) -> None:
 def run(args) -> None:
     """Compiles, prints and writes."""
     if args.topology != ["local"]:
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no TPU is looked for on this machine
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # no accelerator is looked for on this machine
     from caphuman_jax import ahead
     from caphuman_jax.training.command import read_config
 
@@ -138,6 +139,8 @@ def _told(outcome) -> str:
     if o.flops and o.bytes_accessed:
         lines.append(f"  {o.flops / 1e12:.2f} TFLOP of the networks ({(o.compiled_flops or 0) / 1e12:.2f} by the compiler's count), "
                      f"{o.bytes_accessed / 1e9:.1f} GB moved, {o.intensity:.0f} FLOP a byte")
+    elif o.flops:
+        lines.append(f"  {o.flops / 1e12:.2f} TFLOP of the networks; bytes moved are not told for this device")
     if o.seconds_estimate:
         lines.append(f"  at least {o.seconds_estimate * 1e3:.1f} ms ({o.bound}), so at most {o.pictures_per_second:.0f} pictures a second on all devices")
     return "\n".join(lines + ([f"  {o.note}"] if o.note else []))

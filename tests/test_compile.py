@@ -3,14 +3,17 @@
 import dataclasses
 import json
 import platform
+import re
 import sys
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from caphuman_jax import ahead, cli, compile_command
+from caphuman_jax import ahead, ahead_gpu, cli, compile_command
 from caphuman_jax.errors import SettingError
+from caphuman_jax.training import devices
 
 CONFIG = """
 import dataclasses
@@ -77,6 +80,55 @@ def test_what_cannot_be_compiled_is_told(arguments, words, config, capsys):
     extra = [] if "--config" in arguments else ["--config", config]
     assert cli.main(["compile", *extra, *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ahead_gpu.GPUS)
+def test_gpus_that_are_not_here(name, monkeypatch):
+    """What the compiler is told of them is what programs are then held against."""
+    from jax.experimental import topologies
+
+    asked = []
+    monkeypatch.setattr(topologies, "get_topology_desc", lambda **given: asked.append(given) or types.SimpleNamespace(devices=[None] * 4))
+    target = ahead.find_target(f"{name}:4")
+    assert asked[0]["topology"] == "1x1x4" and target.platform == "gpu" and len(target.devices) == 4
+    told = dict(re.findall(r"(\w+): (\S+)", asked[0]["target_config"]))
+    memory, bandwidth = float(told["device_memory_size"]), float(told["memory_bandwidth"])
+    assert target.capacity <= memory < 1.08 * target.capacity and bandwidth == pytest.approx(target.bandwidth, rel=0.01)
+    peak = devices.peak_flops(target.kind)
+    # Four tensor cores a multiprocessor; their sparse and dense peaks are often confused.
+    assert peak / (int(told["core_count"]) * float(told["clock_rate_ghz"]) * 1e9) == pytest.approx(
+        {"8": {"0": 2048, "9": 1024}, "9": {"0": 4096}}[told["major"]][told["minor"]], rel=0.12)
+
+
+def test_options_of_a_gpu_that_is_not_here():
+    """Nothing can be tried out on it; what is said on the command line comes last."""
+    given = []
+
+    class Lowered:
+        def compile(self, compiler_options):
+            given.append(compiler_options)
+            return jax.jit(lambda x: x @ x).lower(np.zeros((4, 4), np.float32)).compile()
+
+    target = ahead.Target("h100", (None,), "gpu", "NVIDIA H100 80GB HBM3", dict(ahead_gpu.OPTIONS))
+    found = ahead.compile_outcome(Lowered, what="train", target=target, batch_per_device=1, settings={}, flops=128.0, options={"xla_gpu_autotune_level": 2})
+    assert given[0]["xla_gpu_enable_triton_gemm"] is False and given[0]["xla_gpu_autotune_level"] == 2 and "xla_gpu_dot_merger_threshold_mb" in given[0]
+    assert found.fits and found.memory["arguments"] == 64
+    alone = dataclasses.replace(found, bytes_accessed=None)
+    assert "bytes moved are not told" in compile_command._told(alone) and "moved" in compile_command._told(dataclasses.replace(found, bytes_accessed=1e9))
+    assert ahead.roofline(989e12, None, target) == (pytest.approx(1), "arithmetic")
+
+
+def test_no_cuda_plugin_is_told(monkeypatch):
+    from jax.experimental import topologies
+
+    def missing(**_):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    with pytest.raises(SettingError, match="pip install 'jax\\[cuda13\\]'"):
+        ahead.find_target("h100")
+    with pytest.raises(SettingError, match="h100:N"):
+        ahead.find_target("h100:many")
 
 
 @pytest.mark.slow
