@@ -44,17 +44,25 @@ def _group_norm(x, scale, bias, groups, eps, silu):
 
 def _group_norm_backward(groups, eps, silu, kept, gradient):
     x, mean, inverse, factor, offset, scale = kept
-    x32, dz = x.astype(jnp.float32), gradient.astype(jnp.float32)
-    if silu:
-        z = x32 * _spread(factor) + _spread(offset)
-        sigmoid = jax.nn.sigmoid(z)
-        dz = dz * (sigmoid * (1 + z * (1 - sigmoid)))
+
+    def before_silu(*after):
+        """x and the gradient there, float32. On a GPU made again for each use: XLA would write the latter down, which takes longer."""
+        again = jax.lax.optimization_barrier((x, gradient, *after)) if silu and choices.current().on() == "gpu" else (x, gradient)
+        x32, dz = again[0].astype(jnp.float32), again[1].astype(jnp.float32)
+        if silu:
+            z = x32 * _spread(factor) + _spread(offset)
+            sigmoid = jax.nn.sigmoid(z)
+            dz = dz * (sigmoid * (1 + z * (1 - sigmoid)))
+        return x32, dz
+
     pixels = x.shape[1] * x.shape[2]
-    by_bias, products = _sums(dz, dz * x32, parts=8 if pixels > 256 else 16)
+    (x32, first_use), (_, dz) = before_silu(), before_silu(mean)
+    by_bias, products = _sums(dz, first_use * x32, parts=8 if pixels > 256 else 16)
     by_scale = (products - mean * by_bias) * inverse
     # dx = inverse · (g − mean(g) − x̂ · mean(g · x̂)) with g = dz · scale and means over a group; x̂ = (x − mean) · inverse.
     first = _over_groups(scale * by_bias, groups) / pixels
     second = _over_groups(scale * by_scale, groups) / pixels * jnp.square(inverse)
+    x32, dz = before_silu(by_bias)
     dx = dz * _spread(factor) - x32 * _spread(second) + _spread(mean * second - inverse * first)
     return dx.astype(x.dtype), by_scale.sum(axis=0), by_bias.sum(axis=0)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from flax import nnx
 
-from caphuman_jax.nn import fused
+from caphuman_jax.nn import choices, fused
 from caphuman_jax.nn.blocks import FeedForward
 from caphuman_jax.nn.layers import GroupNorm
 
@@ -14,17 +14,19 @@ def normal(shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])  # which sums in parts and what is made again
 @pytest.mark.parametrize("silu", [False, True])
-def test_group_norm_and_its_gradients_are_pytorchs(silu):
+def test_group_norm_and_its_gradients_are_pytorchs(silu, platform):
     x, scale, bias, weight = 3 * normal((2, 5, 6, 12)) + 1, 1 + normal((12,), 1), normal((12,), 2), normal((2, 5, 6, 12), 3)
     there = [torch.from_numpy(a.copy()).requires_grad_() for a in (x.transpose(0, 3, 1, 2), scale, bias)]
     expected = torch.nn.functional.group_norm(there[0], 4, there[1], there[2], 1e-5)
     expected = torch.nn.functional.silu(expected) if silu else expected
     (expected * torch.from_numpy(weight.transpose(0, 3, 1, 2).copy())).sum().backward()
     run = lambda *a: fused.group_norm(*a, 4, 1e-5, silu)
-    got, pull = jax.vjp(run, *map(jnp.asarray, (x, scale, bias)))
+    with choices.using(platform=platform):
+        got, pull = jax.vjp(run, *map(jnp.asarray, (x, scale, bias)))
+        dx, dscale, dbias = pull(jnp.asarray(weight))
     np.testing.assert_allclose(got, expected.detach().numpy().transpose(0, 2, 3, 1), atol=2e-6)
-    dx, dscale, dbias = pull(jnp.asarray(weight))
     np.testing.assert_allclose(dx, there[0].grad.numpy().transpose(0, 2, 3, 1), atol=3e-6)
     np.testing.assert_allclose(dscale, there[1].grad, rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(dbias, there[2].grad, rtol=2e-5, atol=1e-5)
