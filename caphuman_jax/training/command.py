@@ -95,7 +95,8 @@ def run(args) -> int:
     from caphuman_jax.compile_cache import keep_compiled
     from caphuman_jax.training import loop, report, sharding
 
-    keep_compiled()  # a run that goes on compiles the same step
+    if jax.default_backend() != "cpu":
+        keep_compiled()  # a run that goes on compiles the same step, which takes an accelerator's compiler minutes
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's tracebacks: what went wrong is told in one line
     config = read_config(args.config, args.overrides)
     cfg = loop.LoopConfig(**config.loop)

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from caphuman_jax import cli
+from caphuman_jax import cli, compile_cache
 from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.training.command import read_config, recipe_module
 from caphuman_jax.training.hosts import distributed_arguments, first_node
@@ -87,6 +88,16 @@ def test_exit_codes_and_one_line(tmp_path, capsys):
     assert train(tmp_path / "e", "--config.loop.sharding=zero9") == 2
     assert "'zero9'; there are replicated, zero, fsdp" in capsys.readouterr().err
     assert cli.main(["export", str(tmp_path / "b"), str(tmp_path / "f"), "--to", "ldm"]) == 2
+
+
+@pytest.mark.parametrize("backend, kept", [("gpu", 1), ("cpu", 0)])
+def test_an_accelerators_programs_are_kept(monkeypatch, tmp_path, capsys, backend, kept):
+    """A step takes them minutes to compile; a CPU does not, and keeps none."""
+    found = []
+    monkeypatch.setattr(compile_cache, "keep_compiled", lambda: found.append(1))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert cli.main(["train", f"--config.data={tmp_path}", "--workdir", str(tmp_path / "w")]) == 2 and "no records there" in capsys.readouterr().err
+    assert len(found) == kept
 
 
 def test_an_unknown_recipe_is_told():
