@@ -17,17 +17,7 @@ import jax
 
 from caphuman_jax import ahead_gpu, compiler
 from caphuman_jax.errors import SettingError
-from caphuman_jax.training.devices import peak_flops
-
-GB = 10**9
-
-MEMORY: tuple[tuple[str, float, float], ...] = (
-    ("TPU v5 lite", 17.2, 819), ("TPU v5e", 17.2, 819), ("TPU v5", 102.8, 2765), ("TPU v6", 34.4, 1640), ("TPU v4", 34.4, 1228), ("TPU7x", 103.1, 3690),
-    ("H200", 141, 4800), ("H100 PCIe", 80, 2000), ("H100", 80, 3350), ("B200", 180, 8000), ("A100-SXM4-80GB", 80, 2039), ("A100", 40, 1555),
-    ("L40S", 48, 864), ("L4", 24, 300), ("A10G", 24, 600),
-)
-"""Part of JAX's `device_kind` → memory of a device in 10⁹ bytes and its bandwidth in 10⁹ bytes a second, by the makers' data sheets (TPUs' are 16, 95,
-32 GiB …); the first that fits counts."""
+from caphuman_jax.training.devices import bandwidth, memory, peak_flops
 
 _RESERVED = {"TPU": 0.25 * 2**30}
 """Memory of a device that programs do not get: libtpu lets v5e's have 15.75 of 16 GiB."""
@@ -46,13 +36,13 @@ class Target:
     @property
     def capacity(self) -> float | None:
         """Bytes of a device's memory that programs can have; None where it is not known."""
-        found = next((size for name, size, _ in MEMORY if name in self.kind), None)
-        return None if found is None else found * GB - (_RESERVED["TPU"] if self.platform == "tpu" else 0)
+        found = memory(self.kind)
+        return None if found is None else found - (_RESERVED["TPU"] if self.platform == "tpu" else 0)
 
     @property
     def bandwidth(self) -> float | None:
         """Bytes a second."""
-        return next((speed * GB for name, _, speed in MEMORY if name in self.kind), None)
+        return bandwidth(self.kind)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,10 @@ import dataclasses
 import os
 import re
 
+import jax
+
 from caphuman_jax.errors import SettingError
+from caphuman_jax.training.devices import bandwidth, memory
 
 OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 """Of XLA, for a GPU that is not there."""
@@ -20,15 +23,13 @@ KIB = 1024
 @dataclasses.dataclass(frozen=True)
 class Gpu:
     """By NVIDIA's data sheets and CUDA's programming guide. kind: JAX's name; capability: of computing; lanes: float32 units of a multiprocessor; clock: GHz;
-    memory: bytes, as drivers report them; bandwidth: bytes a second; cache (level 2) and shared (of a multiprocessor): bytes."""
+    cache (level 2) and shared (of a multiprocessor): bytes. Its memory is in `training.devices`."""
 
     kind: str
     capability: tuple[int, int]
     multiprocessors: int
     lanes: int
     clock: float
-    memory: float
-    bandwidth: float
     cache: int
     shared: int
 
@@ -44,7 +45,7 @@ class Gpu:
             gpu_device_info {{
               cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {features} }}
               core_count: {self.multiprocessors} fpus_per_core: {self.lanes} clock_rate_ghz: {self.clock}
-              device_memory_size: {round(self.memory)} memory_bandwidth: {round(self.bandwidth)} l2_cache_size: {self.cache}
+              device_memory_size: {round(memory(self.kind))} memory_bandwidth: {round(bandwidth(self.kind))} l2_cache_size: {self.cache}
               threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: {threads}
               thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
               block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
@@ -54,12 +55,12 @@ class Gpu:
 
 
 GPUS = {
-    "a100-40": Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 108, 64, 1.41, 42.4e9, 1.555e12, 40 * KIB**2, 164 * KIB),
-    "a100-80": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, 85.1e9, 2.039e12, 40 * KIB**2, 164 * KIB),
-    "l4": Gpu("NVIDIA L4", (8, 9), 58, 128, 2.04, 24.1e9, 300e9, 48 * KIB**2, 100 * KIB),
-    "l40s": Gpu("NVIDIA L40S", (8, 9), 142, 128, 2.52, 48.3e9, 864e9, 96 * KIB**2, 100 * KIB),
-    "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, 84.9e9, 3.35e12, 50 * KIB**2, 228 * KIB),
-    "h200": Gpu("NVIDIA H200", (9, 0), 132, 128, 1.98, 151.4e9, 4.8e12, 50 * KIB**2, 228 * KIB),
+    "a100-40": Gpu("NVIDIA A100-SXM4-40GB", (8, 0), 108, 64, 1.41, 40 * KIB**2, 164 * KIB),
+    "a100-80": Gpu("NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, 40 * KIB**2, 164 * KIB),
+    "l4": Gpu("NVIDIA L4", (8, 9), 58, 128, 2.04, 48 * KIB**2, 100 * KIB),
+    "l40s": Gpu("NVIDIA L40S", (8, 9), 142, 128, 2.52, 96 * KIB**2, 100 * KIB),
+    "h100": Gpu("NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, 50 * KIB**2, 228 * KIB),
+    "h200": Gpu("NVIDIA H200", (9, 0), 132, 128, 1.98, 50 * KIB**2, 228 * KIB),
 }
 """Name on the command line → card."""
 
@@ -75,12 +76,11 @@ def find_devices(text: str) -> tuple[Gpu, tuple]:
     if colon and not re.fullmatch(r"[1-9]\d*", count):
         raise SettingError(f"--topology {text}: write {name}, or {name}:N for N cards of one host")
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")  # it asks the driver, and there may be none
-    import jax
     from jax.experimental import topologies
 
     try:
         found = topologies.get_topology_desc(platform="cuda", topology=f"1x1x{count or 1}", target_config=GPUS[name].described())
-    except (RuntimeError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+    except RuntimeError as error:  # NotImplementedError is one, and JAX's own
         raise SettingError(f"JAX cannot compile for an NVIDIA GPU that is not here ({str(error).splitlines()[0]}): pip install 'jax[cuda13]' of the "
                            f"version that is here, {jax.__version__}") from error
     return GPUS[name], tuple(found.devices)

@@ -46,7 +46,10 @@ def _group_norm_backward(groups, eps, silu, kept, gradient):
     x, mean, inverse, factor, offset, scale = kept
 
     def before_silu(*after):
-        """x and the gradient there, float32. On a GPU made again for each use: XLA would write the latter down, which takes longer."""
+        """x and the gradient there, float32. On a GPU made again for each use: XLA would write the latter down, to be read twice.
+
+            after: what makes one use another to the compiler than the rest.
+            """
         again = jax.lax.optimization_barrier((x, gradient, *after)) if silu and choices.current().on() == "gpu" else (x, gradient)
         x32, dz = again[0].astype(jnp.float32), again[1].astype(jnp.float32)
         if silu:

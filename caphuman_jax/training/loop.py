@@ -180,19 +180,20 @@ class _Training:
 
     def look(self, evaluate: bool, pictures: bool) -> None:
         """Measures and makes pictures with the averaged parameters."""
-        hooks = [evaluate and self.recipe.evaluate, pictures and self.recipe.judge, pictures and self.recipe.pictures]
-        if not any(hooks):
+        recipe = self.recipe
+        measures = [measure for due, measure in ((evaluate, recipe.evaluate), (pictures, recipe.judge)) if due and measure]
+        pictures = pictures and recipe.pictures is not None
+        if not measures and not pictures:
             return
         self.drain()
         began = time.perf_counter()
         given = self.state["ema"] or self.state["params"], self.frozen, self.step
-        found = {name: float(value) for hook in hooks[:2] if hook for name, value in hook(*given).items()}
-        if any(hooks[:2]):
-            found = _of_first_host(found)
+        if measures:
+            found = _of_first_host({name: float(value) for measure in measures for name, value in measure(*given).items()})
             self.measured = {self.step: found}
             self.report.measured(self.step, found, "evaluation")
-        if hooks[2]:
-            self.report.pictures(self.step, hooks[2](*given))
+        if pictures:
+            self.report.pictures(self.step, recipe.pictures(*given))
         self.report.apart(time.perf_counter() - began)
 
     def save(self) -> None:
