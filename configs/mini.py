@@ -17,6 +17,6 @@ def get_config() -> ml_collections.ConfigDict:
         "data": "",
         "model": MINI.to_dict(),
         "autoencoder": dataclasses.asdict(AutoencoderTraining(steps=2000, batch=192)),
-        "training": dataclasses.asdict(DiffusionTraining(steps=8000, batch=512, learning_rate=8e-4, warmup=300)),
-        "loop": dataclasses.asdict(LoopConfig(evaluate_every=500, pictures_every=4000, best="loss")),
+        "training": dataclasses.asdict(DiffusionTraining(steps=6000, batch=512, learning_rate=8e-4, warmup=300)),
+        "loop": dataclasses.asdict(LoopConfig(evaluate_every=500, pictures_every=3000, best="loss")),
     })

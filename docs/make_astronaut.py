@@ -1,8 +1,9 @@
-"""Makes docs/images/astronaut.png: the shipped portrait under several heads and prompts, by the shipped model.
+"""Makes docs/images/astronaut.png: the shipped portrait under several heads and prompts, by the shipped model or another.
 
-    python docs/make_astronaut.py
+    python docs/make_astronaut.py [--model FOLDER] [--out FILE.png]
 """
 
+import argparse
 from importlib.resources import files
 from pathlib import Path
 
@@ -28,7 +29,11 @@ CELLS = [
 
 
 def main() -> None:
-    pipe = caphuman_jax.load("mini")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="mini", metavar="NAME|FOLDER")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images" / "astronaut.png")
+    args = parser.parse_args()
+    pipe = caphuman_jax.load(args.model)
     person = pipe.person(PHOTO)
     cells = [("the photo", person.square)]
     for prompt, head in CELLS:
@@ -44,9 +49,8 @@ def main() -> None:
         x, y = i % columns * side, i // columns * (side + label)
         sheet.paste(Image.fromarray(np.asarray(picture)).resize((side, side)), (x, y + label))
         draw.text((x + 4, y + 3), text, fill="black", font=font)
-    out = Path(__file__).parent / "images" / "astronaut.png"
-    sheet.save(out, optimize=True)
-    print(out)
+    sheet.save(args.out, optimize=True)
+    print(args.out)
 
 
 if __name__ == "__main__":

@@ -57,11 +57,15 @@ def capface_loss(
     return denoise + mask_weight * masks, {"denoise": denoise, "mask": masks}
 
 
-def by_time(output: jax.Array, target: jax.Array, timestep: jax.Array, steps: int) -> dict[str, jax.Array]:
-    """Sums (BANDS,) of the pictures' squared errors by timestep, and how many pictures they are of."""
+def by_time(output: jax.Array, target: jax.Array, timestep: jax.Array, steps: int, weight: jax.Array | None = None) -> dict[str, jax.Array]:
+    """Sums (BANDS,) of the pictures' squared errors by timestep, and how many pictures they are of.
+
+    weight: (B,) what each picture's error has been multiplied with already, 0 for rows that only fill up.
+    """
     error = jnp.mean(jnp.square(output.astype(jnp.float32) - target), axis=(1, 2, 3))
     band = jax.nn.one_hot(timestep * BANDS // steps, BANDS, dtype=jnp.float32)
-    return {"loss_by_time": jnp.sum(band * error[:, None], axis=0), "loss_by_time_count": jnp.sum(band, axis=0)}
+    count = band if weight is None else band * weight[:, None]
+    return {"loss_by_time": jnp.sum(band * error[:, None], axis=0), "loss_by_time_count": jnp.sum(count, axis=0)}
 
 
 def shrink_mask(mask: jax.Array, size: tuple[int, int]) -> jax.Array:

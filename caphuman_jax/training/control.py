@@ -149,12 +149,13 @@ def make_loss(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg: Contr
             counts = shrunk(batch["area"])
             counts = jnp.sqrt(counts / (jnp.mean(counts, axis=(1, 2, 3), keepdims=True) + 1e-6))
             output, target = output * counts, target * counts
-        if "weight" in batch:
-            counts = jnp.sqrt(batch["weight"] / jnp.mean(batch["weight"]))[:, None, None, None]
+        share = batch["weight"] / jnp.mean(batch["weight"]) if "weight" in batch else None
+        if share is not None:
+            counts = jnp.sqrt(share)[:, None, None, None]
             output, target, mask, region = output * counts, target * counts, mask * counts, region * counts
         weights = loss.min_snr_weight(alpha, cfg.min_snr, model.diffusion.prediction) if cfg.min_snr else None
         total, parts = loss.capface_loss(output, target, mask, region, mask_weight=cfg.mask_weight, weights=weights)
-        return total, {**parts, **loss.by_time(output, target, draws["timestep"], model.diffusion.train_steps)}
+        return total, {**parts, **loss.by_time(output, target, draws["timestep"], model.diffusion.train_steps, share)}
 
     return loss_fn
 
@@ -250,7 +251,7 @@ def make_step(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg: Contr
 
 def make_evaluation(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg: ControlTraining, *, mesh: Mesh | None = None,
                     assemble: Callable[[Any, Batch], Batch] | None = None) -> Callable:
-    """(trained, frozen, batch, number) → {"loss", "denoise", "mask", "pictures": how many rows count}: no gradients, the same noise and
+    """(trained, frozen, batch, number) → {"loss", its parts, "pictures": how many rows count}: no gradients, the same noise and
     timesteps for the same number of the batch every time."""
     loss_fn, constrain = make_loss(model, graphs, cfg), sharding.constrain_batch(mesh)
 
@@ -260,7 +261,7 @@ def make_evaluation(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg:
             batch = constrain(assemble(frozen.get("data"), batch) if assemble else batch)
             total, metrics = loss_fn(trained, frozen, batch, constrain(draw(keys, model, cfg, _latent_shape(model))))
             pictures = jnp.sum(batch["weight"]) if "weight" in batch else jnp.float32(cfg.batch)
-        return {"loss": total, "denoise": metrics["denoise"], "mask": metrics["mask"], "pictures": pictures}
+        return {"loss": total, **metrics, "pictures": pictures}
 
     return evaluate
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ from caphuman_jax.training import flops, sharding
 from caphuman_jax.training.checkpoints import Checkpoints, differences
 from caphuman_jax.training.preemption import INTERRUPTED, Preemption
 from caphuman_jax.training.recipe import Recipe, State
-from caphuman_jax.training.report import Report, note_start
+from caphuman_jax.training.report import Report, note_start, quotients
 
 AHEAD = 2  # steps given to the devices before the metrics of the first of them are looked at
 NOT_A_NUMBER = 1
@@ -189,8 +189,8 @@ class _Training:
         began = time.perf_counter()
         given = self.state["ema"] or self.state["params"], self.frozen, self.step
         if measures:
-            found = _of_first_host({name: float(value) for measure in measures for name, value in measure(*given).items()})
-            self.measured = {self.step: found}
+            found = _of_first_host(quotients({name: value for measure in measures for name, value in measure(*given).items()}, 1))
+            self.measured = {self.step: {name: value for name, value in found.items() if isinstance(value, float)}}
             self.report.measured(self.step, found, "evaluation")
         if pictures:
             self.report.pictures(self.step, recipe.pictures(*given))
@@ -360,7 +360,7 @@ class _Trace:
             jax.profiler.stop_trace()
 
 
-def _of_first_host(values: dict[str, float]) -> dict[str, float]:
+def _of_first_host(values: dict[str, Any]) -> dict[str, Any]:
     """The first host's numbers on every host: which checkpoint is best is one answer."""
     if jax.process_count() == 1:
         return values

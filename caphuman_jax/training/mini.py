@@ -75,7 +75,7 @@ def _held_out_error(model: ModelConfig, graphs: dict, cfg: diffusion.DiffusionTr
         k = jax.random.split(diffusion.step_key(cfg, 2**31 - 1), 3)
         batch = diffusion.draw(data, k[0], cfg, model.image_size, mesh)
         total, parts = loss(params, batch, diffusion.latents_of(model, graphs, vae, batch["pictures"], k[1]), k[2])
-        return {"loss": total} | {name: value for name, value in parts.items() if value.ndim == 0}
+        return {"loss": total} | parts
 
     return lambda params, frozen, step: jax.device_get(error(params, frozen["vae"], frozen["data_held_out"]))
 

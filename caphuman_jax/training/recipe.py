@@ -28,7 +28,7 @@ class Recipe:
     frozen: {name: nested dicts of arrays on the host} that steps read and never change, whole on every device unless the table of
         shardings says otherwise. frozen_hashes: {name: sha256} of those that belong to the model; checkpoints hold these and no numbers.
     batch_shapes: {name: jax.ShapeDtypeStruct} of a global batch, first axis the pictures; empty where the step draws from `frozen`.
-    evaluate: (params, frozen, step) -> {metric: number} on held-out data; params are the averaged ones, on the mesh.
+    evaluate: (params, frozen, step) -> {metric: number, or vector of sums with its NAME_count} on held-out data; params are the averaged ones, on the mesh.
     pictures: (params, frozen, step) -> {name: uint8 (H, W, 3)}, the same seeds every time. judge: the same -> {metric: number} of these pictures.
     export: (params on the host, folder, metadata) writes a model folder.
     redraw: (frozen, step) -> {name: array}, the batch that a step without batches drew; to be looked at when it went wrong.

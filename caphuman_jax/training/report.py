@@ -78,11 +78,11 @@ class Report:
             self.log(progress_line(step, self.steps, means, speed, self.batch))
         self._begin(step)
 
-    def measured(self, step: int, values: Mapping[str, float], under: str) -> None:
-        """Further numbers, such as those of held-out people, named UNDER/NAME; the line names them."""
+    def measured(self, step: int, values: Mapping[str, float | list], under: str) -> None:
+        """Further numbers, such as those of held-out people, named UNDER/NAME; the line names those that are no lists."""
         if self.writers:
             self._write(step, {f"{under}/{name}": value for name, value in values.items()})
-            self.log(f"step {step} {under}: " + " ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            self.log(f"step {step} {under}: " + " ".join(f"{name} {value:.4g}" for name, value in values.items() if not isinstance(value, list)))
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Pictures (H, W, 3) uint8 by name: WORKDIR/pictures/NAME-STEP.png, TensorBoard and W&B."""

@@ -149,13 +149,13 @@ class _Evaluation:
     def __init__(self, held_out: Callable[[], list], error: Callable, mesh):
         self.held_out, self.error, self.mesh, self.batches = held_out, jax.jit(error), mesh, None
 
-    def __call__(self, params: dict, frozen: dict, step: int) -> dict[str, float]:
+    def __call__(self, params: dict, frozen: dict, step: int) -> dict[str, np.ndarray]:
         if self.batches is None:
             self.batches = self.held_out()
         place = (lambda rows: rows) if self.mesh is None else functools.partial(sharding.place_batch, mesh=self.mesh)
         found = [jax.device_get(self.error(params, frozen, place(rows), number)) for number, rows in enumerate(self.batches)]
         counts = np.asarray([each.pop("pictures") for each in found])
-        return {name: float(np.average([each[name] for each in found], weights=counts)) for name in found[0]} if found else {}
+        return {name: np.average([each[name] for each in found], axis=0, weights=counts) for name in found[0]} if found else {}
 
 
 def abstract_recipe(config, mesh, platform: str | None) -> Recipe:

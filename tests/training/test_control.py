@@ -90,6 +90,24 @@ def test_neither_devices_nor_micro_batches_change_a_step(recipe_of, batch, plain
     np.testing.assert_allclose(metrics["loss_by_time"], plain[1]["loss_by_time"], rtol=1e-4)
 
 
+def test_rows_that_fill_up_a_batch_do_not_count_in_the_held_out_error(model, recipe_of, batch):
+    """Neither in the error nor in its bands, whatever stands in them."""
+    recipe = recipe_of()
+    params, frozen = recipe.init_params(), recipe.frozen
+    graphs = {name: graph for name, (graph, _) in models.abstract(model).items()}
+    error = control.make_evaluation(model, graphs, ControlTraining(batch=BATCH, dtype="float32", start="base"))
+    real = (np.arange(BATCH) < 5).astype(np.float32)
+    other = jax.tree.map(lambda x: np.where(real.reshape(-1, *[1] * (x.ndim - 1)) > 0, x, x[::-1]), batch)
+    first, second = (sd15._Evaluation(lambda rows=rows: [{**rows, "weight": real}], error, None)(params, frozen, 0) for rows in (batch, other))
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], rtol=1e-5, err_msg=name)
+    # Five pictures, in the terms of a whole batch; the mean over the bands is the error.
+    pictures = first["loss_by_time_count"] * 5 / BATCH
+    np.testing.assert_allclose(pictures, np.rint(pictures), atol=1e-5)
+    assert pictures.sum() == pytest.approx(5)
+    assert first["loss_by_time"].sum() / BATCH == pytest.approx(first["denoise"], rel=1e-5)
+
+
 def test_remat_changes_arithmetic_but_no_gradient():
     block = TransformerBlock(8, 8, 2, groups=4, dtype=jnp.float32, rngs=nnx.Rngs(0))
     block.proj_out.kernel[...] = jnp.ones((8, 8))

@@ -44,6 +44,16 @@ def test_an_evaluation_belongs_to_its_own_step(tmp_path):
     assert set(kept) == {"3", "10", "12"} and kept["3"] == {"loss": 0.2} and "loss" not in kept["10"] and kept["12"] == {"loss": 0.5}
 
 
+def test_an_evaluation_has_bands(tmp_path):
+    bands = {"loss_by_time": np.asarray([2.0, 0.0]), "loss_by_time_count": np.asarray([4.0, 0.0])}
+    told = []
+    run(tmp_path, tiny_recipe.recipe(evaluate=lambda *_: {"loss": np.float32(0.5), **bands}), log=told.append, evaluate_every=12, best="loss")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1] == {"step": 12, "evaluation/loss": 0.5, "evaluation/loss_by_time": [0.5, None]}
+    assert "step 12 evaluation: loss 0.5" in told
+    assert json.loads((tmp_path / "checkpoints" / "12" / "metrics" / "metrics").read_text()) == {"loss": 0.5}
+
+
 def test_numbers_of_pictures_count_for_the_best(tmp_path):
     """They come with the pictures; what is measured without pictures comes as often as it is asked for, and both may be of one step."""
     recipe = tiny_recipe.recipe(tiny_recipe.Training(steps=6), judge=lambda params, frozen, step: {"likeness": {3: 0.9}.get(step, 0.1)})

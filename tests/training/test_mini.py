@@ -83,6 +83,8 @@ def test_from_records_to_a_model_folder_on_the_command_line(tmp_path, capsys, mo
     said = capsys.readouterr().out
     assert "9 photos to train on, 4 of other people held out" in said and "step 2/2 · loss" in said and f"{workdir / 'model'} after 2 steps" in said
     assert "step 2 evaluation: denoise" in said
+    evaluation = [line for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()) if "evaluation/loss" in line]
+    assert len(evaluation[0]["evaluation/loss_by_time"]) == 10
     assert verify_model(workdir / "model") is None and list((workdir / "tensorboard").iterdir())
     # The frozen autoencoder is what it was, to the bits that a model folder keeps.
     shapes = {"vae": models.abstract(read_config(workdir / "model"))["vae"][1]}
