@@ -23,7 +23,7 @@ from caphuman_jax.diffusion import savings
 from caphuman_jax.diffusion.generate import generate
 from caphuman_jax.diffusion.guidance import branch_weights
 from caphuman_jax.diffusion.samplers import picture_key
-from caphuman_jax.errors import PhotoError, SettingError
+from caphuman_jax.errors import ModelFolderError, PhotoError, SettingError
 from caphuman_jax.head import deca_head
 from caphuman_jax.head.head import Head, to_numbers
 from caphuman_jax.head.hints import render_hints
@@ -335,7 +335,7 @@ def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: 
     by_device = place is None and memory != "least" and jax.default_backend() != "cpu"
     place = place or (lambda name, host: put(name, host, memory))
     with ThreadPoolExecutor(_READERS) as pool:
-        # Where there are cores and memory for it, files are read and their checksums made while the networks are laid out.
+        # Where there are cores for it, checksums are made while the networks are laid out and their weights go to the device.
         whole = {name: pool.submit(folder.verify_network, path, name) for name in there} if by_device else {}
         networks = models.abstract(config, dtype) | models.abstract(config, only=[name for name in models.OPTIONAL if name in there])
         source = Source(lambda name: folder.load_params(path, {name: networks[name][1]})[name],
@@ -343,16 +343,25 @@ def load(model: str | os.PathLike = "mini", *, dtype: str | None = None, batch: 
         params = {}
         for name in networks:
             if name in whole:  # as stored, which is what goes over the bus, and converted there
-                whole[name].result()
-                stored = folder.load_params(path, {name: networks[name][1]}, dtype=None, verify=False)[name]
-                params[name] = put_stored(name, stored, dtype, memory)
+                params[name] = put_stored(name, _as_stored(path, name, networks[name][1], whole[name].result), dtype, memory)
             else:  # one network after another: what is read does not lie in memory twice
                 params[name] = source.put(name, source.read(name))
+        for check in whole.values():
+            check.result()
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
     record = {"weights": there, "dtype": dtype.name} | ({"memory": memory} if memory in ("low", "least") else {})
     rounded = memory == "least" or (memory != "full" and dtype != jnp.float32)
     batch = batch or (1 if memory in ("low", "least") else None)
     return Pipeline(config, params, graphs, record, batch, ClipTokenizer(folder.tokenizer_files(path)), TILES[memory], source if rounded else None)
+
+
+def _as_stored(path: Path, name: str, shapes: dict, verify: Callable[[], None]) -> dict:
+    """A network's weights in the types of its file, not compared with the checksum; what cannot be read is told as `verify` tells it, if it does."""
+    try:
+        return folder.load_params(path, {name: shapes}, dtype=None, verify=False)[name]
+    except ModelFolderError:
+        verify()
+        raise
 
 
 _keys = jax.jit(jax.vmap(picture_key))

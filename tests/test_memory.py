@@ -40,12 +40,14 @@ def test_a_pipeline_is_loaded_by_an_accelerator_as_by_the_host(monkeypatch):
         np.testing.assert_array_equal(np.asarray(mine, np.float32), np.asarray(theirs, np.float32))
 
 
-def test_an_accelerator_does_not_load_what_is_damaged(monkeypatch, tmp_path):
+@pytest.mark.parametrize("place", [-1, 20])
+def test_an_accelerator_does_not_load_what_is_damaged(monkeypatch, tmp_path, place):
+    """Neither a number that was changed nor a description: both are told alike."""
     whole = folder.find_model("mini")
     for file in whole.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     damaged = bytearray((tmp_path / "identity.safetensors").read_bytes())
-    damaged[-1] ^= 1
+    damaged[place] ^= 1
     (tmp_path / "identity.safetensors").write_bytes(damaged)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with pytest.raises(ModelFolderError, match="identity.safetensors is damaged"):
