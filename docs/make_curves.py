@@ -13,7 +13,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from caphuman_jax.config import DiffusionConfig
+from caphuman_jax.diffusion.loss import BANDS
+
 HELD_OUT = "evaluation/loss"
+TIMESTEPS = DiffusionConfig().train_steps
 
 
 def main() -> None:
@@ -61,7 +65,7 @@ def draw_bands(axes, lines: list[dict]) -> None:
         with_bands = [line for line in lines if name in line and None not in line[name]]
         steps = [line["step"] for line in with_bands]
         for band, values in enumerate(np.asarray([line[name] for line in with_bands]).T):
-            low, high = (100 * band, 100 * (band + 1))
+            low, high = (TIMESTEPS * edge // BANDS for edge in (band, band + 1))
             axes.plot(steps, values, style, color=f"C{band}", fillstyle="none", label=f"{low}–{high}" if style == "-" else None)
     axes.set(yscale="log", xlabel="step")
     axes.grid(which="both", alpha=0.3)

@@ -149,8 +149,9 @@ def make_loss(model: ModelConfig, graphs: Mapping[str, nnx.GraphDef], cfg: Contr
             counts = shrunk(batch["area"])
             counts = jnp.sqrt(counts / (jnp.mean(counts, axis=(1, 2, 3), keepdims=True) + 1e-6))
             output, target = output * counts, target * counts
-        share = batch["weight"] / jnp.mean(batch["weight"]) if "weight" in batch else None
-        if share is not None:
+        share = None
+        if "weight" in batch:
+            share = batch["weight"] / jnp.mean(batch["weight"])
             counts = jnp.sqrt(share)[:, None, None, None]
             output, target, mask, region = output * counts, target * counts, mask * counts, region * counts
         weights = loss.min_snr_weight(alpha, cfg.min_snr, model.diffusion.prediction) if cfg.min_snr else None
