@@ -1,10 +1,11 @@
-"""Where the time of a traced program went on a GPU: its kernels by kind, the dearest ones by name, and how long the device stood idle.
+"""Where the time of a traced program went on a GPU: its kernels by kind, the dearest ones by name,
+and how long the device stood idle.
 
     python benchmarks/kernels.py TRACE [--top 30] [--per 3]
 
-TRACE is a folder that `jax.profiler.trace` wrote (--profile of train_step.py and sampler.py); --per divides by so many runs of the program in it.
-Times are those of the device's clock. Kernels that ran at the same time on several streams count once each, in "busy" together.
-"""
+TRACE is a folder that `jax.profiler.trace` wrote (--profile of train_step.py and sampler.py); --per
+divides by so many runs of the program in it. Times are those of the device's clock. Kernels that
+ran at the same time on several streams count once each, in "busy" together."""
 
 from __future__ import annotations
 
@@ -18,34 +19,56 @@ from jax.profiler import ProfileData
 
 KINDS = (
     ("attention", r"flash|fmha|sdpa|mha_"),
-    ("convolution", r"cudnn.*conv|fprop|dgrad|wgrad|implicit_gemm|implicit_convolve|init_device_workspace"),
+    (
+        "convolution",
+        r"cudnn.*conv|fprop|dgrad|wgrad|implicit_gemm|implicit_convolve|init_device_workspace",
+    ),
     ("product", r"gemm|nvjet|cublas|splitK|dot"),
     ("copy, transposition", r"memcpy|memset|copy|transpose|nchwToNhwc|nhwcToNchw"),
     ("norm, reduction", r"reduce"),
     ("between devices", r"nccl"),
 )
-"""Kind → what the names of its kernels have in them; the first that fits counts, all others are "elementwise"."""
+"""Kind → what the names of its kernels have in them; the first that fits counts, all others are
+"elementwise".
+"""
 
 
 def events(trace: Path) -> list[tuple[str, str, float, float]]:
-    """(kernel, operation of the program, start, duration in ns) of all kernels on all GPUs. Raises FileNotFoundError if there is no trace."""
+    """(kernel, operation of the program, start, duration in ns) of all kernels on all GPUs. Raises
+    FileNotFoundError if there is no trace.
+    """
     files = sorted(Path(trace).rglob("*.xplane.pb"))
     if not files:
-        raise FileNotFoundError(f"no *.xplane.pb under {trace}: --profile of a benchmark writes one")
+        raise FileNotFoundError(
+            f"no *.xplane.pb under {trace}: --profile of a benchmark writes one"
+        )
     found = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the types that ProfileData is made of
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of the types that ProfileData is made of
         for plane in ProfileData.from_file(str(files[-1])).planes:
             if "GPU" not in plane.name:
                 continue
             for line in plane.lines:
                 if line.name.startswith("Stream"):
-                    found += [(event.name, str(dict(event.stats).get("hlo_op", "")), event.start_ns, event.duration_ns) for event in line.events]
+                    found += [
+                        (
+                            event.name,
+                            str(dict(event.stats).get("hlo_op", "")),
+                            event.start_ns,
+                            event.duration_ns,
+                        )
+                        for event in line.events
+                    ]
     return found
 
 
 def kind_of(kernel: str) -> str:
-    return next((kind for kind, pattern in KINDS if re.search(pattern, kernel, re.IGNORECASE)), "elementwise")
+    return next(
+        (kind for kind, pattern in KINDS if re.search(pattern, kernel, re.IGNORECASE)),
+        "elementwise",
+    )
 
 
 def busy(spans: list[tuple[float, float]]) -> float:
@@ -70,9 +93,19 @@ def table(trace: Path, per: int = 1, top: int = 30) -> str:
         entry = names[kernel]
         entry[0], entry[1], entry[2] = entry[0] + duration / 1e6 / per, entry[1] + 1, operation
     works = busy([(start, duration) for *_, start, duration in found]) / 1e6 / per
-    span = (max(start + duration for *_, start, duration in found) - min(start for *_, start, _ in found)) / 1e6 / per
+    span = (
+        (
+            max(start + duration for *_, start, duration in found)
+            - min(start for *_, start, _ in found)
+        )
+        / 1e6
+        / per
+    )
     lines = [f"{'kind':24s}{'ms':>10s}{'share':>8s}{'kernels':>9s}"]
-    lines += [f"{kind:24s}{ms[kind]:10.2f}{ms[kind] / works:8.1%}{count[kind] / per:9.0f}" for kind in sorted(ms, key=ms.get, reverse=True)]
+    lines += [
+        f"{kind:24s}{ms[kind]:10.2f}{ms[kind] / works:8.1%}{count[kind] / per:9.0f}"
+        for kind in sorted(ms, key=ms.get, reverse=True)
+    ]
     lines += [f"{'busy':24s}{works:10.2f}", f"{'from first to last':24s}{span:10.2f}", ""]
     for name in sorted(names, key=lambda n: names[n][0], reverse=True)[:top]:
         total, times, operation = names[name]
@@ -81,7 +114,9 @@ def table(trace: Path, per: int = 1, top: int = 30) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("trace", type=Path)
     parser.add_argument("--top", type=int, default=30)
     parser.add_argument("--per", type=int, default=1)

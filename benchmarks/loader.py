@@ -1,11 +1,14 @@
-"""Samples per second from records of Stable Diffusion 1.5's size to batches on the host, by tf.data and by Grain, and what each part costs.
+"""Samples per second from records of Stable Diffusion 1.5's size to batches on the host, by tf.data
+and by Grain, and what each part costs.
 
     python benchmarks/loader.py [--data DIR] [--batch 32] [--workers 1 2 4] [--processes 2] [--seconds 8]
 
-Without --data it writes made-up records of full size (a real photo's JPEG, rendered hints, numbers that cannot be compressed) to a temporary
-folder: 512², stored at 690²; moments 2 × 64 × 64 × 8, four captions' text 77 × 768, image tokens 257 × 1024, all float16.
-Files are in the page cache: nothing is said of disks. CPU seconds count every thread and process; they tell what a machine with more cores
-can reach better than a rate on few, shared ones.
+Without --data it writes made-up records of full size (a real photo's JPEG, rendered hints, numbers
+that cannot be compressed) to a temporary
+folder: 512², stored at 690²; moments 2 × 64 × 64 × 8, four captions' text 77 × 768, image tokens
+257 × 1024, all float16.
+Files are in the page cache: nothing is said of disks. CPU seconds count every thread and process;
+they tell what a machine with more cores can reach better than a rate on few, shared ones.
 """
 
 from __future__ import annotations
@@ -25,13 +28,24 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
-from data_pipeline import example  # noqa: E402
-from data_pipeline.features import Layout, features  # noqa: E402
-from data_pipeline.loading import HEAD, make_loader  # noqa: E402
-from data_pipeline.reading import RecordsFolder  # noqa: E402
+from data_pipeline.loading.loader import HEAD, make_loader  # noqa: E402
+from data_pipeline.records import tf_example  # noqa: E402
+from data_pipeline.records.reader import RecordsFolder  # noqa: E402
+from data_pipeline.records.schema import Layout, features  # noqa: E402
 
-FULL = Layout(size=512, stored=690, identity=90, expression=52, albedo=(4801, 3), identity_side=224, captions=4, recogniser="facenet",
-              moments=(64, 64, 8), text=768, image_tokens=(257, 1024))
+FULL = Layout(
+    size=512,
+    stored=690,
+    identity=90,
+    expression=52,
+    albedo=(4801, 3),
+    identity_side=224,
+    captions=4,
+    recogniser="facenet",
+    moments=(64, 64, 8),
+    text=768,
+    image_tokens=(257, 1024),
+)
 KINDS = {
     "heads, moments, text, tokens": {},
     "heads, moments, text": {"identity": None},
@@ -42,31 +56,58 @@ GOAL = 350  # samples/s, on a machine of 16 cores
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of caphuman prepare; without it one is made up")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="a folder of caphuman prepare; without it one is made up"
+    )
     parser.add_argument("--records", type=int, default=192, help="records to make up")
-    parser.add_argument("--options", default="group_size:1", help="of array_record's writer, for records that are made up (`prepare` writes with the default)")
+    parser.add_argument(
+        "--options",
+        default="group_size:1",
+        help="of array_record's writer, for records that are made up (`prepare` writes with the "
+        "default)",
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--loaders", nargs="+", default=["tf", "grain"])
-    parser.add_argument("--workers", type=int, nargs="+", default=sorted({1, 2, os.cpu_count() or 1}))
-    parser.add_argument("--processes", type=int, nargs="*", default=[], help="also Grain with so many processes of one thread each")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=sorted({1, 2, os.cpu_count() or 1})
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        nargs="*",
+        default=[],
+        help="also Grain with so many processes of one thread each",
+    )
     parser.add_argument("--seconds", type=float, default=8.0, help="for each measurement")
     parser.add_argument("--kinds", nargs="+", help=f"beginnings of: {'; '.join(KINDS)}")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before, batch {args.batch}", flush=True)
+    print(
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before, batch {args.batch}",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as folder:
         for hints in (False, True):
-            data = args.data or make_up(Path(folder) / f"hints-{hints}", args.records, hints, args.options)
+            data = args.data or make_up(
+                Path(folder) / f"hints-{hints}", args.records, hints, args.options
+            )
             records = RecordsFolder(data)
             have = {f.name for f in records.features}
             if args.data or not hints:
                 costs(records)
             for kind, asked in KINDS.items():
-                if (asked.get("hints") == "pictures") != hints or (hints and "hints" not in have) or (
-                        args.kinds and not any(kind.startswith(k) for k in args.kinds)):
+                if (
+                    (asked.get("hints") == "pictures") != hints
+                    or (hints and "hints" not in have)
+                    or (args.kinds and not any(kind.startswith(k) for k in args.kinds))
+                ):
                     continue
-                print(f"\n{kind}  ({os.path.getsize(records.files['train'][0][0]) / records.files['train'][0][1] / 1000:.0f} kB a record in the files)")
+                print(
+                    f"\n{kind}  ({os.path.getsize(records.files['train'][0][0]) / records.files['train'][0][1] / 1000:.0f} kB a record in the files)"
+                )
                 for loader in args.loaders:
                     for workers in args.workers:
                         measure(records, loader, kind, asked, args, workers, 0)
@@ -75,9 +116,13 @@ def main() -> None:
                             measure(records, loader, kind, asked, args, 1, processes)
 
 
-def measure(records: RecordsFolder, loader: str, kind: str, asked: dict, args, workers: int, processes: int) -> None:
+def measure(
+    records: RecordsFolder, loader: str, kind: str, asked: dict, args, workers: int, processes: int
+) -> None:
     """Prints one line: a loader's rate after a warm-up, and its CPU time."""
-    batches = make_loader(records, batch=args.batch, loader=loader, workers=workers, processes=processes, **asked)
+    batches = make_loader(
+        records, batch=args.batch, loader=loader, workers=workers, processes=processes, **asked
+    )
     size = sum(x.nbytes for x in leaves(next(batches))) / args.batch
     for _ in range(4):
         next(batches)
@@ -90,8 +135,14 @@ def measure(records: RecordsFolder, loader: str, kind: str, asked: dict, args, w
     batches.close()
     each = used / count
     threads = f"{processes} processes" if processes else f"{workers} thread{'s' * (workers > 1)}"
-    print(f"  {loader:5s} {threads:12s} {count / seconds:7.1f} samples/s  {count * size / seconds / 1e6:7.1f} MB/s of batches  {1000 * each:6.2f} ms of CPU a sample"
-          f"  {1 / each:6.0f} samples a core-second  (16 cores: {16 / each / GOAL:.1f} × the goal of {GOAL}/s)  memory {memory}", flush=True)
+    print(
+        f"  {loader:5s} {threads:12s} {count / seconds:7.1f} samples/s  "
+        f"{count * size / seconds / 1e6:7.1f} MB/s of batches  {1000 * each:6.2f} ms of CPU a "
+        f"sample"
+        f"  {1 / each:6.0f} samples a core-second  (16 cores: {16 / each / GOAL:.1f} × the goal of "
+        f"{GOAL}/s)  memory {memory}",
+        flush=True,
+    )
 
 
 def costs(records: RecordsFolder) -> None:
@@ -99,14 +150,30 @@ def costs(records: RecordsFolder) -> None:
     numbers = list(range(min(records.count("train"), 128)))
     message = records.read("train", [0])[0]
     whole = records.decode(message)
-    own = ("moments", "text", "image_tokens", "caption_ids", "region", "covered", *(f"head/{name}" for name in HEAD))
-    parts = {"read (one record)": lambda: records.read("train", [numbers[np.random.randint(len(numbers))]]),
-             "parse: find partners": lambda: records.decode(message, {"partners"}),
-             "parse: what a batch needs": lambda: records.decode(message, [name for name in own if name in whole])}
+    own = (
+        "moments",
+        "text",
+        "image_tokens",
+        "caption_ids",
+        "region",
+        "covered",
+        *(f"head/{name}" for name in HEAD),
+    )
+    parts = {
+        "read (one record)": lambda: records.read(
+            "train", [numbers[np.random.randint(len(numbers))]]
+        ),
+        "parse: find partners": lambda: records.decode(message, {"partners"}),
+        "parse: what a batch needs": lambda: records.decode(
+            message, [name for name in own if name in whole]
+        ),
+    }
     for feature in records.features:
         if feature.kind == "image":
-            parts[f"decode {feature.name} ({feature.encoding}, {len(whole[feature.name]) / 1000:.1f} kB)"] = (
-                lambda name=feature.name: records.pixels(name, whole[name]))
+            parts[
+                f"decode {feature.name} ({feature.encoding}, {len(whole[feature.name]) / 1000:.1f} "
+                f"kB)"
+            ] = lambda name=feature.name: records.pixels(name, whole[name])
     print(f"\ncosts of one record ({len(message) / 1000:.0f} kB), one thread, median")
     for name, run in parts.items():
         times = []
@@ -121,9 +188,16 @@ def make_up(folder: Path, count: int, hints: bool, options: str) -> Path:
     """Records of full size."""
     from records_standin import write_standin
 
-    from caphuman_jax.head.morphable import load_head
+    from caphuman_jax.head.base import load_head
 
-    layout = Layout(**{**FULL.__dict__, "hints": hints, "albedo": load_head().mean.shape, "expression": len(load_head().expression_names)})
+    layout = Layout(
+        **{
+            **FULL.__dict__,
+            "hints": hints,
+            "albedo": load_head().mean.shape,
+            "expression": len(load_head().expression_names),
+        }
+    )
     found = {f.name: f for f in features(layout)}
     print(f"making {count} records up{' with hint pictures' * hints} …", flush=True)
     face = cv2.imread(str(ROOT / "caphuman_jax" / "assets" / "astronaut_nasa.png"))[..., ::-1]
@@ -133,11 +207,16 @@ def make_up(folder: Path, count: int, hints: bool, options: str) -> Path:
 
     def change(record: dict, number: int) -> dict:
         roll = lambda picture: np.roll(picture, 7 * number, axis=1)
-        record = record | {"photo": example.encode_image(found["photo"], roll(face)),
-                           "identity_input": example.encode_image(found["identity_input"], cv2.resize(roll(face), (224, 224), interpolation=cv2.INTER_AREA)),
-                           "head/albedo": np.clip(rng.normal(150, 12, layout.albedo), 0, 255).astype(np.uint8)}
+        record = record | {
+            "photo": tf_example.encode_image(found["photo"], roll(face)),
+            "identity_input": tf_example.encode_image(
+                found["identity_input"],
+                cv2.resize(roll(face), (224, 224), interpolation=cv2.INTER_AREA),
+            ),
+            "head/albedo": np.clip(rng.normal(150, 12, layout.albedo), 0, 255).astype(np.uint8),
+        }
         if hints:
-            record["hints"] = example.encode_image(found["hints"], roll(shown))
+            record["hints"] = tf_example.encode_image(found["hints"], roll(shown))
         return record
 
     return write_standin(folder, count, layout=layout, shards=4, change=change, options=options)
@@ -147,13 +226,22 @@ def _hints(layout: Layout) -> np.ndarray:
     """Hints of a head in the middle as they are stored, (3S, S, 3) uint8."""
     from rasteriser import heads
 
+    from caphuman_jax.head.base import load_head
     from caphuman_jax.head.head import unstack
     from caphuman_jax.head.hints import render_hints
-    from caphuman_jax.head.morphable import load_head
 
-    drawn = np.asarray(render_hints(load_head(), unstack(heads(load_head(), 1, layout.stored))[0], layout.stored, layout.stored))
+    drawn = np.asarray(
+        render_hints(
+            load_head(),
+            unstack(heads(load_head(), 1, layout.stored))[0],
+            layout.stored,
+            layout.stored,
+        )
+    )
     drawn = np.concatenate([drawn[..., :3] / 2 + 0.5, drawn[..., 3:]], axis=-1)
-    return np.round(np.concatenate([drawn[..., i: i + 3] for i in (0, 3, 6)]) * 255).astype(np.uint8)
+    return np.round(np.concatenate([drawn[..., i : i + 3] for i in (0, 3, 6)]) * 255).astype(
+        np.uint8
+    )
 
 
 def leaves(batch: dict):

@@ -1,9 +1,11 @@
-"""How far float32 and bfloat16 lie from the reference at full size (Stable Diffusion 1.5), on the device at hand.
+"""How far float32 and bfloat16 lie from the reference at full size (Stable Diffusion 1.5), on the
+device at hand.
 
     python benchmarks/precision.py [--size full|small] [--modes highest default bfloat16] [--pictures 1 8] [--json FILE]
 
-Weights and inputs are those of tests/parity (made by a recipe, nothing is downloaded); errors are max|a − b| / max|b|. CapFace's residuals
-are gated by the recorded mask there, since a mask that is off by 1e-4 moves a threshold somewhere. Then whole pictures: 20 steps of DDIM,
+Weights and inputs are those of tests/parity (made by a recipe, nothing is downloaded); errors are
+max|a − b| / max|b|. CapFace's residuals are gated by the recorded mask there, since a mask that is
+off by 1e-4 moves a threshold somewhere. Then whole pictures: 20 steps of DDIM,
 guidance 7: seconds, and how far the latents end from the first mode's.
 """
 
@@ -27,20 +29,38 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "parity")]
 
 from conftest import FOLDER, Parity  # noqa: E402
 
-from caphuman_jax import models  # noqa: E402
-from caphuman_jax.diffusion import guidance, samplers  # noqa: E402
+from caphuman_jax.diffusion import guidance, sampling_loop  # noqa: E402
+from caphuman_jax.models import registry  # noqa: E402
 from caphuman_jax.models.capface import gate  # noqa: E402
 
-MODES = {"highest": (jnp.float32, "highest"), "default": (jnp.float32, "default"), "bfloat16": (jnp.bfloat16, "default")}
+MODES = {
+    "highest": (jnp.float32, "highest"),
+    "default": (jnp.float32, "default"),
+    "bfloat16": (jnp.bfloat16, "default"),
+}
 """Compute dtype and matmul precision."""
 NETWORKS = ("unet", "capface", "identity", "vae")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=("small", "full"), default="full")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="float32 in full precision or as the device has it, bfloat16")
-    parser.add_argument("--pictures", type=int, nargs="*", default=[1, 8], help="batch sizes of whole pictures; none: leave them out")
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        default=list(MODES),
+        help="float32 in full precision or as the device has it, bfloat16",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        nargs="*",
+        default=[1, 8],
+        help="batch sizes of whole pictures; none: leave them out",
+    )
     parser.add_argument("--json", type=Path, help="write the results here too")
     args = parser.parse_args()
     parity = Parity(FOLDER)
@@ -54,7 +74,9 @@ def main() -> None:
     forward, inputs = recorded(parity, cfg, args.size)
     for mode in args.modes:
         dtype, precision = MODES[mode]
-        graphs = {name: graph for name, (graph, _) in models.abstract(cfg, dtype, only=NETWORKS).items()}
+        graphs = {
+            name: graph for name, (graph, _) in registry.abstract(cfg, dtype, only=NETWORKS).items()
+        }
         started = time.perf_counter()
         with jax.default_matmul_precision(precision):
             made = jax.device_get(functools.partial(networks, graphs)(params, inputs))
@@ -65,12 +87,21 @@ def main() -> None:
         latents = {}
         for mode in args.modes:
             dtype, precision = MODES[mode]
-            graphs = {name: graph for name, (graph, _) in models.abstract(cfg, dtype, only=NETWORKS).items()}
+            graphs = {
+                name: graph
+                for name, (graph, _) in registry.abstract(cfg, dtype, only=NETWORKS).items()
+            }
             inputs_ = jax.tree.map(lambda x: jnp.repeat(x[:1], batch, axis=0), inputs)
-            inputs_["x"] = samplers.initial_noise(samplers.picture_keys(0, range(batch)), inputs["x"].shape[1:])
+            inputs_["x"] = sampling_loop.initial_noise(
+                sampling_loop.picture_keys(0, range(batch)), inputs["x"].shape[1:]
+            )
             with jax.default_matmul_precision(precision):
                 started = time.perf_counter()
-                run = jax.jit(functools.partial(pictures, cfg, graphs)).lower(params, inputs_).compile()
+                run = (
+                    jax.jit(functools.partial(pictures, cfg, graphs))
+                    .lower(params, inputs_)
+                    .compile()
+                )
                 compiled = time.perf_counter() - started
                 times = []
                 for _ in range(4):
@@ -78,10 +109,24 @@ def main() -> None:
                     latents[mode], images = jax.block_until_ready(run(params, inputs_))
                     times.append(time.perf_counter() - started)
             first, now = (np.asarray(latents[name]) for name in (args.modes[0], mode))
-            say(results, args, **{f"20 steps, batch {batch}, {mode}": {
-                "seconds": statistics.median(times[1:]), "pictures_per_second": batch / statistics.median(times[1:]), "compile": compiled,
-                f"latents_from_{args.modes[0]}": float(np.abs(now - first).max() / np.abs(first).max()),
-                f"rms_from_{args.modes[0]}": float(np.sqrt(np.mean((now - first) ** 2) / np.mean(first**2))), "image_std": float(np.asarray(images).std())}})
+            say(
+                results,
+                args,
+                **{
+                    f"20 steps, batch {batch}, {mode}": {
+                        "seconds": statistics.median(times[1:]),
+                        "pictures_per_second": batch / statistics.median(times[1:]),
+                        "compile": compiled,
+                        f"latents_from_{args.modes[0]}": float(
+                            np.abs(now - first).max() / np.abs(first).max()
+                        ),
+                        f"rms_from_{args.modes[0]}": float(
+                            np.sqrt(np.mean((now - first) ** 2) / np.mean(first**2))
+                        ),
+                        "image_std": float(np.asarray(images).std()),
+                    }
+                },
+            )
 
 
 def recorded(parity, cfg, size):
@@ -90,17 +135,18 @@ def recorded(parity, cfg, size):
     batch, channels, height, width = forward["eps"].shape
     latent = forward["moments"].shape
     inputs = {
-        "x": parity.image("in/x", (batch, channels, height, width)), "t": jnp.asarray(forward["t"], jnp.float32),
-        "text": parity.tokens("in/text", (batch, 77, cfg.unet.context_width)), "hints": parity.image("in/hint", (batch, 9, 8 * height, 8 * width)),
+        "x": parity.image("in/x", (batch, channels, height, width)),
+        "t": jnp.asarray(forward["t"], jnp.float32),
+        "text": parity.tokens("in/text", (batch, 77, cfg.unet.context_width)),
+        "hints": parity.image("in/hint", (batch, 9, 8 * height, 8 * width)),
         "empty": parity.tokens("in/uncond_text", (batch, 77, cfg.unet.context_width)),
         "image_tokens": parity.tokens("in/image_tokens", (batch, 257, cfg.identity.image_width)),
         "recognition": parity.tokens("in/id", (batch, 1, 512))[:, 0],
         "mask": jnp.asarray(forward["mask"].transpose(0, 2, 3, 1)),
-        "image": jnp.tanh(parity.image("in/image", forward["decoded"].shape)), "z": parity.image("in/z", (1, channels, *latent[2:])),
+        "image": jnp.tanh(parity.image("in/image", forward["decoded"].shape)),
+        "z": parity.image("in/z", (1, channels, *latent[2:])),
     }
     return {name: forward[name] for name in ("eps", "mask", "moments", "decoded")}, inputs
-
-
 
 
 def networks(graphs, params, inputs):
@@ -114,14 +160,22 @@ def networks(graphs, params, inputs):
         mask = capface.mask(features)
         tokens = run["identity"](params["identity"])(x["image_tokens"], x["recognition"])
         control = gate(capface(x["x"], x["t"], tokens, features), x["mask"])
-        return {"eps": run["unet"](params["unet"])(x["x"], x["t"], x["text"], control), "mask": mask}
+        return {
+            "eps": run["unet"](params["unet"])(x["x"], x["t"], x["text"], control),
+            "mask": mask,
+        }
 
     @jax.jit
     def autoencode(params, x):
         vae = run["vae"](params["vae"])
-        return {"moments": jnp.concatenate(vae.encode(x["image"]), axis=-1), "decoded": vae.decode(x["z"])}
+        return {
+            "moments": jnp.concatenate(vae.encode(x["image"]), axis=-1),
+            "decoded": vae.decode(x["z"]),
+        }
 
-    return jax.tree.map(lambda x: x.astype(jnp.float32), denoise(params, inputs) | autoencode(params, inputs))
+    return jax.tree.map(
+        lambda x: x.astype(jnp.float32), denoise(params, inputs) | autoencode(params, inputs)
+    )
 
 
 def pictures(cfg, graphs, params, x):
@@ -129,12 +183,19 @@ def pictures(cfg, graphs, params, x):
     run = {name: nnx.merge(graph, params[name]) for name, graph in graphs.items()}
     batch = x["x"].shape[0]
     features = run["capface"].encode_hints(x["hints"])
-    mask, tokens = run["capface"].mask(features), run["identity"](x["image_tokens"], x["recognition"])
+    mask, tokens = (
+        run["capface"].mask(features),
+        run["identity"](x["image_tokens"], x["recognition"]),
+    )
     spread = lambda t, n: jnp.broadcast_to(t, (n,))
-    control = lambda latents, t, _: gate(run["capface"](latents, spread(t, batch), tokens, features), mask)
-    unet = lambda latents, t, text, residuals, _: run["unet"](latents, spread(t, latents.shape[0]), text, residuals)
+    control = lambda latents, t, _: gate(
+        run["capface"](latents, spread(t, batch), tokens, features), mask
+    )
+    unet = lambda latents, t, text, residuals, _: run["unet"](
+        latents, spread(t, latents.shape[0]), text, residuals
+    )
     denoise = guidance.text_guidance(unet, control, x["text"], x["empty"], 7.0)
-    latents = samplers.sample(denoise, x["x"], samplers.plan(cfg.diffusion, "ddim", 20))
+    latents = sampling_loop.sample(denoise, x["x"], sampling_loop.plan(cfg.diffusion, "ddim", 20))
     return latents, run["vae"].decode(latents / cfg.vae.scale)
 
 

@@ -1,6 +1,7 @@
-"""Hints per second of the rasteriser: nine channels of the shipped head (9,462 triangles) in batches, on the device at hand.
+"""Hints per second of the rasteriser: nine channels of the shipped head (9,462 triangles) in
+batches, on the device at hand.
 
-    python benchmarks/rasteriser.py [--side 512] [--batch 1 16 64]
+python benchmarks/rasteriser.py [--side 512] [--batch 1 16 64]
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from caphuman_jax.head import pose  # noqa: E402
+from caphuman_jax.head.base import load_head  # noqa: E402
 from caphuman_jax.head.head import Head, stack  # noqa: E402
 from caphuman_jax.head.hints import render_hints_batch  # noqa: E402
-from caphuman_jax.head.morphable import load_head  # noqa: E402
 
 
 def heads(model, count: int, side: int, seed: int = 0) -> Head:
@@ -33,17 +34,30 @@ def heads(model, count: int, side: int, seed: int = 0) -> Head:
     light[0], light[2] = 2.0, 0.5
     made = []
     for yaw, pitch, roll in rng.uniform([-40, -20, -20], [40, 20, 20], (count, 3)):
-        made.append(Head(
-            identity=jnp.asarray(rng.normal(0, 0.5, model.identity_basis.shape[0]), jnp.float32),
-            expression=jnp.asarray(rng.uniform(0, 0.3, len(model.expression_names)), jnp.float32),
-            rotation=pose.rotation_matrix(float(yaw), float(pitch), float(roll)), scale=jnp.float32(0.6 * side / height),
-            translation=jnp.full(2, side / 2, jnp.float32), size=jnp.full(2, side, jnp.float32), light=jnp.asarray(light),
-            albedo=jnp.asarray(rng.uniform(0, 1, (vertices, 3)), jnp.float32), residual=jnp.float32(0)))
+        made.append(
+            Head(
+                identity=jnp.asarray(
+                    rng.normal(0, 0.5, model.identity_basis.shape[0]), jnp.float32
+                ),
+                expression=jnp.asarray(
+                    rng.uniform(0, 0.3, len(model.expression_names)), jnp.float32
+                ),
+                rotation=pose.rotation_matrix(float(yaw), float(pitch), float(roll)),
+                scale=jnp.float32(0.6 * side / height),
+                translation=jnp.full(2, side / 2, jnp.float32),
+                size=jnp.full(2, side, jnp.float32),
+                light=jnp.asarray(light),
+                albedo=jnp.asarray(rng.uniform(0, 1, (vertices, 3)), jnp.float32),
+                residual=jnp.float32(0),
+            )
+        )
     return stack(made)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
     args = parser.parse_args()
@@ -61,8 +75,12 @@ def main() -> None:
             run()
             times.append(time.perf_counter() - started)
         covered = float((np.abs(np.asarray(hints[0, ..., 3:6])).sum(-1) > 0).mean())
-        print(f"batch {batch}: {batch / statistics.median(times):.1f} hints/s, {1000 * statistics.median(times) / batch:.2f} ms each "
-              f"(first call {first:.1f} s; a head covers {100 * covered:.0f} % of its picture)", flush=True)
+        print(
+            f"batch {batch}: {batch / statistics.median(times):.1f} hints/s, "
+            f"{1000 * statistics.median(times) / batch:.2f} ms each "
+            f"(first call {first:.1f} s; a head covers {100 * covered:.0f} % of its picture)",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The sampler: pictures a second and latency, memory, utilisation; and what its savings cost in likeness to pictures of 50 steps.
+"""The sampler: pictures a second and latency, memory, utilisation; and what its savings cost in
+likeness to pictures of 50 steps.
 
     python benchmarks/sampler.py [--model mini|sd15|FOLDER] [--batch 1 8] [--size 512] [--steps 20] [--guidance 7] [--memory normal]
                                  [--option reuse=3 --option sampler=dpmpp_2m,steps=12 …] [--repeats 5] [--json FILE] [--profile DIR]
@@ -6,11 +7,13 @@
     python benchmarks/sampler.py --peak --model sd15 [--memory least] …       compiles only: memory by the compiler's own count, no weights needed
     python benchmarks/sampler.py --likeness 8 --model mini --option …          same seeds: RMSE, PSNR, features and identity
 
-A line for the settings as given, and one for each --option (settings of `Pipeline.request` that differ, guidance_interval as 0:600). All
-are compiled first and then run in turn, so that a machine that is busy for a while slows all of them. `sd15` has random weights. "seconds" is
-the time from prompts, tokens and hints on the host to pictures on the host, the autoencoder included; "pictures_a_second" that of batches that
-follow each other, one begun before the last is fetched, as `caphuman sample` makes them. Operations are counted on what was traced, in steps
-that save as in those that do not, and the limit is how many pictures the chip's peak would allow.
+A line for the settings as given, and one for each --option (settings of `Pipeline.request` that
+differ, guidance_interval as 0:600). All are compiled first and then run in turn, so that a machine
+that is busy for a while slows all of them. `sd15` has random weights. "seconds" is the time from
+prompts, tokens and hints on the host to pictures on the host, the autoencoder included;
+"pictures_a_second" that of batches that follow each other, one begun before the last is fetched, as
+`caphuman sample` makes them. Operations are counted on what was traced, in steps that save as in
+those that do not, and the limit is how many pictures the chip's peak would allow.
 """
 
 from __future__ import annotations
@@ -32,26 +35,31 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import kernels  # noqa: E402
 
-from caphuman_jax import models, pipeline  # noqa: E402
-from caphuman_jax.bulk.devices import on_mesh, spread_over  # noqa: E402
 from caphuman_jax.config import SD15  # noqa: E402
-from caphuman_jax.diffusion.generate import generate  # noqa: E402
+from caphuman_jax.diffusion.text_to_image import generate  # noqa: E402
 from caphuman_jax.errors import PhotoError  # noqa: E402
 from caphuman_jax.evaluation.measure import recognition_vectors  # noqa: E402
-from caphuman_jax.face import recognise  # noqa: E402
-from caphuman_jax.memory import MEMORY, TILES, packed, put  # noqa: E402
-from caphuman_jax.nn import choices  # noqa: E402
-from caphuman_jax.scene import Appearance, Scene  # noqa: E402
-from caphuman_jax.training import flops  # noqa: E402
-from caphuman_jax.training.devices import peak_flops  # noqa: E402
-from caphuman_jax.training.sharding import make_mesh  # noqa: E402
+from caphuman_jax.face import recognition  # noqa: E402
+from caphuman_jax.jobs.multi_device import on_mesh, spread_over  # noqa: E402
+from caphuman_jax.models import registry
+from caphuman_jax.nn import compute_config  # noqa: E402
+from caphuman_jax.pipeline import pipeline  # noqa: E402
+from caphuman_jax.pipeline.conditioning import Appearance, Scene  # noqa: E402
+from caphuman_jax.runtime import flops  # noqa: E402
+from caphuman_jax.runtime.device_specs import peak_flops  # noqa: E402
+from caphuman_jax.runtime.sharding import make_mesh  # noqa: E402
+from caphuman_jax.weights.placement import MEMORY, TILES, packed, put  # noqa: E402
 
 PROMPT = "a photo of a person"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="mini", help="mini, a model folder, or sd15: random weights of that size")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default="mini", help="mini, a model folder, or sd15: random weights of that size"
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--size", type=int, help="pixels a side; default: the model's own")
     parser.add_argument("--steps", type=int, default=20)
@@ -59,20 +67,45 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--memory", choices=MEMORY, default="normal")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE,…")
-    parser.add_argument("--devices", type=int, default=1, help="with sd15: how many make --batch pictures each")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="with sd15: how many make --batch pictures each"
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--profile", type=Path, metavar="DIR", help="trace a run of each variant into a folder in here, and show its kernels")
-    parser.add_argument("--xla", action="append", default=[], metavar="NAME=VALUE", help="an option of the compiler, for all variants")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="DIR",
+        help="trace a run of each variant into a folder in here, and show its kernels",
+    )
+    parser.add_argument(
+        "--xla",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the compiler, for all variants",
+    )
     parser.add_argument("--peak", action="store_true")
     parser.add_argument("--likeness", type=int, metavar="N", help="pictures an option")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    base = {"steps": args.steps, "size": args.size} | ({} if args.guidance is None else {"guidance": args.guidance})
+    base = {"steps": args.steps, "size": args.size} | (
+        {} if args.guidance is None else {"guidance": args.guidance}
+    )
     variants = {"as given": base} | {text: base | parsed(text) for text in args.option}
-    pipe = random_pipeline(args, abstract=args.peak) if args.model == "sd15" else pipeline.load(args.model, dtype=args.dtype, memory=args.memory)
+    pipe = (
+        random_pipeline(args, abstract=args.peak)
+        if args.model == "sd15"
+        else pipeline.load(args.model, dtype=args.dtype, memory=args.memory)
+    )
     pipe.compiler_options = {**(pipe.compiler_options or {}), **xla_options(args.xla)} or None
     device = jax.devices()[0]
-    results = {"device": device.device_kind, "jax": jax.__version__, "model": pipe.config.name, **pipe.record, "settings": base}
+    results = {
+        "device": device.device_kind,
+        "jax": jax.__version__,
+        "model": pipe.config.name,
+        **pipe.record,
+        "settings": base,
+    }
     results.pop("weights", None)
     print(json.dumps(results), flush=True)
     lines = likeness(pipe, variants, args.likeness) if args.likeness else []
@@ -83,7 +116,7 @@ def main() -> None:
 
 
 def parsed(text: str) -> dict:
-    """"sampler=dpmpp_2m,steps=12,guidance_interval=0:600" → settings."""
+    """ "sampler=dpmpp_2m,steps=12,guidance_interval=0:600" → settings."""
     settings = {}
     for entry in text.split(","):
         name, _, value = entry.partition("=")
@@ -103,12 +136,20 @@ def xla_options(given: list[str]) -> dict[str, str]:
 
 def measure(pipe, variants, batch, args) -> list[dict]:
     """A line for each variant at this batch size."""
-    rows = {name: [(scene(pipe, settings), i) for i in range(batch)] for name, settings in variants.items()}
+    rows = {
+        name: [(scene(pipe, settings), i) for i in range(batch)]
+        for name, settings in variants.items()
+    }
     made, lines = {}, {}
     for name in variants:
         started = time.perf_counter()
         compiled, arguments = pipe.program(rows[name])
-        lines[name] = {"option": name, "batch": batch, "compile_s": time.perf_counter() - started, **memory_of(compiled)}
+        lines[name] = {
+            "option": name,
+            "batch": batch,
+            "compile_s": time.perf_counter() - started,
+            **memory_of(compiled),
+        }
         lines[name]["tflop_a_picture"] = operations(pipe, rows[name]) / batch / 1e12
         made[name] = []
     for turn in range(0 if args.peak else args.repeats + 2):
@@ -122,12 +163,30 @@ def measure(pipe, variants, batch, args) -> list[dict]:
     for name, line in lines.items():
         if made[name]:
             seconds, cpu = (statistics.median(values) for values in zip(*made[name]))
-            line |= {"seconds": seconds, "pictures_a_second": batch / streamed(pipe, rows[name], args.repeats)}
-            line |= {"cpu_seconds": cpu} if device.platform == "cpu" else {"peak_gib_of_the_process": device.memory_stats()["peak_bytes_in_use"] / 2**30}
+            line |= {
+                "seconds": seconds,
+                "pictures_a_second": batch / streamed(pipe, rows[name], args.repeats),
+            }
+            line |= (
+                {"cpu_seconds": cpu}
+                if device.platform == "cpu"
+                else {"peak_gib_of_the_process": device.memory_stats()["peak_bytes_in_use"] / 2**30}
+            )
             if peak:
                 limit = args.devices * peak / line["tflop_a_picture"] / 1e12
-                line |= {"limit_pictures_a_second": limit, "utilisation": line["pictures_a_second"] / limit}
-        print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}), flush=True)
+                line |= {
+                    "limit_pictures_a_second": limit,
+                    "utilisation": line["pictures_a_second"] / limit,
+                }
+        print(
+            json.dumps(
+                {
+                    key: round(value, 4) if isinstance(value, float) else value
+                    for key, value in line.items()
+                }
+            ),
+            flush=True,
+        )
         if args.profile and not args.peak:
             where = args.profile / f"{name.replace(' ', '_')}-{batch}"
             with jax.profiler.trace(str(where)):
@@ -151,34 +210,56 @@ def scene(pipe, settings):
     """What a picture is made from, with random identity tokens and hints."""
     rng, known = np.random.default_rng(0), pipe.config.identity
     tokens = 257 if known.image_tokens == "clip" else 49
-    person = SimpleNamespace(vectors=rng.normal(0, known.recognition_width**-0.5, (1, known.recognition_width)).astype(np.float32),
-                             image_tokens=rng.standard_normal((1, tokens, known.image_width), np.float32))
+    person = SimpleNamespace(
+        vectors=rng.normal(0, known.recognition_width**-0.5, (1, known.recognition_width)).astype(
+            np.float32
+        ),
+        image_tokens=rng.standard_normal((1, tokens, known.image_width), np.float32),
+    )
     request = pipe.request(prompt=PROMPT, reference="nobody", **settings)
     hints = rng.uniform(0, 1, (*request.size, 9)).astype(np.float32)
     return Scene(request, (Appearance(person, None, None, hints),), {}, request.settings)
 
 
 def operations(pipe, rows) -> int:
-    """Floating-point operations of a batch without savings, those of attention among them, which fused kernels would hide."""
+    """Floating-point operations of a batch without savings, those of attention among them, which
+    fused kernels would hide.
+    """
     arguments, static = pipe._arguments(rows)
-    with choices.using(attention="xla"):
-        return flops.count(lambda *given: generate.__wrapped__(*given, cfg=pipe.config, graphs=pipe.graphs, **static), *arguments)
+    with compute_config.using(attention="xla"):
+        return flops.count(
+            lambda *given: generate.__wrapped__(
+                *given, cfg=pipe.config, graphs=pipe.graphs, **static
+            ),
+            *arguments,
+        )
 
 
 def memory_of(compiled) -> dict:
-    """By the compiler's count, in GiB: the weights and other arguments, what the program needs besides, both."""
+    """By the compiler's count, in GiB: the weights and other arguments, what the program needs
+    besides, both.
+    """
     found = compiled.memory_analysis()
     if found is None:
         return {}
-    arguments, besides = found.argument_size_in_bytes, found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return {"arguments_gib": arguments / 2**30, "besides_gib": besides / 2**30, "all_gib": (arguments + besides) / 2**30}
+    arguments, besides = (
+        found.argument_size_in_bytes,
+        found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes,
+    )
+    return {
+        "arguments_gib": arguments / 2**30,
+        "besides_gib": besides / 2**30,
+        "all_gib": (arguments + besides) / 2**30,
+    }
 
 
 def random_pipeline(args, abstract: bool) -> pipeline.Pipeline:
     """Stable Diffusion 1.5 with CapFace, of random weights, or of shapes alone."""
     config = dataclasses.replace(SD15, head="anny")
-    dtype = jax.numpy.dtype(args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
-    networks = models.abstract(config, dtype, only=("text", "identity", "capface", "unet", "vae"))
+    dtype = jax.numpy.dtype(
+        args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    )
+    networks = registry.abstract(config, dtype, only=("text", "identity", "capface", "unet", "vae"))
     block = np.random.default_rng(0).standard_normal(2**22, np.float32)
 
     def draw(leaf):
@@ -186,26 +267,44 @@ def random_pipeline(args, abstract: bool) -> pipeline.Pipeline:
             return np.ones(leaf.shape, np.float32)
         return np.resize(block, leaf.shape) * np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
 
-    params, mesh = {}, make_mesh(devices=jax.devices()[:args.devices]) if args.devices > 1 else None
+    params, mesh = (
+        {},
+        make_mesh(devices=jax.devices()[: args.devices]) if args.devices > 1 else None,
+    )
     for name, (_, shapes) in networks.items():
         host = packed(name, jax.tree.map(draw, shapes), dtype, args.memory)
         if abstract:
             params[name] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), host)
         else:
-            params[name] = put(name, host, args.memory) if mesh is None else on_mesh(mesh, {name: host}, "replicated")[name]
+            params[name] = (
+                put(name, host, args.memory)
+                if mesh is None
+                else on_mesh(mesh, {name: host}, "replicated")[name]
+            )
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
-    pipe = pipeline.Pipeline(config, params, graphs, {"dtype": dtype.name, "memory": args.memory}, tile=TILES[args.memory])
+    pipe = pipeline.Pipeline(
+        config,
+        params,
+        graphs,
+        {"dtype": dtype.name, "memory": args.memory},
+        tile=TILES[args.memory],
+    )
     pipe.spread = None if mesh is None else spread_over(mesh, pipe)
     return pipe
 
 
 def likeness(pipe, variants, count: int) -> list[dict]:
-    """How far each variant's pictures are from those of 50 steps and the same seeds, and how like the person both are."""
+    """How far each variant's pictures are from those of 50 steps and the same seeds, and how like
+    the person both are.
+    """
     person = pipe.person(files("caphuman_jax") / "assets" / "astronaut_nasa.png")
     known = recognition_vectors(person.square, person.landmarks)["dlib"]
     reference = None
     lines = []
-    for name, settings in {"50 steps": next(iter(variants.values())) | {"steps": 50}, **variants}.items():
+    for name, settings in {
+        "50 steps": next(iter(variants.values())) | {"steps": 50},
+        **variants,
+    }.items():
         pictures = pipe(reference=person, prompt=PROMPT, num=count, **settings).pictures
         seen = [look(pipe, picture) for picture in pictures]
         reference = reference or (pictures.astype(np.float64), seen)
@@ -213,24 +312,47 @@ def likeness(pipe, variants, count: int) -> list[dict]:
         both = [(a, b) for a, b in zip(seen, reference[1]) if a and b]
         squares = np.square(difference).mean(axis=(1, 2, 3))
         line = {
-            "option": name, "pictures": count, "rmse": float(np.sqrt(squares).mean()),
-            "psnr_db": float(np.mean(10 * np.log10(255**2 / np.maximum(squares, 1e-9)))) if squares.any() else None,
-            "faces": sum(map(bool, seen)), "features_cosine": float(np.mean([np.vdot(a[1], b[1]) for a, b in both])) if both else None,
-            "identity_dlib_distance": float(np.mean([np.linalg.norm(a[0] - known) for a in seen if a])) if any(seen) else None,
+            "option": name,
+            "pictures": count,
+            "rmse": float(np.sqrt(squares).mean()),
+            "psnr_db": float(np.mean(10 * np.log10(255**2 / np.maximum(squares, 1e-9))))
+            if squares.any()
+            else None,
+            "faces": sum(map(bool, seen)),
+            "features_cosine": float(np.mean([np.vdot(a[1], b[1]) for a, b in both]))
+            if both
+            else None,
+            "identity_dlib_distance": float(
+                np.mean([np.linalg.norm(a[0] - known) for a in seen if a])
+            )
+            if any(seen)
+            else None,
         }
         lines.append(line)
-        print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}), flush=True)
+        print(
+            json.dumps(
+                {
+                    key: round(value, 4) if isinstance(value, float) else value
+                    for key, value in line.items()
+                }
+            ),
+            flush=True,
+        )
     return lines
 
 
 def look(pipe, picture):
-    """dlib's vector and the recogniser's feature map, at length 1, of the face in a picture; None where there is none."""
+    """dlib's vector and the recogniser's feature map, at length 1, of the face in a picture; None
+    where there is none.
+    """
     try:
         seen = pipe.person(picture, face=0)
     except PhotoError:
         return None
-    features = recognise.identity(seen.square, seen.landmarks)[1].ravel()
-    return recognition_vectors(seen.square, seen.landmarks)["dlib"], features / np.linalg.norm(features)
+    features = recognition.identity(seen.square, seen.landmarks)[1].ravel()
+    return recognition_vectors(seen.square, seen.landmarks)["dlib"], features / np.linalg.norm(
+        features
+    )
 
 
 if __name__ == "__main__":

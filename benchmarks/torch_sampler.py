@@ -1,11 +1,13 @@
-"""The sampler's work in PyTorch, for runs beside benchmarks/sampler.py: diffusers' UNet and ControlNet at the size of Stable Diffusion 1.5.
+"""The sampler's work in PyTorch, for runs beside benchmarks/sampler.py: diffusers' UNet and
+ControlNet at the size of Stable Diffusion 1.5.
 
     python benchmarks/torch_sampler.py [--batch 1 8 16] [--size 512] [--steps 20] [--no-compile] [--repeats 5] [--json FILE]
     python benchmarks/torch_sampler.py --tiny --device cpu --dtype float32 --size 64 --steps 2      a rehearsal
 
-A ControlNet with hints of 9 channels and 258 identity tokens stands for CapFace; it is run once for both halves of guidance, the hints are
-encoded once, and the autoencoder decodes the end: what the JAX sampler computes, by the means of PyTorch: channels-last, bfloat16,
-torch.compile on whole networks, fused attention. Random weights; DDIM with guidance 7. Medians after two warm-up runs.
+A ControlNet with hints of 9 channels and 258 identity tokens stands for CapFace; it is run once for
+both halves of guidance, the hints are encoded once, and the autoencoder decodes the end: what the
+JAX sampler computes, by the means of PyTorch: channels-last, bfloat16, torch.compile on whole
+networks, fused attention. Random weights; DDIM with guidance 7. Medians after two warm-up runs.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ IDENTITY_TOKENS, HINT_CHANNELS, GUIDANCE = 258, 9, 7.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=20)
@@ -36,10 +40,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        torch.backends.cudnn.benchmark
+    ) = True
     name = torch.cuda.get_device_name() if args.device == "cuda" else args.device
-    results = {"device": name, "torch": torch.__version__, "diffusers": diffusers.__version__, "compiled": args.compile, "dtype": args.dtype,
-               "size": args.size, "steps": args.steps, "lines": []}
+    results = {
+        "device": name,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "compiled": args.compile,
+        "dtype": args.dtype,
+        "size": args.size,
+        "steps": args.steps,
+        "lines": [],
+    }
     print(json.dumps({key: value for key, value in results.items() if key != "lines"}), flush=True)
     with torch.no_grad():
         work = Sampler(args)
@@ -55,20 +69,46 @@ class Sampler:
 
     def __init__(self, args):
         self.args, self.dtype = args, getattr(torch, args.dtype)
-        widths, heads, self.text_width = ((32, 64, 64, 64), 2, 32) if args.tiny else ((320, 640, 1280, 1280), 8, 768)
-        shared = {"in_channels": 4, "layers_per_block": 2, "block_out_channels": widths, "cross_attention_dim": self.text_width,
-                  "attention_head_dim": heads, "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)}
-        unet = UNet2DConditionModel(**shared, out_channels=4, up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
+        widths, heads, self.text_width = (
+            ((32, 64, 64, 64), 2, 32) if args.tiny else ((320, 640, 1280, 1280), 8, 768)
+        )
+        shared = {
+            "in_channels": 4,
+            "layers_per_block": 2,
+            "block_out_channels": widths,
+            "cross_attention_dim": self.text_width,
+            "attention_head_dim": heads,
+            "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        }
+        unet = UNet2DConditionModel(
+            **shared, out_channels=4, up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+        )
         control = ControlNetModel(**shared, conditioning_channels=HINT_CHANNELS)
         vae_widths = (32, 32, 64, 64) if args.tiny else (128, 256, 512, 512)
-        vae = AutoencoderKL(block_out_channels=vae_widths, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-                            layers_per_block=2, latent_channels=4)
+        vae = AutoencoderKL(
+            block_out_channels=vae_widths,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+        )
         for network in (unet, control, vae):
-            network.to(args.device, self.dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+            network.to(args.device, self.dtype).to(
+                memory_format=torch.channels_last
+            ).eval().requires_grad_(False)
         self.embed_hints = control.controlnet_cond_embedding
         control.controlnet_cond_embedding = torch.nn.Identity()  # its features come in, made once
-        compiled = (lambda f: torch.compile(f, fullgraph=True, dynamic=False)) if args.compile else (lambda f: f)
-        self.unet, self.control, self.decode, self.embed_hints = compiled(unet), compiled(control), compiled(vae.decode), compiled(self.embed_hints)
+        compiled = (
+            (lambda f: torch.compile(f, fullgraph=True, dynamic=False))
+            if args.compile
+            else (lambda f: f)
+        )
+        self.unet, self.control, self.decode, self.embed_hints = (
+            compiled(unet),
+            compiled(control),
+            compiled(vae.decode),
+            compiled(self.embed_hints),
+        )
         levels = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
         self.times = (np.arange(0, 1000, 1000 // args.steps) + 1)[::-1]
         self.now, self.then = levels[self.times], levels[np.append(self.times[1:], 0)]
@@ -78,8 +118,12 @@ class Sampler:
         make = lambda *shape: torch.randn(*shape, device=self.args.device, dtype=self.dtype)
         last = lambda x: x.contiguous(memory_format=torch.channels_last)
         side = self.args.size // 8
-        return (last(make(batch, 4, side, side)).float(), make(2 * batch, 77, self.text_width), make(batch, IDENTITY_TOKENS, self.text_width),
-                last(make(batch, HINT_CHANNELS, self.args.size, self.args.size)))
+        return (
+            last(make(batch, 4, side, side)).float(),
+            make(2 * batch, 77, self.text_width),
+            make(batch, IDENTITY_TOKENS, self.text_width),
+            last(make(batch, HINT_CHANNELS, self.args.size, self.args.size)),
+        )
 
     def __call__(self, latents, text, identity, hints):
         features = self.embed_hints(hints)
@@ -88,8 +132,14 @@ class Sampler:
             x = latents.to(self.dtype)
             down, middle = self.control(x, steps, identity, features, return_dict=False)
             twice = lambda y: torch.cat([y, y])
-            noise = self.unet(twice(x), twice(steps), text, down_block_additional_residuals=[twice(y) for y in down],
-                              mid_block_additional_residual=twice(middle), return_dict=False)[0]
+            noise = self.unet(
+                twice(x),
+                twice(steps),
+                text,
+                down_block_additional_residuals=[twice(y) for y in down],
+                mid_block_additional_residual=twice(middle),
+                return_dict=False,
+            )[0]
             empty, with_text = noise.float().chunk(2)
             noise = empty + GUIDANCE * (with_text - empty)
             clean = (latents - (1 - now) ** 0.5 * noise) / now**0.5
@@ -108,8 +158,17 @@ def measure(work, batch, args) -> dict:
         assert work(*inputs).cpu().shape == (batch, 3, args.size, args.size)
         times.append(time.perf_counter() - started)
     seconds = statistics.median(times[2:])
-    line = {"batch": batch, "first_s": round(times[0], 2), "seconds": round(seconds, 4), "pictures_a_second": round(batch / seconds, 3)}
-    return line | ({"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)} if args.device == "cuda" else {})
+    line = {
+        "batch": batch,
+        "first_s": round(times[0], 2),
+        "seconds": round(seconds, 4),
+        "pictures_a_second": round(batch / seconds, 3),
+    }
+    return line | (
+        {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
+        if args.device == "cuda"
+        else {}
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """CapHuman on JAX: a photo of a face, a sentence and a head in; pictures of that person out.
 
-    import caphuman_jax
-    pipe = caphuman_jax.load("mini")
-    result = pipe(reference="me.jpg", prompt="a photo of a smiling person", head={"yaw": 20})
+import caphuman_jax
+pipe = caphuman_jax.load("mini")
+result = pipe(reference="me.jpg", prompt="a photo of a smiling person", head={"yaw": 20})
 """
 
 __version__ = "0.1.0"
 
 
 def load(model="mini", **options):
-    """A `caphuman_jax.pipeline.Pipeline` of a shipped model ("mini") or a model folder; see `pipeline.load`."""
-    from caphuman_jax import pipeline  # brings jax, which `caphuman --help` has no use for
+    """A `caphuman_jax.pipeline.pipeline.Pipeline` of a shipped model ("mini") or a model folder;
+    see `pipeline.load`.
+    """
+    from caphuman_jax.pipeline import pipeline  # brings jax, which `caphuman --help` has no use for
 
     return pipeline.load(model, **options)

@@ -1,8 +1,7 @@
 """One configuration type for every size: `mini`, Stable Diffusion 1.5 and anything between.
 
-Plain frozen dataclasses; `to_dict`/`from_dict` turn them into JSON for a model folder's config.json.
-Defaults are those of Stable Diffusion 1.5 and CapHuman (CVPR 2024).
-"""
+Plain frozen dataclasses; `to_dict`/`from_dict` turn them into JSON for a model folder's
+config.json. Defaults are those of Stable Diffusion 1.5 and CapHuman (CVPR 2024)."""
 
 from __future__ import annotations
 
@@ -14,7 +13,9 @@ from caphuman_jax.errors import ModelFolderError
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Denoising UNet. `attention_downsamplings` are the factors (1, 2, 4 …) at which transformer blocks sit."""
+    """Denoising UNet. `attention_downsamplings` are the factors (1, 2, 4 …) at which transformer
+    blocks sit.
+    """
 
     in_channels: int = 4
     out_channels: int = 4
@@ -29,7 +30,9 @@ class UNetConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CapFaceConfig:
-    """Control branch: the UNet's encoder and middle plus a hint encoder with one stride-2 step between widths."""
+    """Control branch: the UNet's encoder and middle plus a hint encoder with one stride-2 step
+    between widths.
+    """
 
     hint_channels: int = 9
     hint_widths: tuple[int, ...] = (16, 32, 96, 256)
@@ -51,7 +54,9 @@ class IdentityConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """KL autoencoder. `patch` > 1 begins and ends with space-to-depth; downsampling = patch * 2**(len(multipliers)-1)."""
+    """KL autoencoder. `patch` > 1 begins and ends with space-to-depth; downsampling = patch *
+    2**(len(multipliers)-1).
+    """
 
     image_channels: int = 3
     patch: int = 1
@@ -71,7 +76,9 @@ class VAEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """CLIP text transformer. `embed_width` below `width` stores token embeddings narrow and projects them up."""
+    """CLIP text transformer. `embed_width` below `width` stores token embeddings narrow and
+    projects them up.
+    """
 
     vocabulary: int = 49408
     length: int = 77
@@ -98,8 +105,8 @@ class ImageEncoderConfig:
 class DiffusionConfig:
     """Noise schedule linear in the square root of beta. `prediction` is "epsilon" or "v".
 
-    `zero_terminal_snr`: betas rescaled so that the last step is noise alone (arXiv 2305.08891, algorithm 1); needs "v".
-    """
+    `zero_terminal_snr`: betas rescaled so that the last step is noise alone (arXiv 2305.08891,
+    algorithm 1); needs "v"."""
 
     train_steps: int = 1000
     beta_start: float = 0.00085
@@ -110,7 +117,9 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """What a model is best sampled with unless something else is asked for; `eta` (of the sampler "ddim") 0 is DDIM, 1 as noisy as DDPM."""
+    """What a model is best sampled with unless something else is asked for; `eta` (of the sampler
+    "ddim") 0 is DDIM, 1 as noisy as DDPM.
+    """
 
     sampler: str = "ddim"
     steps: int = 20
@@ -124,9 +133,9 @@ class SamplingConfig:
 class ModelConfig:
     """Everything that decides the shapes of a model's weights.
 
-    `image_encoder` None: image tokens come from the recogniser. `controlnets` names the ControlNets (arXiv 2302.05543) that
-    come with the model, each a network "controlnet_NAME" of the shape that `controlnet` gives.
-    """
+    `image_encoder` None: image tokens come from the recogniser. `controlnets` names the ControlNets
+    (arXiv 2302.05543) that come with the model, each a network "controlnet_NAME" of the shape that
+    `controlnet` gives."""
 
     name: str = "sd15"
     image_size: int = 512
@@ -150,8 +159,14 @@ class ModelConfig:
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_dict`. Raises ModelFolderError naming an unknown or missing part."""
         parts = {
-            "unet": UNetConfig, "capface": CapFaceConfig, "controlnet": CapFaceConfig, "identity": IdentityConfig, "vae": VAEConfig,
-            "text": TextConfig, "image_encoder": ImageEncoderConfig, "diffusion": DiffusionConfig,
+            "unet": UNetConfig,
+            "capface": CapFaceConfig,
+            "controlnet": CapFaceConfig,
+            "identity": IdentityConfig,
+            "vae": VAEConfig,
+            "text": TextConfig,
+            "image_encoder": ImageEncoderConfig,
+            "diffusion": DiffusionConfig,
             "sampling": SamplingConfig,
         }
         fields = dict(data)
@@ -165,21 +180,52 @@ def _build(cls, fields: dict[str, Any], where: str):
     known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(fields) - known)
     if unknown:
-        raise ModelFolderError(f"config of {where}: unknown entries {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        raise ModelFolderError(
+            f"config of {where}: unknown entries {', '.join(unknown)}; known: "
+            f"{', '.join(sorted(known))}"
+        )
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
 SD15 = ModelConfig()
 
 MINI = ModelConfig(
-    name="mini", image_size=256, head="anny", image_encoder=None,
-    unet=UNetConfig(in_channels=8, out_channels=8, channels=64, multipliers=(1, 2, 2), res_blocks=1, attention_downsamplings=(2, 4), heads=4,
-                    context_width=128, groups=16),
+    name="mini",
+    image_size=256,
+    head="anny",
+    image_encoder=None,
+    unet=UNetConfig(
+        in_channels=8,
+        out_channels=8,
+        channels=64,
+        multipliers=(1, 2, 2),
+        res_blocks=1,
+        attention_downsamplings=(2, 4),
+        heads=4,
+        context_width=128,
+        groups=16,
+    ),
     capface=CapFaceConfig(hint_widths=(16, 32, 64, 96)),
-    identity=IdentityConfig(recognition_width=192, image_width=512, recogniser="mobilefacenet", image_tokens="recogniser"),
-    vae=VAEConfig(patch=2, encoder_channels=32, decoder_channels=48, multipliers=(1, 2, 3), res_blocks=1, latent_channels=8, groups=16, scale=1.0),
+    identity=IdentityConfig(
+        recognition_width=192,
+        image_width=512,
+        recogniser="mobilefacenet",
+        image_tokens="recogniser",
+    ),
+    vae=VAEConfig(
+        patch=2,
+        encoder_channels=32,
+        decoder_channels=48,
+        multipliers=(1, 2, 3),
+        res_blocks=1,
+        latent_channels=8,
+        groups=16,
+        scale=1.0,
+    ),
     text=TextConfig(width=128, layers=4, heads=4, mlp_width=512, embed_width=16),
     diffusion=DiffusionConfig(prediction="v", zero_terminal_snr=True),
-    sampling=SamplingConfig(steps=50, guidance=3.0, spacing="trailing", eta=1.0, guidance_rescale=0.5),
+    sampling=SamplingConfig(
+        steps=50, guidance=3.0, spacing="trailing", eta=1.0, guidance_rescale=0.5
+    ),
 )
 """The shipped small model: 14.4 M parameters, 256² pictures."""

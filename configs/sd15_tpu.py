@@ -1,4 +1,6 @@
-"""`sd15` for TPU slices: the optimiser split over the chips (ZeRO), eight pictures a chip on a v5e-16; docs/compile.md has what fits where."""
+"""`sd15` for TPU slices: the optimiser split over the chips (ZeRO), eight pictures a chip on a
+v5e-16; docs/compile.md has what fits where.
+"""
 
 import ml_collections
 from caphuman_jax.configs import sd15

@@ -1,6 +1,7 @@
-"""Makes docs/images/astronaut.png: the shipped portrait under several heads and prompts, by the shipped model or another.
+"""Makes docs/images/astronaut.png: the shipped portrait under several heads and prompts, by the
+shipped model or another.
 
-    python docs/make_astronaut.py [--model FOLDER] [--out FILE.png]
+python docs/make_astronaut.py [--model FOLDER] [--out FILE.png]
 """
 
 import argparse
@@ -31,7 +32,9 @@ CELLS = [
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="mini", metavar="NAME|FOLDER")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images" / "astronaut.png")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "images" / "astronaut.png"
+    )
     args = parser.parse_args()
     pipe = caphuman_jax.load(args.model)
     person = pipe.person(PHOTO)
@@ -40,7 +43,9 @@ def main() -> None:
         asked = ", ".join(f"{k} {v}" for k, v in head.items()) or "own head"
         asked = f"b/w: {asked}" if "black-and-white" in prompt else asked
         asked = f"{prompt.partition(', ')[2]}: {asked}" if "background" in prompt else asked
-        cells.append((asked, pipe(reference=person, prompt=prompt, head=head or None, seed=7).pictures[0]))
+        cells.append(
+            (asked, pipe(reference=person, prompt=prompt, head=head or None, seed=7).pictures[0])
+        )
     side, label, columns = 256, 22, 6
     rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (columns * side, rows * (side + label)), "white")

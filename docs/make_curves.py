@@ -1,9 +1,10 @@
-"""Draws the curves of training runs: docs/images/mini_curves.png from the metrics that `caphuman train` writes to its work folder.
+"""Draws the curves of training runs: docs/images/mini_curves.png from the metrics that `caphuman
+train` writes to its work folder.
 
     python docs/make_curves.py "1 GPU=runs/one/metrics.jsonl" "2 GPUs=runs/two/metrics.jsonl" [--out FILE.png]
 
-Left the loss by the step, lines for photos that are trained on, dots for held-out people; right the error by timestep of the longest
-run, in the same way. Needs matplotlib (extra `data`).
+Left the loss by the step, lines for photos that are trained on, dots for held-out people; right the
+error by timestep of the longest run, in the same way. Needs matplotlib (extra `data`).
 """
 
 import argparse
@@ -21,9 +22,13 @@ TIMESTEPS = DiffusionConfig().train_steps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", metavar="NAME=FILE")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images" / "mini_curves.png")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "images" / "mini_curves.png"
+    )
     args = parser.parse_args()
     runs = {name: read(Path(path)) for name, _, path in (run.partition("=") for run in args.runs)}
     figure = Figure(figsize=(10, 3.8), layout="constrained")
@@ -54,7 +59,14 @@ def draw_losses(axes, runs: dict[str, list[dict]]) -> None:
     for i, (name, lines) in enumerate(sorted(runs.items(), key=lambda run: -run[1][-1]["step"])):
         steps, values = curve(lines, "loss")
         axes.plot(steps, values, color=f"C{i}", linewidth=2.5 if i == 0 else 1.2, label=name)
-        axes.plot(*curve(lines, HELD_OUT), "os^"[i % 3], color=f"C{i}", fillstyle="none", markersize=8 - 3 * min(i, 1), label=f"{name}, held-out people")
+        axes.plot(
+            *curve(lines, HELD_OUT),
+            "os^"[i % 3],
+            color=f"C{i}",
+            fillstyle="none",
+            markersize=8 - 3 * min(i, 1),
+            label=f"{name}, held-out people",
+        )
     axes.set(yscale="log", xlabel="step", title="loss")
     axes.grid(which="both", alpha=0.3)
     axes.legend()
@@ -66,7 +78,14 @@ def draw_bands(axes, lines: list[dict]) -> None:
         steps = [line["step"] for line in with_bands]
         for band, values in enumerate(np.asarray([line[name] for line in with_bands]).T):
             low, high = (TIMESTEPS * edge // BANDS for edge in (band, band + 1))
-            axes.plot(steps, values, style, color=f"C{band}", fillstyle="none", label=f"{low}–{high}" if style == "-" else None)
+            axes.plot(
+                steps,
+                values,
+                style,
+                color=f"C{band}",
+                fillstyle="none",
+                label=f"{low}–{high}" if style == "-" else None,
+            )
     axes.set(yscale="log", xlabel="step")
     axes.grid(which="both", alpha=0.3)
     axes.legend(ncols=2, fontsize=8)

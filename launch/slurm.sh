@@ -17,7 +17,7 @@ set -uo pipefail
 
 : "${VENV:=.venv}"
 
-# srun's tasks find each other by Slurm's variables: caphuman_jax/training/hosts.py.
+# srun's tasks find each other by Slurm's variables: caphuman_jax/runtime/distributed.py.
 srun --kill-on-bad-exit=0 "$VENV/bin/caphuman" train "$@"
 code=$?
 if [ "$code" -eq 75 ]; then

@@ -1,4 +1,6 @@
-"""For every test: 8 simulated devices, no silent dtype promotion, and programs compiled fast rather than compiled to be fast."""
+"""For every test: 8 simulated devices, no silent dtype promotion, and programs compiled fast rather
+than compiled to be fast.
+"""
 
 import ctypes
 import gc
@@ -7,8 +9,11 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# LLVM's optimisation takes up to two thirds of compiling, and the networks here are tiny. XLA's own passes all run.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+# LLVM's optimisation takes up to two thirds of compiling, and the networks here are tiny. XLA's own
+# passes all run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
@@ -19,10 +24,15 @@ sys.path.insert(0, str(Path(__file__).parent))  # flame_standin
 
 @pytest.fixture(autouse=True, scope="module")
 def modest_memory():
-    """A process that holds more than 3 GB after a file forgets the programs that it has compiled: several run side by side."""
+    """A process that holds more than 3 GB after a file forgets the programs that it has compiled:
+    several run side by side.
+    """
     yield
     statistics = Path("/proc/self/statm")  # Linux
-    if statistics.exists() and int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 3e9:
+    if (
+        statistics.exists()
+        and int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 3e9
+    ):
         jax.clear_caches()
         gc.collect()
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # glibc keeps what was freed otherwise

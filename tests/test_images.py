@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caphuman_jax import images
 from caphuman_jax.errors import PhotoError
-from caphuman_jax.images import read_photo, read_png_metadata, write_png
+from caphuman_jax.io import images
+from caphuman_jax.io.images import read_photo, read_png_metadata, write_png
 
 
 @pytest.fixture
@@ -23,9 +23,14 @@ def picture():
 
 # How a camera held that way stores an upright picture (EXIF 2.3, tag 0x0112).
 STORED = {
-    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, 1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: lambda a: np.rot90(a, -1),
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
 }
 
 
@@ -41,14 +46,23 @@ def test_exif_orientation(tmp_path, picture, orientation):
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_broken_exif_is_ignored(tmp_path, picture):
     path = tmp_path / "p.jpg"
-    Image.fromarray(picture).save(path, exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff\x01\x12", quality=95)
+    Image.fromarray(picture).save(
+        path, exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff\x01\x12", quality=95
+    )
     assert np.abs(read_photo(path).astype(int) - picture).mean() < 4
 
 
 def test_every_kind_of_source(tmp_path, picture):
     path = tmp_path / "p.png"
     Image.fromarray(picture).save(path)
-    for source in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), Image.open(path), picture):
+    for source in (
+        path,
+        str(path),
+        path.read_bytes(),
+        bytearray(path.read_bytes()),
+        Image.open(path),
+        picture,
+    ):
         result = read_photo(source)
         np.testing.assert_array_equal(result, picture)
         assert result.dtype == np.uint8 and result.flags.writeable and result.flags.c_contiguous
@@ -89,7 +103,11 @@ def test_grey_one_bit_and_cmyk(tmp_path, picture):
 
 def test_16_bits(tmp_path, picture):
     deep = picture.astype(np.uint16) * 256 + 100
-    for name, array in (("grey.png", deep[..., 0]), ("rgb.png", deep[..., ::-1]), ("grey.tif", deep[..., 0])):
+    for name, array in (
+        ("grey.png", deep[..., 0]),
+        ("rgb.png", deep[..., ::-1]),
+        ("grey.tif", deep[..., 0]),
+    ):
         path = str(tmp_path / name)
         assert cv2.imwrite(path, array)
         expected = picture if array.ndim == 3 else np.repeat(picture[..., :1], 3, -1)
@@ -105,9 +123,13 @@ def test_float_arrays(picture):
 def test_large_photos_are_shrunk(tmp_path, picture, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 40_000)
     path = tmp_path / "p.jpg"
-    Image.fromarray(cv2.resize(picture, (900, 600), interpolation=cv2.INTER_LINEAR)).save(path, quality=95)
+    Image.fromarray(cv2.resize(picture, (900, 600), interpolation=cv2.INTER_LINEAR)).save(
+        path, quality=95
+    )
     result = read_photo(path)
-    assert result.shape[0] * result.shape[1] <= 40_000 and result.shape[1] == pytest.approx(1.5 * result.shape[0], abs=2)
+    assert result.shape[0] * result.shape[1] <= 40_000 and result.shape[1] == pytest.approx(
+        1.5 * result.shape[0], abs=2
+    )
     expected = cv2.resize(picture, result.shape[1::-1], interpolation=cv2.INTER_LINEAR).astype(int)
     assert np.abs(result.astype(int) - expected).mean() < 4
 
@@ -135,10 +157,18 @@ def test_damaged_files_never_end_in_another_error(picture, kind):
 
 def test_decompression_bomb_is_not_unpacked(tmp_path):
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     path = tmp_path / "bomb.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
     with pytest.raises(PhotoError, match="bomb.png is too large"):
         read_photo(path)
 
@@ -150,8 +180,11 @@ def test_errors_name_the_photo_and_what_to_do(tmp_path, picture):
     tiny = io.BytesIO()
     Image.new("RGB", (1, 1)).save(tiny, "PNG")
     for name, data, message in (
-        ("short.jpg", whole[: len(whole) // 2], "damaged or incomplete"), ("head.jpg", whole[:20], "not a picture|damaged"),
-        ("notes.txt", b"no picture", "not a picture"), ("empty.png", b"", "not a picture"), ("dot.png", tiny.getvalue(), "only 1x1"),
+        ("short.jpg", whole[: len(whole) // 2], "damaged or incomplete"),
+        ("head.jpg", whole[:20], "not a picture|damaged"),
+        ("notes.txt", b"no picture", "not a picture"),
+        ("empty.png", b"", "not a picture"),
+        ("dot.png", tiny.getvalue(), "only 1x1"),
     ):
         path = tmp_path / name
         path.write_bytes(data)
@@ -168,18 +201,30 @@ def test_errors_name_the_photo_and_what_to_do(tmp_path, picture):
         read_photo(7)
 
 
-@pytest.mark.parametrize("array, message", [
-    (np.zeros((20, 20, 5), np.uint8), "shape"), (np.zeros((20,), np.uint8), "shape"), (np.zeros((0, 20, 3), np.uint8), "shape"),
-    (np.zeros((20, 20, 3), np.int32), "int32"), (np.full((20, 20, 3), 7.0), "floats from"),
-    (np.full((20, 20, 3), np.nan), "not finite"), (np.zeros((8, 200, 3), np.uint8), "only 200x8"),
-])
+@pytest.mark.parametrize(
+    "array, message",
+    [
+        (np.zeros((20, 20, 5), np.uint8), "shape"),
+        (np.zeros((20,), np.uint8), "shape"),
+        (np.zeros((0, 20, 3), np.uint8), "shape"),
+        (np.zeros((20, 20, 3), np.int32), "int32"),
+        (np.full((20, 20, 3), 7.0), "floats from"),
+        (np.full((20, 20, 3), np.nan), "not finite"),
+        (np.zeros((8, 200, 3), np.uint8), "only 200x8"),
+    ],
+)
 def test_arrays_that_are_no_pictures(array, message):
     with pytest.raises(PhotoError, match=message):
         read_photo(array)
 
 
 def test_png_metadata_comes_back(tmp_path, picture):
-    metadata = {"prompt": "a portrait — 肖像, naïve 🙂", "seed": "7", "json": '{"steps": 20}', "long": "x" * 200_000}
+    metadata = {
+        "prompt": "a portrait — 肖像, naïve 🙂",
+        "seed": "7",
+        "json": '{"steps": 20}',
+        "long": "x" * 200_000,
+    }
     path = tmp_path / "p.png"
     write_png(path, picture, metadata)
     np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)

@@ -33,7 +33,14 @@ def test_import_touches_no_device_and_no_heavy_library():
 
 
 def test_no_module_touches_a_device_or_a_heavy_library_when_imported():
-    run(*(m.name for m in pkgutil.walk_packages(caphuman_jax.__path__, "caphuman_jax.", onerror=pytest.fail)))
+    run(
+        *(
+            m.name
+            for m in pkgutil.walk_packages(
+                caphuman_jax.__path__, "caphuman_jax.", onerror=pytest.fail
+            )
+        )
+    )
 
 
 @pytest.mark.parametrize("folder", ["face", "head", "text"])

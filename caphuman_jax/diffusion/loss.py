@@ -1,4 +1,6 @@
-"""What the denoiser is trained to do: noising, targets, weights and CapHuman's loss. Pure functions, float32."""
+"""What the denoiser is trained to do: noising, targets, weights and CapHuman's loss. Pure
+functions, float32.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,19 @@ BANDS = 10
 
 
 def add_noise(latents: jax.Array, noise: jax.Array, alpha: jax.Array) -> jax.Array:
-    """Clean latents (B, …) and unit normal noise (B, …) to the signal level alpha (B,): DDPM, eq. 4."""
+    """Clean latents (B, …) and unit normal noise (B, …) to the signal level alpha (B,): DDPM, eq.
+    4.
+    """
     alpha = _per_item(alpha, latents)
     return jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
 
 
-def prediction_target(latents: jax.Array, noise: jax.Array, alpha: jax.Array, prediction: str = "epsilon") -> jax.Array:
-    """What the denoiser should output: the noise, or v = sqrt(alpha) noise − sqrt(1 − alpha) x0 (arXiv 2202.00512)."""
+def prediction_target(
+    latents: jax.Array, noise: jax.Array, alpha: jax.Array, prediction: str = "epsilon"
+) -> jax.Array:
+    """What the denoiser should output: the noise, or v = sqrt(alpha) noise − sqrt(1 − alpha) x0
+    (arXiv 2202.00512).
+    """
     if prediction == "epsilon":
         return noise
     if prediction == "v":
@@ -26,7 +34,9 @@ def prediction_target(latents: jax.Array, noise: jax.Array, alpha: jax.Array, pr
 
 
 def min_snr_weight(alpha: jax.Array, gamma: float = 5.0, prediction: str = "epsilon") -> jax.Array:
-    """Min-SNR weights (B,) for signal levels alpha (B,): arXiv 2303.09556, section 3.4. Infinite gamma: x0's own weight."""
+    """Min-SNR weights (B,) for signal levels alpha (B,): arXiv 2303.09556, section 3.4. Infinite
+    gamma: x0's own weight.
+    """
     ratio = alpha / (1 - alpha)
     capped = jnp.minimum(ratio, jnp.asarray(gamma, ratio.dtype))
     return capped / ratio if prediction == "epsilon" else capped / (ratio + 1)
@@ -43,13 +53,17 @@ def capface_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """CapHuman's training loss: mean (output − target)² + mask_weight · mean (face_mask − mask)².
 
-    output, target: (B, h, w, C) the denoiser's output and `prediction_target`; mask: (B, h, w, 1) CapFace's mask in
-    [0, 1]; face_mask: (B, h, w, 1) the face region of the target picture at latent size (`shrink_mask`);
+    output, target: (B, h, w, C) the denoiser's output and `prediction_target`; mask: (B, h, w, 1)
+    CapFace's mask in [0, 1]; face_mask: (B, h, w, 1) the face region of the target picture at
+    latent size (`shrink_mask`);
     weights: (B,) per picture, for instance `min_snr_weight`.
     Returns the scalar loss and its two parts under "denoise" and "mask".
     """
     if mask.shape != face_mask.shape:
-        raise ValueError(f"mask is {mask.shape} and face_mask {face_mask.shape}: the latent size is wanted for both")
+        raise ValueError(
+            f"mask is {mask.shape} and face_mask {face_mask.shape}: the latent size is wanted for "
+            f"both"
+        )
     squares = jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32))
     per_picture = jnp.mean(squares, axis=tuple(range(1, squares.ndim)))
     denoise = jnp.mean(per_picture if weights is None else per_picture * weights)
@@ -57,19 +71,30 @@ def capface_loss(
     return denoise + mask_weight * masks, {"denoise": denoise, "mask": masks}
 
 
-def by_time(output: jax.Array, target: jax.Array, timestep: jax.Array, steps: int, weight: jax.Array | None = None) -> dict[str, jax.Array]:
+def by_time(
+    output: jax.Array,
+    target: jax.Array,
+    timestep: jax.Array,
+    steps: int,
+    weight: jax.Array | None = None,
+) -> dict[str, jax.Array]:
     """Sums (BANDS,) of the pictures' squared errors by timestep, and how many pictures they are of.
 
-    weight: (B,) what each picture's error has been multiplied with already, 0 for rows that only fill up.
-    """
+    weight: (B,) what each picture's error has been multiplied with already, 0 for rows that only
+    fill up."""
     error = jnp.mean(jnp.square(output.astype(jnp.float32) - target), axis=(1, 2, 3))
     band = jax.nn.one_hot(timestep * BANDS // steps, BANDS, dtype=jnp.float32)
     count = band if weight is None else band * weight[:, None]
-    return {"loss_by_time": jnp.sum(band * error[:, None], axis=0), "loss_by_time_count": jnp.sum(count, axis=0)}
+    return {
+        "loss_by_time": jnp.sum(band * error[:, None], axis=0),
+        "loss_by_time_count": jnp.sum(count, axis=0),
+    }
 
 
 def shrink_mask(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Mask (B, H, W, 1) to (B, h, w, 1), bilinear without antialiasing: what the original's mask loss compares with."""
+    """Mask (B, H, W, 1) to (B, h, w, 1), bilinear without antialiasing: what the original's mask
+    loss compares with.
+    """
     return jax.image.resize(mask, (mask.shape[0], *size, mask.shape[3]), "linear", antialias=False)
 
 

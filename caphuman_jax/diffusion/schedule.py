@@ -1,8 +1,7 @@
 """The noise schedule, and the timesteps that a sampler visits.
 
-alpha means the cumulative product ᾱ_t throughout: latents_t = sqrt(alpha) · x0 + sqrt(1 − alpha) · noise
-(DDPM, arXiv 2006.11239, eq. 4).
-"""
+alpha means the cumulative product ᾱ_t throughout: latents_t = sqrt(alpha) · x0 + sqrt(1 − alpha) ·
+noise (DDPM, arXiv 2006.11239, eq. 4)."""
 
 from __future__ import annotations
 
@@ -17,37 +16,44 @@ SPACINGS = ("original", "leading", "trailing", "linspace")
 def alphas(config: DiffusionConfig, dtype=np.float32) -> np.ndarray:
     """Cumulative signal levels (train_steps,), computed in float64.
 
-    With `zero_terminal_snr` the square roots are shifted and stretched so that the first stays and the last is exactly 0
-    (arXiv 2305.08891, algorithm 1). Raises SettingError where that meets prediction "epsilon": noise says nothing of noise.
-    """
+    With `zero_terminal_snr` the square roots are shifted and stretched so that the first stays and
+    the last is exactly 0 (arXiv 2305.08891, algorithm 1). Raises SettingError where that meets
+    prediction "epsilon": noise says nothing of noise."""
     levels = np.cumprod(1.0 - _plain_betas(config))
     if config.zero_terminal_snr:
         if config.prediction != "v":
-            raise SettingError(f'zero_terminal_snr needs a model that predicts "v", not "{config.prediction}"; correct one of the two in its config')
+            raise SettingError(
+                f'zero_terminal_snr needs a model that predicts "v", not "{config.prediction}"; '
+                f"correct one of the two in its config"
+            )
         roots = np.sqrt(levels)
         levels = np.square((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1])))
     return levels.astype(dtype)
 
 
 def betas(config: DiffusionConfig) -> np.ndarray:
-    """Variances (train_steps,) float64, linear in the square root of beta as Stable Diffusion has them; the last 1 with `zero_terminal_snr`."""
+    """Variances (train_steps,) float64, linear in the square root of beta as Stable Diffusion has
+    them; the last 1 with `zero_terminal_snr`.
+    """
     if not config.zero_terminal_snr:
         return _plain_betas(config)
     levels = alphas(config, np.float64)
     return 1.0 - levels / np.append(1.0, levels[:-1])
 
 
-def timesteps(config: DiffusionConfig, steps: int, spacing: str = "original", *, end_is_counted: bool = False) -> np.ndarray:
+def timesteps(
+    config: DiffusionConfig, steps: int, spacing: str = "original", *, end_is_counted: bool = False
+) -> np.ndarray:
     """Timesteps (S,) int32, noisiest first, S at most `steps` but for "original".
 
-    "original": 1, 1 + ⌊T/steps⌋, … as CapHuman and the first Stable Diffusion code do, which gives one step more where `steps` does
-    not divide T = train_steps. "leading": the same stride, never more than `steps`. "trailing": evenly back from T − 1. "linspace":
-    evenly from T − 1 to 0 (the last three as arXiv 2305.08891, table 2, names them). Values are held below T, so that no step falls
-    off the schedule (with the original spacing 3 steps would ask for t = 1000).
+    "original": 1, 1 + ⌊T/steps⌋, … as CapHuman and the first Stable Diffusion code do, which gives
+    one step more where `steps` does not divide T = train_steps. "leading": the same stride, never
+    more than `steps`. "trailing": evenly back from T − 1. "linspace": evenly from T − 1 to 0 (the
+    last three as arXiv 2305.08891, table 2, names them). Values are held below T, so that no step
+    falls off the schedule (with the original spacing 3 steps would ask for t = 1000).
 
-    end_is_counted: "leading" and "linspace" are laid out for one point more, and the last one, near 0, is left out: it is where the
-    last step of a solver ends. Raises SettingError.
-    """
+    end_is_counted: "leading" and "linspace" are laid out for one point more, and the last one, near
+    0, is left out: it is where the last step of a solver ends. Raises SettingError."""
     total, points = config.train_steps, steps + end_is_counted
     check_spacing(spacing)
     most = total - end_is_counted if spacing != "trailing" else total
@@ -56,12 +62,13 @@ def timesteps(config: DiffusionConfig, steps: int, spacing: str = "original", *,
     if spacing == "original":
         ascending = np.arange(0, total, total // steps) + 1
     elif spacing == "leading":
-        ascending = np.arange(points)[int(end_is_counted):] * (total // points) + 1
+        ascending = np.arange(points)[int(end_is_counted) :] * (total // points) + 1
     elif spacing == "trailing":
-        # As Diffusers counts down, to the last bit, since halves are rounded; held to `steps`, which it may exceed by a timestep of -1.
+        # As Diffusers counts down, to the last bit, since halves are rounded; held to `steps`,
+        # which it may exceed by a timestep of -1.
         ascending = np.round(np.arange(total, 0, -total / steps)[:steps]) - 1
     else:
-        ascending = np.round(np.linspace(0, total - 1, points))[int(end_is_counted):]
+        ascending = np.round(np.linspace(0, total - 1, points))[int(end_is_counted) :]
     return np.unique(np.minimum(ascending, total - 1))[::-1].astype(np.int32)
 
 
@@ -72,4 +79,9 @@ def check_spacing(spacing: str) -> None:
 
 
 def _plain_betas(config: DiffusionConfig) -> np.ndarray:
-    return np.linspace(config.beta_start**0.5, config.beta_end**0.5, config.train_steps, dtype=np.float64) ** 2
+    return (
+        np.linspace(
+            config.beta_start**0.5, config.beta_end**0.5, config.train_steps, dtype=np.float64
+        )
+        ** 2
+    )

@@ -15,15 +15,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from caphuman_jax import provenance
 from caphuman_jax.errors import CapHumanError, DataError
 from caphuman_jax.evaluation import design
 from caphuman_jax.evaluation.measure import RECOGNISERS, HeadNumbers, Seen, look
 from caphuman_jax.face import align
+from caphuman_jax.head.base import Morphable
 from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.morphable import Morphable
-from caphuman_jax.images import write_png
+from caphuman_jax.io import metadata
+from caphuman_jax.io.images import write_png
 
 _log = logging.getLogger("caphuman_jax")
 
@@ -33,8 +33,11 @@ FLOOR_ROLL = 15.0  # the reference photo is turned by up to so many degrees to m
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subject:
-    """One person of the run. name: the photo's file name; picture (S, S, 3) uint8: the photo as the model frames it;
-    head: fitted in it; person: whatever the generator wants back; vectors: of the photo, by each of RECOGNISERS."""
+    """One person of the run. name: the photo's file name; picture (S, S, 3) uint8: the photo as the
+    model frames it;
+    head: fitted in it; person: whatever the generator wants back; vectors: of the photo, by each of
+    RECOGNISERS.
+    """
 
     name: str
     picture: np.ndarray
@@ -45,7 +48,9 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-    """A request (for the floor: None), which person, the numbers of the head asked for and of the own one, what the picture shows."""
+    """A request (for the floor: None), which person, the numbers of the head asked for and of the
+    own one, what the picture shows.
+    """
 
     request: design.Request | None
     person: int
@@ -60,20 +65,29 @@ Generator = Callable[[Sequence[Any], Sequence[Head], Sequence[str], Sequence[int
 
 
 def find_photos(folder: Path, limit: int | None = None, held_out: bool = False) -> list[Path]:
-    """Photos under a folder, by name; `held_out`: only those that training leaves out. Raises DataError if there are none."""
+    """Photos under a folder, by name; `held_out`: only those that training leaves out. Raises
+    DataError if there are none.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; give the folder of photos to --photos")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file())
+    paths = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file()
+    )
     if held_out and paths:
-        from data_pipeline.records import held_out as mask
+        from data_pipeline.records.columns import held_out as mask
 
         paths = [p for p, kept in zip(paths, mask(np.array([p.name for p in paths]))) if kept]
     if not paths:
-        raise DataError(f"no {'held-out ' if held_out else ''}photos in {folder} (looked for {', '.join(sorted(PHOTO_ENDINGS))})")
+        raise DataError(
+            f"no {'held-out ' if held_out else ''}photos in {folder} (looked for "
+            f"{', '.join(sorted(PHOTO_ENDINGS))})"
+        )
     return paths[:limit]
 
 
-def read_subjects(photos: Sequence[Path], read: Callable[[Path], Subject]) -> tuple[list[Subject], dict[str, str]]:
+def read_subjects(
+    photos: Sequence[Path], read: Callable[[Path], Subject]
+) -> tuple[list[Subject], dict[str, str]]:
     """People of photos, and why other photos were skipped. `read` raises a CapHumanError for those."""
     subjects, skipped = [], {}
     for path in tqdm(photos, desc="photos", unit="photo"):
@@ -84,13 +98,21 @@ def read_subjects(photos: Sequence[Path], read: Callable[[Path], Subject]) -> tu
     return subjects, skipped
 
 
-def run_requests(model: Morphable, generate: Generator, subjects: Sequence[Subject], requests: Sequence[design.Request], folder: Path,
-                 *, seed: int, batch: int) -> tuple[list[Outcome], dict[str, float]]:
-    """Generate and look at every request; pictures and a line of outcomes.jsonl each are written as soon as they are there.
+def run_requests(
+    model: Morphable,
+    generate: Generator,
+    subjects: Sequence[Subject],
+    requests: Sequence[design.Request],
+    folder: Path,
+    *,
+    seed: int,
+    batch: int,
+) -> tuple[list[Outcome], dict[str, float]]:
+    """Generate and look at every request; pictures and a line of outcomes.jsonl each are written as
+    soon as they are there.
 
-    Returns the outcomes and seconds: "generate_first" and "look_first" of the first batch (with compilation), "generate"
-    and "look" a picture after it.
-    """
+    Returns the outcomes and seconds: "generate_first" and "look_first" of the first batch (with
+    compilation), "generate" and "look" a picture after it."""
     pictures_folder = folder / "pictures"
     pictures_folder.mkdir(parents=True, exist_ok=True)
     for old in pictures_folder.glob("[0-9]" * 5 + ".png"):
@@ -98,48 +120,90 @@ def run_requests(model: Morphable, generate: Generator, subjects: Sequence[Subje
     own = [HeadNumbers.of(model, subject.head) for subject in subjects]
     outcomes: list[Outcome] = []
     generating, looking = [], []
-    with open(folder / "outcomes.jsonl", "w") as lines, tqdm(total=len(requests), desc="pictures", unit="picture") as bar:
+    with (
+        open(folder / "outcomes.jsonl", "w") as lines,
+        tqdm(total=len(requests), desc="pictures", unit="picture") as bar,
+    ):
         for part in _batches(requests, batch):
             heads = [design.wanted_head(model, subjects[r.person].head, r, seed) for r in part]
-            filled = [*range(len(part)), *[len(part) - 1] * (batch - len(part))]  # the last batch keeps the compiled size
+            filled = [
+                *range(len(part)),
+                *[len(part) - 1] * (batch - len(part)),
+            ]  # the last batch keeps the compiled size
             start = time.perf_counter()
-            pictures = generate([subjects[part[i].person].person for i in filled], [heads[i] for i in filled],
-                                [part[i].prompt for i in filled], [part[i].seed for i in filled])
+            pictures = generate(
+                [subjects[part[i].person].person for i in filled],
+                [heads[i] for i in filled],
+                [part[i].prompt for i in filled],
+                [part[i].seed for i in filled],
+            )
             made = time.perf_counter()
             seen = look(model, list(pictures))
             generating.append(made - start)
             looking.append(time.perf_counter() - made)
             for request, head, picture, shown in zip(part, heads, pictures, seen):
                 file = f"pictures/{request.number:05d}.png"
-                write_png(folder / file, picture, provenance.metadata() | {"caphuman-evaluation": json.dumps(dataclasses.asdict(request))})
-                outcome = Outcome(request, request.person, HeadNumbers.of(model, head), own[request.person], shown, file)
+                write_png(
+                    folder / file,
+                    picture,
+                    metadata.metadata()
+                    | {"caphuman-evaluation": json.dumps(dataclasses.asdict(request))},
+                )
+                outcome = Outcome(
+                    request,
+                    request.person,
+                    HeadNumbers.of(model, head),
+                    own[request.person],
+                    shown,
+                    file,
+                )
                 outcomes.append(outcome)
                 lines.write(json.dumps(outcome_record(model, outcome, subjects)) + "\n")
             lines.flush()
             bar.update(len(part))
     rest = lambda times: float(np.mean(times[1:]) / batch) if len(times) > 1 else math.nan
-    return outcomes, {"generate_first": generating[0], "look_first": looking[0], "generate": rest(generating), "look": rest(looking)}
+    return outcomes, {
+        "generate_first": generating[0],
+        "look_first": looking[0],
+        "generate": rest(generating),
+        "look": rest(looking),
+    }
 
 
-def run_floor(model: Morphable, subjects: Sequence[Subject], *, seed: int, batch: int) -> list[Outcome]:
-    """The measuring measured: the photos themselves, mirrored and turned by a known angle, looked at as results are.
+def run_floor(
+    model: Morphable, subjects: Sequence[Subject], *, seed: int, batch: int
+) -> list[Outcome]:
+    """The measuring measured: the photos themselves, mirrored and turned by a known angle, looked
+    at as results are.
 
-    Asked is the photo's head, changed as the photo was. What is found here is the least error that a perfect model would show.
-    """
+    Asked is the photo's head, changed as the photo was. What is found here is the least error that
+    a perfect model would show."""
     rng = np.random.default_rng([seed, 2])
-    jobs = [(i, mirror, float(rng.uniform(-FLOOR_ROLL, FLOOR_ROLL))) for i in range(len(subjects)) for mirror in (False, True)]
+    jobs = [
+        (i, mirror, float(rng.uniform(-FLOOR_ROLL, FLOOR_ROLL)))
+        for i in range(len(subjects))
+        for mirror in (False, True)
+    ]
     outcomes = []
     for part in _batches(jobs, batch):
         filled = [*part, *[part[-1]] * (batch - len(part))]
         changed = [turned(model, subjects[i], mirror, angle) for i, mirror, angle in filled]
         seen = look(model, [picture for picture, _ in changed])
-        outcomes += [Outcome(None, i, HeadNumbers.of(model, head), HeadNumbers.of(model, subjects[i].head), shown)
-                     for (i, _, _), (_, head), shown in zip(part, changed, seen)]
+        outcomes += [
+            Outcome(
+                None, i, HeadNumbers.of(model, head), HeadNumbers.of(model, subjects[i].head), shown
+            )
+            for (i, _, _), (_, head), shown in zip(part, changed, seen)
+        ]
     return outcomes
 
 
-def turned(model: Morphable, subject: Subject, mirror: bool, degrees: float) -> tuple[np.ndarray, Head]:
-    """The subject's picture mirrored, if so, and turned clockwise about its middle, and the head as it then stands."""
+def turned(
+    model: Morphable, subject: Subject, mirror: bool, degrees: float
+) -> tuple[np.ndarray, Head]:
+    """The subject's picture mirrored, if so, and turned clockwise about its middle, and the head as
+    it then stands.
+    """
     size = subject.picture.shape[0]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     linear = np.array([[cos, -sin], [sin, cos]]) @ np.diag([-1.0 if mirror else 1.0, 1.0])
@@ -152,24 +216,42 @@ def turned(model: Morphable, subject: Subject, mirror: bool, degrees: float) -> 
 
 
 def outcome_record(model: Morphable, outcome: Outcome, subjects: Sequence[Subject]) -> dict:
-    """An outcome as JSON types; recognition vectors stay out of it, only distances and cosines to the own photo go in."""
+    """An outcome as JSON types; recognition vectors stay out of it, only distances and cosines to
+    the own photo go in.
+    """
     own = subjects[outcome.person].vectors
     found = outcome.seen.faces > 0
     return {
-        **(dataclasses.asdict(outcome.request) if outcome.request else {}), "photo": subjects[outcome.person].name, "file": outcome.file,
-        "faces": outcome.seen.faces, "asked": numbers_record(model, outcome.asked),
+        **(dataclasses.asdict(outcome.request) if outcome.request else {}),
+        "photo": subjects[outcome.person].name,
+        "file": outcome.file,
+        "faces": outcome.seen.faces,
+        "asked": numbers_record(model, outcome.asked),
         "measured": numbers_record(model, outcome.seen.numbers) if found else None,
-        "distance": {name: _rounded(np.linalg.norm(outcome.seen.vectors[name] - own[name])) for name in RECOGNISERS} if found else None,
-        "chroma": _rounded(outcome.seen.chroma), "background": outcome.seen.background,
+        "distance": {
+            name: _rounded(np.linalg.norm(outcome.seen.vectors[name] - own[name]))
+            for name in RECOGNISERS
+        }
+        if found
+        else None,
+        "chroma": _rounded(outcome.seen.chroma),
+        "background": outcome.seen.background,
     }
 
 
 def numbers_record(model: Morphable, numbers: HeadNumbers) -> dict:
     """HeadNumbers as JSON types; expression weights below 0.005 are left out."""
     yaw, pitch, roll = (_rounded(a) for a in numbers.angles)
-    return {"yaw": yaw, "pitch": pitch, "roll": roll, "position": [_rounded(p) for p in numbers.position],
-            "light": [_rounded(v) for v in numbers.light],
-            "expression": {n: _rounded(w) for n, w in zip(model.expression_names, numbers.expression) if w > 0.005}}
+    return {
+        "yaw": yaw,
+        "pitch": pitch,
+        "roll": roll,
+        "position": [_rounded(p) for p in numbers.position],
+        "light": [_rounded(v) for v in numbers.light],
+        "expression": {
+            n: _rounded(w) for n, w in zip(model.expression_names, numbers.expression) if w > 0.005
+        },
+    }
 
 
 def _rounded(value) -> float:
@@ -178,4 +260,4 @@ def _rounded(value) -> float:
 
 def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
     for start in range(0, len(items), size):
-        yield items[start: start + size]
+        yield items[start : start + size]

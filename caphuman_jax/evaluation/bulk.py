@@ -1,4 +1,6 @@
-"""Pictures of many people under many heads in one batch, with a loaded pipeline; and people as the evaluation sees them."""
+"""Pictures of many people under many heads in one batch, with a loaded pipeline; and people as the
+evaluation sees them.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,37 @@ import numpy as np
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.evaluation.benchmark import Generator, Subject
 from caphuman_jax.evaluation.measure import recognition_vectors
-from caphuman_jax.face import attributes, recognise
+from caphuman_jax.face import attributes, recognition
 from caphuman_jax.head.head import Head, stack
 from caphuman_jax.head.hints import render_hints_batch
-from caphuman_jax.person import Person
-from caphuman_jax.pipeline import Pipeline, to_bytes
-from caphuman_jax.scene import Appearance, Scene
+from caphuman_jax.person.person import Person
+from caphuman_jax.pipeline.conditioning import Appearance, Scene
+from caphuman_jax.pipeline.pipeline import Pipeline, to_bytes
 
 
 def bulk_generator(pipe: Pipeline, steps: int, guidance: float) -> Generator:
-    """A `benchmark.Generator`. Each picture is the one that `pipe(reference=…, seed=…, num=1)` makes, up to rounding."""
+    """A `benchmark.Generator`. Each picture is the one that `pipe(reference=…, seed=…, num=1)`
+    makes, up to rounding.
+    """
     size = (pipe.config.image_size,) * 2
 
-    def make(persons: Sequence[Person], heads: Sequence[Head], prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+    def make(
+        persons: Sequence[Person],
+        heads: Sequence[Head],
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+    ) -> np.ndarray:
         rows = []
-        for person, head, prompt, seed, hints in zip(persons, heads, prompts, seeds, render_hints_batch(pipe.head_model, stack(list(heads)), *size)):
-            request = pipe.request(reference=person, prompt=prompt, seed=seed, steps=steps, guidance=guidance)
+        for person, head, prompt, seed, hints in zip(
+            persons,
+            heads,
+            prompts,
+            seeds,
+            render_hints_batch(pipe.head_model, stack(list(heads)), *size),
+        ):
+            request = pipe.request(
+                reference=person, prompt=prompt, seed=seed, steps=steps, guidance=guidance
+            )
             rows.append((Scene(request, (Appearance(person, None, head, hints),), {}, {}), 0))
         pictures, _ = pipe.make(rows)
         return to_bytes(np.asarray(pictures))
@@ -35,15 +52,31 @@ def bulk_generator(pipe: Pipeline, steps: int, guidance: float) -> Generator:
 
 
 def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Path], Subject]:
-    """read(photo) → Subject. It raises PhotoError for a photo of no face, of several, and without `drawings` of a drawn one."""
+    """read(photo) → Subject. It raises PhotoError for a photo of no face, of several, and without
+    `drawings` of a drawn one.
+    """
     drawn = attributes.names().index("drawing")
 
     def read(path: Path) -> Subject:
         person = pipe.person(path, face=0)
         if person.face_count > 1:
-            raise PhotoError(f"{path} shows {person.face_count} faces; the evaluation takes photos of one person")
-        if not drawings and attributes.scores(recognise.identity(person.square, person.landmarks)[1][None])[0, drawn] > 0:
+            raise PhotoError(
+                f"{path} shows {person.face_count} faces; the evaluation takes photos of one person"
+            )
+        if (
+            not drawings
+            and attributes.scores(recognition.identity(person.square, person.landmarks)[1][None])[
+                0, drawn
+            ]
+            > 0
+        ):
             raise PhotoError(f"{path} looks like a drawing or painting")
-        return Subject(person.name, person.square, jax.device_get(person.head), person, recognition_vectors(person.square, person.landmarks))
+        return Subject(
+            person.name,
+            person.square,
+            jax.device_get(person.head),
+            person,
+            recognition_vectors(person.square, person.landmarks),
+        )
 
     return read

@@ -8,26 +8,57 @@ import re
 import numpy as np
 
 from caphuman_jax.errors import CapHumanError
-from caphuman_jax.head import control
+from caphuman_jax.head import editing
+from caphuman_jax.head.base import Morphable
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.morphable import Morphable
 
-HEADS = ("own", "yaw=-20", "yaw=-10", "yaw=10", "yaw=20", "pitch=-12", "pitch=12", "roll=-15", "roll=15", "smile=0.8", "mouth-open=0.8",
-         "neutral", "light=left", "light=right", "light=top", "random", "random", "random", "random")
-"""Heads that are asked for by default, see `wanted_head`; a name that stands several times is drawn that much more often."""
+HEADS = (
+    "own",
+    "yaw=-20",
+    "yaw=-10",
+    "yaw=10",
+    "yaw=20",
+    "pitch=-12",
+    "pitch=12",
+    "roll=-15",
+    "roll=15",
+    "smile=0.8",
+    "mouth-open=0.8",
+    "neutral",
+    "light=left",
+    "light=right",
+    "light=top",
+    "random",
+    "random",
+    "random",
+    "random",
+)
+"""Heads that are asked for by default, see `wanted_head`; a name that stands several times is drawn
+that much more often.
+"""
 
-PROMPTS = ("a photo of a person", "a photo of a person, blue background", "a photo of a person, black background",
-           "a black-and-white photo of a person")
+PROMPTS = (
+    "a photo of a person",
+    "a photo of a person, blue background",
+    "a photo of a person, black background",
+    "a black-and-white photo of a person",
+)
 """Prompts by default. None speaks of expression: that is what the head decides."""
 
-RANDOM_RANGE = {"yaw": 20.0, "pitch": 15.0, "roll": 20.0}  # of a "random" head, degrees to either side
+RANDOM_RANGE = {
+    "yaw": 20.0,
+    "pitch": 15.0,
+    "roll": 20.0,
+}  # of a "random" head, degrees to either side
 _RANDOM_EXPRESSION = {"smile": 1.0, "mouth-open": 0.8}  # from 0 to this
 _RANDOM_SHIFT, _RANDOM_SIZE = 0.06, 0.12  # parts of the picture's side; parts of the own size
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One picture that is asked for: person is its index; head as in `wanted_head`; seed of the picture's noise; number in the run."""
+    """One picture that is asked for: person is its index; head as in `wanted_head`; seed of the
+    picture's noise; number in the run.
+    """
 
     number: int
     person: int
@@ -36,12 +67,18 @@ class Request:
     seed: int
 
 
-def plan(people: int, heads: tuple[str, ...] = HEADS, prompts: tuple[str, ...] = PROMPTS, per_person: int = 8, seed: int = 0) -> list[Request]:
+def plan(
+    people: int,
+    heads: tuple[str, ...] = HEADS,
+    prompts: tuple[str, ...] = PROMPTS,
+    per_person: int = 8,
+    seed: int = 0,
+) -> list[Request]:
     """Requests for people 0 … people - 1, `per_person` each, in the order of people.
 
-    The own head comes first where it is among the heads; the others go round, so that over the people all come equally
-    often. Prompts are dealt evenly to each person, in random order, so that heads and prompts are independent.
-    """
+    The own head comes first where it is among the heads; the others go round, so that over the
+    people all come equally often. Prompts are dealt evenly to each person, in random order, so that
+    heads and prompts are independent."""
     rng = np.random.default_rng([seed, 0])
     first = ["own"] if "own" in heads else []
     rest = [h for h in heads if h != "own"]
@@ -53,7 +90,10 @@ def plan(people: int, heads: tuple[str, ...] = HEADS, prompts: tuple[str, ...] =
             deck = deck or [rest[i] for i in rng.permutation(len(rest))]
             chosen = [*chosen, deck.pop()]
         chosen += first * (per_person - len(chosen))
-        said = [prompts[i % len(prompts)] for i in rng.permutation(-(-len(chosen) // len(prompts)) * len(prompts))][: len(chosen)]
+        said = [
+            prompts[i % len(prompts)]
+            for i in rng.permutation(-(-len(chosen) // len(prompts)) * len(prompts))
+        ][: len(chosen)]
         for head, prompt in zip(chosen, said):
             requests.append(Request(len(requests), person, head, prompt, int(rng.integers(2**31))))
     return requests
@@ -62,21 +102,27 @@ def plan(people: int, heads: tuple[str, ...] = HEADS, prompts: tuple[str, ...] =
 def wanted_head(model: Morphable, own: Head, request: Request, seed: int = 0) -> Head:
     """The head that a request asks for, from the person's own.
 
-    "own": as in the photo; "random": pose drawn within RANDOM_RANGE, smile, open mouth, and a place and size near the own;
-    otherwise entries "name=value" between commas, of yaw, pitch, roll (degrees), light (a preset) and expressions (ARKit names
-    or presets): `control.from_numbers`.
+    "own": as in the photo; "random": pose drawn within RANDOM_RANGE, smile, open mouth, and a place
+    and size near the own; otherwise entries "name=value" between commas, of yaw, pitch, roll
+    (degrees), light (a preset) and expressions (ARKit names or presets): `control.from_numbers`.
     """
     if request.head == "own":
         return own
     if request.head == "random":
         rng = np.random.default_rng([seed, 1, request.number])
         angles = {name: float(rng.uniform(-most, most)) for name, most in RANDOM_RANGE.items()}
-        expression = {name: float(rng.uniform(0, most)) for name, most in _RANDOM_EXPRESSION.items()}
-        x, y, size = control.position_of(model, own)
+        expression = {
+            name: float(rng.uniform(0, most)) for name, most in _RANDOM_EXPRESSION.items()
+        }
+        x, y, size = editing.position_of(model, own)
         shift = rng.uniform(-_RANDOM_SHIFT, _RANDOM_SHIFT, 2)
-        position = (x + shift[0], y + shift[1], size * (1 + rng.uniform(-_RANDOM_SIZE, _RANDOM_SIZE)))
-        return control.from_numbers(model, own, **angles, expression=expression, position=position)
-    return control.from_numbers(model, own, **_numbers(request.head))
+        position = (
+            x + shift[0],
+            y + shift[1],
+            size * (1 + rng.uniform(-_RANDOM_SIZE, _RANDOM_SIZE)),
+        )
+        return editing.from_numbers(model, own, **angles, expression=expression, position=position)
+    return editing.from_numbers(model, own, **_numbers(request.head))
 
 
 def check_heads(model: Morphable, own: Head, heads: tuple[str, ...]) -> None:
@@ -86,7 +132,9 @@ def check_heads(model: Morphable, own: Head, heads: tuple[str, ...]) -> None:
 
 
 def asked_background(prompt: str) -> str | None:
-    """The colour word before "background" in a prompt: "…, dark blue background" gives "blue"; None if there is none."""
+    """The colour word before "background" in a prompt: "…, dark blue background" gives "blue"; None
+    if there is none.
+    """
     found = re.search(r"(\w+) background", prompt)
     return found.group(1) if found else None
 
@@ -107,7 +155,10 @@ def _numbers(text: str) -> dict:
             try:
                 numbers[name] = float(value)
             except ValueError:
-                raise CapHumanError(f"a head for the evaluation: {entry!r} is no number of degrees; write for example yaw=-20") from None
+                raise CapHumanError(
+                    f"a head for the evaluation: {entry!r} is no number of degrees; write for "
+                    f"example yaw=-20"
+                ) from None
         else:
             expressions.append(entry)
     if expressions:

@@ -13,25 +13,31 @@ Statistic = Callable[..., float]
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Area under the ROC curve: how often a positive score is above a negative one; ties count half. NaN if a side is empty."""
+    """Area under the ROC curve: how often a positive score is above a negative one; ties count
+    half. NaN if a side is empty.
+    """
     positive, negative = np.ravel(positive), np.sort(np.ravel(negative))
     if not len(positive) or not len(negative):
         return float("nan")
     return float(_below(positive, negative).sum() / (len(positive) * len(negative)))
 
 
-def people_auc(distance: np.ndarray, person: np.ndarray, comparable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Wins and pairs (P, P) that make the AUC of "own photo against other people's", by people, so that it can be resampled.
+def people_auc(
+    distance: np.ndarray, person: np.ndarray, comparable: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Wins and pairs (P, P) that make the AUC of "own photo against other people's", by people, so
+    that it can be resampled.
 
     Args:
         distance: (N, P) of N results to the reference photos of P people.
         person: (N,) whose result each is.
-        comparable: (N, P) False where the column is left out of the other people (the own photo always is).
+        comparable: (N, P) False where the column is left out of the other people (the own photo
+        always is).
 
-    Own distances of person i (a row, i) are compared with other people's distances to the results of person j: wins[i, j]
-    of pairs[i, j] are won (smaller; ties half). Missing faces (NaN rows) lose every comparison of their own photo and
-    are left out of the other side. AUC = wins.sum() / pairs.sum().
-    """
+    Own distances of person i (a row, i) are compared with other people's distances to the results
+    of person j: wins[i, j] of pairs[i, j] are won (smaller; ties half). Missing faces (NaN rows)
+    lose every comparison of their own photo and are left out of the other side. AUC = wins.sum() /
+    pairs.sum()."""
     people = distance.shape[1]
     own = distance[np.arange(len(person)), person]
     others = comparable.copy()
@@ -47,8 +53,11 @@ def people_auc(distance: np.ndarray, person: np.ndarray, comparable: np.ndarray)
     return wins, pairs
 
 
-def closer_people(distance: np.ndarray, person: np.ndarray, comparable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each result, how many other people's photos are at least as near as the own one, and how many others there are.
+def closer_people(
+    distance: np.ndarray, person: np.ndarray, comparable: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each result, how many other people's photos are at least as near as the own one, and how
+    many others there are.
 
     Arguments as of `people_auc`. Every one of them is nearer where the result shows no face.
     """
@@ -56,15 +65,18 @@ def closer_people(distance: np.ndarray, person: np.ndarray, comparable: np.ndarr
     own = distance[rows, person]
     others = comparable.copy()
     others[rows, person] = False
-    nearer = np.where(np.isfinite(own), np.sum((distance <= own[:, None]) & others, axis=1), others.sum(axis=1))
+    nearer = np.where(
+        np.isfinite(own), np.sum((distance <= own[:, None]) & others, axis=1), others.sum(axis=1)
+    )
     return nearer.astype(int), others.sum(axis=1)
 
 
 def rank_one(nearer: np.ndarray, others: np.ndarray, people: int | None = None) -> np.ndarray:
-    """(N,) probability that the own photo is the nearest among it and `people` - 1 others, drawn at random from all others.
+    """(N,) probability that the own photo is the nearest among it and `people` - 1 others, drawn at
+    random from all others.
 
-    Exact, without drawing: C(others - nearer, people - 1) / C(others, people - 1). None: among all. NaN where there are too few others.
-    """
+    Exact, without drawing: C(others - nearer, people - 1) / C(others, people - 1). None: among all.
+    NaN where there are too few others."""
     if people is None:
         return (nearer == 0).astype(float)
     left = others[:, None] - np.arange(people - 1)
@@ -74,7 +86,9 @@ def rank_one(nearer: np.ndarray, others: np.ndarray, people: int | None = None) 
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's, over the pairs without NaN; NaN for fewer than three or where one side is constant."""
+    """Pearson's, over the pairs without NaN; NaN for fewer than three or where one side is
+    constant.
+    """
     kept = np.isfinite(x) & np.isfinite(y)
     x, y = x[kept], y[kept]
     if len(x) < 3 or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9:
@@ -103,8 +117,16 @@ def bias(asked: np.ndarray, measured: np.ndarray) -> float:
     return float(difference.mean()) if len(difference) else float("nan")
 
 
-def interval(statistic: Statistic, columns: Sequence[np.ndarray], person: np.ndarray, seed: int = 0, times: int = 500) -> list[float]:
-    """95% bootstrap interval of statistic(*columns): people are drawn with replacement, each with all of their rows."""
+def interval(
+    statistic: Statistic,
+    columns: Sequence[np.ndarray],
+    person: np.ndarray,
+    seed: int = 0,
+    times: int = 500,
+) -> list[float]:
+    """95% bootstrap interval of statistic(*columns): people are drawn with replacement, each with
+    all of their rows.
+    """
     groups = [np.flatnonzero(person == p) for p in np.unique(person)]
     rng = np.random.default_rng(seed)
     values = []
@@ -114,8 +136,12 @@ def interval(statistic: Statistic, columns: Sequence[np.ndarray], person: np.nda
     return _middle(values)
 
 
-def ratio_interval(part: np.ndarray, whole: np.ndarray, seed: int = 0, times: int = 500) -> list[float]:
-    """95% bootstrap interval over people of part.sum() / whole.sum(), both (P, P), as from `people_auc`."""
+def ratio_interval(
+    part: np.ndarray, whole: np.ndarray, seed: int = 0, times: int = 500
+) -> list[float]:
+    """95% bootstrap interval over people of part.sum() / whole.sum(), both (P, P), as from
+    `people_auc`.
+    """
     rng = np.random.default_rng(seed)
     people = len(part)
     values = []
@@ -127,23 +153,41 @@ def ratio_interval(part: np.ndarray, whole: np.ndarray, seed: int = 0, times: in
     return _middle(values)
 
 
-def chance(statistic: Statistic, asked: np.ndarray, measured: np.ndarray, seed: int = 0, times: int = 100) -> float:
+def chance(
+    statistic: Statistic, asked: np.ndarray, measured: np.ndarray, seed: int = 0, times: int = 100
+) -> float:
     """Mean of statistic(asked, measured) with the results dealt out to the requests at random."""
     rng = np.random.default_rng(seed)
-    values = np.array([statistic(asked, measured[rng.permutation(len(measured))]) for _ in range(times)])
+    values = np.array(
+        [statistic(asked, measured[rng.permutation(len(measured))]) for _ in range(times)]
+    )
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def summary(statistic: Statistic, asked: np.ndarray, measured: np.ndarray, person: np.ndarray, seed: int = 0,
-            own: np.ndarray | None = None) -> dict:
-    """{"value", "interval", "chance", "copied"} of a statistic of asked and measured; "copied": of asked and the reference's `own`."""
-    return {"value": statistic(asked, measured), "interval": interval(statistic, (asked, measured), person, seed),
-            "chance": chance(statistic, asked, measured, seed), "copied": float("nan") if own is None else statistic(asked, own)}
+def summary(
+    statistic: Statistic,
+    asked: np.ndarray,
+    measured: np.ndarray,
+    person: np.ndarray,
+    seed: int = 0,
+    own: np.ndarray | None = None,
+) -> dict:
+    """{"value", "interval", "chance", "copied"} of a statistic of asked and measured; "copied": of
+    asked and the reference's `own`.
+    """
+    return {
+        "value": statistic(asked, measured),
+        "interval": interval(statistic, (asked, measured), person, seed),
+        "chance": chance(statistic, asked, measured, seed),
+        "copied": float("nan") if own is None else statistic(asked, own),
+    }
 
 
 def _below(scores: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     """How many of the ordered values each score is above; ties count half."""
-    return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / 2
+    return (
+        np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
+    ) / 2
 
 
 def _reduce(how, asked, measured):
@@ -155,4 +199,8 @@ def _reduce(how, asked, measured):
 def _middle(values):
     values = np.asarray(values, float)
     values = values[np.isfinite(values)]
-    return [float(v) for v in np.quantile(values, (0.025, 0.975))] if len(values) else [float("nan")] * 2
+    return (
+        [float(v) for v in np.quantile(values, (0.025, 0.975))]
+        if len(values)
+        else [float("nan")] * 2
+    )

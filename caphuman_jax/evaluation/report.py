@@ -1,4 +1,6 @@
-"""The report on disk: report.json with every number, index.md to read, sheets of pictures to look at."""
+"""The report on disk: report.json with every number, index.md to read, sheets of pictures to look
+at.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from caphuman_jax import provenance
 from caphuman_jax.evaluation.benchmark import Outcome, Subject
 from caphuman_jax.evaluation.statistics import ANGLES, RANKED_AMONG, WITHIN
-from caphuman_jax.images import write_png
+from caphuman_jax.io import metadata
+from caphuman_jax.io.images import write_png
 
 CELL, LABEL = 160, 26  # pixels of one picture on a sheet, and of the two lines under it
 PEOPLE_A_SHEET = 8
@@ -26,8 +28,12 @@ def write_json(path: Path, report: dict) -> None:
     _write(path, json.dumps(_without_nan(report), indent=1) + "\n")
 
 
-def write_sheets(folder: Path, subjects: Sequence[Subject], outcomes: Sequence[Outcome], pictures: Path) -> list[str]:
-    """Sheets of PEOPLE_A_SHEET people each, a person a row, the reference photo first; returns the files' names."""
+def write_sheets(
+    folder: Path, subjects: Sequence[Subject], outcomes: Sequence[Outcome], pictures: Path
+) -> list[str]:
+    """Sheets of PEOPLE_A_SHEET people each, a person a row, the reference photo first; returns the
+    files' names.
+    """
     for old in folder.glob("sheet_[0-9][0-9].png"):
         old.unlink()  # of a report that is written over
     names = []
@@ -36,10 +42,15 @@ def write_sheets(folder: Path, subjects: Sequence[Subject], outcomes: Sequence[O
         rows = []
         for person in people:
             mine = [o for o in outcomes if o.person == person]
-            rows.append([(subjects[person].picture, "reference", "")] + [
-                (np.asarray(Image.open(pictures / o.file)), _head_label(o), o.request.prompt) for o in mine])
+            rows.append(
+                [(subjects[person].picture, "reference", "")]
+                + [
+                    (np.asarray(Image.open(pictures / o.file)), _head_label(o), o.request.prompt)
+                    for o in mine
+                ]
+            )
         names.append(f"sheet_{start // PEOPLE_A_SHEET:02d}.png")
-        write_png(folder / names[-1], sheet(rows), provenance.metadata())
+        write_png(folder / names[-1], sheet(rows), metadata.metadata())
     return names
 
 
@@ -51,9 +62,17 @@ def sheet(rows: Sequence[Sequence[tuple[np.ndarray, str, str]]]) -> np.ndarray:
     for y, row in enumerate(rows):
         for x, (picture, *lines) in enumerate(row):
             left, top = x * CELL, y * (CELL + LABEL)
-            page.paste(Image.fromarray(picture).resize((CELL - 2, CELL - 2), Image.Resampling.LANCZOS), (left, top))
+            page.paste(
+                Image.fromarray(picture).resize((CELL - 2, CELL - 2), Image.Resampling.LANCZOS),
+                (left, top),
+            )
             for i, text in enumerate(lines):
-                draw.text((left + 2, top + CELL - 1 + 12 * i), _shortened(text, draw, font), fill="black", font=font)
+                draw.text(
+                    (left + 2, top + CELL - 1 + 12 * i),
+                    _shortened(text, draw, font),
+                    fill="black",
+                    font=font,
+                )
     return np.asarray(page)
 
 
@@ -61,21 +80,57 @@ def write_index(path: Path, report: dict) -> None:
     """index.md: goals, the main statistics with interval, chance and floor, and how each is meant."""
     results, floor, settings = report["results"], report["floor"], report["settings"]
     lines = [
-        f"# Evaluation of `{settings['model']}`", "",
-        f"{results['pictures']} pictures of {results['people']} people ({settings['steps']} steps, guidance {settings['guidance']:g}, seed "
-        f"{settings['seed']}); {len(report['skipped'])} photos skipped. Weights: `{report['model']['sha256'][:16]}`.", "",
-        "All numbers: [report.json](report.json); every request: [outcomes.jsonl](outcomes.jsonl).", "",
-        "## Goals", "", "| | reached | goal | |", "|---|---|---|---|",
-        *(f"| {name} | {number(g['value'])} | {g['goal']} | {verdict(g['reached'], 'yes', 'no')} |" for name, g in report["goals"].items()), "",
-        "## What was measured", "",
-        "| | value | 95% interval | chance | copy | floor |", "|---|---|---|---|---|---|",
-        *(f"| {name} | {' | '.join(cells)} |" for name, cells in _main_rows(results, floor)), "",
-        *_EXPLANATION, "",
-        "## By head", "", *_head_table(results["by_head"]), "",
-        "## Following the prompt", "", *_prompt_lines(results.get("prompts", {})), "",
-        "## Time", "", *(f"* {name.replace('_', ' ')}: {number(value)}" for name, value in report["seconds"].items()), "",
-        *(["## Skipped", "", *(f"* {name}: {why}" for name, why in report["skipped"].items()), ""] if report["skipped"] else []),
-        "## Pictures", "", *(f"![{name}]({name})" for name in report["sheets"]), "",
+        f"# Evaluation of `{settings['model']}`",
+        "",
+        f"{results['pictures']} pictures of {results['people']} people ({settings['steps']} steps, "
+        f"guidance {settings['guidance']:g}, seed "
+        f"{settings['seed']}); {len(report['skipped'])} photos skipped. Weights: "
+        f"`{report['model']['sha256'][:16]}`.",
+        "",
+        "All numbers: [report.json](report.json); every request: [outcomes.jsonl](outcomes.jsonl).",
+        "",
+        "## Goals",
+        "",
+        "| | reached | goal | |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {number(g['value'])} | {g['goal']} | {verdict(g['reached'], 'yes', 'no')} "
+            f"|"
+            for name, g in report["goals"].items()
+        ),
+        "",
+        "## What was measured",
+        "",
+        "| | value | 95% interval | chance | copy | floor |",
+        "|---|---|---|---|---|---|",
+        *(f"| {name} | {' | '.join(cells)} |" for name, cells in _main_rows(results, floor)),
+        "",
+        *_EXPLANATION,
+        "",
+        "## By head",
+        "",
+        *_head_table(results["by_head"]),
+        "",
+        "## Following the prompt",
+        "",
+        *_prompt_lines(results.get("prompts", {})),
+        "",
+        "## Time",
+        "",
+        *(
+            f"* {name.replace('_', ' ')}: {number(value)}"
+            for name, value in report["seconds"].items()
+        ),
+        "",
+        *(
+            ["## Skipped", "", *(f"* {name}: {why}" for name, why in report["skipped"].items()), ""]
+            if report["skipped"]
+            else []
+        ),
+        "## Pictures",
+        "",
+        *(f"![{name}]({name})" for name in report["sheets"]),
+        "",
     ]
     _write(path, "\n".join(lines))
 
@@ -93,63 +148,125 @@ for within ±{WITHIN:g}° on every axis. Where several faces are found, the larg
 
 *dlib* knows nothing of what the model was given; the model is conditioned on *mobilefacenet*, whose figures are therefore flattering.
 *Rank-1 among {RANKED_AMONG}*: the own reference photo is the nearest among it and {RANKED_AMONG - 1} others drawn at random from this run (computed
-exactly, without drawing; empty with fewer people). Photos that seem to show the same person are not compared as others.""",)
+exactly, without drawing; empty with fewer people). Photos that seem to show the same person are not compared as others.""",
+)
 
 
 def _main_rows(results, floor):
     def row(name, place, percent=False):
         there, measuring = (
             functools.reduce(lambda part, key: part.get(key, {}), where.split("."), whole)
-            for whole, where in ((results, place), (floor, place.replace(".changed.", ".all."))))
+            for whole, where in ((results, place), (floor, place.replace(".changed.", ".all.")))
+        )
         show = _percent if percent else number
         low, high = there.get("interval", (None, None))
         value, by_chance, copied = (show(there.get(key)) for key in ("value", "chance", "copied"))
-        return name, [value, f"{show(low)} – {show(high)}", by_chance, copied, show(measuring.get("value"))]
+        return name, [
+            value,
+            f"{show(low)} – {show(high)}",
+            by_chance,
+            copied,
+            show(measuring.get("value")),
+        ]
 
     rows = [row("face found", "face_found", True)]
     for recogniser, mark in (("dlib", ""), ("mobilefacenet", ", conditioned on")):
-        rows += [row(f"identity AUC ({recogniser}{mark})", f"identity.{recogniser}.auc"),
-                 row(f"identity AUC by centred cosine ({recogniser}{mark})", f"identity.{recogniser}.auc_centred_cosine"),
-                 row(f"rank-1 among all ({recogniser}{mark})", f"identity.{recogniser}.rank1_among_all", True),
-                 row(f"rank-1 among {RANKED_AMONG} ({recogniser}{mark})", f"identity.{recogniser}.rank1_among_{RANKED_AMONG}", True)]
+        rows += [
+            row(f"identity AUC ({recogniser}{mark})", f"identity.{recogniser}.auc"),
+            row(
+                f"identity AUC by centred cosine ({recogniser}{mark})",
+                f"identity.{recogniser}.auc_centred_cosine",
+            ),
+            row(
+                f"rank-1 among all ({recogniser}{mark})",
+                f"identity.{recogniser}.rank1_among_all",
+                True,
+            ),
+            row(
+                f"rank-1 among {RANKED_AMONG} ({recogniser}{mark})",
+                f"identity.{recogniser}.rank1_among_{RANKED_AMONG}",
+                True,
+            ),
+        ]
     for angle in ANGLES:
-        rows += [row(f"{angle} error where changed, {label}, degrees", f"pose.{angle}.changed.{key}")
-                 for key, label in (("median", "median"), ("mean", "mean"), ("ninetieth", "90% below"))]
+        rows += [
+            row(f"{angle} error where changed, {label}, degrees", f"pose.{angle}.changed.{key}")
+            for key, label in (("median", "median"), ("mean", "mean"), ("ninetieth", "90% below"))
+        ]
         rows.append(row(f"{angle} error of all heads, median, degrees", f"pose.{angle}.all.median"))
     for name in ("smile", "jawOpen"):
-        rows += [row(f"{name} where changed, correlation", f"expression.{name}.changed.correlation"),
-                 row(f"{name} where changed, mean error", f"expression.{name}.changed.mean"),
-                 row(f"{name} of all heads, correlation", f"expression.{name}.all.correlation")]
-    rows += [row("all 52 expressions where changed, correlation", "expression.together.changed.correlation"),
-             row("all 52 expressions where changed, mean error", "expression.together.changed.mean")]
-    rows += [row(f"light from {side} where changed, correlation", f"light.{axis}.changed.correlation")
-             for axis, side in (("right", "the right"), ("above", "above"))]
-    return [*rows, row("position where changed, median distance in parts of the side", "position.changed.median_distance"),
-            row("size where changed, median error (natural logarithm)", "position.changed.median_log_size_error")]
+        rows += [
+            row(f"{name} where changed, correlation", f"expression.{name}.changed.correlation"),
+            row(f"{name} where changed, mean error", f"expression.{name}.changed.mean"),
+            row(f"{name} of all heads, correlation", f"expression.{name}.all.correlation"),
+        ]
+    rows += [
+        row(
+            "all 52 expressions where changed, correlation",
+            "expression.together.changed.correlation",
+        ),
+        row("all 52 expressions where changed, mean error", "expression.together.changed.mean"),
+    ]
+    rows += [
+        row(f"light from {side} where changed, correlation", f"light.{axis}.changed.correlation")
+        for axis, side in (("right", "the right"), ("above", "above"))
+    ]
+    return [
+        *rows,
+        row(
+            "position where changed, median distance in parts of the side",
+            "position.changed.median_distance",
+        ),
+        row(
+            "size where changed, median error (natural logarithm)",
+            "position.changed.median_log_size_error",
+        ),
+    ]
 
 
 def _head_table(heads):
     if not heads:
         return []
     columns = list(next(iter(heads.values())))
-    return ["| head | " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|---" * (len(columns) + 1) + "|",
-            *(f"| {name} | " + " | ".join(number(line[c]) for c in columns) + " |" for name, line in heads.items())]
+    return [
+        "| head | " + " | ".join(c.replace("_", " ") for c in columns) + " |",
+        "|---" * (len(columns) + 1) + "|",
+        *(
+            f"| {name} | " + " | ".join(number(line[c]) for c in columns) + " |"
+            for name, line in heads.items()
+        ),
+    ]
 
 
 def _prompt_lines(prompts):
     lines = []
     if grey := prompts.get("black_and_white"):
-        lines.append(f"* black-and-white exactly when asked for: {_percent(grey['value'])} of results (chance {_percent(grey['chance'])}); "
-                     f"when asked {_percent(grey['share_when_asked'])}, otherwise {_percent(grey['share_otherwise'])}.")
+        lines.append(
+            f"* black-and-white exactly when asked for: {_percent(grey['value'])} of results "
+            f"(chance {_percent(grey['chance'])}); "
+            f"when asked {_percent(grey['share_when_asked'])}, otherwise "
+            f"{_percent(grey['share_otherwise'])}."
+        )
     if background := prompts.get("background"):
-        words = "; ".join(f"{colour}: {_percent(share)}" for colour, share in background["by_colour"].items())
-        lines.append(f"* background of the colour asked for: {_percent(background['value'])} (chance {_percent(background['chance'])}); {words}.")
-    return lines or ["No prompt asked for what is measured here (black-and-white; a background colour)."]
+        words = "; ".join(
+            f"{colour}: {_percent(share)}" for colour, share in background["by_colour"].items()
+        )
+        lines.append(
+            f"* background of the colour asked for: {_percent(background['value'])} (chance "
+            f"{_percent(background['chance'])}); {words}."
+        )
+    return lines or [
+        "No prompt asked for what is measured here (black-and-white; a background colour)."
+    ]
 
 
 def _head_label(outcome):
     yaw, pitch, roll = outcome.asked.angles
-    spoken = outcome.request.head if outcome.request.head != "random" else f"yaw={yaw:.0f} pitch={pitch:.0f} roll={roll:.0f}"
+    spoken = (
+        outcome.request.head
+        if outcome.request.head != "random"
+        else f"yaw={yaw:.0f} pitch={pitch:.0f} roll={roll:.0f}"
+    )
     return spoken if outcome.seen.faces else f"{spoken} (no face)"
 
 
@@ -165,7 +282,11 @@ def verdict(reached: bool | None, yes: str, no: str) -> str:
 
 
 def _percent(value):
-    return "" if value is None or isinstance(value, dict) or math.isnan(value) else f"{100 * value:.1f} %"
+    return (
+        ""
+        if value is None or isinstance(value, dict) or math.isnan(value)
+        else f"{100 * value:.1f} %"
+    )
 
 
 def number(value: float | None) -> str:

@@ -10,16 +10,25 @@ import numpy as np
 from caphuman_jax.evaluation import design, metrics
 from caphuman_jax.evaluation.benchmark import Outcome, Subject
 from caphuman_jax.evaluation.measure import GREY_CHROMA, RECOGNISERS
-from caphuman_jax.head.morphable import Morphable
+from caphuman_jax.head.base import Morphable
 
-SAME_PERSON = 0.5  # mobilefacenet cosine above which two reference photos show one person; they are not "other people"
+# mobilefacenet cosine above which two reference photos show one person; they are not "other people"
+SAME_PERSON = 0.5
 RANKED_AMONG = 50
-CHANGED = {"angles": 1.0, "position": 0.005, "expression": 0.02, "light": 0.02}  # least difference from the own head that counts as one
-WITHIN = 20.0  # degrees: heads turned further than this, either way, are left out of the pose errors
+CHANGED = {
+    "angles": 1.0,
+    "position": 0.005,
+    "expression": 0.02,
+    "light": 0.02,
+}  # least difference from the own head that counts as one
+WITHIN = (
+    20.0  # degrees: heads turned further than this, either way, are left out of the pose errors
+)
 ANGLES = ("yaw", "pitch", "roll")
 
 GOALS = {
-    "face found": ("face_found.value", ">=", 0.97), "identity AUC (dlib)": ("identity.dlib.auc.value", ">=", 0.90),
+    "face found": ("face_found.value", ">=", 0.97),
+    "identity AUC (dlib)": ("identity.dlib.auc.value", ">=", 0.90),
     "rank-1 among 50 people (dlib)": ("identity.dlib.rank1_among_50.value", ">=", 0.40),
     "median yaw error, degrees": ("pose.yaw.changed.median.value", "<=", 4.0),
     "median pitch error, degrees": ("pose.pitch.changed.median.value", "<=", 4.0),
@@ -27,24 +36,38 @@ GOALS = {
     "smile correlation": ("expression.smile.changed.correlation.value", ">=", 0.6),
     "jawOpen correlation": ("expression.jawOpen.changed.correlation.value", ">=", 0.6),
 }
-"""What the small model is meant to reach on held-out people: name to (place in the report, relation, value).
+"""What the small model is meant to reach on held-out people: name to (place in the report,
+relation, value).
 
-Pose and expression count where the request changes them: elsewhere a copy of the photo would do."""
+Pose and expression count where the request changes them: elsewhere a copy of the photo would do.
+"""
 
 
-def compute(model: Morphable, subjects: Sequence[Subject], outcomes: Sequence[Outcome], seed: int = 0) -> dict:
-    """All statistics of requests' outcomes, or of the floor's, which have no prompts. {} without outcomes."""
+def compute(
+    model: Morphable, subjects: Sequence[Subject], outcomes: Sequence[Outcome], seed: int = 0
+) -> dict:
+    """All statistics of requests' outcomes, or of the floor's, which have no prompts. {} without
+    outcomes.
+    """
     if not outcomes:
         return {}
     person = np.array([o.person for o in outcomes])
     found = np.array([float(o.seen.faces > 0) for o in outcomes])
     result = {
-        "pictures": len(outcomes), "people": len(np.unique(person)),
-        "face_found": {"value": float(found.mean()), "interval": metrics.interval(np.mean, [found], person, seed)},
+        "pictures": len(outcomes),
+        "people": len(np.unique(person)),
+        "face_found": {
+            "value": float(found.mean()),
+            "interval": metrics.interval(np.mean, [found], person, seed),
+        },
         "more_than_one_face": float(np.mean([o.seen.faces > 1 for o in outcomes])),
         "identity": {name: identity(name, subjects, outcomes, seed) for name in RECOGNISERS},
-        "pose": pose(outcomes, person, seed), "expression": expression(model, outcomes, person, seed),
-        "light": {axis: controlled("light", *_columns(outcomes, "light", i), person, seed) for i, axis in enumerate(("right", "above"))},
+        "pose": pose(outcomes, person, seed),
+        "expression": expression(model, outcomes, person, seed),
+        "light": {
+            axis: controlled("light", *_columns(outcomes, "light", i), person, seed)
+            for i, axis in enumerate(("right", "above"))
+        },
         "position": position(outcomes, person, seed),
     }
     if outcomes[0].request is not None:
@@ -54,21 +77,29 @@ def compute(model: Morphable, subjects: Sequence[Subject], outcomes: Sequence[Ou
 
 
 def goals(report: dict) -> dict[str, dict]:
-    """Each of GOALS with what was measured and whether that reaches it; None where nothing could be measured."""
+    """Each of GOALS with what was measured and whether that reaches it; None where nothing could be
+    measured.
+    """
     result = {}
     for name, (place, relation, wanted) in GOALS.items():
         value = functools.reduce(lambda part, key: part[key], place.split("."), report)
         reached = value >= wanted if relation == ">=" else value <= wanted
-        result[name] = {"value": value, "goal": f"{relation} {wanted:g}", "reached": bool(reached) if np.isfinite(value) else None}
+        result[name] = {
+            "value": value,
+            "goal": f"{relation} {wanted:g}",
+            "reached": bool(reached) if np.isfinite(value) else None,
+        }
     return result
 
 
-def identity(recogniser: str, subjects: Sequence[Subject], outcomes: Sequence[Outcome], seed: int) -> dict:
+def identity(
+    recogniser: str, subjects: Sequence[Subject], outcomes: Sequence[Outcome], seed: int
+) -> dict:
     """How surely a result is told to show its own reference person rather than another of the run.
 
-    By Euclidean distance, and by cosine after the mean of the reference vectors is taken off both sides: raw cosines of
-    dlib's vectors all lie near 1. AUC by chance is 0.5, rank-1 is 1 in the number of people.
-    """
+    By Euclidean distance, and by cosine after the mean of the reference vectors is taken off both
+    sides: raw cosines of dlib's vectors all lie near 1. AUC by chance is 0.5, rank-1 is 1 in the
+    number of people."""
     person = np.array([o.person for o in outcomes])
     references = np.stack([s.vectors[recogniser] for s in subjects]).astype(np.float64)
     results = np.stack([o.seen.vectors[recogniser] for o in outcomes]).astype(np.float64)
@@ -81,27 +112,44 @@ def identity(recogniser: str, subjects: Sequence[Subject], outcomes: Sequence[Ou
     own = np.take_along_axis(cosine, person[:, None], axis=1)[:, 0]
     answer = {
         "conditioned_on": recogniser == "mobilefacenet",
-        "auc": _auc(distance, person, comparable, seed), "auc_centred_cosine": _auc(-cosine, person, comparable, seed),
-        "own_distance": _spread(distance[np.arange(len(person)), person]), "other_distance": _spread(distance[others]),
-        "own_centred_cosine": _spread(own), "other_centred_cosine": _spread(cosine[others]),
+        "auc": _auc(distance, person, comparable, seed),
+        "auc_centred_cosine": _auc(-cosine, person, comparable, seed),
+        "own_distance": _spread(distance[np.arange(len(person)), person]),
+        "other_distance": _spread(distance[others]),
+        "own_centred_cosine": _spread(own),
+        "other_centred_cosine": _spread(cosine[others]),
         "pairs_left_out_as_same_person": int((~different_people(subjects)).sum() // 2),
     }
     nearer, count = metrics.closer_people(distance, person, comparable)
     for key, among in (("rank1_among_all", None), (f"rank1_among_{RANKED_AMONG}", RANKED_AMONG)):
         chances = metrics.rank_one(nearer, count, among)
-        by_chance = np.nan if among and not np.isfinite(chances).any() else 1 / among if among else float(np.mean(1 / (count + 1)))
-        answer[key] = {"value": _mean(chances), "interval": metrics.interval(_mean, [chances], person, seed), "chance": by_chance}
+        by_chance = (
+            np.nan
+            if among and not np.isfinite(chances).any()
+            else 1 / among
+            if among
+            else float(np.mean(1 / (count + 1)))
+        )
+        answer[key] = {
+            "value": _mean(chances),
+            "interval": metrics.interval(_mean, [chances], person, seed),
+            "chance": by_chance,
+        }
     return answer
 
 
 def different_people(subjects: Sequence[Subject]) -> np.ndarray:
-    """(P, P) whether two reference photos show different people as far as mobilefacenet can tell; True on the diagonal."""
+    """(P, P) whether two reference photos show different people as far as mobilefacenet can tell;
+    True on the diagonal.
+    """
     vectors = _unit(np.stack([s.vectors["mobilefacenet"] for s in subjects]).astype(np.float64))
     return (vectors @ vectors.T <= SAME_PERSON) | np.eye(len(subjects), dtype=bool)
 
 
 def pose(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
-    """Yaw, pitch and roll errors in degrees over results with a face, of heads asked for within WITHIN degrees on every axis."""
+    """Yaw, pitch and roll errors in degrees over results with a face, of heads asked for within
+    WITHIN degrees on every axis.
+    """
     kept = np.array([np.abs(o.asked.angles).max() <= WITHIN for o in outcomes])
     answer: dict = {"requests": int(kept.sum())}
     for i, name in enumerate(ANGLES):
@@ -110,14 +158,32 @@ def pose(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
     return answer
 
 
-def controlled(kind: str, asked: np.ndarray, measured: np.ndarray, own: np.ndarray, person: np.ndarray, seed: int) -> dict:
-    """Errors and correlation of one number of heads, over "all" requests and over those that ask for it "changed" (see CHANGED)."""
-    statistics = {"median": metrics.median_error, "mean": metrics.mean_error, "ninetieth": metrics.ninetieth_error,
-                  "bias": metrics.bias, "correlation": metrics.correlation}
-    return _all_and_changed(statistics, asked, measured, own, np.abs(asked - own) > CHANGED[kind], person, seed)
+def controlled(
+    kind: str,
+    asked: np.ndarray,
+    measured: np.ndarray,
+    own: np.ndarray,
+    person: np.ndarray,
+    seed: int,
+) -> dict:
+    """Errors and correlation of one number of heads, over "all" requests and over those that ask
+    for it "changed" (see CHANGED).
+    """
+    statistics = {
+        "median": metrics.median_error,
+        "mean": metrics.mean_error,
+        "ninetieth": metrics.ninetieth_error,
+        "bias": metrics.bias,
+        "correlation": metrics.correlation,
+    }
+    return _all_and_changed(
+        statistics, asked, measured, own, np.abs(asked - own) > CHANGED[kind], person, seed
+    )
 
 
-def expression(model: Morphable, outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
+def expression(
+    model: Morphable, outcomes: Sequence[Outcome], person: np.ndarray, seed: int
+) -> dict:
     """smile (mean of its two sides), jawOpen, and all weights taken together."""
     names = list(model.expression_names)
     asked, measured, own = _tables(outcomes, "expression")
@@ -125,28 +191,44 @@ def expression(model: Morphable, outcomes: Sequence[Outcome], person: np.ndarray
     jaw = names.index("jawOpen")
     together = {"mean": metrics.mean_error, "correlation": metrics.correlation}
     return {
-        "smile": controlled("expression", *(table[:, smile].mean(axis=1) for table in (asked, measured, own)), person, seed),
-        "jawOpen": controlled("expression", *(table[:, jaw] for table in (asked, measured, own)), person, seed),
-        "together": _all_and_changed(together, asked, measured, own, _differs("expression", asked, own), person, seed),
+        "smile": controlled(
+            "expression",
+            *(table[:, smile].mean(axis=1) for table in (asked, measured, own)),
+            person,
+            seed,
+        ),
+        "jawOpen": controlled(
+            "expression", *(table[:, jaw] for table in (asked, measured, own)), person, seed
+        ),
+        "together": _all_and_changed(
+            together, asked, measured, own, _differs("expression", asked, own), person, seed
+        ),
     }
 
 
 def position(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
-    """Where the head's middle is, as a part of the picture's side, and its size relative to the size asked for."""
+    """Where the head's middle is, as a part of the picture's side, and its size relative to the
+    size asked for.
+    """
     asked, measured, own = _tables(outcomes, "position")
-    off = lambda a, m: metrics.median_error(np.zeros(len(a)), np.linalg.norm(m[:, :2] - a[:, :2], axis=1))
+    off = lambda a, m: metrics.median_error(
+        np.zeros(len(a)), np.linalg.norm(m[:, :2] - a[:, :2], axis=1)
+    )
     size = lambda a, m: metrics.median_error(np.zeros(len(a)), np.log(m[:, 2] / a[:, 2]))
     statistics = {"median_distance": off, "median_log_size_error": size}
-    return _all_and_changed(statistics, asked, measured, own, _differs("position", asked, own), person, seed)
+    return _all_and_changed(
+        statistics, asked, measured, own, _differs("position", asked, own), person, seed
+    )
 
 
 def prompts(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
-    """Whether what the prompt asks for can be measured in the result; shuffled prompts give the chance level.
+    """Whether what the prompt asks for can be measured in the result; shuffled prompts give the
+    chance level.
 
-    black_and_white: how often a result is black-and-white (chroma below GREY_CHROMA) exactly when that is asked for;
-    background: of results whose prompt names a background colour and that show a face, how often it is measured to be so
-    ("dark blue" counts as blue).
-    """
+    black_and_white: how often a result is black-and-white (chroma below GREY_CHROMA) exactly when
+    that is asked for;
+    background: of results whose prompt names a background colour and that show a face, how often it
+    is measured to be so ("dark blue" counts as blue)."""
     answer: dict = {}
     grey_asked = np.array([float(design.asks_without_colour(o.request.prompt)) for o in outcomes])
     chroma = np.array([o.seen.chroma for o in outcomes])
@@ -155,21 +237,35 @@ def prompts(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
         answer["black_and_white"] = metrics.summary(right, grey_asked, chroma, person, seed) | {
             "share_when_asked": float(np.mean(chroma[grey_asked > 0] < GREY_CHROMA)),
             "share_otherwise": float(np.mean(chroma[grey_asked == 0] < GREY_CHROMA)),
-            "auc_of_chroma": metrics.auc(chroma[grey_asked == 0], chroma[grey_asked > 0])}
+            "auc_of_chroma": metrics.auc(chroma[grey_asked == 0], chroma[grey_asked > 0]),
+        }
     asked = np.array([design.asked_background(o.request.prompt) or "" for o in outcomes])
     shown = np.array([(o.seen.background or "").split(" ")[-1] for o in outcomes])
     kept = (asked != "") & np.array([o.seen.faces > 0 for o in outcomes])
     if kept.any():
         same = lambda a, m: float(np.mean(a == m))
-        answer["background"] = metrics.summary(same, asked[kept], shown[kept], person[kept], seed) | {
-            "by_colour": {c: same(asked[kept & (asked == c)], shown[kept & (asked == c)]) for c in sorted(set(asked[kept]))},
-            "measured": {c: {w: int(n) for w, n in zip(*np.unique(shown[kept & (asked == c)], return_counts=True))}
-                         for c in sorted(set(asked[kept]))}}
+        answer["background"] = metrics.summary(
+            same, asked[kept], shown[kept], person[kept], seed
+        ) | {
+            "by_colour": {
+                c: same(asked[kept & (asked == c)], shown[kept & (asked == c)])
+                for c in sorted(set(asked[kept]))
+            },
+            "measured": {
+                c: {
+                    w: int(n)
+                    for w, n in zip(*np.unique(shown[kept & (asked == c)], return_counts=True))
+                }
+                for c in sorted(set(asked[kept]))
+            },
+        }
     return answer
 
 
 def by_head(model: Morphable, subjects: Sequence[Subject], outcomes: Sequence[Outcome]) -> dict:
-    """A short line for each head that was asked for: face found, AUC, median errors, mean smile and jawOpen measured."""
+    """A short line for each head that was asked for: face found, AUC, median errors, mean smile and
+    jawOpen measured.
+    """
     names = list(model.expression_names)
     references = np.stack([s.vectors["dlib"] for s in subjects])
     answer = {}
@@ -177,13 +273,25 @@ def by_head(model: Morphable, subjects: Sequence[Subject], outcomes: Sequence[Ou
         part = [o for o in outcomes if o.request.head == head]
         person = np.array([o.person for o in part])
         weights = np.stack([o.seen.numbers.expression for o in part])
-        distance = np.linalg.norm(np.stack([o.seen.vectors["dlib"] for o in part])[:, None] - references, axis=-1)
+        distance = np.linalg.norm(
+            np.stack([o.seen.vectors["dlib"] for o in part])[:, None] - references, axis=-1
+        )
         wins, possible = metrics.people_auc(distance, person, different_people(subjects)[person])
         answer[head] = {
-            "pictures": len(part), "face_found": float(np.mean([o.seen.faces > 0 for o in part])), "auc": _share(wins, possible),
-            **{f"{name}_median": metrics.median_error(*_columns(part, "angles", i)[:2]) for i, name in enumerate(ANGLES)},
-            **{f"{name}_measured": _mean(np.array([o.seen.numbers.angles[i] for o in part])) for i, name in enumerate(ANGLES)},
-            "smile_measured": _mean(weights[:, [names.index("mouthSmileLeft"), names.index("mouthSmileRight")]]),
+            "pictures": len(part),
+            "face_found": float(np.mean([o.seen.faces > 0 for o in part])),
+            "auc": _share(wins, possible),
+            **{
+                f"{name}_median": metrics.median_error(*_columns(part, "angles", i)[:2])
+                for i, name in enumerate(ANGLES)
+            },
+            **{
+                f"{name}_measured": _mean(np.array([o.seen.numbers.angles[i] for o in part]))
+                for i, name in enumerate(ANGLES)
+            },
+            "smile_measured": _mean(
+                weights[:, [names.index("mouthSmileLeft"), names.index("mouthSmileRight")]]
+            ),
             "jawOpen_measured": _mean(weights[:, names.index("jawOpen")]),
             "light_right_measured": _mean(np.array([o.seen.numbers.light[0] for o in part])),
         }
@@ -195,7 +303,9 @@ def _all_and_changed(statistics, asked, measured, own, changed, person, seed):
     for name, kept in (("all", np.ones(len(changed), bool)), ("changed", changed)):
         a, m, o = asked[kept], measured[kept], own[kept]
         answer[name] = {"requests": int(kept.sum())} | {
-            key: metrics.summary(statistic, a, m, person[kept], seed, own=o) for key, statistic in statistics.items()}
+            key: metrics.summary(statistic, a, m, person[kept], seed, own=o)
+            for key, statistic in statistics.items()
+        }
     return answer
 
 
@@ -205,7 +315,11 @@ def _differs(kind, asked, own):
 
 def _tables(outcomes, field):
     """(N, K) of one field: asked, measured and of the own head."""
-    heads = ([o.asked for o in outcomes], [o.seen.numbers for o in outcomes], [o.own for o in outcomes])
+    heads = (
+        [o.asked for o in outcomes],
+        [o.seen.numbers for o in outcomes],
+        [o.own for o in outcomes],
+    )
     return tuple(np.stack([getattr(numbers, field) for numbers in column]) for column in heads)
 
 
@@ -215,7 +329,11 @@ def _columns(outcomes, field, i):
 
 def _auc(distance, person, comparable, seed):
     wins, possible = metrics.people_auc(distance, person, comparable)
-    return {"value": _share(wins, possible), "interval": metrics.ratio_interval(wins, possible, seed), "chance": 0.5}
+    return {
+        "value": _share(wins, possible),
+        "interval": metrics.ratio_interval(wins, possible, seed),
+        "chance": 0.5,
+    }
 
 
 def _share(part, whole):

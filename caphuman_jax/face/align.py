@@ -20,31 +20,41 @@ LEFT_MOUTH_CORNER = 291
 
 
 def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Least-squares rotation, uniform scale and shift, without reflection, from `source` to `target` points.
+    """Least-squares rotation, uniform scale and shift, without reflection, from `source` to
+    `target` points.
 
-    Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991.
-    Both (N, 2), N >= 2. Returns (2, 3). Raises PhotoError when the source points coincide.
-    """
+    Umeyama, "Least-squares estimation of transformation parameters between two point patterns",
+    PAMI 1991. Both (N, 2), N >= 2. Returns (2, 3). Raises PhotoError when the source points
+    coincide."""
     source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
     source_mean, target_mean = source.mean(0), target.mean(0)
     s, t = source - source_mean, target - target_mean
     variance = (s**2).sum() / len(s)
     if not variance > 1e-12:
-        raise PhotoError("the face cannot be aligned: its landmarks lie on one point; try a larger or sharper photo")
+        raise PhotoError(
+            "the face cannot be aligned: its landmarks lie on one point; try a larger or sharper "
+            "photo"
+        )
     u, d, vt = np.linalg.svd(t.T @ s / len(s))
     sign = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt))])
     rotation = u * sign @ vt
     scale = (d * sign).sum() / variance
-    return np.concatenate([scale * rotation, (target_mean - scale * rotation @ source_mean)[:, None]], axis=1)
+    return np.concatenate(
+        [scale * rotation, (target_mean - scale * rotation @ source_mean)[:, None]], axis=1
+    )
 
 
 def crop_transform(center: np.ndarray, side: float, angle: float, size: int) -> np.ndarray:
-    """Transform of a square crop: `center` (x, y) and `side` in picture pixels, turned by `angle` radians
-    (the crop's x axis points along `angle` in the picture, y down), scaled to `size` pixels. Returns (2, 3)."""
+    """Transform of a square crop: `center` (x, y) and `side` in picture pixels, turned by `angle`
+    radians (the crop's x axis points along `angle` in the picture, y down), scaled to `size`
+    pixels. Returns (2, 3).
+    """
     scale = size / side
     c, s = scale * np.cos(angle), scale * np.sin(angle)
     rotation = np.array([[c, s], [-s, c]])
-    return np.concatenate([rotation, (size / 2 - rotation @ np.asarray(center, np.float64))[:, None]], axis=1)
+    return np.concatenate(
+        [rotation, (size / 2 - rotation @ np.asarray(center, np.float64))[:, None]], axis=1
+    )
 
 
 def invert(matrix: np.ndarray) -> np.ndarray:
@@ -58,11 +68,14 @@ def apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(points) @ matrix[:, :2].T + matrix[:, 2]
 
 
-def warp(image: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], border: str = "black") -> np.ndarray:
-    """Crop of `size` (side, or (height, width)) that `matrix` describes; `border` is "black" or "repeat".
+def warp(
+    image: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], border: str = "black"
+) -> np.ndarray:
+    """Crop of `size` (side, or (height, width)) that `matrix` describes; `border` is "black" or
+    "repeat".
 
-    Where the crop is much smaller than its part of the picture, the part is first shrunk by area, against aliasing.
-    """
+    Where the crop is much smaller than its part of the picture, the part is first shrunk by area,
+    against aliasing."""
     height, width = (size, size) if isinstance(size, int) else size
     scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     shrink = int(1 / scale) if scale < 0.5 else 1
@@ -78,22 +91,32 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], bor
 def _shrink_part(image, matrix, size, factor):
     """The part of the picture under the crop, `factor` times smaller, and the transform from it."""
     height, width = size
-    corners = apply(invert(matrix), np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64))
+    corners = apply(
+        invert(matrix), np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
+    )
     limit = np.array(image.shape[1::-1])
     low = np.clip(np.floor(corners.min(0)).astype(int) - factor, 0, limit - 1)
     high = np.clip(np.ceil(corners.max(0)).astype(int) + factor, low + 1, limit)
-    part = image[low[1]:high[1], low[0]:high[0]]
+    part = image[low[1] : high[1], low[0] : high[0]]
     small_size = np.maximum(np.round((high - low) / factor).astype(int), 1)
     small = cv2.resize(part, tuple(int(v) for v in small_size), interpolation=cv2.INTER_AREA)
     back = np.diag((high - low) / small_size)
-    return small, np.concatenate([matrix[:, :2] @ back, (matrix[:, :2] @ low + matrix[:, 2])[:, None]], axis=1)
+    return small, np.concatenate(
+        [matrix[:, :2] @ back, (matrix[:, :2] @ low + matrix[:, 2])[:, None]], axis=1
+    )
 
 
 def five_points(landmarks: np.ndarray) -> np.ndarray:
-    """Five points (5, 2) of 478 landmarks: right eye, left eye, nose tip, right and left mouth corner (the person's
-    own sides; the first eye is the left-most in an upright picture)."""
+    """Five points (5, 2) of 478 landmarks: right eye, left eye, nose tip, right and left mouth
+    corner (the person's own sides; the first eye is the left-most in an upright picture).
+    """
     xy = np.asarray(landmarks)[:, :2]
-    return np.stack([
-        xy[list(RIGHT_EYE_CORNERS)].mean(0), xy[list(LEFT_EYE_CORNERS)].mean(0), xy[NOSE_TIP],
-        xy[RIGHT_MOUTH_CORNER], xy[LEFT_MOUTH_CORNER],
-    ])
+    return np.stack(
+        [
+            xy[list(RIGHT_EYE_CORNERS)].mean(0),
+            xy[list(LEFT_EYE_CORNERS)].mean(0),
+            xy[NOSE_TIP],
+            xy[RIGHT_MOUTH_CORNER],
+            xy[LEFT_MOUTH_CORNER],
+        ]
+    )

@@ -1,8 +1,9 @@
-"""ArcFace recognition vectors from insightface's model packs, which the user has; nothing is fetched and nothing is shipped.
+"""ArcFace recognition vectors from insightface's model packs, which the user has; nothing is
+fetched and nothing is shipped.
 
-Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019. The packs lie where the `insightface`
-package keeps them; the package itself is not needed, only the pack's recognition network, one ONNX file.
-"""
+Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019. The packs
+lie where the `insightface` package keeps them; the package itself is not needed, only the pack's
+recognition network, one ONNX file."""
 
 from __future__ import annotations
 
@@ -14,18 +15,24 @@ from pathlib import Path
 import numpy as np
 
 from caphuman_jax.errors import ModelFolderError, PhotoError
-from caphuman_jax.face import recognise
+from caphuman_jax.face import recognition
 
 SIZE, WIDTH = 112, 512
 # The recognition network of each pack, in the order in which they are looked for.
-PACKS = {"buffalo_l": "w600k_r50.onnx", "antelopev2": "glintr100.onnx", "buffalo_m": "w600k_r50.onnx"}
+PACKS = {
+    "buffalo_l": "w600k_r50.onnx",
+    "antelopev2": "glintr100.onnx",
+    "buffalo_m": "w600k_r50.onnx",
+}
 _BATCH = 32
 
 
 class ArcFace:
-    """A recognition network: aligned crops (N, 112, 112, 3) uint8 RGB → unit vectors (N, 512) float32.
+    """A recognition network: aligned crops (N, 112, 112, 3) uint8 RGB → unit vectors (N, 512)
+    float32.
 
-    name: of the file without its ending, such as "w600k_r50"; vectors of different networks cannot be compared.
+    name: of the file without its ending, such as "w600k_r50"; vectors of different networks cannot
+    be compared.
     sha256: of the file. `threads` inside one operator, 0: as many as onnxruntime thinks best.
     """
 
@@ -38,23 +45,34 @@ class ArcFace:
         try:
             document = self.path.read_bytes()
         except OSError as error:
-            raise ModelFolderError(f"the ArcFace network {self.path} cannot be read ({error.strerror or error})") from error
+            raise ModelFolderError(
+                f"the ArcFace network {self.path} cannot be read ({error.strerror or error})"
+            ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         try:
-            self._session = onnxruntime.InferenceSession(document, options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                document, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime's own exceptions have no common base
-            raise ModelFolderError(f"{self.path} is damaged or no ONNX file; fetch it again ({_first_line(error)})") from error
+            raise ModelFolderError(
+                f"{self.path} is damaged or no ONNX file; fetch it again ({_first_line(error)})"
+            ) from error
         self.sha256 = hashlib.sha256(document).hexdigest()
         self._input, self._batch = _check(self._session, self.path)
         # Networks that came from MXNet scale their pixels themselves, in their first two nodes.
         self._raw = b"_minusscalar0" in document[:4096] and b"_mulscalar0" in document[:4096]
 
     def __call__(self, crops: np.ndarray) -> np.ndarray:
-        """Raises PhotoError for crops of another shape or type, or where the network gives no direction."""
+        """Raises PhotoError for crops of another shape or type, or where the network gives no
+        direction.
+        """
         crops = np.asarray(crops)
         if crops.ndim != 4 or crops.shape[1:] != (SIZE, SIZE, 3) or crops.dtype != np.uint8:
-            raise PhotoError(f"ArcFace takes aligned crops (N, {SIZE}, {SIZE}, 3) of 8 bits, not {crops.shape} of {crops.dtype}")
+            raise PhotoError(
+                f"ArcFace takes aligned crops (N, {SIZE}, {SIZE}, 3) of 8 bits, not {crops.shape} "
+                f"of {crops.dtype}"
+            )
         pixels = crops.astype(np.float32)
         pixels = (pixels if self._raw else (pixels - 127.5) / 127.5).transpose(0, 3, 1, 2)
         step = self._batch or _BATCH
@@ -67,18 +85,23 @@ class ArcFace:
 
     def vector(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         """(512,) unit vector of the face with these 478 landmarks in an RGB uint8 picture."""
-        return self(recognise.mobilefacenet_crop(image, landmarks)[None])[0]  # aligned to ArcFace's own five points
+        return self(recognition.mobilefacenet_crop(image, landmarks)[None])[
+            0
+        ]  # aligned to ArcFace's own five points
 
     def _run(self, pixels, step):
         count = len(pixels)
         if self._batch and count < step:  # a file of fixed batch
-            pixels = np.concatenate([pixels, np.zeros((step - count, *pixels.shape[1:]), np.float32)])
+            pixels = np.concatenate(
+                [pixels, np.zeros((step - count, *pixels.shape[1:]), np.float32)]
+            )
         return self._session.run(None, {self._input: np.ascontiguousarray(pixels)})[0][:count]
 
 
 def find(path: str | os.PathLike | None = None, threads: int = 0) -> ArcFace:
-    """The network at `path` (an ONNX file, a pack's folder, or a pack's name); else at $CAPHUMAN_ARCFACE; else the first of PACKS in
-    insightface's folder of models ($INSIGHTFACE_HOME, or ~/.insightface), read once.
+    """The network at `path` (an ONNX file, a pack's folder, or a pack's name); else at
+    $CAPHUMAN_ARCFACE; else the first of PACKS in insightface's folder of models ($INSIGHTFACE_HOME,
+    or ~/.insightface), read once.
 
     Raises ModelFolderError, naming the places, where there is none.
     """
@@ -88,8 +111,11 @@ def find(path: str | os.PathLike | None = None, threads: int = 0) -> ArcFace:
         if place.is_file():
             return _read(str(place), place.stat().st_mtime_ns, threads)
     where = "; ".join(dict.fromkeys(map(str, places)))
-    raise ModelFolderError(f"no ArcFace network found, looked for {where}; get insightface's pack buffalo_l or antelopev2 (its terms allow "
-                           "non-commercial research), or name the ONNX file in CAPHUMAN_ARCFACE")
+    raise ModelFolderError(
+        f"no ArcFace network found, looked for {where}; get insightface's pack buffalo_l or "
+        f"antelopev2 (its terms allow "
+        "non-commercial research), or name the ONNX file in CAPHUMAN_ARCFACE"
+    )
 
 
 @functools.cache
@@ -104,10 +130,20 @@ def _places(asked: str | None) -> list[Path]:
         folder = Path(asked).expanduser()
         if not folder.is_dir():
             return [folder]
-        return [folder / inside / name for inside in ("", folder.name) for name in dict.fromkeys(PACKS.values())]
+        return [
+            folder / inside / name
+            for inside in ("", folder.name)
+            for name in dict.fromkeys(PACKS.values())
+        ]
     packs = {asked: PACKS[asked]} if asked else PACKS
-    # antelopev2's archive unpacks to a folder in a folder of the same name; $INSIGHTFACE_HOME may name the models' folder itself.
-    return [root / inside / name for pack, name in packs.items() for root in (home / "models", home) for inside in (pack, Path(pack) / pack)]
+    # antelopev2's archive unpacks to a folder in a folder of the same name; $INSIGHTFACE_HOME may
+    # name the models' folder itself.
+    return [
+        root / inside / name
+        for pack, name in packs.items()
+        for root in (home / "models", home)
+        for inside in (pack, Path(pack) / pack)
+    ]
 
 
 def _check(session, path) -> tuple[str, int | None]:
@@ -115,10 +151,21 @@ def _check(session, path) -> tuple[str, int | None]:
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shape, result = inputs[0].shape, outputs[0].shape
     # Sides without a name are None or a text, as "N".
-    fits = lambda shape, wanted: len(shape) == len(wanted) + 1 and all(s == w or not isinstance(s, int) for s, w in zip(shape[1:], wanted))
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or not fits(shape, (3, SIZE, SIZE)) or not fits(result, (WIDTH,)):
-        raise ModelFolderError(f"{path} takes {shape} to {result}; an ArcFace network takes (N, 3, {SIZE}, {SIZE}) floats to (N, {WIDTH}): "
-                               "name the pack's recognition network, w600k_r50.onnx or glintr100.onnx")
+    fits = lambda shape, wanted: (
+        len(shape) == len(wanted) + 1
+        and all(s == w or not isinstance(s, int) for s, w in zip(shape[1:], wanted))
+    )
+    if (
+        len(inputs) != 1
+        or inputs[0].type != "tensor(float)"
+        or not fits(shape, (3, SIZE, SIZE))
+        or not fits(result, (WIDTH,))
+    ):
+        raise ModelFolderError(
+            f"{path} takes {shape} to {result}; an ArcFace network takes (N, 3, {SIZE}, {SIZE}) "
+            f"floats to (N, {WIDTH}): "
+            "name the pack's recognition network, w600k_r50.onnx or glintr100.onnx"
+        )
     return inputs[0].name, shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
 
 

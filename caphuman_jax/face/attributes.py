@@ -1,9 +1,8 @@
 """What a face wears: linear probes on the recogniser's feature map, for captions.
 
-Made here by logistic regression on 360 hand-labelled portraits; held-out area under the curve 0.94 (beard) to 0.99
-(long hair), 0.98 for glasses. A drawing or painting is told from a photo the same way. Nothing about a person's sex,
-age or origin is estimated.
-"""
+Made here by logistic regression on 360 hand-labelled portraits; held-out area under the curve 0.94
+(beard) to 0.99 (long hair), 0.98 for glasses. A drawing or painting is told from a photo the same
+way. Nothing about a person's sex, age or origin is estimated."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import io
 
 import numpy as np
 
-from caphuman_jax.face.networks import read_asset
+from caphuman_jax.face.onnx_runner import read_asset
 
 
 @functools.cache
@@ -27,10 +26,11 @@ def names() -> tuple[str, ...]:
 
 
 def scores(features: np.ndarray) -> np.ndarray:
-    """(N, A) scores from feature maps (N, 49, 512) of `recognise.mobilefacenet`; above 0: the attribute is there.
+    """(N, A) scores from feature maps (N, 49, 512) of `recognise.mobilefacenet`; above 0: the
+    attribute is there.
 
-    The upper three rows below the topmost (eyes, hair) and the lower three (nose, mouth, chin) are averaged apart.
-    """
+    The upper three rows below the topmost (eyes, hair) and the lower three (nose, mouth, chin) are
+    averaged apart."""
     maps = np.asarray(features, np.float32).reshape(-1, 7, 7, 512)
     pooled = np.concatenate([maps[:, 1:4].mean((1, 2)), maps[:, 4:].mean((1, 2))], axis=1)
     _, weights, bias = _probes()

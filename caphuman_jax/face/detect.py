@@ -1,7 +1,7 @@
 """BlazeFace: boxes and six key points of the faces in a picture.
 
-Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs", 2019 (short-range model).
-"""
+Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs", 2019
+(short-range model)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from caphuman_jax.face.networks import network
+from caphuman_jax.face.onnx_runner import network
 
 SIZE = 128
 KEY_POINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
@@ -25,7 +25,9 @@ _MERGE_OVERLAP = 0.3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Detection:
-    """One face: `box` (x0, y0, x1, y1) and `keypoints` (6, 2), see KEY_POINTS, in picture pixels; `score` in [0, 1]."""
+    """One face: `box` (x0, y0, x1, y1) and `keypoints` (6, 2), see KEY_POINTS, in picture pixels;
+    `score` in [0, 1].
+    """
 
     box: np.ndarray
     score: float
@@ -38,13 +40,13 @@ class Detection:
 
 
 def search(image: np.ndarray, min_score: float = MIN_SCORE) -> Iterator[list[Detection]]:
-    """Faces of an RGB uint8 picture (H, W, 3) as found in ever smaller parts of it; each list largest first.
+    """Faces of an RGB uint8 picture (H, W, 3) as found in ever smaller parts of it; each list
+    largest first.
 
-    The network sees faces from about a tenth of its square up to nearly all of it. So it looks at the whole picture,
-    in large pictures together with overlapping tiles of half its size; then at the picture with a wide margin (for
-    a face that fills it); then at tiles of a half, a quarter and an eighth. Whoever asks stops at the first list that
-    holds what is looked for.
-    """
+    The network sees faces from about a tenth of its square up to nearly all of it. So it looks at
+    the whole picture, in large pictures together with overlapping tiles of half its size; then at
+    the picture with a wide margin (for a face that fills it); then at tiles of a half, a quarter
+    and an eighth. Whoever asks stops at the first list that holds what is looked for."""
     long = max(image.shape[:2])
     found, upright = _detect_whole(image, min_score)
     large = long / 2 >= MIN_FIRST_TILE
@@ -60,7 +62,9 @@ def search(image: np.ndarray, min_score: float = MIN_SCORE) -> Iterator[list[Det
 
 @functools.cache
 def anchors() -> np.ndarray:
-    """(896, 2) anchor centres (x, y) in [0, 1]: a 16x16 grid with 2 per cell, then an 8x8 grid with 6."""
+    """(896, 2) anchor centres (x, y) in [0, 1]: a 16x16 grid with 2 per cell, then an 8x8 grid with
+    6.
+    """
     parts = []
     for cells, repeats in ((16, 2), (8, 6)):
         centres = (np.arange(cells) + 0.5) / cells
@@ -69,8 +73,12 @@ def anchors() -> np.ndarray:
     return np.concatenate(parts).astype(np.float32)
 
 
-def decode(regressors: np.ndarray, logits: np.ndarray, min_score: float = MIN_SCORE) -> list[Detection]:
-    """Detections in units of the square's side from the network's outputs (896, 16) and (896,), not yet merged."""
+def decode(
+    regressors: np.ndarray, logits: np.ndarray, min_score: float = MIN_SCORE
+) -> list[Detection]:
+    """Detections in units of the square's side from the network's outputs (896, 16) and (896,), not
+    yet merged.
+    """
     scores = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
     keep = (scores >= min_score) & (regressors[:, 2:4] > 0).all(axis=1)
     r, a = regressors[keep] / SIZE, anchors()[keep]
@@ -90,9 +98,13 @@ def merge_overlapping(detections: list[Detection]) -> list[Detection]:
         rest = [d for d, o in zip(rest[1:], overlap[1:]) if o <= _MERGE_OVERLAP]
         weights = np.array([d.score for d in group])
         weights /= weights.sum()
-        merged.append(Detection(
-            np.einsum("n,nk->k", weights, np.stack([d.box for d in group])), group[0].score,
-            np.einsum("n,nkc->kc", weights, np.stack([d.keypoints for d in group]))))
+        merged.append(
+            Detection(
+                np.einsum("n,nk->k", weights, np.stack([d.box for d in group])),
+                group[0].score,
+                np.einsum("n,nkc->kc", weights, np.stack([d.keypoints for d in group])),
+            )
+        )
     return merged
 
 
@@ -115,8 +127,10 @@ def _nose_within(detection, other):
 
 def _detect_whole(image, min_score):
     """Faces in the whole picture, and whether they stand upright in it rather than upside down."""
+
     def best(detections):
         return max((d.score for d in detections), default=0)
+
     found = _detect_tiles(image, max(image.shape[:2]), min_score)
     if best(found) >= _SURE:
         return found, True
@@ -128,11 +142,16 @@ def _detect_whole(image, min_score):
 
 
 def _detect_tiles(image, side, min_score):
-    """Faces, in picture pixels, in squares of `side` that overlap by half and cover the picture, black around it."""
+    """Faces, in picture pixels, in squares of `side` that overlap by half and cover the picture,
+    black around it.
+    """
     height, width = image.shape[:2]
     size = np.maximum(np.round(np.array([width, height]) * (SIZE / side)).astype(int), 1)
-    small = cv2.resize(image, tuple(map(int, size)),
-                       interpolation=cv2.INTER_AREA if size.sum() < width + height else cv2.INTER_LINEAR)
+    small = cv2.resize(
+        image,
+        tuple(map(int, size)),
+        interpolation=cv2.INTER_AREA if size.sum() < width + height else cv2.INTER_LINEAR,
+    )
     before = np.maximum(SIZE - size, 0) // 2
     after = np.maximum(SIZE - size, 0) - before
     small = cv2.copyMakeBorder(small, before[1], after[1], before[0], after[0], cv2.BORDER_CONSTANT)
@@ -140,13 +159,17 @@ def _detect_tiles(image, side, min_score):
     found = []
     for y in _starts(small.shape[0]):
         for x in _starts(small.shape[1]):
-            tile = small[y:y + SIZE, x:x + SIZE]
-            regressors, logits = network("blazeface_short_range")(tile[None].astype(np.float32) / 127.5 - 1)
+            tile = small[y : y + SIZE, x : x + SIZE]
+            regressors, logits = network("blazeface_short_range")(
+                tile[None].astype(np.float32) / 127.5 - 1
+            )
             for d in decode(regressors[0], logits[0, :, 0], min_score):
                 if not _cut(d.box, x, y, small.shape):
                     corner = np.array([x, y]) - before
                     box = (d.box.reshape(2, 2) * SIZE + corner) * scale
-                    found.append(Detection(box.ravel(), d.score, (d.keypoints * SIZE + corner) * scale))
+                    found.append(
+                        Detection(box.ravel(), d.score, (d.keypoints * SIZE + corner) * scale)
+                    )
     return merge_overlapping(found)
 
 
@@ -156,9 +179,15 @@ def _starts(length):
 
 
 def _cut(box, x, y, shape):
-    """Does the box (in units of the tile) hang over an edge beyond which there is more picture? The next tile has it whole."""
-    return ((box[0] < 0 and x > 0) or (box[1] < 0 and y > 0)
-            or (box[2] > 1 and x + SIZE < shape[1]) or (box[3] > 1 and y + SIZE < shape[0]))
+    """Does the box (in units of the tile) hang over an edge beyond which there is more picture? The
+    next tile has it whole.
+    """
+    return (
+        (box[0] < 0 and x > 0)
+        or (box[1] < 0 and y > 0)
+        or (box[2] > 1 and x + SIZE < shape[1])
+        or (box[3] > 1 and y + SIZE < shape[0])
+    )
 
 
 def _turn(detection, shape):

@@ -8,11 +8,11 @@ import logging
 import numpy as np
 
 from caphuman_jax.errors import NoFaceError, PhotoError
-from caphuman_jax.face import parse, recognise
+from caphuman_jax.face import recognition, segmentation
 from caphuman_jax.face.align import NOSE_TIP
 from caphuman_jax.face.detect import MIN_SCORE, search
 from caphuman_jax.face.landmarks import expression_names, expression_weights, find_landmarks
-from caphuman_jax.images import PhotoSource, photo_name, read_photo
+from caphuman_jax.io.images import PhotoSource, photo_name, read_photo
 
 _log = logging.getLogger("caphuman_jax")
 
@@ -24,8 +24,10 @@ _BESIDE_SURER = 0.9
 class Face:
     """One face in a photo; every coordinate in that photo's pixels, x to the right, y down.
 
-    box: (4,) x0, y0, x1, y1. score: of the detector, [0, 1]. keypoints: (6, 2), see detect.KEY_POINTS.
-    landmarks: (478, 3) float32, z in pixels too, smaller is nearer. presence: that the landmarks lie on a face, [0, 1].
+    box: (4,) x0, y0, x1, y1. score: of the detector, [0, 1]. keypoints: (6, 2), see
+    detect.KEY_POINTS.
+    landmarks: (478, 3) float32, z in pixels too, smaller is nearer. presence: that the landmarks
+    lie on a face, [0, 1].
     expression: (52,) float32 ARKit weights in [0, 1], named by `expression_names`.
     """
 
@@ -47,11 +49,13 @@ class Face:
         return dict(zip(expression_names(), map(float, self.expression)))
 
 
-def find_faces(image: np.ndarray, min_score: float = MIN_SCORE, min_presence: float = MIN_PRESENCE) -> list[Face]:
+def find_faces(
+    image: np.ndarray, min_score: float = MIN_SCORE, min_presence: float = MIN_PRESENCE
+) -> list[Face]:
     """Faces of an RGB uint8 picture (H, W, 3), largest first; empty if there is none.
 
-    Faces under about a twentieth of the picture are looked for only where no larger one was found (see detect.search).
-    """
+    Faces under about a twentieth of the picture are looked for only where no larger one was found
+    (see detect.search)."""
     image = np.ascontiguousarray(image)
     for detections in search(image, min_score):
         faces = [_look_at(image, detection) for detection in detections]
@@ -63,21 +67,34 @@ def find_faces(image: np.ndarray, min_score: float = MIN_SCORE, min_presence: fl
     return []
 
 
-def choose_face(faces: list[Face], index: int | None = None, photo: str = "the photo") -> tuple[Face, bool]:
-    """The face of that index (0 is the largest), or the largest, and whether it was chosen for the caller: True when
-    there were several and no index said which; then a notice is logged too. `photo` names the photo in messages.
+def choose_face(
+    faces: list[Face], index: int | None = None, photo: str = "the photo"
+) -> tuple[Face, bool]:
+    """The face of that index (0 is the largest), or the largest, and whether it was chosen for the
+    caller: True when there were several and no index said which; then a notice is logged too.
+    `photo` names the photo in messages.
 
     Raises NoFaceError without any face, PhotoError for an index that there is not.
     """
     if not faces:
-        raise NoFaceError(f"no face found in {photo}; use a photo with one clearly visible face, not too small or turned away")
+        raise NoFaceError(
+            f"no face found in {photo}; use a photo with one clearly visible face, not too small "
+            f"or turned away"
+        )
     if index is None:
         if len(faces) > 1:
-            _log.warning("%s shows %d faces; took the largest. Choose another by its number, 0 (largest) to %d.",
-                         photo, len(faces), len(faces) - 1)
+            _log.warning(
+                "%s shows %d faces; took the largest. Choose another by its number, 0 (largest) to "
+                "%d.",
+                photo,
+                len(faces),
+                len(faces) - 1,
+            )
         return faces[0], len(faces) > 1
     if not 0 <= index < len(faces):
-        numbers = f"the faces 0 (largest) to {len(faces) - 1}" if len(faces) > 1 else "one face, number 0"
+        numbers = (
+            f"the faces 0 (largest) to {len(faces) - 1}" if len(faces) > 1 else "one face, number 0"
+        )
         raise PhotoError(f"there is no face {index} in {photo}; it shows {numbers}")
     return faces[index], False
 
@@ -86,10 +103,10 @@ def choose_face(faces: list[Face], index: int | None = None, photo: str = "the p
 class FaceResult:
     """A photo and what the rest of the way needs of one face in it.
 
-    image: (H, W, 3) uint8 RGB, upright. face: see Face. face_count: faces found. chosen_as_largest: several were found
-    and none was asked for. vector: (192,) unit float32 recognition vector. features: (49, 512) float32 feature map
-    for local identity tokens. labels: (H, W) uint8, see parse.LABELS.
-    """
+    image: (H, W, 3) uint8 RGB, upright. face: see Face. face_count: faces found. chosen_as_largest:
+    several were found and none was asked for. vector: (192,) unit float32 recognition vector.
+    features: (49, 512) float32 feature map for local identity tokens. labels: (H, W) uint8, see
+    parse.LABELS."""
 
     image: np.ndarray
     face: Face
@@ -102,32 +119,46 @@ class FaceResult:
     @property
     def region(self) -> np.ndarray:
         """Boolean face region (H, W)."""
-        return parse.face_mask(self.labels)
+        return segmentation.face_mask(self.labels)
 
 
 def analyse(photo: PhotoSource, index: int | None = None) -> FaceResult:
-    """Read a photo (see images.read_photo), choose a face (see choose_face) and find all that is needed of it.
+    """Read a photo (see images.read_photo), choose a face (see choose_face) and find all that is
+    needed of it.
 
-    Raises PhotoError for a photo that cannot be read and NoFaceError, a PhotoError too, where it shows no face.
-    """
+    Raises PhotoError for a photo that cannot be read and NoFaceError, a PhotoError too, where it
+    shows no face."""
     image = read_photo(photo)
     faces = find_faces(image)
     face, chosen = choose_face(faces, index, photo_name(photo))
-    vector, features = recognise.identity(image, face.landmarks)
-    labels = parse.parse_face(face.landmarks, image.shape[:2], parse.person_mask(image))
+    vector, features = recognition.identity(image, face.landmarks)
+    labels = segmentation.parse_face(
+        face.landmarks, image.shape[:2], segmentation.person_mask(image)
+    )
     return FaceResult(image, face, len(faces), chosen, vector, features, labels)
 
 
 def _look_at(image, detection):
     landmarks, presence = find_landmarks(image, detection)
-    return Face(detection.box, detection.score, detection.keypoints, landmarks, presence, expression_weights(landmarks))
+    return Face(
+        detection.box,
+        detection.score,
+        detection.keypoints,
+        landmarks,
+        presence,
+        expression_weights(landmarks),
+    )
 
 
 def _without_repeats(faces):
-    """Faces, largest first, less those whose nose lies within a larger one: parts of it that were taken for a face."""
+    """Faces, largest first, less those whose nose lies within a larger one: parts of it that were
+    taken for a face.
+    """
     kept = []
     for face in faces:
         nose = face.landmarks[NOSE_TIP, :2]
-        if not any((nose > larger.box[:2]).all() and (nose < larger.box[2:]).all() for larger in kept):
+        if not any(
+            (nose > larger.box[:2]).all() and (nose < larger.box[2:]).all() for larger in kept
+        ):
             kept.append(face)
     return kept

@@ -9,7 +9,7 @@ import numpy as np
 
 from caphuman_jax.face import align
 from caphuman_jax.face.detect import Detection
-from caphuman_jax.face.networks import blendshape_table, network
+from caphuman_jax.face.onnx_runner import blendshape_table, network
 
 CROP = 256
 CROP_SIDE = 1.5  # crop side over the larger box side
@@ -19,15 +19,17 @@ _SETTLED = 0.01  # mean movement of the landmarks between passes, over the face'
 
 
 def find_landmarks(image: np.ndarray, detection: Detection) -> tuple[np.ndarray, float]:
-    """Landmarks (478, 3) float32 and presence in [0, 1] of a detected face in an RGB uint8 picture (H, W, 3).
+    """Landmarks (478, 3) float32 and presence in [0, 1] of a detected face in an RGB uint8 picture
+    (H, W, 3).
 
-    x, y in picture pixels; z in the same unit, smaller is nearer, 0 about the middle of the head. Points outside the
-    picture are possible. A second pass takes its crop from the landmarks of the first; where that moves them much
-    (strongly turned faces) up to two more follow.
-    """
+    x, y in picture pixels; z in the same unit, smaller is nearer, 0 about the middle of the head.
+    Points outside the picture are possible. A second pass takes its crop from the landmarks of the
+    first; where that moves them much (strongly turned faces) up to two more follow."""
     right, left = detection.keypoints[:2]
     low, high = detection.box[:2], detection.box[2:]
-    landmarks, presence = _landmarks_in_crop(image, (low + high) / 2, float((high - low).max()), _angle(right, left))
+    landmarks, presence = _landmarks_in_crop(
+        image, (low + high) / 2, float((high - low).max()), _angle(right, left)
+    )
     for _ in range(_MAX_PASSES - 1):
         before = landmarks
         angle = _angle(before[RIGHT_EYE_OUTER, :2], before[LEFT_EYE_OUTER, :2])
@@ -44,7 +46,8 @@ def expression_names() -> tuple[str, ...]:
 
 
 def expression_weights(landmarks: np.ndarray) -> np.ndarray:
-    """(52,) float32 ARKit expression weights in [0, 1] of landmarks (478, 2 or 3) in picture pixels.
+    """(52,) float32 ARKit expression weights in [0, 1] of landmarks (478, 2 or 3) in picture
+    pixels.
 
     The network does not mind scale and place, but it does roll, so the eyes are made level first.
     """

@@ -1,1 +1,3 @@
-"""Face → head → hints: morphable head, fit, pose, camera, light, albedo, rasteriser, and the mixing of heads."""
+"""Face → head → hints: morphable head, fit, pose, camera, light, albedo, rasteriser, and the mixing
+of heads.
+"""

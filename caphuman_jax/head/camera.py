@@ -1,7 +1,9 @@
-"""Scaled-orthographic camera in picture pixels, and what happens to it when the picture is cropped, resized, turned or mirrored.
+"""Scaled-orthographic camera in picture pixels, and what happens to it when the picture is cropped,
+resized, turned or mirrored.
 
 x_px = scale · X + tx,  y_px = -scale · Y + ty,  z_px = -scale · Z (smaller is nearer), with X the posed head (R @ vertex).
-Pixel coordinates are continuous: the picture spans [0, width] × [0, height], the centre of pixel (r, c) is (c + 0.5, r + 0.5).
+Pixel coordinates are continuous: the picture spans [0, width] × [0, height], the centre of pixel
+(r, c) is (c + 0.5, r + 0.5).
 """
 
 from __future__ import annotations
@@ -12,23 +14,40 @@ import jax
 import jax.numpy as jnp
 
 from caphuman_jax.errors import HeadError
-from caphuman_jax.head.sh import turn_light
+from caphuman_jax.head.spherical_harmonics import turn_light
 
 # Accelerators' short products would move a head by half a pixel.
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def project(points: jax.Array, rotation: jax.Array, scale: jax.Array, translation: jax.Array) -> jax.Array:
-    """Points (N,3) of a head → (N,3) in pixels, y down, for rotation (3,3), scale () in pixels per model unit, translation (2,)."""
+def project(
+    points: jax.Array, rotation: jax.Array, scale: jax.Array, translation: jax.Array
+) -> jax.Array:
+    """Points (N,3) of a head → (N,3) in pixels, y down, for rotation (3,3), scale () in pixels per
+    model unit, translation (2,).
+    """
     posed = jnp.matmul(jnp.asarray(points), rotation.T, precision=_HIGHEST)
-    return jnp.stack([scale * posed[:, 0] + translation[0], -scale * posed[:, 1] + translation[1], -scale * posed[:, 2]], axis=-1)
+    return jnp.stack(
+        [
+            scale * posed[:, 0] + translation[0],
+            -scale * posed[:, 1] + translation[1],
+            -scale * posed[:, 2],
+        ],
+        axis=-1,
+    )
 
 
-def similarity(scale: float = 1.0, degrees: float = 0.0, shift=(0.0, 0.0), about=(0.0, 0.0), mirror_width: float | None = None) -> jax.Array:
+def similarity(
+    scale: float = 1.0,
+    degrees: float = 0.0,
+    shift=(0.0, 0.0),
+    about=(0.0, 0.0),
+    mirror_width: float | None = None,
+) -> jax.Array:
     """Matrix (2,3) of a change of picture: old pixel → new pixel.
 
-    First, if `mirror_width` is given, mirrored left-right in a picture of that width; then turned clockwise by `degrees` about
-    the point `about` and scaled about the same; then moved by `shift`.
+    First, if `mirror_width` is given, mirrored left-right in a picture of that width; then turned
+    clockwise by `degrees` about the point `about` and scaled about the same; then moved by `shift`.
     """
     angle = jnp.deg2rad(jnp.asarray(degrees, jnp.float32))
     cos, sin = jnp.cos(angle) * scale, jnp.sin(angle) * scale
@@ -41,12 +60,19 @@ def similarity(scale: float = 1.0, degrees: float = 0.0, shift=(0.0, 0.0), about
     return jnp.concatenate([turn, offset[:, None]], axis=1)
 
 
-def crop_resize(left: float, top: float, width: float, height: float, new_width: float, new_height: float) -> jax.Array:
-    """Matrix (2,3) of cutting a box out of the picture and resizing it. Raises HeadError if the resize changes the aspect by
-    more than one pixel: the camera has one scale."""
+def crop_resize(
+    left: float, top: float, width: float, height: float, new_width: float, new_height: float
+) -> jax.Array:
+    """Matrix (2,3) of cutting a box out of the picture and resizing it. Raises HeadError if the
+    resize changes the aspect by
+    more than one pixel: the camera has one scale.
+    """
     if abs(new_width * height / width - new_height) > 1.0001:
-        raise HeadError(f"a crop of {width:g}×{height:g} cannot be resized to {new_width:g}×{new_height:g}: the head would be "
-                        "stretched; keep the aspect ratio")
+        raise HeadError(
+            f"a crop of {width:g}×{height:g} cannot be resized to {new_width:g}×{new_height:g}: "
+            f"the head would be "
+            "stretched; keep the aspect ratio"
+        )
     scale = new_width / width
     return jnp.asarray([[scale, 0.0, -left * scale], [0.0, scale, -top * scale]], jnp.float32)
 
@@ -58,25 +84,45 @@ def transform_points(matrix: jax.Array, points: jax.Array) -> jax.Array:
 
 @jax.jit
 def transform_head(head, model, matrix: jax.Array, height: float, width: float):
-    """The `Head` as it stands in the changed picture of height × width pixels; `matrix` (2,3) is a similarity, mirrored or not.
+    """The `Head` as it stands in the changed picture of height × width pixels; `matrix` (2,3) is a
+    similarity, mirrored or not.
 
-    A mirrored head has the mirrored pose, light, expression, albedo; its identity is the least-squares mirrored identity
-    (directions of a symmetric model mirror into one another exactly).
-    """
+    A mirrored head has the mirrored pose, light, expression, albedo; its identity is the
+    least-squares mirrored identity (directions of a symmetric model mirror into one another
+    exactly)."""
     matrix = jnp.asarray(matrix, jnp.float32)
     linear = matrix[:, :2]
     determinant = jnp.linalg.det(linear)
     head = jax.tree.map(lambda a, b: jnp.where(determinant < 0, a, b), mirrored(head, model), head)
     factor = jnp.sqrt(jnp.abs(determinant))
     flip = jnp.where(determinant < 0, -1.0, 1.0)
-    # What is left after the mirroring (about the axis x = 0) is a turn; y is down in pixels, up in the head's frame.
+    # What is left after the mirroring (about the axis x = 0) is a turn; y is down in pixels, up in
+    # the head's frame.
     turn = linear * jnp.stack([flip, jnp.ones_like(flip)]) / factor
-    # The head was turned into the mirrored picture of its own width: undo that width in the position.
-    position = transform_points(matrix, jnp.stack([jnp.where(flip < 0, head.size[1] - head.translation[0], head.translation[0]), head.translation[1]]))
-    in_plane = jnp.eye(3, dtype=jnp.float32).at[:2, :2].set(turn * jnp.asarray([[1.0, -1.0], [-1.0, 1.0]], jnp.float32))
+    # The head was turned into the mirrored picture of its own width: undo that width in the
+    # position.
+    position = transform_points(
+        matrix,
+        jnp.stack(
+            [
+                jnp.where(flip < 0, head.size[1] - head.translation[0], head.translation[0]),
+                head.translation[1],
+            ]
+        ),
+    )
+    in_plane = (
+        jnp.eye(3, dtype=jnp.float32)
+        .at[:2, :2]
+        .set(turn * jnp.asarray([[1.0, -1.0], [-1.0, 1.0]], jnp.float32))
+    )
     return dataclasses.replace(
-        head, rotation=jnp.matmul(in_plane, head.rotation, precision=_HIGHEST), scale=head.scale * factor, translation=position,
-        light=turn_light(head.light, in_plane), size=jnp.stack([jnp.asarray(height, jnp.float32), jnp.asarray(width, jnp.float32)]))
+        head,
+        rotation=jnp.matmul(in_plane, head.rotation, precision=_HIGHEST),
+        scale=head.scale * factor,
+        translation=position,
+        light=turn_light(head.light, in_plane),
+        size=jnp.stack([jnp.asarray(height, jnp.float32), jnp.asarray(width, jnp.float32)]),
+    )
 
 
 @jax.jit
@@ -85,25 +131,44 @@ def mirrored(head, model):
     flip = jnp.asarray([-1.0, 1.0, 1.0], jnp.float32)
     basis = jnp.asarray(model.identity_basis)
     flat = basis.reshape(basis.shape[0], -1)
-    shape = jnp.tensordot(head.identity, basis, axes=1, precision=_HIGHEST)[jnp.asarray(model.mirror)] * flip
+    shape = (
+        jnp.tensordot(head.identity, basis, axes=1, precision=_HIGHEST)[jnp.asarray(model.mirror)]
+        * flip
+    )
     product = lambda a, b: jnp.matmul(a, b, precision=_HIGHEST)
-    identity = jnp.linalg.solve(product(flat, flat.T) + 1e-6 * jnp.eye(flat.shape[0], dtype=jnp.float32), product(flat, shape.reshape(-1)))
+    identity = jnp.linalg.solve(
+        product(flat, flat.T) + 1e-6 * jnp.eye(flat.shape[0], dtype=jnp.float32),
+        product(flat, shape.reshape(-1)),
+    )
     if hasattr(model, "mirrored_expression"):
         expression = model.mirrored_expression(head.expression)
     else:
         names = model.expression_names
-        expression = head.expression[jnp.asarray([names.index(_other_side(name)) for name in names])]
+        expression = head.expression[
+            jnp.asarray([names.index(_other_side(name)) for name in names])
+        ]
     # SH bands of DECA's order: 1, x, y, z, xy, xz, yz, x²-y², 3z²-1.
     signs = jnp.asarray([1, -1, 1, 1, -1, -1, 1, 1, 1], jnp.float32)[:, None]
     return dataclasses.replace(
-        head, identity=identity, expression=expression,
-        rotation=head.rotation * flip[:, None] * flip, translation=jnp.stack([head.size[1] - head.translation[0], head.translation[1]]),
+        head,
+        identity=identity,
+        expression=expression,
+        rotation=head.rotation * flip[:, None] * flip,
+        translation=jnp.stack([head.size[1] - head.translation[0], head.translation[1]]),
         light=head.light * signs,
-        albedo=head.albedo[:, ::-1] if head.albedo.ndim == 3 else head.albedo[jnp.asarray(model.mirror)])
+        albedo=head.albedo[:, ::-1]
+        if head.albedo.ndim == 3
+        else head.albedo[jnp.asarray(model.mirror)],
+    )
 
 
 def _other_side(name: str) -> str:
     for one, other in (("Left", "Right"), ("Right", "Left")):
         if name.endswith(one):
             return name[: -len(one)] + other
-    return {"jawLeft": "jawRight", "jawRight": "jawLeft", "mouthLeft": "mouthRight", "mouthRight": "mouthLeft"}.get(name, name)
+    return {
+        "jawLeft": "jawRight",
+        "jawRight": "jawLeft",
+        "mouthLeft": "mouthRight",
+        "mouthRight": "mouthLeft",
+    }.get(name, name)

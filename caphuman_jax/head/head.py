@@ -10,7 +10,7 @@ import numpy as np
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import pose
-from caphuman_jax.head.morphable import Morphable
+from caphuman_jax.head.base import Morphable
 
 
 @jax.tree_util.register_dataclass
@@ -18,13 +18,13 @@ from caphuman_jax.head.morphable import Morphable
 class Head:
     """A head in a picture; a pytree, so stacks of heads are heads with a leading axis.
 
-    identity (K,) in standard deviations; expression (E,) in [0,1], in the model's order of names; rotation (3,3), see pose;
-    scale () pixels per model unit and translation (2,) pixels (x, y) of the model's origin, see camera; size (2,) height and
-    width in pixels of the picture that those are for; light (9,3) SH coefficients × RGB, see light; albedo (V,3) RGB in [0,1], or
-    of a FLAME head also its texture (S,S,3).
-    Colours are display (sRGB-encoded) values throughout and light multiplies them as they are, as in DECA.
-    residual () median landmark distance over the distance of the outer eye corners: about 0.01-0.03 for a good fit.
-    """
+    identity (K,) in standard deviations; expression (E,) in [0,1], in the model's order of names;
+    rotation (3,3), see pose; scale () pixels per model unit and translation (2,) pixels (x, y) of
+    the model's origin, see camera; size (2,) height and width in pixels of the picture that those
+    are for; light (9,3) SH coefficients × RGB, see light; albedo (V,3) RGB in [0,1], or of a FLAME
+    head also its texture (S,S,3). Colours are display (sRGB-encoded) values throughout and light
+    multiplies them as they are, as in DECA. residual () median landmark distance over the distance
+    of the outer eye corners: about 0.01-0.03 for a good fit."""
 
     identity: jax.Array
     expression: jax.Array
@@ -43,7 +43,9 @@ class Head:
 
     @property
     def confidence(self) -> jax.Array:
-        """In [0,1]: 1 for a perfect fit, 0.5 where the median landmark is off by 5 % of the eye distance."""
+        """In [0,1]: 1 for a perfect fit, 0.5 where the median landmark is off by 5 % of the eye
+        distance.
+        """
         return 1 / (1 + (self.residual / 0.05) ** 2)
 
 
@@ -58,17 +60,26 @@ def unstack(heads: Head) -> list[Head]:
 
 
 def to_numbers(head: Head, model: Morphable, albedo: bool = False) -> dict:
-    """The head as JSON types: angles in degrees, position relative to the picture, expressions by name (those above 0.005).
+    """The head as JSON types: angles in degrees, position relative to the picture, expressions by
+    name (those above 0.005).
 
     `albedo` adds the colours per vertex (as 0-255 integers), which make the record long.
     """
     yaw, pitch, roll = (round(float(a), 3) for a in np.asarray(head.angles))
     weights = np.asarray(head.expression)
     numbers = {
-        "model": model.name, "yaw": yaw, "pitch": pitch, "roll": roll,
-        "scale": float(head.scale), "translation": np.asarray(head.translation).tolist(), "size": np.asarray(head.size).tolist(),
-        "expression": {n: round(float(w), 4) for n, w in zip(model.expression_names, weights) if abs(w) > 0.005},
-        "identity": np.asarray(head.identity).round(5).tolist(), "light": np.asarray(head.light).round(5).tolist(),
+        "model": model.name,
+        "yaw": yaw,
+        "pitch": pitch,
+        "roll": roll,
+        "scale": float(head.scale),
+        "translation": np.asarray(head.translation).tolist(),
+        "size": np.asarray(head.size).tolist(),
+        "expression": {
+            n: round(float(w), 4) for n, w in zip(model.expression_names, weights) if abs(w) > 0.005
+        },
+        "identity": np.asarray(head.identity).round(5).tolist(),
+        "light": np.asarray(head.light).round(5).tolist(),
         "residual": float(head.residual),
     }
     if albedo:
@@ -77,19 +88,40 @@ def to_numbers(head: Head, model: Morphable, albedo: bool = False) -> dict:
 
 
 def from_record(numbers: dict, model: Morphable) -> Head:
-    """Inverse of `to_numbers`; without an albedo in the record it is mid-grey. Raises HeadError if an entry is missing or wrong."""
+    """Inverse of `to_numbers`; without an albedo in the record it is mid-grey. Raises HeadError if
+    an entry is missing or wrong.
+    """
     try:
         if numbers["model"] != model.name:
-            raise HeadError(f"this head was recorded with the model {numbers['model']!r}, not {model.name!r}")
+            raise HeadError(
+                f"this head was recorded with the model {numbers['model']!r}, not {model.name!r}"
+            )
         expression = np.zeros(len(model.expression_names), np.float32)
         for name, weight in numbers["expression"].items():
             expression[model.expression_names.index(name)] = weight
         count = model.mean.shape[0]
-        albedo = np.asarray(numbers["albedo"], np.float32) / 255 if "albedo" in numbers else np.full((count, 3), 0.5, np.float32)
-        shapes = {"identity": (model.identity_basis.shape[0],), "translation": (2,), "size": (2,), "light": (9, 3)}
-        arrays = {name: np.asarray(numbers[name], np.float32).reshape(shape) for name, shape in shapes.items()}
-        return Head(expression=jnp.asarray(expression), rotation=pose.rotation_matrix(numbers["yaw"], numbers["pitch"], numbers["roll"]),
-                    scale=jnp.float32(numbers["scale"]), albedo=jnp.asarray(albedo if albedo.ndim == 3 else albedo.reshape(count, 3)),
-                    residual=jnp.float32(numbers["residual"]), **{name: jnp.asarray(a) for name, a in arrays.items()})
+        albedo = (
+            np.asarray(numbers["albedo"], np.float32) / 255
+            if "albedo" in numbers
+            else np.full((count, 3), 0.5, np.float32)
+        )
+        shapes = {
+            "identity": (model.identity_basis.shape[0],),
+            "translation": (2,),
+            "size": (2,),
+            "light": (9, 3),
+        }
+        arrays = {
+            name: np.asarray(numbers[name], np.float32).reshape(shape)
+            for name, shape in shapes.items()
+        }
+        return Head(
+            expression=jnp.asarray(expression),
+            rotation=pose.rotation_matrix(numbers["yaw"], numbers["pitch"], numbers["roll"]),
+            scale=jnp.float32(numbers["scale"]),
+            albedo=jnp.asarray(albedo if albedo.ndim == 3 else albedo.reshape(count, 3)),
+            residual=jnp.float32(numbers["residual"]),
+            **{name: jnp.asarray(a) for name, a in arrays.items()},
+        )
     except (KeyError, ValueError, TypeError) as problem:
         raise HeadError(f"this record of a head is incomplete or damaged: {problem}") from problem

@@ -8,41 +8,53 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from caphuman_jax.head.flame import texture_at
+from caphuman_jax.head.base import Morphable
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.light import posed, shading
-from caphuman_jax.head.morphable import Morphable
-from caphuman_jax.head.raster import interpolate, rasterise
+from caphuman_jax.head.lighting import posed, shading
+from caphuman_jax.head.models.flame import texture_at
+from caphuman_jax.head.rasterizer import interpolate, rasterise
 
 CHANNELS = 9
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "with_alpha"))
-def render_hints_batch(model: Morphable, heads: Head, height: int, width: int, with_alpha: bool = False):
+def render_hints_batch(
+    model: Morphable, heads: Head, height: int, width: int, with_alpha: bool = False
+):
     """Hints (B,H,W,9) float32 of heads with a leading axis B, on height × width pixels.
 
-    Channels 0-2: normal in the viewer's frame (x right, y up, z towards the viewer), interpolated and not re-normalised, in
-    [-1,1]; 3-5: albedo RGB in [0,1]; 6-8: albedo × shading, clipped to [0,1], so that hints kept as 8 bits for training and
-    hints made afresh are the same. Heads whose albedo is a texture are DECA's, and drawn as `deca.render_hints` does: the texture
-    looked up at every pixel, nothing clipped. Background 0. The head is placed relative to the picture: its position in `head.size` is
-    scaled to height and width (by the height, about the centre, where the aspect differs). With `with_alpha`, also where the
-    head is, (B,H,W,1) float32 0 or 1.
-    """
+    Channels 0-2: normal in the viewer's frame (x right, y up, z towards the viewer), interpolated
+    and not re-normalised, in [-1,1]; 3-5: albedo RGB in [0,1]; 6-8: albedo × shading, clipped to
+    [0,1], so that hints kept as 8 bits for training and hints made afresh are the same. Heads whose
+    albedo is a texture are DECA's, and drawn as `deca.render_hints` does: the texture looked up at
+    every pixel, nothing clipped. Background 0. The head is placed relative to the picture: its
+    position in `head.size` is scaled to height and width (by the height, about the centre, where
+    the aspect differs). With `with_alpha`, also where the head is, (B,H,W,1) float32 0 or 1."""
     heads = jax.vmap(lambda head: fit_to_size(head, height, width))(heads)
     points, normals = jax.vmap(lambda head: posed(model, head))(heads)
     triangles = jnp.asarray(model.triangles)
     textured = heads.albedo.ndim == 4
-    # FLAME is drawn as DECA draws it: an open mouth, which it has no inside for, shows the inside of the head.
-    ids, weights = rasterise(points, triangles, height, width, cull_backfaces=not hasattr(model, "flame"))
+    # FLAME is drawn as DECA draws it: an open mouth, which it has no inside for, shows the inside
+    # of the head.
+    ids, weights = rasterise(
+        points, triangles, height, width, cull_backfaces=not hasattr(model, "flame")
+    )
 
     def shade(head, normals, ids, weights):
         if textured:
-            normal, albedo = interpolate(normals, triangles, ids, weights), texture_at(model.flame, head.albedo, ids, weights)
+            normal, albedo = (
+                interpolate(normals, triangles, ids, weights),
+                texture_at(model.flame, head.albedo, ids, weights),
+            )
         else:
-            values = interpolate(jnp.concatenate([normals, head.albedo], axis=-1), triangles, ids, weights)
+            values = interpolate(
+                jnp.concatenate([normals, head.albedo], axis=-1), triangles, ids, weights
+            )
             normal, albedo = values[..., :3], values[..., 3:]
         rendered = albedo * shading(normal, head.light)
-        return jnp.concatenate([normal, albedo, rendered if textured else jnp.clip(rendered, 0, 1)], axis=-1)
+        return jnp.concatenate(
+            [normal, albedo, rendered if textured else jnp.clip(rendered, 0, 1)], axis=-1
+        )
 
     hints = jax.vmap(shade)(heads, normals, ids, weights)
     return (hints, (ids >= 0).astype(jnp.float32)[..., None]) if with_alpha else hints
@@ -50,13 +62,19 @@ def render_hints_batch(model: Morphable, heads: Head, height: int, width: int, w
 
 def render_hints(model: Morphable, head: Head, height: int, width: int, with_alpha: bool = False):
     """`render_hints_batch` for one head: (H,W,9), and with `with_alpha` also (H,W,1)."""
-    result = render_hints_batch(model, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], head), height, width, with_alpha)
+    result = render_hints_batch(
+        model, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], head), height, width, with_alpha
+    )
     return jax.tree.map(lambda leaf: leaf[0], result)
 
 
 def fit_to_size(head: Head, height: int, width: int) -> Head:
-    """The head at the same place relative to a picture of another size: scaled by the height, centred where the aspect differs."""
+    """The head at the same place relative to a picture of another size: scaled by the height,
+    centred where the aspect differs.
+    """
     factor = height / head.size[0]
     new = jnp.asarray([width, height], jnp.float32)
     translation = (head.translation - head.size[::-1] / 2) * factor + new / 2
-    return dataclasses.replace(head, scale=head.scale * factor, translation=translation, size=new[::-1])
+    return dataclasses.replace(
+        head, scale=head.scale * factor, translation=translation, size=new[::-1]
+    )

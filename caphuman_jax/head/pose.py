@@ -1,12 +1,11 @@
 """Rotations of a head as yaw, pitch and roll in degrees, and as 3×3 matrices.
 
-Signs, as the viewer of the picture sees them (model frame: x right in the picture, y up, z towards the viewer):
-  positive yaw    the face turns towards the right side of the picture (the nose moves right);
-  positive pitch  the face looks up (the nose moves up);
-  positive roll   the head tilts clockwise.
-The matrix is R = Rz(-roll) · Ry(yaw) · Rx(-pitch): pitch first, in the head's own frame, then yaw, then roll in the picture
-plane; a point X of the head goes to R @ X.
-"""
+Signs, as the viewer of the picture sees them (model frame: x right in the picture, y up, z towards
+  the viewer): positive yaw    the face turns towards the right side of the picture (the nose moves
+  right); positive pitch  the face looks up (the nose moves up); positive roll   the head tilts
+  clockwise.
+The matrix is R = Rz(-roll) · Ry(yaw) · Rx(-pitch): pitch first, in the head's own frame, then yaw,
+then roll in the picture plane; a point X of the head goes to R @ X."""
 
 from __future__ import annotations
 
@@ -16,16 +15,29 @@ import jax.numpy as jnp
 
 def rotation_matrix(yaw, pitch, roll) -> jax.Array:
     """Rotation (…,3,3) from yaw, pitch, roll in degrees (scalars or arrays of one shape)."""
-    yaw, pitch, roll = (jnp.deg2rad(jnp.asarray(angle, jnp.float32)) for angle in (yaw, pitch, roll))
-    cy, sy, cp, sp, cr, sr = jnp.cos(yaw), jnp.sin(yaw), jnp.cos(pitch), jnp.sin(pitch), jnp.cos(roll), jnp.sin(roll)
-    rows = [[cr * cy, sr * cp - cr * sy * sp, cr * sy * cp + sr * sp],
-            [-sr * cy, cr * cp + sr * sy * sp, cr * sp - sr * sy * cp],
-            [-sy, -cy * sp, cy * cp]]
+    yaw, pitch, roll = (
+        jnp.deg2rad(jnp.asarray(angle, jnp.float32)) for angle in (yaw, pitch, roll)
+    )
+    cy, sy, cp, sp, cr, sr = (
+        jnp.cos(yaw),
+        jnp.sin(yaw),
+        jnp.cos(pitch),
+        jnp.sin(pitch),
+        jnp.cos(roll),
+        jnp.sin(roll),
+    )
+    rows = [
+        [cr * cy, sr * cp - cr * sy * sp, cr * sy * cp + sr * sp],
+        [-sr * cy, cr * cp + sr * sy * sp, cr * sp - sr * sy * cp],
+        [-sy, -cy * sp, cy * cp],
+    ]
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def angles(rotation: jax.Array) -> jax.Array:
-    """Yaw, pitch, roll (…,3) in degrees of rotations (…,3,3): the inverse of `rotation_matrix` for |yaw| < 90."""
+    """Yaw, pitch, roll (…,3) in degrees of rotations (…,3,3): the inverse of `rotation_matrix` for
+    |yaw| < 90.
+    """
     yaw = jnp.arcsin(jnp.clip(-rotation[..., 2, 0], -1, 1))
     pitch = jnp.arctan2(-rotation[..., 2, 1], rotation[..., 2, 2])
     roll = jnp.arctan2(-rotation[..., 1, 0], rotation[..., 0, 0])
@@ -38,8 +50,14 @@ def from_vector(vector: jax.Array) -> jax.Array:
     angle = jnp.sqrt(jnp.maximum(squared, 1e-16))
     x, y, z = vector
     zero = jnp.zeros_like(x)
-    cross = jnp.stack([jnp.stack([zero, -z, y]), jnp.stack([z, zero, -x]), jnp.stack([-y, x, zero])])
-    return jnp.eye(3, dtype=vector.dtype) + jnp.sin(angle) / angle * cross + (1 - jnp.cos(angle)) / angle**2 * (cross @ cross)
+    cross = jnp.stack(
+        [jnp.stack([zero, -z, y]), jnp.stack([z, zero, -x]), jnp.stack([-y, x, zero])]
+    )
+    return (
+        jnp.eye(3, dtype=vector.dtype)
+        + jnp.sin(angle) / angle * cross
+        + (1 - jnp.cos(angle)) / angle**2 * (cross @ cross)
+    )
 
 
 def orthonormal(matrix: jax.Array) -> jax.Array:

@@ -17,23 +17,26 @@ import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from caphuman_jax.errors import HeadError, NoFaceError, PhotoError
-from caphuman_jax.face import framing as squares
-from caphuman_jax.face import parse
+from caphuman_jax.face import crop as squares
+from caphuman_jax.face import segmentation
 from caphuman_jax.face.face import Face, find_faces
 from caphuman_jax.face.landmarks import expression_names
-from caphuman_jax.head import control, pose, record
+from caphuman_jax.head import editing, head_json, pose
+from caphuman_jax.head.base import Morphable, expression_in_order
 from caphuman_jax.head.camera import transform_head
-from caphuman_jax.head.fit import head_from_photo
+from caphuman_jax.head.fitting import head_from_photo
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size
-from caphuman_jax.head.morphable import Morphable, expression_in_order
-from caphuman_jax.images import read_photo
+from caphuman_jax.io.images import read_photo
 
 log = logging.getLogger("caphuman_jax")
 
 FRAMINGS, MISSING = ("head", "photo"), ("interpolate", "error")
 FPS = 25.0  # of photos in a folder and of tables, which do not say
-_TABLES, _PHOTOS = (".csv", ".tsv", ".json"), (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_TABLES, _PHOTOS = (
+    (".csv", ".tsv", ".json"),
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"),
+)
 _SIDE = 512  # pixels of the square in which heads of a sequence are placed
 _LEAST_PRESENCE = 0.9
 _NAMED = 6  # frames named in a notice
@@ -45,7 +48,9 @@ Measure = Callable[[np.ndarray, np.ndarray], Head]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a sequence: image (H, W, 3) uint8 RGB, what to call it, and its time in seconds."""
+    """One picture of a sequence: image (H, W, 3) uint8 RGB, what to call it, and its time in
+    seconds.
+    """
 
     name: str
     image: np.ndarray
@@ -54,8 +59,11 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Track:
-    """Heads fitted frame by frame. heads[i] is None where frame i shows no face; each is in its own frame's pixels.
-    squares: centre (x, y) and side of the square around each head. still: the frames are photos, not a camera's."""
+    """Heads fitted frame by frame. heads[i] is None where frame i shows no face; each is in its own
+    frame's pixels.
+    squares: centre (x, y) and side of the square around each head. still: the frames are photos,
+    not a camera's.
+    """
 
     names: list[str]
     times: list[float]
@@ -69,37 +77,59 @@ class Track:
         return [name for name, head in zip(self.names, self.heads) if head is None]
 
 
-def read(source: Source, model: Morphable, reference: Head, *, take: str | Iterable[str] = control.DEFAULT_TAKE, framing: str = "head",
-         face: int | None = None, every: int = 1, smooth: float = 0.0, missing: str = "interpolate", fps: float | None = None,
-         head_of: Measure | None = None, progress: Progress | None = None) -> list[Head]:
+def read(
+    source: Source,
+    model: Morphable,
+    reference: Head,
+    *,
+    take: str | Iterable[str] = editing.DEFAULT_TAKE,
+    framing: str = "head",
+    face: int | None = None,
+    every: int = 1,
+    smooth: float = 0.0,
+    missing: str = "interpolate",
+    fps: float | None = None,
+    head_of: Measure | None = None,
+    progress: Progress | None = None,
+) -> list[Head]:
     """Heads of the reference person, one for each row or frame of `source`.
 
-    source: a table, that is a list of mappings, or a CSV (or TSV, or JSON list) file whose columns are named as in `record`: yaw, pitch,
-    roll, x, y, size, light, expression, or single expression names; a blank cell is as in the reference. Or a video, a GIF, a folder
-    of photos (by name, 2 before 10) or a list of photos: a head is fitted to each, and lends the parts `take` (see `control.mix`).
+    source: a table, that is a list of mappings, or a CSV (or TSV, or JSON list) file whose columns
+    are named as in `record`: yaw, pitch, roll, x, y, size, light, expression, or single expression
+    names; a blank cell is as in the reference. Or a video, a GIF, a folder of photos (by name, 2
+    before 10) or a list of photos: a head is fitted to each, and lends the parts `take` (see
+    `control.mix`).
 
-    The other arguments are for photos and frames. framing: "head", the square around the head (of a video one for all frames, around
-    where the head mostly is, so that it may move in it), or "photo", the frame itself. face: number of the face in the first frame,
-    0 the largest; the others show the face nearest to the one before. every: of a video, every so-manieth frame. smooth: time
-    constant in seconds of a two-sided exponential mean, 0 for none. missing: frames without a face are named in a notice and
-    interpolated from their neighbours, or an "error". fps: frames a second where the source does not say. head_of(photo, landmarks):
-    what measures the heads, as in `person.measure`; None: they are fitted to the landmarks. progress(done, total or None).
-    Raises PhotoError, NoFaceError, HeadError.
-    """
+    The other arguments are for photos and frames. framing: "head", the square around the head (of a
+    video one for all frames, around where the head mostly is, so that it may move in it), or
+    "photo", the frame itself. face: number of the face in the first frame, 0 the largest; the
+    others show the face nearest to the one before. every: of a video, every so-manieth frame.
+    smooth: time constant in seconds of a two-sided exponential mean, 0 for none. missing: frames
+    without a face are named in a notice and interpolated from their neighbours, or an "error". fps:
+    frames a second where the source does not say. head_of(photo, landmarks): what measures the
+    heads, as in `person.measure`; None: they are fitted to the landmarks. progress(done, total or
+    None). Raises PhotoError, NoFaceError, HeadError."""
     rows = read_table(source)
     if rows is not None:
         return [_row(model, reference, row, i) for i, row in enumerate(rows)]
-    control.parse_take(take)
+    editing.parse_take(take)
     if missing not in MISSING:
         raise HeadError(f"frames without a face are {' or '.join(MISSING)}, not {missing!r}")
-    track = fit_frames(source, model, face=face, every=every, fps=fps, head_of=head_of, progress=progress)
+    track = fit_frames(
+        source, model, face=face, every=every, fps=fps, head_of=head_of, progress=progress
+    )
     if missing == "error":
         refuse_missing(track, source)
-    return [control.mix(reference, head, take, model) for head in complete(place(track, model, framing), track, smooth)]
+    return [
+        editing.mix(reference, head, take, model)
+        for head in complete(place(track, model, framing), track, smooth)
+    ]
 
 
 def read_table(source: Source) -> list[dict] | None:
-    """Rows of a table, or None where the source is photos or a video. Blank cells are left out. Raises HeadError."""
+    """Rows of a table, or None where the source is photos or a video. Blank cells are left out.
+    Raises HeadError.
+    """
     if not isinstance(source, (str, os.PathLike)):
         rows = list(source)
         if rows and all(isinstance(row, Mapping) for row in rows):
@@ -113,41 +143,63 @@ def read_table(source: Source) -> list[dict] | None:
         if path.suffix.lower() == ".json":
             rows = json.loads(text)
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise HeadError(f"{path} holds no list of heads: [{{\"yaw\": 10}}, …]")
+                raise HeadError(f'{path} holds no list of heads: [{{"yaw": 10}}, …]')
         else:
             separator = "\t" if path.suffix.lower() == ".tsv" else _separator(text)
             rows = list(csv.DictReader(text.splitlines(), delimiter=separator, strict=True))
             if separator == ";":
-                rows = [{name: re.sub(r"^(-?\d*),(\d+)$", r"\1.\2", cell or "") if name else cell for name, cell in row.items()} for row in rows]
+                rows = [
+                    {
+                        name: re.sub(r"^(-?\d*),(\d+)$", r"\1.\2", cell or "") if name else cell
+                        for name, cell in row.items()
+                    }
+                    for row in rows
+                ]
     except OSError as error:
         raise HeadError(f"the table {path} cannot be read ({error.strerror or error})") from error
     except (ValueError, csv.Error) as error:
         raise HeadError(f"the table {path} cannot be read: {error}") from error
     if not rows:
-        raise HeadError(f"the table {path} has no rows; its first line names the columns, such as yaw,pitch,smile")
+        raise HeadError(
+            f"the table {path} has no rows; its first line names the columns, such as "
+            f"yaw,pitch,smile"
+        )
     if any(None in row for row in rows):
-        raise HeadError(f"row {next(i for i, row in enumerate(rows, 1) if None in row)} of {path} has more cells than there are columns; "
-                        "put quotes round a cell with commas in it")
+        raise HeadError(
+            f"row {next(i for i, row in enumerate(rows, 1) if None in row)} of {path} has more "
+            f"cells than there are columns; "
+            "put quotes round a cell with commas in it"
+        )
     return [_filled(row) for row in rows]
 
 
 def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator[Frame]:
-    """The pictures of a video, a GIF, a folder of photos or a list of photos, one after the other. Raises PhotoError."""
+    """The pictures of a video, a GIF, a folder of photos or a list of photos, one after the other.
+    Raises PhotoError.
+    """
     if every < 1:
         raise HeadError(f"every how many frames must be at least 1, not {every}")
     if fps is not None and not 0 < fps <= 1000:
         raise HeadError(f"frames a second must lie between 0 and 1000, not {fps:g}")
     if not isinstance(source, (str, os.PathLike)) or Path(source).is_dir():
-        photos = _photos_of(Path(source)) if isinstance(source, (str, os.PathLike)) else list(source)
+        photos = (
+            _photos_of(Path(source)) if isinstance(source, (str, os.PathLike)) else list(source)
+        )
         if not photos:
             raise PhotoError("the sequence is empty")
         for i, photo in enumerate(photos[::every]):
-            named = os.path.basename(photo) if isinstance(photo, (str, os.PathLike)) else f"photo {i * every}"
+            named = (
+                os.path.basename(photo)
+                if isinstance(photo, (str, os.PathLike))
+                else f"photo {i * every}"
+            )
             yield Frame(named, read_photo(photo), i * every / (fps or FPS))
         return
     path = Path(source)
     if not path.exists():
-        raise PhotoError(f"{path} does not exist; name a table, a video, a GIF or a folder of photos")
+        raise PhotoError(
+            f"{path} does not exist; name a table, a video, a GIF or a folder of photos"
+        )
     try:
         with Image.open(path) as picture:
             if picture.format != "MPEG":  # known by its first bytes only
@@ -158,9 +210,19 @@ def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator
     yield from _video(path, every, fps)
 
 
-def fit_frames(source: Source, model: Morphable, *, face: int | None = None, every: int = 1, fps: float | None = None,
-               head_of: Measure | None = None, progress: Progress | None = None) -> Track:
-    """A head for every frame of `frames(source)`. Raises NoFaceError where no frame at all shows a face, else as `frames`."""
+def fit_frames(
+    source: Source,
+    model: Morphable,
+    *,
+    face: int | None = None,
+    every: int = 1,
+    fps: float | None = None,
+    head_of: Measure | None = None,
+    progress: Progress | None = None,
+) -> Track:
+    """A head for every frame of `frames(source)`. Raises NoFaceError where no frame at all shows a
+    face, else as `frames`.
+    """
     still = not isinstance(source, (str, os.PathLike)) or Path(source).is_dir()
     names, times, heads, places, last, many = [], [], [], [], None, []
     for frame in frames(source, every, fps):
@@ -179,8 +241,17 @@ def fit_frames(source: Source, model: Morphable, *, face: int | None = None, eve
     if not any(head is not None for head in heads):
         raise NoFaceError(f"no face found in any of the {len(heads)} frames of {_called(source)}")
     if many and face is None:
-        log.warning("several faces in %s of %s; took the largest%s", _list(many), _called(source), "" if still else " and followed it")
-    poor = [name for name, head in zip(names, heads) if head is not None and float(head.confidence) < 0.7]
+        log.warning(
+            "several faces in %s of %s; took the largest%s",
+            _list(many),
+            _called(source),
+            "" if still else " and followed it",
+        )
+    poor = [
+        name
+        for name, head in zip(names, heads)
+        if head is not None and float(head.confidence) < 0.7
+    ]
     if poor:
         log.warning("the head fits poorly in %s of %s", _list(poor), _called(source))
     return Track(names, times, heads, places, still)
@@ -189,11 +260,16 @@ def fit_frames(source: Source, model: Morphable, *, face: int | None = None, eve
 def place(track: Track, model: Morphable, framing: str = "head") -> list[Head | None]:
     """The track's heads in one square picture of 512 pixels, framed as `read` says."""
     if framing not in FRAMINGS:
-        raise HeadError(f"there is no framing called {framing!r}; choose from {', '.join(FRAMINGS)}")
+        raise HeadError(
+            f"there is no framing called {framing!r}; choose from {', '.join(FRAMINGS)}"
+        )
     if framing == "photo":
         return [None if head is None else fit_to_size(head, _SIDE, _SIDE) for head in track.heads]
     known = [square for square in track.squares if square is not None]
-    middle, side = np.median([centre for centre, _ in known], axis=0), float(np.median([side for _, side in known]))
+    middle, side = (
+        np.median([centre for centre, _ in known], axis=0),
+        float(np.median([side for _, side in known])),
+    )
     placed = []
     for head, square in zip(track.heads, track.squares):
         if head is None:
@@ -201,7 +277,10 @@ def place(track: Track, model: Morphable, framing: str = "head") -> list[Head | 
             continue
         (x, y), width = square if track.still else (middle, side)
         factor = _SIDE / width
-        matrix = jnp.asarray([[factor, 0, (width / 2 - x) * factor], [0, factor, (width / 2 - y) * factor]], jnp.float32)
+        matrix = jnp.asarray(
+            [[factor, 0, (width / 2 - x) * factor], [0, factor, (width / 2 - y) * factor]],
+            jnp.float32,
+        )
         placed.append(transform_head(head, model, matrix, float(_SIDE), float(_SIDE)))
     return placed
 
@@ -209,23 +288,33 @@ def place(track: Track, model: Morphable, framing: str = "head") -> list[Head | 
 def refuse_missing(track: Track, source: Source) -> None:
     """Raises NoFaceError where a frame has no head."""
     if track.missing:
-        raise NoFaceError(f"no face found in {_list(track.missing)} of {_called(source)}; leave them out, or let them be interpolated")
+        raise NoFaceError(
+            f"no face found in {_list(track.missing)} of {_called(source)}; leave them out, or let "
+            f"them be interpolated"
+        )
 
 
 def complete(heads: list[Head | None], track: Track, smooth: float = 0.0) -> list[Head]:
-    """Heads with the missing ones interpolated, named in a notice, then smoothed; `smooth` in seconds."""
+    """Heads with the missing ones interpolated, named in a notice, then smoothed; `smooth` in
+    seconds.
+    """
     if track.missing:
         log.warning("no face found in %s; interpolated", _list(track.missing))
     return smoothed(interpolated(heads, track.times), track.times, smooth)
 
 
 def interpolated(heads: list[Head | None], times: Sequence[float]) -> list[Head]:
-    """Heads with each None between two heads on the way from one to the other, in proportion to the times; before the first and
-    after the last head, as these. Identity, albedo and the rest are the earlier head's."""
+    """Heads with each None between two heads on the way from one to the other, in proportion to the
+    times; before the first and after the last head, as these. Identity, albedo and the rest are the
+    earlier head's.
+    """
     known = [i for i, head in enumerate(heads) if head is not None]
     result = []
     for i in range(len(heads)):
-        before, after = max((k for k in known if k <= i), default=known[0]), min((k for k in known if k >= i), default=known[-1])
+        before, after = (
+            max((k for k in known if k <= i), default=known[0]),
+            min((k for k in known if k >= i), default=known[-1]),
+        )
         if before == after:
             result.append(heads[before])
             continue
@@ -235,14 +324,18 @@ def interpolated(heads: list[Head | None], times: Sequence[float]) -> list[Head]
 
 
 def smoothed(heads: list[Head], times: Sequence[float], seconds: float) -> list[Head]:
-    """Each head's place, pose, expression and light as the mean over the sequence, weighted by exp(-|Δt| / seconds): no lag, and
-    what flickers within the time constant is gone. 0: as they are. Raises HeadError for a negative time or NaN."""
+    """Each head's place, pose, expression and light as the mean over the sequence, weighted by
+    exp(-|Δt| / seconds): no lag, and what flickers within the time constant is gone. 0: as they
+    are. Raises HeadError for a negative time or NaN.
+    """
     if not seconds >= 0 or not np.isfinite(seconds):
         raise HeadError(f"the time constant of smoothing is 0 or more seconds, not {seconds:g}")
     if seconds == 0 or len(heads) < 2:
         return list(heads)
     times = np.asarray(times, np.float64)
-    arrays = [{name: np.asarray(getattr(head, name), np.float64) for name in _MOVING} for head in heads]
+    arrays = [
+        {name: np.asarray(getattr(head, name), np.float64) for name in _MOVING} for head in heads
+    ]
     result = []
     for i, head in enumerate(heads):
         weights = np.exp(-np.abs(times - times[i]) / seconds)
@@ -255,38 +348,65 @@ _MOVING = ("rotation", "scale", "translation", "expression", "light")
 
 
 def _mean(heads, weights):
-    return _mixed(heads[0], [{name: np.asarray(getattr(head, name), np.float64) for name in _MOVING} for head in heads], weights)
+    return _mixed(
+        heads[0],
+        [{name: np.asarray(getattr(head, name), np.float64) for name in _MOVING} for head in heads],
+        weights,
+    )
 
 
 def _mixed(head, arrays, weights):
-    """The weighted mean of what moves. Rotations: the one nearest to the mean matrix (chordal mean); scales: geometric."""
+    """The weighted mean of what moves. Rotations: the one nearest to the mean matrix (chordal
+    mean); scales: geometric.
+    """
     weights = weights / weights.sum()
-    mean = {name: np.tensordot(weights, np.stack([array[name] for array in arrays]), axes=1) for name in _MOVING if name != "scale"}
+    mean = {
+        name: np.tensordot(weights, np.stack([array[name] for array in arrays]), axes=1)
+        for name in _MOVING
+        if name != "scale"
+    }
     mean["scale"] = np.exp(np.dot(weights, np.log([array["scale"] for array in arrays])))
     changed = {name: jnp.asarray(value, jnp.float32) for name, value in mean.items()}
-    return dataclasses.replace(head, **{**changed, "rotation": pose.orthonormal(changed["rotation"])})
+    return dataclasses.replace(
+        head, **{**changed, "rotation": pose.orthonormal(changed["rotation"])}
+    )
 
 
 def _row(model, reference, row, i):
     try:
-        return record.apply(model, reference, row)
+        return head_json.apply(model, reference, row)
     except HeadError as problem:
         raise HeadError(f"row {i + 1} of the sequence: {problem}") from problem
 
 
 def _filled(row: Mapping) -> dict:
-    cleaned = {str(name).strip(): value.strip() if isinstance(value, str) else value for name, value in row.items()}
+    cleaned = {
+        str(name).strip(): value.strip() if isinstance(value, str) else value
+        for name, value in row.items()
+    }
     return {name: value for name, value in cleaned.items() if value is not None and value != ""}
 
 
 def _separator(text: str) -> str:
     first = text.splitlines()[0] if text.strip() else ""
-    return ";" if first.count(";") > first.count(",") else ","  # spreadsheets of countries with a decimal comma
+    return (
+        ";" if first.count(";") > first.count(",") else ","
+    )  # spreadsheets of countries with a decimal comma
 
 
 def _photos_of(folder: Path) -> list[Path]:
-    digits = lambda path: [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", path.name)]
-    photos = sorted((path for path in folder.iterdir() if path.suffix.lower() in _PHOTOS and not path.name.startswith(".")), key=digits)
+    digits = lambda path: [
+        (0, int(part), "") if part.isdigit() else (1, 0, part.lower())
+        for part in re.split(r"(\d+)", path.name)
+    ]
+    photos = sorted(
+        (
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in _PHOTOS and not path.name.startswith(".")
+        ),
+        key=digits,
+    )
     if not photos:
         raise PhotoError(f"there are no photos in {folder} ({', '.join(_PHOTOS)})")
     return photos
@@ -298,10 +418,16 @@ def _pages(picture, path, every, fps):
     try:
         for i, page in enumerate(ImageSequence.Iterator(picture)):
             if i % every == 0:
-                yield Frame(f"frame {i}", read_photo(page.convert("RGBA" if "transparency" in page.info else "RGB")), time)
+                yield Frame(
+                    f"frame {i}",
+                    read_photo(page.convert("RGBA" if "transparency" in page.info else "RGB")),
+                    time,
+                )
             time += 1 / fps if fps else (page.info.get("duration") or 1000 / FPS) / 1000
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PhotoError(f"{path} is damaged or incomplete ({error}); fetch or save it again") from error
+        raise PhotoError(
+            f"{path} is damaged or incomplete ({error}); fetch or save it again"
+        ) from error
 
 
 def _video(path, every, fps):
@@ -310,7 +436,10 @@ def _video(path, every, fps):
     video = cv2.VideoCapture(str(path))
     try:
         if not video.isOpened():
-            raise PhotoError(f"{path} is no table, picture or video that can be read; save it as MP4, GIF or a folder of photos")
+            raise PhotoError(
+                f"{path} is no table, picture or video that can be read; save it as MP4, GIF or a "
+                f"folder of photos"
+            )
         rate = fps or video.get(cv2.CAP_PROP_FPS)
         rate = rate if np.isfinite(rate) and rate > 0 else FPS
         i = 0
@@ -342,15 +471,19 @@ def _fit(model, image, face, head_of) -> Head | None:
     try:
         if head_of is not None:
             return jax.tree.map(np.asarray, head_of(image, face.landmarks))
-        region = parse.face_mask(parse.parse_face(face.landmarks, image.shape[:2]))
+        region = segmentation.face_mask(segmentation.parse_face(face.landmarks, image.shape[:2]))
         expression = expression_in_order(model, expression_names(), face.expression)
-        return jax.tree.map(np.asarray, head_from_photo(model, image, face.landmarks, expression, region))
+        return jax.tree.map(
+            np.asarray, head_from_photo(model, image, face.landmarks, expression, region)
+        )
     except HeadError:
         return None
 
 
 def _list(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    return ", ".join(names[:_NAMED]) + (
+        f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    )
 
 
 def _called(source) -> str:

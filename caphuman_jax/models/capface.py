@@ -1,8 +1,8 @@
 """CapFace, CapHuman's control branch (arXiv 2402.00627), and what is done with its residuals.
 
-A ControlNet that sees head hints and identity tokens, never the prompt, and predicts where the face is.
-The hint features and the mask do not depend on the timestep: compute them once, before the sampling loop.
-"""
+A ControlNet that sees head hints and identity tokens, never the prompt, and predicts where the face
+is. The hint features and the mask do not depend on the timestep: compute them once, before the
+sampling loop."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ from caphuman_jax.nn.layers import conv
 
 
 class CapFace(ControlNet):
-    """Control residuals from hints and identity, not gated yet; the context that it is called with are identity tokens."""
+    """Control residuals from hints and identity, not gated yet; the context that it is called with
+    are identity tokens.
+    """
 
     def __init__(self, unet: UNetConfig, cfg: CapFaceConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
         super().__init__(unet, cfg, dtype, rngs=rngs)
         self.mask_out = conv(unet.channels, 1, dtype=dtype, rngs=rngs)
 
     def mask(self, hint_features: jax.Array) -> jax.Array:
-        """Hint features → probability (B, h, w, 1) float32 that a latent position belongs to the face."""
+        """Hint features → probability (B, h, w, 1) float32 that a latent position belongs to the
+        face.
+        """
         return jax.nn.sigmoid(self.mask_out(hint_features).astype(jnp.float32))
 
 
@@ -34,15 +38,20 @@ def gate(control: Control, mask: jax.Array, hard: bool = True) -> Control:
 
     Args:
         control: residuals (B, h_i, w_i, C_i).
-        mask: (B, h, w, 1) probabilities of `CapFace.mask`; no gradient flows through it. Resized bilinearly (not antialiased)
-            to each residual's size.
+        mask: (B, h, w, 1) probabilities of `CapFace.mask`; no gradient flows through it. Resized
+            bilinearly (not antialiased) to each residual's size.
         hard: threshold the resized mask at 0.5; otherwise multiply by its value.
     """
-    return tuple(x * g.astype(x.dtype) for x, g in zip(control, gates(mask, [x.shape[1:3] for x in control], hard)))
+    return tuple(
+        x * g.astype(x.dtype)
+        for x, g in zip(control, gates(mask, [x.shape[1:3] for x in control], hard))
+    )
 
 
 def gates(mask: jax.Array, sizes: Sequence[tuple[int, int]], hard: bool = True) -> list[jax.Array]:
-    """What `gate` multiplies residuals of these (height, width) by: (B, height, width, 1), bool or float32, made once a size."""
+    """What `gate` multiplies residuals of these (height, width) by: (B, height, width, 1), bool or
+    float32, made once a size.
+    """
     mask = jax.lax.stop_gradient(mask.astype(jnp.float32))
 
     def resized(size):
@@ -65,5 +74,7 @@ def sum_controls(controls: Sequence[Control]) -> Control:
 
 
 def start_from_unet(capface_params: dict, unet_params: dict) -> dict:
-    """CapFace's parameters with its encoder a copy of the UNet's: where training from a pretrained UNet begins."""
+    """CapFace's parameters with its encoder a copy of the UNet's: where training from a pretrained
+    UNet begins.
+    """
     return {**capface_params, "encoder": jax.tree.map(jnp.copy, unet_params["encoder"])}

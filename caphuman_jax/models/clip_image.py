@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from caphuman_jax.config import ImageEncoderConfig
-from caphuman_jax.nn import initialisers
+from caphuman_jax.nn import initializers
 from caphuman_jax.nn.layers import LayerNorm, linear, space_to_depth
 from caphuman_jax.nn.transformer import Transformer
 
@@ -18,7 +18,9 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 def normalise(images: jax.Array) -> jax.Array:
-    """RGB (…, 3) float32 in [0, 1] → what `ImageEncoder` takes. Callers apply it; the encoder does not."""
+    """RGB (…, 3) float32 in [0, 1] → what `ImageEncoder` takes. Callers apply it; the encoder does
+    not.
+    """
     return (images - MEAN) / STD
 
 
@@ -28,7 +30,7 @@ class ImageEncoder(nnx.Module):
     def __init__(self, cfg: ImageEncoderConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
         self.patch = cfg.patch
         count = (cfg.image_size // cfg.patch) ** 2 + 1
-        normal = initialisers.normal(0.02)
+        normal = initializers.normal(0.02)
         self.patches = linear(3 * cfg.patch**2, cfg.width, use_bias=False, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(normal(rngs.params(), (cfg.width,), jnp.float32))
         self.positions = nnx.Param(normal(rngs.params(), (count, cfg.width), jnp.float32))
@@ -41,10 +43,9 @@ class ImageEncoder(nnx.Module):
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Encode pictures.
 
-        images (B, S, S, 3) float32 of `normalise`, S = image_size
-        → last hidden state without the final norm (B, 1 + (S/patch)², width), class token first, then patches row by row;
-        the class token after the final norm (B, width). Both in the compute dtype.
-        """
+        images (B, S, S, 3) float32 of `normalise`, S = image_size → last hidden state without the
+        final norm (B, 1 + (S/patch)², width), class token first, then patches row by row; the class
+        token after the final norm (B, width). Both in the compute dtype."""
         x = self.patches(space_to_depth(images, self.patch))
         batch, _, _, width = x.shape
         token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (batch, 1, width))

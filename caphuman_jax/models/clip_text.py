@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.config import TextConfig
-from caphuman_jax.nn import initialisers
-from caphuman_jax.nn.embedding import rows
+from caphuman_jax.nn import initializers
+from caphuman_jax.nn.embeddings import rows
 from caphuman_jax.nn.layers import LayerNorm, linear
 from caphuman_jax.nn.transformer import Transformer
 
@@ -21,8 +21,10 @@ class TextEncoder(nnx.Module):
 
     def __init__(self, cfg: TextConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
         narrow = cfg.embed_width or cfg.width
-        normal = initialisers.normal(0.02)
-        self.tokens = nnx.Embed(cfg.vocabulary, narrow, dtype=dtype, embedding_init=normal, rngs=rngs)
+        normal = initializers.normal(0.02)
+        self.tokens = nnx.Embed(
+            cfg.vocabulary, narrow, dtype=dtype, embedding_init=normal, rngs=rngs
+        )
         if narrow != cfg.width:
             self.widen = linear(narrow, cfg.width, use_bias=False, dtype=dtype, rngs=rngs)
         self.positions = nnx.Param(normal(rngs.params(), (cfg.length, cfg.width), jnp.float32))
@@ -34,13 +36,15 @@ class TextEncoder(nnx.Module):
     def __call__(self, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Encode prompts.
 
-        token_ids (B, L) int32, L at most `cfg.length`: start token, the prompt, the end token (the highest id), padding
-        → last hidden state after the final norm (B, L, width); the end token's (B, width). Both in the compute dtype.
-        """
+        token_ids (B, L) int32, L at most `cfg.length`: start token, the prompt, the end token (the
+        highest id), padding → last hidden state after the final norm (B, L, width); the end token's
+        (B, width). Both in the compute dtype."""
         x = rows(self.tokens.embedding[...], token_ids).astype(self.tokens.dtype)
         if hasattr(self, "widen"):
             x = self.widen(x)
         x = x + self.positions[: token_ids.shape[1]].astype(x.dtype)
         hidden = self.norm_out(self.transformer(x))
-        end = jnp.argmax(token_ids, axis=1)  # The first of them, where the padding is the end token too.
+        end = jnp.argmax(
+            token_ids, axis=1
+        )  # The first of them, where the padding is the end token too.
         return hidden, jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]

@@ -1,4 +1,6 @@
-"""ControlNet (Zhang et al. 2023, arXiv 2302.05543): control residuals for the UNet from a picture of what is wanted."""
+"""ControlNet (Zhang et al. 2023, arXiv 2302.05543): control residuals for the UNet from a picture
+of what is wanted.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,28 @@ Control = tuple[jax.Array, ...]
 
 
 class ControlNet(nnx.Module):
-    """A copy of the UNet's encoder that sees hints; its residuals are all zero until trained, whatever its inputs.
+    """A copy of the UNet's encoder that sees hints; its residuals are all zero until trained,
+    whatever its inputs.
 
-    ControlNet v1.1 for Stable Diffusion 1.5 has hints of 3 channels, RGB in [0, 1], and the prompt as its context.
-    The hint features do not depend on the timestep: compute them once, before the sampling loop.
-    """
+    ControlNet v1.1 for Stable Diffusion 1.5 has hints of 3 channels, RGB in [0, 1], and the prompt
+    as its context. The hint features do not depend on the timestep: compute them once, before the
+    sampling loop."""
 
     def __init__(self, unet: UNetConfig, cfg: CapFaceConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
         self.encoder = Encoder(unet, dtype, rngs=rngs)
         self.hint = HintEncoder(unet.channels, cfg, dtype, rngs=rngs)
         skips = skip_widths(unet)
-        self.zero = nnx.Dict({
-            str(i): linear(width, width, dtype=dtype, rngs=rngs, zero=True) for i, width in enumerate([*skips, skips[-1]])
-        })
+        self.zero = nnx.Dict(
+            {
+                str(i): linear(width, width, dtype=dtype, rngs=rngs, zero=True)
+                for i, width in enumerate([*skips, skips[-1]])
+            }
+        )
 
     def encode_hints(self, hints: jax.Array) -> jax.Array:
-        """Hints (B, H, W, hint_channels), H and W picture size → hint features (B, h, w, channels) at latent size."""
+        """Hints (B, H, W, hint_channels), H and W picture size → hint features (B, h, w, channels)
+        at latent size.
+        """
         return self.hint(hints)
 
     def embed_times(self, timesteps: jax.Array) -> Times:
@@ -37,22 +45,32 @@ class ControlNet(nnx.Module):
         return self.encoder.embed_times(timesteps)
 
     def encode_context(self, context: jax.Array) -> Context:
-        """Keys and values of every cross-attention for a context (B, N, context_width); the same at all steps."""
+        """Keys and values of every cross-attention for a context (B, N, context_width); the same at
+        all steps.
+        """
         return self.encoder.encode_context(context)
 
-    def __call__(self, latents: jax.Array, timesteps: jax.Array | Times, context: jax.Array | Context, hint_features: jax.Array) -> Control:
+    def __call__(
+        self,
+        latents: jax.Array,
+        timesteps: jax.Array | Times,
+        context: jax.Array | Context,
+        hint_features: jax.Array,
+    ) -> Control:
         """Residuals for the UNet.
 
-        latents (B, h, w, C), timesteps (B,) float32, context (kB, N, context_width): text tokens, hint_features of `encode_hints`;
-        or of timesteps and context what `embed_times` and `encode_context` made of them
-        → one residual for each skip, shallow to deep, and one for the middle, of B (from before the context) or kB pictures.
-        """
+        latents (B, h, w, C), timesteps (B,) float32, context (kB, N, context_width): text tokens,
+        hint_features of `encode_hints`; or of timesteps and context what `embed_times` and
+        `encode_context` made of them → one residual for each skip, shallow to deep, and one for the
+        middle, of B (from before the context) or kB pictures."""
         skips, middle = self.encoder(latents, timesteps, context, hint_features)
         return tuple(self.zero[str(i)](x) for i, x in enumerate([*skips, middle]))
 
 
 class HintEncoder(nnx.Module):
-    """3×3 convolutions from picture size to latent size: two at each width, one stride-2 step between widths."""
+    """3×3 convolutions from picture size to latent size: two at each width, one stride-2 step
+    between widths.
+    """
 
     def __init__(self, channels: int, cfg: CapFaceConfig, dtype, *, rngs: nnx.Rngs):
         first, *wider = cfg.hint_widths
@@ -61,10 +79,12 @@ class HintEncoder(nnx.Module):
             steps += [(steps[-1][1], width, 2), (width, width, 1)]
         steps[-1] = (steps[-1][0], channels, 1)
         last = len(steps) - 1
-        self.convs = nnx.Dict({
-            str(i): conv(inputs, outputs, stride=stride, dtype=dtype, rngs=rngs, zero=i == last)
-            for i, (inputs, outputs, stride) in enumerate(steps)
-        })
+        self.convs = nnx.Dict(
+            {
+                str(i): conv(inputs, outputs, stride=stride, dtype=dtype, rngs=rngs, zero=i == last)
+                for i, (inputs, outputs, stride) in enumerate(steps)
+            }
+        )
 
     def __call__(self, hints: jax.Array) -> jax.Array:
         """(B, H, W, hint_channels) → (B, h, w, channels)."""

@@ -1,8 +1,8 @@
 """Face parsing: a face picture → 19 classes a pixel, by BiSeNet (arXiv 1808.00897) on a ResNet-18.
 
-The network and names are those of zllrunning's face-parsing.PyTorch; its file 79999_iter.pth, trained on CelebAMask-HQ, fits as
-it is. It is made for pictures that a face with hair and neck fills: cut those out of a larger photo first.
-"""
+The network and names are those of zllrunning's face-parsing.PyTorch; its file 79999_iter.pth,
+trained on CelebAMask-HQ, fits as it is. It is made for pictures that a face with hair and neck
+fills: cut those out of a larger photo first."""
 
 from __future__ import annotations
 
@@ -18,15 +18,32 @@ from flax import nnx
 from PIL import Image
 
 from caphuman_jax.errors import PhotoError
-from caphuman_jax.models import Network, _abstract
+from caphuman_jax.models.registry import Network, _abstract
 from caphuman_jax.nn.convnet import ConvNorm, ResNet
 from caphuman_jax.nn.layers import linear, upsample
 from caphuman_jax.weights import face_names
 
 SIZE = 512
 LABELS = (
-    "background", "skin", "left_brow", "right_brow", "left_eye", "right_eye", "glasses", "left_ear", "right_ear", "earring",
-    "nose", "mouth", "upper_lip", "lower_lip", "neck", "necklace", "clothes", "hair", "hat",
+    "background",
+    "skin",
+    "left_brow",
+    "right_brow",
+    "left_eye",
+    "right_eye",
+    "glasses",
+    "left_ear",
+    "right_ear",
+    "earring",
+    "nose",
+    "mouth",
+    "upper_lip",
+    "lower_lip",
+    "neck",
+    "necklace",
+    "clothes",
+    "hair",
+    "hat",
 )
 # What CapHuman paints white: background, ears, ear-ring, neck, necklace, clothes, hair and hat.
 NOT_FACE = (0, 7, 8, 9, 14, 15, 16, 17, 18)
@@ -59,12 +76,16 @@ class BiSeNet(nnx.Module):
         self.classes = linear(256, len(LABELS), use_bias=False, **common)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Pictures (B, H, W, 3) of `normalise`, H and W multiples of 32 → logits (B, H, W, 19) float32."""
+        """Pictures (B, H, W, 3) of `normalise`, H and W multiples of 32 → logits (B, H, W, 19)
+        float32.
+        """
         _, at_8, at_16, at_32 = self.resnet(images.astype(self.dtype))
         h = self.head_32(upsample(self.attend_32(at_32) + self.context(_average(at_32))))
         h = self.head_16(upsample(self.attend_16(at_16) + h))
         fused = self.fuse(jnp.concatenate([at_8, h], axis=-1))
-        fused = fused + fused * jax.nn.sigmoid(self.widen(jax.nn.relu(self.narrow(_average(fused)))))
+        fused = fused + fused * jax.nn.sigmoid(
+            self.widen(jax.nn.relu(self.narrow(_average(fused))))
+        )
         logits = self.classes(self.features(fused)).astype(jnp.float32)
         return resize_corners(logits, images.shape[1], images.shape[2])
 
@@ -83,7 +104,9 @@ class Attend(nnx.Module):
 
 
 def resize_corners(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Bilinear (B, h, w, C) float32 → (B, height, width, C), the corner pixels' centres on the corners' ("align_corners")."""
+    """Bilinear (B, h, w, C) float32 → (B, height, width, C), the corner pixels' centres on the
+    corners' ("align_corners").
+    """
     highest = jax.lax.Precision.HIGHEST
     x = jnp.einsum("Hh,bhwc->bHwc", _corner_weights(x.shape[1], height), x, precision=highest)
     return jnp.einsum("Ww,bHwc->bHWc", _corner_weights(x.shape[2], width), x, precision=highest)
@@ -103,28 +126,33 @@ def _average(x: jax.Array) -> jax.Array:
 def load(arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
     """(graphdef, params) from the arrays of 79999_iter.pth by name.
 
-    Its two heads for training (`conv_out16`, `conv_out32`) are left out. Raises ModelFolderError naming every other array
-    that is missing, surplus or misshapen.
-    """
+    Its two heads for training (`conv_out16`, `conv_out32`) are left out. Raises ModelFolderError
+    naming every other array that is missing, surplus or misshapen."""
     graphdef, shapes = _abstract(lambda rngs: BiSeNet(dtype, rngs=rngs))
     return graphdef, face_names.fill("face_parsing", shapes, arrays)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def classify(graphdef: nnx.GraphDef, params: dict, images: jax.Array) -> jax.Array:
-    """Pictures (B, H, W, 3), RGB 0–255, H and W multiples of 32 (512 in use) → label maps (B, H, W) uint8, see LABELS."""
+    """Pictures (B, H, W, 3), RGB 0–255, H and W multiples of 32 (512 in use) → label maps (B, H, W)
+    uint8, see LABELS.
+    """
     with jax.default_matmul_precision("highest"):
         return jnp.argmax(nnx.merge(graphdef, params)(normalise(images)), axis=-1).astype(jnp.uint8)
 
 
 def parse(network: Network, image: np.ndarray) -> np.ndarray:
-    """Label map (H, W) uint8, see LABELS, of one RGB uint8 picture (H, W, 3) of any size, classified at 512².
+    """Label map (H, W) uint8, see LABELS, of one RGB uint8 picture (H, W, 3) of any size,
+    classified at 512².
 
     Raises PhotoError if the picture is not that.
     """
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise PhotoError(f"face parsing takes a picture of height × width × 3 of 8 bits, not {image.shape} of {image.dtype}")
+        raise PhotoError(
+            f"face parsing takes a picture of height × width × 3 of 8 bits, not {image.shape} of "
+            f"{image.dtype}"
+        )
     height, width = image.shape[:2]
     square = np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     labels = np.asarray(classify(*network, square[None]))[0]
@@ -134,4 +162,3 @@ def parse(network: Network, image: np.ndarray) -> np.ndarray:
 def face_region(labels: np.ndarray) -> np.ndarray:
     """Boolean (…): where a label map shows the face, and so what is not painted white."""
     return ~np.isin(labels, NOT_FACE)
-

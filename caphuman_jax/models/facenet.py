@@ -1,7 +1,8 @@
-"""FaceNet: a face crop → a vector that is near for the same person (arXiv 1503.03832), by InceptionResnetV1 (arXiv 1602.07261).
+"""FaceNet: a face crop → a vector that is near for the same person (arXiv 1503.03832), by
+InceptionResnetV1 (arXiv 1602.07261).
 
-The network and names are facenet-pytorch's; its file for VGGFace2, 20180402-114759-vggface2.pt, fits as it is.
-"""
+The network and names are facenet-pytorch's; its file for VGGFace2, 20180402-114759-vggface2.pt,
+fits as it is."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from caphuman_jax.models import Network, _abstract
+from caphuman_jax.models.registry import Network, _abstract
 from caphuman_jax.nn.convnet import BatchNorm, ConvNorm, max_pool
 from caphuman_jax.nn.layers import linear
 from caphuman_jax.weights import face_names
@@ -25,7 +26,9 @@ Branch = Sequence[tuple[int, Any, int, Any]]
 
 
 def normalise(crops: jax.Array) -> jax.Array:
-    """Crops (B, 160, 160, 3), RGB 0–255 of any dtype → what `FaceNet` takes, float32 in about [-1, 1]."""
+    """Crops (B, 160, 160, 3), RGB 0–255 of any dtype → what `FaceNet` takes, float32 in about [-1,
+    1].
+    """
     return (jnp.asarray(crops).astype(jnp.float32) - 127.5) / 128
 
 
@@ -42,17 +45,40 @@ class FaceNet(nnx.Module):
         self.conv_3b = conv(64, 80, 1)
         self.conv_4a = conv(80, 192, 3)
         self.conv_4b = conv(192, 256, 3, stride=2)
-        block_35 = [[(32, 1, 1, 0)], [(32, 1, 1, 0), (32, 3, 1, 1)], [(32, 1, 1, 0), (32, 3, 1, 1), (32, 3, 1, 1)]]
-        block_17 = [[(128, 1, 1, 0)], [(128, 1, 1, 0), (128, (1, 7), 1, (0, 3)), (128, (7, 1), 1, (3, 0))]]
-        block_8 = [[(192, 1, 1, 0)], [(192, 1, 1, 0), (192, (1, 3), 1, (0, 1)), (192, (3, 1), 1, (1, 0))]]
-        self.repeat_1 = nnx.Dict({str(i): InceptionResidual(256, block_35, scale=0.17, **common) for i in range(5)})
-        self.mixed_6a = Reduction(256, [[(384, 3, 2, 0)], [(192, 1, 1, 0), (192, 3, 1, 1), (256, 3, 2, 0)]], **common)
-        self.repeat_2 = nnx.Dict({str(i): InceptionResidual(896, block_17, scale=0.10, **common) for i in range(10)})
+        block_35 = [
+            [(32, 1, 1, 0)],
+            [(32, 1, 1, 0), (32, 3, 1, 1)],
+            [(32, 1, 1, 0), (32, 3, 1, 1), (32, 3, 1, 1)],
+        ]
+        block_17 = [
+            [(128, 1, 1, 0)],
+            [(128, 1, 1, 0), (128, (1, 7), 1, (0, 3)), (128, (7, 1), 1, (3, 0))],
+        ]
+        block_8 = [
+            [(192, 1, 1, 0)],
+            [(192, 1, 1, 0), (192, (1, 3), 1, (0, 1)), (192, (3, 1), 1, (1, 0))],
+        ]
+        self.repeat_1 = nnx.Dict(
+            {str(i): InceptionResidual(256, block_35, scale=0.17, **common) for i in range(5)}
+        )
+        self.mixed_6a = Reduction(
+            256, [[(384, 3, 2, 0)], [(192, 1, 1, 0), (192, 3, 1, 1), (256, 3, 2, 0)]], **common
+        )
+        self.repeat_2 = nnx.Dict(
+            {str(i): InceptionResidual(896, block_17, scale=0.10, **common) for i in range(10)}
+        )
         self.mixed_7a = Reduction(
-            896, [[(256, 1, 1, 0), (384, 3, 2, 0)], [(256, 1, 1, 0), (256, 3, 2, 0)], [(256, 1, 1, 0), (256, 3, 1, 1), (256, 3, 2, 0)]],
+            896,
+            [
+                [(256, 1, 1, 0), (384, 3, 2, 0)],
+                [(256, 1, 1, 0), (256, 3, 2, 0)],
+                [(256, 1, 1, 0), (256, 3, 1, 1), (256, 3, 2, 0)],
+            ],
             **common,
         )
-        self.repeat_3 = nnx.Dict({str(i): InceptionResidual(1792, block_8, scale=0.20, **common) for i in range(5)})
+        self.repeat_3 = nnx.Dict(
+            {str(i): InceptionResidual(1792, block_8, scale=0.20, **common) for i in range(5)}
+        )
         self.block8 = InceptionResidual(1792, block_8, scale=1.0, activate=False, **common)
         self.embed = linear(1792, WIDTH, use_bias=False, **common)
         self.embed_norm = BatchNorm(WIDTH, _EPS)
@@ -61,10 +87,23 @@ class FaceNet(nnx.Module):
         """Crops (B, 160, 160, 3) of `normalise` → unit vectors (B, 512) float32."""
         x = max_pool(self.conv_2b(self.conv_2a(self.conv_1a(crops.astype(self.dtype)))))
         x = self.conv_4b(self.conv_4a(self.conv_3b(x)))
-        for stage in (self.repeat_1, self.mixed_6a, self.repeat_2, self.mixed_7a, self.repeat_3, self.block8):
-            for block in (stage[str(i)] for i in range(len(stage))) if isinstance(stage, nnx.Dict) else (stage,):
+        for stage in (
+            self.repeat_1,
+            self.mixed_6a,
+            self.repeat_2,
+            self.mixed_7a,
+            self.repeat_3,
+            self.block8,
+        ):
+            for block in (
+                (stage[str(i)] for i in range(len(stage)))
+                if isinstance(stage, nnx.Dict)
+                else (stage,)
+            ):
                 x = block(x)
-        x = self.embed(x.astype(jnp.float32).mean(axis=(1, 2)).astype(self.dtype)).astype(jnp.float32)
+        x = self.embed(x.astype(jnp.float32).mean(axis=(1, 2)).astype(self.dtype)).astype(
+            jnp.float32
+        )
         x = self.embed_norm(x)
         return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
@@ -72,7 +111,16 @@ class FaceNet(nnx.Module):
 class InceptionResidual(nnx.Module):
     """Branches side by side, mixed by a 1×1 convolution and added, scaled, to the input."""
 
-    def __init__(self, width: int, branches: Sequence[Branch], *, scale: float, activate: bool = True, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        branches: Sequence[Branch],
+        *,
+        scale: float,
+        activate: bool = True,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
         self.scale = scale
         self.activate = activate
         self.branches = _branches(width, branches, dtype, rngs)
@@ -80,7 +128,9 @@ class InceptionResidual(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, width) → the same."""
-        x = x + self.mix(jnp.concatenate(_run(self.branches, x), axis=-1)) * jnp.asarray(self.scale, x.dtype)
+        x = x + self.mix(jnp.concatenate(_run(self.branches, x), axis=-1)) * jnp.asarray(
+            self.scale, x.dtype
+        )
         return jax.nn.relu(x) if self.activate else x
 
 
@@ -102,7 +152,15 @@ def _branches(width: int, branches: Sequence[Branch], dtype, rngs: nnx.Rngs) -> 
         inputs = width
         for i, (channels, kernel, stride, padding) in enumerate(branch):
             made[str(number)][str(i)] = ConvNorm(
-                inputs, channels, kernel, stride=stride, padding=padding, eps=_EPS, dtype=dtype, rngs=rngs)
+                inputs,
+                channels,
+                kernel,
+                stride=stride,
+                padding=padding,
+                eps=_EPS,
+                dtype=dtype,
+                rngs=rngs,
+            )
             inputs = channels
     return made
 
@@ -120,8 +178,8 @@ def _run(branches: nnx.Dict, x: jax.Array) -> list[jax.Array]:
 def load(arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
     """(graphdef, params) from the arrays of facenet-pytorch's file by name.
 
-    Its classifier (`logits`) is left out. Raises ModelFolderError naming every other array that is missing, surplus or misshapen.
-    """
+    Its classifier (`logits`) is left out. Raises ModelFolderError naming every other array that is
+    missing, surplus or misshapen."""
     graphdef, shapes = _abstract(lambda rngs: FaceNet(dtype, rngs=rngs))
     return graphdef, face_names.fill("facenet", shapes, arrays)
 
@@ -129,5 +187,7 @@ def load(arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
 @functools.partial(jax.jit, static_argnums=0)
 def embed(graphdef: nnx.GraphDef, params: dict, crops: jax.Array) -> jax.Array:
     """Crops (B, 160, 160, 3), RGB 0–255 → unit vectors (B, 512) float32. Compiled once for each B."""
-    with jax.default_matmul_precision("highest"):  # Of float32: a GPU's short products would move a vector by a thousandth.
+    with jax.default_matmul_precision(
+        "highest"
+    ):  # Of float32: a GPU's short products would move a vector by a thousandth.
         return nnx.merge(graphdef, params)(normalise(crops))

@@ -1,4 +1,6 @@
-"""The denoising UNet of latent diffusion (Rombach et al. 2022, arXiv 2112.10752), Stable Diffusion 1's by default."""
+"""The denoising UNet of latent diffusion (Rombach et al. 2022, arXiv 2112.10752), Stable Diffusion
+1's by default.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,25 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.config import UNetConfig
-from caphuman_jax.nn import choices
+from caphuman_jax.nn import compute_config
 from caphuman_jax.nn.blocks import ResBlock, TransformerBlock, repeated
 from caphuman_jax.nn.layers import GroupNorm, conv, convolve_upsampled, linear
 from caphuman_jax.nn.timesteps import timestep_embedding
 
 Times = dict[str, Any]
-"""What each residual block adds for a timestep (`ResBlock.shift`): arrays (S, channels), nested as the blocks are."""
+"""What each residual block adds for a timestep (`ResBlock.shift`): arrays (S, channels), nested as
+the blocks are.
+"""
 Context = dict[str, Any]
-"""The keys and values of each cross-attention (`Attention.keys_values`), nested as the blocks are."""
+"""The keys and values of each cross-attention (`Attention.keys_values`), nested as the blocks are.
+"""
 Control = Sequence[jax.Array]
 
 
 class UNet(nnx.Module):
-    """Predicts the noise (or v) in latents from the timestep and text tokens, steered by control residuals."""
+    """Predicts the noise (or v) in latents from the timestep and text tokens, steered by control
+    residuals.
+    """
 
     def __init__(self, cfg: UNetConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
         self.levels = len(cfg.multipliers)
@@ -47,24 +54,36 @@ class UNet(nnx.Module):
         self.conv_out = conv(width, cfg.out_channels, dtype=dtype, rngs=rngs, zero=True)
 
     def embed_times(self, timesteps: jax.Array) -> Times:
-        """What every residual block adds for timesteps (S,) float32; needed at all steps, so computed once before them."""
+        """What every residual block adds for timesteps (S,) float32; needed at all steps, so
+        computed once before them.
+        """
         time = self.encoder.embed_time(timesteps)
         return {"encoder": self.encoder.shifts(time), "up": _shifts(self.up, time)}
 
     def encode_context(self, text: jax.Array) -> Context:
-        """Keys and values of every cross-attention for text (B, L, context_width); the same at all steps."""
+        """Keys and values of every cross-attention for text (B, L, context_width); the same at all
+        steps.
+        """
         return {"encoder": self.encoder.encode_context(text), "up": _keys_values(self.up, text)}
 
-    def __call__(self, latents: jax.Array, timesteps: jax.Array | Times, text: jax.Array | Context, control: Control | None = None) -> jax.Array:
+    def __call__(
+        self,
+        latents: jax.Array,
+        timesteps: jax.Array | Times,
+        text: jax.Array | Context,
+        control: Control | None = None,
+    ) -> jax.Array:
         """Prediction for noised latents.
 
         Args:
             latents: (B, h, w, in_channels), scaled; h and w multiples of 2**(levels - 1).
-            timesteps: (B,) float32, in training steps; or what `embed_times` made of them or of one for all.
-            text: (kB, L, context_width), or what `encode_context` made of it. With k > 1 each picture meets k texts, the pictures
-                together k times over; what does not depend on the text yet is computed once.
-            control: one residual for each skip, shallow to deep, and one for the middle, of the shapes that
-                `control_shapes` gives, for B or kB pictures; None adds nothing.
+            timesteps: (B,) float32, in training steps; or what `embed_times` made of them or of one
+            for all.
+            text: (kB, L, context_width), or what `encode_context` made of it. With k > 1 each
+                picture meets k texts, the pictures together k times over; what does not depend on
+                the text yet is computed once.
+            control: one residual for each skip, shallow to deep, and one for the middle, of the
+                shapes that `control_shapes` gives, for B or kB pictures; None adds nothing.
         Returns:
             (kB, h, w, out_channels) float32.
         Raises:
@@ -72,10 +91,14 @@ class UNet(nnx.Module):
         """
         return self.with_deep(latents, timesteps, text, control, blocks=0)[0]
 
-    def with_deep(self, latents, timesteps, text, control: Control | None = None, *, blocks: int) -> tuple[jax.Array, jax.Array]:
-        """The prediction as by a call, and the features (kB, h, w, C) that the last `blocks` blocks of the decoder begin with.
+    def with_deep(
+        self, latents, timesteps, text, control: Control | None = None, *, blocks: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """The prediction as by a call, and the features (kB, h, w, C) that the last `blocks` blocks
+        of the decoder begin with.
 
-        These are nearly the same at the next step: `shallow` makes a prediction of them (DeepCache, arXiv 2312.00858).
+        These are nearly the same at the next step: `shallow` makes a prediction of them (DeepCache,
+        arXiv 2312.00858).
         blocks: at most those of the decoder's last level.
         """
         times = self._times(timesteps)
@@ -86,14 +109,32 @@ class UNet(nnx.Module):
         deep = self._decode(h, skips, times, text, 0, len(skips) - blocks)
         return self._finish(deep, skips, times, text, len(skips) - blocks), deep
 
-    def shallow(self, deep: jax.Array, latents, timesteps, text, control: Control | None = None, *, blocks: int) -> jax.Array:
-        """The prediction from `deep` features of another step: only the last `blocks` blocks run, and what skips to them.
+    def shallow(
+        self,
+        deep: jax.Array,
+        latents,
+        timesteps,
+        text,
+        control: Control | None = None,
+        *,
+        blocks: int,
+    ) -> jax.Array:
+        """The prediction from `deep` features of another step: only the last `blocks` blocks run,
+        and what skips to them.
 
         control: the first `blocks` residuals; the others are part of `deep`.
         """
         times = self._times(timesteps)
-        skips, _ = self.encoder(latents, times["encoder"], _at(text, "encoder"))  # the deeper ones are not used, so not computed
-        return self._finish(deep, _added(skips[:blocks], control), times, text, self.levels * self.res_blocks - blocks)
+        skips, _ = self.encoder(
+            latents, times["encoder"], _at(text, "encoder")
+        )  # the deeper ones are not used, so not computed
+        return self._finish(
+            deep,
+            _added(skips[:blocks], control),
+            times,
+            text,
+            self.levels * self.res_blocks - blocks,
+        )
 
     def _times(self, timesteps):
         return timesteps if isinstance(timesteps, dict) else self.embed_times(timesteps)
@@ -104,13 +145,19 @@ class UNet(nnx.Module):
 
     def _decode(self, h, skips, times, text, start, stop):
         """Blocks start … stop - 1 of the decoder, deep to shallow."""
-        places = [(str(level), i) for level in reversed(range(self.levels)) for i in range(self.res_blocks)]
+        places = [
+            (str(level), i)
+            for level in reversed(range(self.levels))
+            for i in range(self.res_blocks)
+        ]
         for number, (level, i) in enumerate(places[start:stop], start):
             stage, res, attend = self.up[level], f"res_{i}", f"attention_{i}"
             skip = repeated(skips[len(places) - 1 - number], h.shape[0])
-            h = choices.block(stage[res])(jnp.concatenate([h, skip], axis=-1), times["up"][level][res])
+            h = compute_config.block(stage[res])(
+                jnp.concatenate([h, skip], axis=-1), times["up"][level][res]
+            )
             if attend in stage:
-                h = choices.block(stage[attend])(h, _at(text, "up", level, attend))
+                h = compute_config.block(stage[attend])(h, _at(text, "up", level, attend))
             if "upsample" in stage and i == self.res_blocks - 1:
                 h = convolve_upsampled(stage["upsample"], h)
         return h
@@ -138,11 +185,13 @@ class Encoder(nnx.Module):
             if level < self.levels - 1:
                 stage["downsample"] = conv(width, width, stride=2, dtype=dtype, rngs=rngs)
             self.down[str(level)] = stage
-        self.middle = nnx.Dict({
-            "res_1": _res_block(width, width, cfg, dtype, rngs),
-            "attention": _attention(width, cfg, dtype, rngs),
-            "res_2": _res_block(width, width, cfg, dtype, rngs),
-        })
+        self.middle = nnx.Dict(
+            {
+                "res_1": _res_block(width, width, cfg, dtype, rngs),
+                "attention": _attention(width, cfg, dtype, rngs),
+                "res_2": _res_block(width, width, cfg, dtype, rngs),
+            }
+        )
 
     def embed_times(self, timesteps: jax.Array) -> Times:
         """What every residual block adds for timesteps (S,) float32."""
@@ -158,17 +207,23 @@ class Encoder(nnx.Module):
 
     def encode_context(self, context: jax.Array) -> Context:
         """Keys and values of every cross-attention for a context (B, L, context_width)."""
-        return {"down": _keys_values(self.down, context), **_keys_values({"middle": self.middle}, context)}
+        return {
+            "down": _keys_values(self.down, context),
+            **_keys_values({"middle": self.middle}, context),
+        }
 
     def __call__(
-        self, latents: jax.Array, timesteps: jax.Array | Times, context: jax.Array | Context, hint: jax.Array | None = None
+        self,
+        latents: jax.Array,
+        timesteps: jax.Array | Times,
+        context: jax.Array | Context,
+        hint: jax.Array | None = None,
     ) -> tuple[list[jax.Array], jax.Array]:
         """Features at every level.
 
-        latents, timesteps, context as in `UNet`; hint (B, h, w, channels) is added after the first convolution
-        → skips (shallow to deep, `skip_widths` channels) and middle features. Those from before the first cross-attention are of
-        B pictures, the others of kB.
-        """
+        latents, timesteps, context as in `UNet`; hint (B, h, w, channels) is added after the first
+        convolution → skips (shallow to deep, `skip_widths` channels) and middle features. Those
+        from before the first cross-attention are of B pictures, the others of kB."""
         times = timesteps if isinstance(timesteps, dict) else self.embed_times(timesteps)
         h = self.conv_in(latents)
         if hint is not None:
@@ -177,16 +232,18 @@ class Encoder(nnx.Module):
         for level in range(self.levels):
             stage, place = self.down[str(level)], ("down", str(level))
             for i in range(self.res_blocks):
-                h = choices.block(stage[f"res_{i}"])(h, _at(times, *place, f"res_{i}"))
+                h = compute_config.block(stage[f"res_{i}"])(h, _at(times, *place, f"res_{i}"))
                 if f"attention_{i}" in stage:
-                    h = choices.block(stage[f"attention_{i}"])(h, _at(context, *place, f"attention_{i}"))
+                    h = compute_config.block(stage[f"attention_{i}"])(
+                        h, _at(context, *place, f"attention_{i}")
+                    )
                 skips.append(h)
             if "downsample" in stage:
                 h = stage["downsample"](h)
                 skips.append(h)
-        h = choices.block(self.middle["res_1"])(h, times["middle"]["res_1"])
-        h = choices.block(self.middle["attention"])(h, _at(context, "middle", "attention"))
-        h = choices.block(self.middle["res_2"])(h, times["middle"]["res_2"])
+        h = compute_config.block(self.middle["res_1"])(h, times["middle"]["res_1"])
+        h = compute_config.block(self.middle["attention"])(h, _at(context, "middle", "attention"))
+        h = compute_config.block(self.middle["res_2"])(h, times["middle"]["res_2"])
         return skips, h
 
 
@@ -200,21 +257,38 @@ def skip_widths(cfg: UNetConfig) -> list[int]:
 
 
 def control_shapes(cfg: UNetConfig, height: int, width: int) -> list[tuple[int, int, int]]:
-    """(height, width, channels) of each control residual for latents of height × width: the skips, then the middle."""
+    """(height, width, channels) of each control residual for latents of height × width: the skips,
+    then the middle.
+    """
     sizes = [0]
     for level in range(len(cfg.multipliers)):
-        sizes += [level] * cfg.res_blocks + ([level + 1] if level < len(cfg.multipliers) - 1 else [])
+        sizes += [level] * cfg.res_blocks + (
+            [level + 1] if level < len(cfg.multipliers) - 1 else []
+        )
     channels = skip_widths(cfg)
-    return [(height >> s, width >> s, c) for s, c in zip([*sizes, sizes[-1]], [*channels, channels[-1]])]
+    return [
+        (height >> s, width >> s, c) for s, c in zip([*sizes, sizes[-1]], [*channels, channels[-1]])
+    ]
 
 
 def _shifts(stages: Mapping[str, Mapping[str, nnx.Module]], time: jax.Array) -> Times:
-    return {key: {name: block.shift(time) for name, block in stage.items() if isinstance(block, ResBlock)} for key, stage in stages.items()}
+    return {
+        key: {
+            name: block.shift(time) for name, block in stage.items() if isinstance(block, ResBlock)
+        }
+        for key, stage in stages.items()
+    }
 
 
 def _keys_values(stages: Mapping[str, Mapping[str, nnx.Module]], context: jax.Array) -> Context:
-    return {key: {name: block.cross_attention.keys_values(context) for name, block in stage.items() if isinstance(block, TransformerBlock)}
-            for key, stage in stages.items()}
+    return {
+        key: {
+            name: block.cross_attention.keys_values(context)
+            for name, block in stage.items()
+            if isinstance(block, TransformerBlock)
+        }
+        for key, stage in stages.items()
+    }
 
 
 def _at(tree: Any, *place: str) -> Any:
@@ -229,14 +303,26 @@ def _added(features: Sequence[jax.Array], control: Control | None) -> list[jax.A
     if control is None:
         return list(features)
     count = lambda x, residual: max(x.shape[0], residual.shape[0])
-    return [repeated(x, count(x, r)) + repeated(r, count(x, r)).astype(x.dtype) for x, r in zip(features, control)]
+    return [
+        repeated(x, count(x, r)) + repeated(r, count(x, r)).astype(x.dtype)
+        for x, r in zip(features, control)
+    ]
 
 
 def _res_block(inputs: int, outputs: int, cfg: UNetConfig, dtype, rngs: nnx.Rngs) -> ResBlock:
     return ResBlock(
-        inputs, outputs, groups=cfg.groups, eps=1e-5, dtype=dtype, rngs=rngs, time_width=4 * cfg.channels, zero=True
+        inputs,
+        outputs,
+        groups=cfg.groups,
+        eps=1e-5,
+        dtype=dtype,
+        rngs=rngs,
+        time_width=4 * cfg.channels,
+        zero=True,
     )
 
 
 def _attention(width: int, cfg: UNetConfig, dtype, rngs: nnx.Rngs) -> TransformerBlock:
-    return TransformerBlock(width, cfg.context_width, cfg.heads, groups=cfg.groups, dtype=dtype, rngs=rngs)
+    return TransformerBlock(
+        width, cfg.context_width, cfg.heads, groups=cfg.groups, dtype=dtype, rngs=rngs
+    )

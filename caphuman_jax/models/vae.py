@@ -9,7 +9,14 @@ from flax import nnx
 from caphuman_jax.config import VAEConfig
 from caphuman_jax.nn.attention import attention
 from caphuman_jax.nn.blocks import ResBlock
-from caphuman_jax.nn.layers import GroupNorm, conv, convolve_upsampled, depth_to_space, linear, space_to_depth
+from caphuman_jax.nn.layers import (
+    GroupNorm,
+    conv,
+    convolve_upsampled,
+    depth_to_space,
+    linear,
+    space_to_depth,
+)
 
 _EPS = 1e-6
 
@@ -17,26 +24,30 @@ _EPS = 1e-6
 class VAE(nnx.Module):
     """Encoder, decoder and the 1×1 convolutions around the latents.
 
-    Latents here are as the decoder takes them; the diffusion networks see them multiplied by `cfg.scale`.
-    """
+    Latents here are as the decoder takes them; the diffusion networks see them multiplied by
+    `cfg.scale`."""
 
     def __init__(self, cfg: VAEConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
         self.encoder = Encoder(cfg, dtype=dtype, rngs=rngs)
-        self.quant = linear(2 * cfg.latent_channels, 2 * cfg.latent_channels, dtype=dtype, rngs=rngs)
+        self.quant = linear(
+            2 * cfg.latent_channels, 2 * cfg.latent_channels, dtype=dtype, rngs=rngs
+        )
         self.post_quant = linear(cfg.latent_channels, cfg.latent_channels, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(cfg, dtype=dtype, rngs=rngs)
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Posterior of the latents.
 
-        images (B, H, W, image_channels) in [-1, 1], H and W multiples of the downsampling f
-        → mean, log variance: each (B, H/f, W/f, latent_channels) float32, unscaled; the log variance lies in [-30, 20].
-        """
+        images (B, H, W, image_channels) in [-1, 1], H and W multiples of the downsampling f → mean,
+        log variance: each (B, H/f, W/f, latent_channels) float32, unscaled; the log variance lies
+        in [-30, 20]."""
         mean, logvar = jnp.split(self.quant(self.encoder(images)).astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Unscaled latents (B, h, w, latent_channels) → pictures (B, f·h, f·w, image_channels) float32, about [-1, 1]."""
+        """Unscaled latents (B, h, w, latent_channels) → pictures (B, f·h, f·w, image_channels)
+        float32, about [-1, 1].
+        """
         return self.decoder(self.post_quant(latents)).astype(jnp.float32)
 
 
@@ -58,7 +69,9 @@ class Encoder(nnx.Module):
                 width = outputs
             if level < len(widths) - 1:
                 # One pixel of padding at the right and at the bottom only.
-                stage["downsample"] = conv(width, width, stride=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs)
+                stage["downsample"] = conv(
+                    width, width, stride=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs
+                )
             self.down[str(level)] = stage
         self.middle = Middle(width, cfg, dtype=dtype, rngs=rngs)
         self.norm_out = GroupNorm(width, cfg.groups, _EPS)
@@ -133,4 +146,6 @@ class Middle(nnx.Module):
 
 
 def _blocks(cfg: VAEConfig, dtype, rngs: nnx.Rngs):
-    return lambda inputs, outputs: ResBlock(inputs, outputs, groups=cfg.groups, eps=_EPS, dtype=dtype, rngs=rngs)
+    return lambda inputs, outputs: ResBlock(
+        inputs, outputs, groups=cfg.groups, eps=_EPS, dtype=dtype, rngs=rngs
+    )

@@ -6,14 +6,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from caphuman_jax.nn import choices
+from caphuman_jax.nn import compute_config
 
-# From so many positions on, splash is taken on a TPU by itself. Below, XLA's whole softmax is small.
+# From so many positions on, splash is taken on a TPU by itself. Below, XLA's whole softmax is
+# small.
 _SPLASH_FROM = 1024
 
 
 def attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, heads: int, *, causal: bool = False, backend: str | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    heads: int,
+    *,
+    causal: bool = False,
+    backend: str | None = None,
 ) -> jax.Array:
     """Multi-head scaled dot-product attention with a float32 softmax.
 
@@ -22,9 +29,10 @@ def attention(
         key, value: (B, S, heads·D), of the query's dtype.
         heads: number of heads; they lie next to each other on the last axis.
         causal: a position sees only itself and those before it.
-        backend: "xla"; "cudnn" (NVIDIA, bfloat16 or float16, L even, D a multiple of 8 up to 128, from Hopper on 256); "splash" (TPU, L and S
-            multiples of 128, not causal): neither holds an (L, S) array; "auto": one of these where it can run and pays, XLA
-            elsewhere; None: as `nn.choices` say.
+        backend: "xla"; "cudnn" (NVIDIA, bfloat16 or float16, L even, D a multiple of 8 up to 128,
+            from Hopper on 256); "splash" (TPU, L and S multiples of 128, not causal): neither holds
+            an (L, S) array; "auto": one of these where it can run and pays, XLA elsewhere; None: as
+            `nn.choices` say.
     Returns:
         (B, L, heads·D) in the query's dtype.
     Raises:
@@ -33,11 +41,13 @@ def attention(
     batch, queries, width = query.shape
     keys = key.shape[1]
     head_width = width // heads
-    backend = backend or choices.current().attention_for(queries)
+    backend = backend or compute_config.current().attention_for(queries)
     if backend == "auto":
         backend = _best(query.dtype, queries, keys, head_width, causal)
-    if backend not in choices.ATTENTION:
-        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(choices.ATTENTION)}")
+    if backend not in compute_config.ATTENTION:
+        raise ValueError(
+            f"unknown attention backend {backend!r}; known: {', '.join(compute_config.ATTENTION)}"
+        )
 
     lengths = None
     if backend == "cudnn" and keys % 2:
@@ -49,32 +59,60 @@ def attention(
         return _splash(query, key, value).reshape(batch, queries, width)
 
     def run(query, key, value):
-        return jax.nn.dot_product_attention(query, key, value, is_causal=causal, key_value_seq_lengths=lengths, implementation=backend)
+        return jax.nn.dot_product_attention(
+            query,
+            key,
+            value,
+            is_causal=causal,
+            key_value_seq_lengths=lengths,
+            implementation=backend,
+        )
 
-    with jax.numpy_dtype_promotion("standard"):  # JAX's own code promotes bfloat16 to float32 for the softmax.
-        out = (choices.softmax_attention(run) if backend == "xla" else run)(query, key, value)
+    with jax.numpy_dtype_promotion(
+        "standard"
+    ):  # JAX's own code promotes bfloat16 to float32 for the softmax.
+        out = (compute_config.softmax_attention(run) if backend == "xla" else run)(
+            query, key, value
+        )
     return out.reshape(batch, queries, width)
 
 
 def _best(dtype, queries: int, keys: int, head_width: int, causal: bool) -> str:
-    half, platform = dtype in (jnp.bfloat16, jnp.float16), choices.current().on()
-    if platform == "gpu" and half and queries % 2 == 0 and head_width % 8 == 0 and head_width <= _widest_head():
+    half, platform = dtype in (jnp.bfloat16, jnp.float16), compute_config.current().on()
+    if (
+        platform == "gpu"
+        and half
+        and queries % 2 == 0
+        and head_width % 8 == 0
+        and head_width <= _widest_head()
+    ):
         return "cudnn"
-    fits = half and min(queries, keys) >= _SPLASH_FROM and queries % 128 == keys % 128 == 0 and not causal
-    if platform == "tpu" and fits and (choices.current().mesh is not None or jax.device_count() == 1):
+    fits = (
+        half
+        and min(queries, keys) >= _SPLASH_FROM
+        and queries % 128 == keys % 128 == 0
+        and not causal
+    )
+    if (
+        platform == "tpu"
+        and fits
+        and (compute_config.current().mesh is not None or jax.device_count() == 1)
+    ):
         return "splash"
     return "xla"
 
 
 def _widest_head() -> int:
-    """Of cuDNN's fused attention on the devices at hand; what is compiled for others is taken to be older."""
+    """Of cuDNN's fused attention on the devices at hand; what is compiled for others is taken to be
+    older.
+    """
     capability = getattr(jax.devices()[0], "compute_capability", None) or "0"
     return 256 if float(capability) >= 9 else 128
 
 
 def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """(B, L, heads, D) with JAX's TPU kernel, on each device for its own part of the batch."""
-    mesh = choices.current().mesh
+    mesh = compute_config.current().mesh
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     run = jax.vmap(_splash_kernel(query.shape[2], query.shape[1], key.shape[1]))
     if mesh is not None and mesh.size > 1:
@@ -86,11 +124,24 @@ def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _splash_kernel(heads: int, queries: int, keys: int):
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
 
     fits = lambda length: next(block for block in (512, 256, 128) if length % block == 0)
     q, kv = fits(queries), fits(keys)
     blocks = splash_attention_kernel.BlockSizes(
-        block_q=q, block_kv=kv, block_kv_compute=kv, block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv, block_q_dq=q, block_kv_dq=kv)
-    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((queries, keys))] * heads)
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=kv,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=kv,
+        block_q_dq=q,
+        block_kv_dq=kv,
+    )
+    mask = splash_attention_mask.MultiHeadMask(
+        [splash_attention_mask.FullMask((queries, keys))] * heads
+    )
     return splash_attention_kernel.make_splash_mha_single_device(mask, block_sizes=blocks)

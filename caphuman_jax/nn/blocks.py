@@ -17,13 +17,22 @@ class ResBlock(nnx.Module):
     """norm, SiLU, conv; plus the timestep; norm, SiLU, conv; plus the input.
 
     Args:
-        time_width: width of the timestep embedding; None (in the VAE): the block does not see the time.
+        time_width: width of the timestep embedding; None (in the VAE): the block does not see the
+        time.
         zero: the last convolution starts at zero, so that the block starts as its shortcut.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, groups: int, eps: float, dtype, rngs: nnx.Rngs,
-        time_width: int | None = None, zero: bool = False,
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        groups: int,
+        eps: float,
+        dtype,
+        rngs: nnx.Rngs,
+        time_width: int | None = None,
+        zero: bool = False,
     ):
         self.norm_1 = GroupNorm(inputs, groups, eps)
         self.conv_1 = conv(inputs, outputs, dtype=dtype, rngs=rngs)
@@ -48,7 +57,9 @@ class ResBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Queries from x, keys and values from a context (x itself for self-attention); no biases before the output."""
+    """Queries from x, keys and values from a context (x itself for self-attention); no biases
+    before the output.
+    """
 
     def __init__(self, width: int, context_width: int, heads: int, *, dtype, rngs: nnx.Rngs):
         self.heads = heads
@@ -77,15 +88,23 @@ class FeedForward(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, L, width) → the same."""
         if fused.is_half(x.dtype):
-            return self.down(fused.geglu_layer(x, self.up.kernel[...].astype(x.dtype), self.up.bias[...].astype(x.dtype)))
+            return self.down(
+                fused.geglu_layer(
+                    x, self.up.kernel[...].astype(x.dtype), self.up.bias[...].astype(x.dtype)
+                )
+            )
         value, gate = jnp.split(self.up(x), 2, axis=-1)
         return self.down(value * jax.nn.gelu(gate, approximate=False))
 
 
 class TransformerBlock(nnx.Module):
-    """On a picture's positions: self-attention, cross-attention to the context, feed-forward; the whole starts as identity."""
+    """On a picture's positions: self-attention, cross-attention to the context, feed-forward; the
+    whole starts as identity.
+    """
 
-    def __init__(self, width: int, context_width: int, heads: int, *, groups: int, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, context_width: int, heads: int, *, groups: int, dtype, rngs: nnx.Rngs
+    ):
         self.norm = GroupNorm(width, groups, eps=1e-6)
         self.proj_in = linear(width, width, dtype=dtype, rngs=rngs)
         self.norm_1 = LayerNorm(width)
@@ -97,11 +116,11 @@ class TransformerBlock(nnx.Module):
         self.proj_out = linear(width, width, dtype=dtype, rngs=rngs, zero=True)
 
     def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
-        """x (B, H, W, width), context (kB, S, context_width) or its keys and values (`Attention.keys_values`) → (kB, H, W, width).
+        """x (B, H, W, width), context (kB, S, context_width) or its keys and values
+        (`Attention.keys_values`) → (kB, H, W, width).
 
-        With k > 1 each picture meets k contexts, those of all pictures lying together k times over: what comes before the
-        cross-attention does not know the context and is computed once.
-        """
+        With k > 1 each picture meets k contexts, those of all pictures lying together k times over:
+        what comes before the cross-attention does not know the context and is computed once."""
         batch, height, width, channels = x.shape
         h = self.proj_in(self.norm(x)).reshape(batch, height * width, channels)
         normed = self.norm_1(h)

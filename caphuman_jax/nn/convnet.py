@@ -1,7 +1,8 @@
-"""What trained convolutional classifiers are made of: convolution with batch norm, pooling, ResNet. Inference only, NHWC.
+"""What trained convolutional classifiers are made of: convolution with batch norm, pooling, ResNet.
+Inference only, NHWC.
 
-The running statistics of a batch norm are parameters here like the others: these networks are used as they were trained.
-"""
+The running statistics of a batch norm are parameters here like the others: these networks are used
+as they were trained."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from caphuman_jax.nn.initialisers import lecun_normal
+from caphuman_jax.nn.initializers import lecun_normal
 
 
 class BatchNorm(nnx.Module):
@@ -27,21 +28,41 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (..., C) → the same shape and dtype."""
         factor = self.scale[...] * jax.lax.rsqrt(self.variance[...] + self.eps)
-        return (x.astype(jnp.float32) * factor + (self.bias[...] - self.mean[...] * factor)).astype(x.dtype)
+        return (x.astype(jnp.float32) * factor + (self.bias[...] - self.mean[...] * factor)).astype(
+            x.dtype
+        )
 
 
 class ConvNorm(nnx.Module):
-    """Convolution without bias, batch norm and, if `activate`, ReLU. `padding`: on every side, or (rows, columns)."""
+    """Convolution without bias, batch norm and, if `activate`, ReLU. `padding`: on every side, or
+    (rows, columns).
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int | tuple[int, int] = 3, *, stride: int = 1, padding: int | tuple[int, int] = 0,
-        eps: float = 1e-5, activate: bool = True, dtype, rngs: nnx.Rngs,
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | tuple[int, int] = 3,
+        *,
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+        eps: float = 1e-5,
+        activate: bool = True,
+        dtype,
+        rngs: nnx.Rngs,
     ):
         kernel, padding = ((v, v) if isinstance(v, int) else v for v in (kernel, padding))
         self.activate = activate
         self.conv = nnx.Conv(
-            inputs, outputs, kernel_size=kernel, strides=stride, padding=tuple((p, p) for p in padding), use_bias=False,
-            kernel_init=lecun_normal, dtype=dtype, rngs=rngs,
+            inputs,
+            outputs,
+            kernel_size=kernel,
+            strides=stride,
+            padding=tuple((p, p) for p in padding),
+            use_bias=False,
+            kernel_init=lecun_normal,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.norm = BatchNorm(outputs, eps)
 
@@ -57,10 +78,12 @@ def max_pool(x: jax.Array, *, padding: int = 0) -> jax.Array:
 
 
 class ResNet(nnx.Module):
-    """ResNet (arXiv 1512.03385) up to its last feature map; strides sit in the 3×3 convolutions, as in torchvision.
+    """ResNet (arXiv 1512.03385) up to its last feature map; strides sit in the 3×3 convolutions, as
+    in torchvision.
 
     Args:
-        blocks: residual blocks in each of the four stages: (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) with `bottleneck` ResNet-50.
+        blocks: residual blocks in each of the four stages: (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3)
+        with `bottleneck` ResNet-50.
     """
 
     def __init__(self, blocks: Sequence[int], *, bottleneck: bool, dtype, rngs: nnx.Rngs):
@@ -71,7 +94,12 @@ class ResNet(nnx.Module):
             self.stages[str(stage)] = nnx.Dict({})
             for i in range(count):
                 block = Residual(
-                    width, 64 * 2**stage, stride=2 if stage > 0 and i == 0 else 1, bottleneck=bottleneck, dtype=dtype, rngs=rngs
+                    width,
+                    64 * 2**stage,
+                    stride=2 if stage > 0 and i == 0 else 1,
+                    bottleneck=bottleneck,
+                    dtype=dtype,
+                    rngs=rngs,
                 )
                 self.stages[str(stage)][str(i)] = block
                 width = block.width
@@ -88,9 +116,13 @@ class ResNet(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """Two 3×3 convolutions, or 1×1, 3×3, 1×1 (`bottleneck`, four times as wide at the end), added to the input."""
+    """Two 3×3 convolutions, or 1×1, 3×3, 1×1 (`bottleneck`, four times as wide at the end), added
+    to the input.
+    """
 
-    def __init__(self, inputs: int, channels: int, *, stride: int, bottleneck: bool, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, channels: int, *, stride: int, bottleneck: bool, dtype, rngs: nnx.Rngs
+    ):
         common = {"dtype": dtype, "rngs": rngs}
         self.width = 4 * channels if bottleneck else channels
         if bottleneck:

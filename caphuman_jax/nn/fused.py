@@ -1,9 +1,10 @@
-"""Norms and activations whose backward pass is written out, for networks that compute in bfloat16 or float16.
+"""Norms and activations whose backward pass is written out, for networks that compute in bfloat16
+or float16.
 
-Between the products of a diffusion network there is little arithmetic and much memory: what these cost is how often they read and write the
-features. Automatic differentiation keeps what it could compute again and joins gradients that nobody needs joined. Float32, the
-type of parity and of CPUs, takes the plain way elsewhere.
-"""
+Between the products of a diffusion network there is little arithmetic and much memory: what these
+cost is how often they read and write the features. Automatic differentiation keeps what it could
+compute again and joins gradients that nobody needs joined. Float32, the type of parity and of CPUs,
+takes the plain way elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from caphuman_jax.nn import choices
+from caphuman_jax.nn import compute_config
 
 
 def is_half(dtype) -> bool:
@@ -22,17 +23,23 @@ def is_half(dtype) -> bool:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float, silu: bool) -> jax.Array:
-    """Group normalisation (arXiv 1803.08494), then SiLU if `silu`: x (B, H, W, C), scale and bias (C,) float32 → like x.
+def group_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float, silu: bool
+) -> jax.Array:
+    """Group normalisation (arXiv 1803.08494), then SiLU if `silu`: x (B, H, W, C), scale and bias
+    (C,) float32 → like x.
 
-    One reading for the statistics (the variance as E[x²] − E[x]² in float32, as in Flax) and one to normalise; backward twice the two arrays.
-    """
+    One reading for the statistics (the variance as E[x²] − E[x]² in float32, as in Flax) and one to
+    normalise; backward twice the two arrays."""
     return _group_norm(x, scale, bias, groups, eps, silu)[0]
 
 
 def _group_norm(x, scale, bias, groups, eps, silu):
     x32, pixels = x.astype(jnp.float32), x.shape[1] * x.shape[2]
-    mean, of_squares = (_over_groups(total / pixels, groups) for total in _sums(x32, jnp.square(x32), parts=8 if pixels >= 4096 else 1))
+    mean, of_squares = (
+        _over_groups(total / pixels, groups)
+        for total in _sums(x32, jnp.square(x32), parts=8 if pixels >= 4096 else 1)
+    )
     variance = of_squares - jnp.square(mean)
     inverse = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + eps)
     factor = inverse * scale
@@ -46,11 +53,16 @@ def _group_norm_backward(groups, eps, silu, kept, gradient):
     x, mean, inverse, factor, offset, scale = kept
 
     def before_silu(*after):
-        """x and the gradient there, float32. On a GPU made again for each use: XLA would write the latter down, to be read twice.
+        """x and the gradient there, float32. On a GPU made again for each use: XLA would write the
+        latter down, to be read twice.
 
-            after: what makes one use another to the compiler than the rest.
-            """
-        again = jax.lax.optimization_barrier((x, gradient, *after)) if silu and choices.current().on() == "gpu" else (x, gradient)
+        after: what makes one use another to the compiler than the rest.
+        """
+        again = (
+            jax.lax.optimization_barrier((x, gradient, *after))
+            if silu and compute_config.current().on() == "gpu"
+            else (x, gradient)
+        )
         x32, dz = again[0].astype(jnp.float32), again[1].astype(jnp.float32)
         if silu:
             z = x32 * _spread(factor) + _spread(offset)
@@ -62,7 +74,8 @@ def _group_norm_backward(groups, eps, silu, kept, gradient):
     (x32, first_use), (_, dz) = before_silu(), before_silu(mean)
     by_bias, products = _sums(dz, first_use * x32, parts=8 if pixels > 256 else 16)
     by_scale = (products - mean * by_bias) * inverse
-    # dx = inverse · (g − mean(g) − x̂ · mean(g · x̂)) with g = dz · scale and means over a group; x̂ = (x − mean) · inverse.
+    # dx = inverse · (g − mean(g) − x̂ · mean(g · x̂)) with g = dz · scale and means over a group;
+    # x̂ = (x − mean) · inverse.
     first = _over_groups(scale * by_bias, groups) / pixels
     second = _over_groups(scale * by_scale, groups) / pixels * jnp.square(inverse)
     x32, dz = before_silu(by_bias)
@@ -75,11 +88,12 @@ group_norm.defvjp(_group_norm, _group_norm_backward)
 
 @jax.custom_vjp
 def geglu_layer(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """value · GELU(gate) with [value, gate] = x @ kernel + bias (arXiv 2002.05202), the exact GELU computed in float32.
+    """value · GELU(gate) with [value, gate] = x @ kernel + bias (arXiv 2002.05202), the exact GELU
+    computed in float32.
 
-    x (…, K), kernel (K, 2N), bias (2N,), of one dtype → (…, N). Where it is differentiated the halves are products of their own: their
-    gradients, side by side, would have to be written once more; without, one product is faster than two.
-    """
+    x (…, K), kernel (K, 2N), bias (2N,), of one dtype → (…, N). Where it is differentiated the
+    halves are products of their own: their gradients, side by side, would have to be written once
+    more; without, one product is faster than two."""
     value, gate = jnp.split(x @ kernel + bias, 2, axis=-1)
     return _geglu(value, gate)
 
@@ -96,7 +110,10 @@ def _geglu_layer_backward(kept, gradient):
     value32, gate32, d = (a.astype(jnp.float32) for a in (value, gate, gradient))
     below = _normal_below(gate32)
     density = jnp.exp(-0.5 * jnp.square(gate32)) * jnp.float32(1 / math.sqrt(2 * math.pi))
-    sides = (d * gate32 * below).astype(x.dtype), (d * value32 * (below + gate32 * density)).astype(x.dtype)
+    sides = (
+        (d * gate32 * below).astype(x.dtype),
+        (d * value32 * (below + gate32 * density)).astype(x.dtype),
+    )
     rows = tuple(range(x.ndim - 1))
     by_kernel = [jnp.tensordot(x, side, (rows, rows)) for side in sides]
     by_bias = [side.astype(jnp.float32).sum(axis=rows).astype(side.dtype) for side in sides]
@@ -112,8 +129,9 @@ def _geglu(value, gate):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU of float32, x · Φ(x), by erf, within 1e-6. By erfc it costs more, and is closer only in the far negative tail, where
-    the result itself is about as small as that."""
+    """The exact GELU of float32, x · Φ(x), by erf, within 1e-6. By erfc it costs more, and is
+    closer only in the far negative tail, where the result itself is about as small as that.
+    """
     return x * _normal_below(x)
 
 
@@ -124,15 +142,19 @@ def _normal_below(x):
 def _sums(*arrays: jax.Array, parts: int) -> list[jax.Array]:
     """Each (B, H, W, C) → its sum over the picture (B, C).
 
-    On a GPU in two stages, of `parts` of the picture first: XLA gives 32 channels of a picture to one block of threads, and these are too
-    few blocks to keep the memory busy. How many parts are best was measured on an H100 (docs/performance.md).
-    """
+    On a GPU in two stages, of `parts` of the picture first: XLA gives 32 channels of a picture to
+    one block of threads, and these are too few blocks to keep the memory busy. How many parts are
+    best was measured on an H100 (docs/performance.md)."""
     batch, height, width, channels = arrays[0].shape
-    parts = math.gcd(height, parts) if choices.current().on() == "gpu" else 1
+    parts = math.gcd(height, parts) if compute_config.current().on() == "gpu" else 1
     if parts == 1:
         return [x.sum(axis=(1, 2)) for x in arrays]
-    partial = [x.reshape(batch, parts, height // parts * width, channels).sum(axis=2) for x in arrays]
-    return [x.sum(axis=1) for x in jax.lax.optimization_barrier(partial)]  # or the compiler would make one sum of both
+    partial = [
+        x.reshape(batch, parts, height // parts * width, channels).sum(axis=2) for x in arrays
+    ]
+    return [
+        x.sum(axis=1) for x in jax.lax.optimization_barrier(partial)
+    ]  # or the compiler would make one sum of both
 
 
 def _over_groups(per_channel: jax.Array, groups: int) -> jax.Array:

@@ -10,15 +10,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.nn import fused
-from caphuman_jax.nn.initialisers import lecun_normal
+from caphuman_jax.nn.initializers import lecun_normal
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation over height, width and the channels of each group (arXiv 1803.08494), in float32.
+    """Group normalisation over height, width and the channels of each group (arXiv 1803.08494), in
+    float32.
 
     Args:
         channels: number of channels; must be a multiple of `groups`.
-        eps: added to the variance; 1e-5 in residual blocks, 1e-6 before transformers and in the VAE.
+        eps: added to the variance; 1e-5 in residual blocks, 1e-6 before transformers and in the
+        VAE.
     """
 
     def __init__(self, channels: int, groups: int = 32, eps: float = 1e-5):
@@ -36,11 +38,14 @@ class GroupNorm(nnx.Module):
         batch, _, _, channels = x.shape
         x32 = x.astype(jnp.float32)
 
-        # Averages are taken over the picture first and over the group's channels second, and the variance after the mean:
-        # the large array is never reshaped, which is fast everywhere, and nothing is lost to cancellation.
+        # Averages are taken over the picture first and over the group's channels second, and the
+        # variance after the mean: the large array is never reshaped, which is fast everywhere, and
+        # nothing is lost to cancellation.
         def group_mean(per_channel):
             grouped = per_channel.reshape(batch, self.groups, -1).mean(axis=2, keepdims=True)
-            return jnp.broadcast_to(grouped, (batch, self.groups, channels // self.groups)).reshape(batch, 1, 1, channels)
+            return jnp.broadcast_to(grouped, (batch, self.groups, channels // self.groups)).reshape(
+                batch, 1, 1, channels
+            )
 
         mean = group_mean(x32.mean(axis=(1, 2)))
         variance = group_mean(jnp.square(x32 - mean).mean(axis=(1, 2)))
@@ -63,22 +68,44 @@ class LayerNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        return (centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]).astype(x.dtype)
+        return (
+            centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
+        ).astype(x.dtype)
 
 
-def linear(inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, use_bias: bool = True, zero: bool = False) -> nnx.Linear:
-    """Dense layer on the last axis; on pictures it is the 1×1 convolution. `zero` starts it at zero."""
+def linear(
+    inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, use_bias: bool = True, zero: bool = False
+) -> nnx.Linear:
+    """Dense layer on the last axis; on pictures it is the 1×1 convolution. `zero` starts it at
+    zero.
+    """
     kernel_init = nnx.initializers.zeros_init() if zero else lecun_normal
-    return nnx.Linear(inputs, outputs, use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        inputs, outputs, use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, rngs=rngs
+    )
 
 
 def conv(
-    inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, stride: int = 1, padding=((1, 1), (1, 1)), zero: bool = False
+    inputs: int,
+    outputs: int,
+    *,
+    dtype,
+    rngs: nnx.Rngs,
+    stride: int = 1,
+    padding=((1, 1), (1, 1)),
+    zero: bool = False,
 ) -> nnx.Conv:
     """3×3 convolution. `zero` starts it at zero; `padding` is ((top, bottom), (left, right))."""
     kernel_init = nnx.initializers.zeros_init() if zero else lecun_normal
     return nnx.Conv(
-        inputs, outputs, kernel_size=(3, 3), strides=stride, padding=padding, kernel_init=kernel_init, dtype=dtype, rngs=rngs
+        inputs,
+        outputs,
+        kernel_size=(3, 3),
+        strides=stride,
+        padding=padding,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        rngs=rngs,
     )
 
 
@@ -90,37 +117,56 @@ def upsample(x: jax.Array) -> jax.Array:
 
 
 def convolve_upsampled(layer: nnx.Conv, x: jax.Array) -> jax.Array:
-    """`layer(upsample(x))` for a 3×3 convolution of stride 1, with 4/9 of its multiplications: (B, H, W, C) → (B, 2H, 2W, outputs).
+    """`layer(upsample(x))` for a 3×3 convolution of stride 1, with 4/9 of its multiplications: (B,
+    H, W, C) → (B, 2H, 2W, outputs).
 
     The layer's kernel may have been folded beforehand (`fold_upsampling`).
     """
     kernel, (batch, height, width, _) = layer.kernel[...], x.shape
     taps = folded_kernel(kernel, layer.dtype) if kernel.shape[0] == 3 else kernel
-    every = jax.lax.conv_general_dilated(x.astype(layer.dtype), taps, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    every = jax.lax.conv_general_dilated(
+        x.astype(layer.dtype),
+        taps,
+        (1, 1),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
     every = every.reshape(batch, height + 1, width + 1, 2, 2, -1)
-    rows = [jnp.stack([every[:, a:a + height, b:b + width, a, b] for b in (0, 1)], axis=3) for a in (0, 1)]
+    rows = [
+        jnp.stack([every[:, a : a + height, b : b + width, a, b] for b in (0, 1)], axis=3)
+        for a in (0, 1)
+    ]
     h = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
     return h + layer.bias[...].astype(layer.dtype)
 
 
 def folded_kernel(kernel: jax.Array, dtype) -> jax.Array:
-    """A 3×3 kernel (3, 3, C, outputs) as the four 2×2 ones that it comes to after nearest-neighbour doubling: (2, 2, C, 4·outputs) in `dtype`.
+    """A 3×3 kernel (3, 3, C, outputs) as the four 2×2 ones that it comes to after nearest-neighbour
+    doubling: (2, 2, C, 4·outputs) in `dtype`.
 
-    Two of three rows (and columns) of the kernel meet the same pixel, which of them depends on whether the output's row is even: so
-    the four outputs of a pixel are four 2×2 convolutions of x, with rows and columns of the kernel added up.
-    """
-    kind = jnp.finfo(dtype)  # rounded first, as where it is used as it is, so that a kernel kept in that type gives the same
+    Two of three rows (and columns) of the kernel meet the same pixel, which of them depends on
+    whether the output's row is even: so the four outputs of a pixel are four 2×2 convolutions of x,
+    with rows and columns of the kernel added up."""
+    kind = jnp.finfo(
+        dtype
+    )  # rounded first, as where it is used as it is, so that a kernel kept in that type gives the same
     kernel = jax.lax.reduce_precision(kernel.astype(jnp.float32), kind.nexp, kind.nmant)
-    pairs = lambda k: jnp.stack([jnp.stack([k[0], k[1] + k[2]]), jnp.stack([k[0] + k[1], k[2]])])  # (3, …) → (even or odd, 2, …)
-    kernel = pairs(jnp.moveaxis(pairs(kernel), 2, 0))  # (column parity, 2, row parity, 2, C, outputs)
+    pairs = lambda k: jnp.stack(
+        [jnp.stack([k[0], k[1] + k[2]]), jnp.stack([k[0] + k[1], k[2]])]
+    )  # (3, …) → (even or odd, 2, …)
+    kernel = pairs(
+        jnp.moveaxis(pairs(kernel), 2, 0)
+    )  # (column parity, 2, row parity, 2, C, outputs)
     return kernel.transpose(3, 1, 4, 2, 0, 5).astype(dtype).reshape(2, 2, kernel.shape[4], -1)
 
 
 def fold_upsampling(params: Mapping[str, Any], dtype) -> dict[str, Any]:
-    """A network's parameters with the kernels of its layers "upsample" folded, for loops: once before them instead of at every step.
+    """A network's parameters with the kernels of its layers "upsample" folded, for loops: once
+    before them instead of at every step.
 
     Kernels that are not plain arrays (8 bits, parts) stay as they are.
     """
+
     def folded(name, part):
         if name == "upsample" and isinstance(part["kernel"], jax.Array):
             return {**part, "kernel": folded_kernel(part["kernel"], dtype)}
@@ -130,17 +176,23 @@ def fold_upsampling(params: Mapping[str, Any], dtype) -> dict[str, Any]:
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
-    """(B, H, W, C) → (B, H/patch, W/patch, patch²·C), channels ordered (row, column, channel); H, W multiples of patch."""
+    """(B, H, W, C) → (B, H/patch, W/patch, patch²·C), channels ordered (row, column, channel); H, W
+    multiples of patch.
+    """
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // patch, width // patch, patch * patch * channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(
+        batch, height // patch, width // patch, patch * patch * channels
+    )
 
 
 def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
     """Inverse of `space_to_depth`."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, patch, patch, channels // patch**2)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height * patch, width * patch, channels // patch**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(
+        batch, height * patch, width * patch, channels // patch**2
+    )
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:

@@ -1,4 +1,6 @@
-"""CLIP's transformer (Radford et al. 2021, arXiv 2103.00020): norms come first, the activation is quick-GELU."""
+"""CLIP's transformer (Radford et al. 2021, arXiv 2103.00020): norms come first, the activation is
+quick-GELU.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,25 @@ from caphuman_jax.nn.layers import LayerNorm, linear, quick_gelu
 class Transformer(nnx.Module):
     """A stack of `TransformerLayer`s."""
 
-    def __init__(self, width: int, layers: int, heads: int, mlp_width: int, *, causal: bool, dtype, rngs: nnx.Rngs):
-        self.layers = nnx.Dict({
-            str(i): TransformerLayer(width, heads, mlp_width, causal=causal, dtype=dtype, rngs=rngs) for i in range(layers)
-        })
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        causal: bool,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.layers = nnx.Dict(
+            {
+                str(i): TransformerLayer(
+                    width, heads, mlp_width, causal=causal, dtype=dtype, rngs=rngs
+                )
+                for i in range(layers)
+            }
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, L, width) → the same."""
@@ -27,7 +44,9 @@ class Transformer(nnx.Module):
 class TransformerLayer(nnx.Module):
     """Self-attention, then two layers with quick-GELU between them, each added to its input."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, *, causal: bool, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, width: int, heads: int, mlp_width: int, *, causal: bool, dtype, rngs: nnx.Rngs
+    ):
         self.heads = heads
         self.causal = causal
         self.norm_1 = LayerNorm(width)
@@ -42,5 +61,7 @@ class TransformerLayer(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, L, width) → the same."""
         h = self.norm_1(x)
-        x = x + self.out(attention(self.query(h), self.key(h), self.value(h), self.heads, causal=self.causal))
+        x = x + self.out(
+            attention(self.query(h), self.key(h), self.value(h), self.heads, causal=self.causal)
+        )
         return x + self.down(quick_gelu(self.up(self.norm_2(x))))

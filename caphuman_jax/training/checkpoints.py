@@ -1,9 +1,10 @@
-"""Checkpoints of a run: plain nested dicts through Orbax, written beside training, the newest few kept and the best.
+"""Checkpoints of a run: plain nested dicts through Orbax, written beside training, the newest few
+kept and the best.
 
-A checkpoint holds params, ema and opt, and `run`: step, samples drawn, settings, the names and hashes of the frozen networks, and shape,
-dtype and a checksum of every array. Checksums are of the numbers, not of the files, so they hold on any arrangement of devices; what they
-do not fit is damaged, and the checkpoint before it is used.
-"""
+A checkpoint holds params, ema and opt, and `run`: step, samples drawn, settings, the names and
+hashes of the frozen networks, and shape, dtype and a checksum of every array. Checksums are of the
+numbers, not of the files, so they hold on any arrangement of devices; what they do not fit is
+damaged, and the checkpoint before it is used."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.runtime.sharding import path_name, place
 from caphuman_jax.training.recipe import State
-from caphuman_jax.training.sharding import path_name, place
 
 PARTS = ("params", "ema", "opt")
 
@@ -33,24 +34,49 @@ PARTS = ("params", "ema", "opt")
 class Checkpoints:
     """Saves and restores a run's state in FOLDER/STEP.
 
-    keep: so many of the newest stay; best: and the one whose metric of this name is the lowest, or highest where `highest`.
-    """
+    keep: so many of the newest stay; best: and the one whose metric of this name is the lowest, or
+    highest where `highest`."""
 
-    def __init__(self, folder: str | os.PathLike, keep: int = 2, best: str | None = None, *, highest: bool = False, read_only: bool = False):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        keep: int = 2,
+        best: str | None = None,
+        *,
+        highest: bool = False,
+        read_only: bool = False,
+    ):
         self.folder = epath.Path(os.path.abspath(folder) if "://" not in str(folder) else folder)
         self.best = best
         self._highest, self._worst = highest, -np.inf if highest else np.inf
         policies = [keeping.LatestN(keep)]
         if best:
-            policies.append(keeping.BestN(get_metric_fn=self._rank, reverse=not highest, n=1, keep_checkpoints_without_metrics=False))
+            policies.append(
+                keeping.BestN(
+                    get_metric_fn=self._rank,
+                    reverse=not highest,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keeping.AnyPreservationPolicy(policies), best_fn=self._rank if best else None,
-            best_mode="max" if highest else "min", enable_async_checkpointing=not read_only, read_only=read_only, create=not read_only,
-            cleanup_tmp_directories=not read_only, step_name_format=ocp.path.step.standard_name_format())
+            preservation_policy=keeping.AnyPreservationPolicy(policies),
+            best_fn=self._rank if best else None,
+            best_mode="max" if highest else "min",
+            enable_async_checkpointing=not read_only,
+            read_only=read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            step_name_format=ocp.path.step.standard_name_format(),
+        )
         try:
-            self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=(*PARTS, "run"))
+            self.manager = ocp.CheckpointManager(
+                self.folder, options=options, item_names=(*PARTS, "run")
+            )
         except (OSError, ValueError) as error:
-            raise DataError(f"checkpoints cannot be kept in {self.folder}: {_short(error)}") from error
+            raise DataError(
+                f"checkpoints cannot be kept in {self.folder}: {_short(error)}"
+            ) from error
 
     def _rank(self, metrics: Mapping[str, float] | None) -> float:
         value = float((metrics or {}).get(self.best, np.nan))
@@ -61,21 +87,33 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the best metric, the newest where none was measured; None if there are no checkpoints."""
+        """The step with the best metric, the newest where none was measured; None if there are no
+        checkpoints.
+        """
         steps = self.steps()
         if not steps or not self.best:
             return steps[-1] if steps else None
         sign = 1 if self._highest else -1
         return max(steps, key=lambda step: (sign * self._rank(self.manager.metrics(step)), step))
 
-    def save(self, step: int, state: State, run: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
-        """Begins to write `state` as it is now; `run` is what `restore` gives back. Raises DataError if this or the last one cannot be written."""
+    def save(
+        self,
+        step: int,
+        state: State,
+        run: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begins to write `state` as it is now; `run` is what `restore` gives back. Raises
+        DataError if this or the last one cannot be written.
+        """
         trees = _trees(state)
         content = dict(run) | {"step": step, "arrays": _describe(trees)}
         items = {part: ocp.args.PyTreeSave(tree) for part, tree in trees.items()}
         items["run"] = ocp.args.JsonSave({"content": content, "sha256": _seal(content)})
         with self._told(step):
-            self.manager.save(step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}), force=True)
+            self.manager.save(
+                step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}), force=True
+            )
 
     def wait(self) -> None:
         """Until everything is written. Raises DataError if it could not be."""
@@ -88,31 +126,43 @@ class Checkpoints:
         with self._told(None):
             self.manager.close()
 
-    def restore(self, like: State, shardings: State, run: Mapping[str, Any], log: Callable[[str], None]) -> tuple[State, dict] | None:
-        """The newest whole checkpoint, placed by `shardings`, and its `run`; None if there is none at all.
+    def restore(
+        self, like: State, shardings: State, run: Mapping[str, Any], log: Callable[[str], None]
+    ) -> tuple[State, dict] | None:
+        """The newest whole checkpoint, placed by `shardings`, and its `run`; None if there is none
+        at all.
 
-        like: shapes of the state. run: entries that the checkpoint's `run` must have too, nested dicts of JSON values. A damaged checkpoint
-        is named through `log` and moved to FOLDER/../damaged. Raises DataError if what is whole does not fit `like` or `run`, naming every
-        difference, and if there are checkpoints but none is whole.
-        """
+        like: shapes of the state. run: entries that the checkpoint's `run` must have too, nested
+        dicts of JSON values. A damaged checkpoint is named through `log` and moved to
+        FOLDER/../damaged. Raises DataError if what is whole does not fit `like` or `run`, naming
+        every difference, and if there are checkpoints but none is whole."""
         broken = []
         for step in reversed(self.steps()):
             content, problem = self._attempt(lambda: self._read_run(step))
             if content is not None:
                 self._check(step, content, like, run)
-                state, problem = self._attempt(lambda: self._read_state(step, content, like, shardings))
+                state, problem = self._attempt(
+                    lambda: self._read_state(step, content, like, shardings)
+                )
                 if state is not None:
                     return state, content
             broken.append(step)
-            log(f"WARNING: the checkpoint of step {step} in {self.folder} is damaged ({problem}) and was moved to {self._set_aside(step)}; "
-                "going back to the one before it")
+            log(
+                f"WARNING: the checkpoint of step {step} in {self.folder} is damaged ({problem}) "
+                f"and was moved to {self._set_aside(step)}; "
+                "going back to the one before it"
+            )
         if broken:
-            raise DataError(f"no checkpoint in {self.folder} can be read (steps {', '.join(map(str, broken))} are damaged); "
-                            "start again in another work folder, or bring a copy of a checkpoint back")
+            raise DataError(
+                f"no checkpoint in {self.folder} can be read (steps {', '.join(map(str, broken))} "
+                f"are damaged); "
+                "start again in another work folder, or bring a copy of a checkpoint back"
+            )
         return None
 
     def read_average(self, step: int) -> tuple[dict, dict]:
-        """(averaged parameters as numpy, `run`) of one checkpoint, on any machine; the parameters themselves where no average was kept.
+        """(averaged parameters as numpy, `run`) of one checkpoint, on any machine; the parameters
+        themselves where no average was kept.
 
         Raises DataError where it is damaged or missing.
         """
@@ -122,36 +172,67 @@ class Checkpoints:
         try:
             content = self._read_run(step)
             part = "ema" if _under(content, "ema") else "params"
-            as_numpy = _unflatten({name: ocp.RestoreArgs(restore_type=np.ndarray) for name in _under(content, part)})
-            found = self.manager.restore(step, args=ocp.args.Composite(**{part: ocp.args.PyTreeRestore(restore_args=as_numpy)}))[part]
+            as_numpy = _unflatten(
+                {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in _under(content, part)}
+            )
+            found = self.manager.restore(
+                step,
+                args=ocp.args.Composite(**{part: ocp.args.PyTreeRestore(restore_args=as_numpy)}),
+            )[part]
             _compare({part: found}, content)
         except Exception as error:
-            raise DataError(f"the checkpoint of step {step} in {self.folder} is damaged: {_short(error)}") from error
+            raise DataError(
+                f"the checkpoint of step {step} in {self.folder} is damaged: {_short(error)}"
+            ) from error
         return found, content
 
     def _read_run(self, step: int) -> dict:
-        sealed = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        sealed = self.manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))[
+            "run"
+        ]
         if _seal(sealed["content"]) != sealed["sha256"]:
             raise ValueError("its description was changed")
         return sealed["content"]
 
     def _read_state(self, step: int, content: dict, like: State, shardings: State) -> State:
-        placed = lambda part: jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), like[part], shardings[part])
+        placed = lambda part: jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            like[part],
+            shardings[part],
+        )
         wanted = _trees({part: placed(part) for part in PARTS})
-        found = self.manager.restore(step, args=ocp.args.Composite(**{
-            part: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)) for part, tree in wanted.items()}))
+        found = self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    part: ocp.args.PyTreeRestore(
+                        tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+                    )
+                    for part, tree in wanted.items()
+                }
+            ),
+        )
         _compare({part: found[part] for part in wanted}, content)
-        state = {part: _as(like[part], found[part]) if part in wanted else like[part] for part in PARTS}
+        state = {
+            part: _as(like[part], found[part]) if part in wanted else like[part] for part in PARTS
+        }
         return state | {"step": place(np.int32(content["step"]), shardings["step"])}
 
     def _check(self, step: int, content: dict, like: State, run: Mapping[str, Any]) -> None:
         shape = lambda leaf: {"shape": list(leaf["shape"]), "dtype": leaf["dtype"]}
         there = {name: shape(leaf) for name, leaf in content["arrays"].items()}
         wanted = {name: shape(leaf) for name, leaf in _describe(_trees(like), sums=False).items()}
-        told = lambda leaf: f"{leaf['dtype']}{tuple(leaf['shape'])}" if isinstance(leaf, dict) else str(leaf)
-        problems = differences(there, wanted, told=told) + differences({key: content.get(key) for key in run}, run)
+        told = lambda leaf: (
+            f"{leaf['dtype']}{tuple(leaf['shape'])}" if isinstance(leaf, dict) else str(leaf)
+        )
+        problems = differences(there, wanted, told=told) + differences(
+            {key: content.get(key) for key in run}, run
+        )
         if problems:
-            raise DataError(f"the checkpoint of step {step} in {self.folder} is of another run: {'; '.join(problems)}; choose another --workdir")
+            raise DataError(
+                f"the checkpoint of step {step} in {self.folder} is of another run: "
+                f"{'; '.join(problems)}; choose another --workdir"
+            )
 
     def _attempt(self, read: Callable[[], Any]) -> tuple[Any, str]:
         """(what was read, "") or (None, why not); all hosts agree on which."""
@@ -159,7 +240,10 @@ class Checkpoints:
             result, problem = read(), ""
         except Exception as error:  # whatever damaged bytes make of the readers: it is named, and nothing goes on with it
             result, problem = None, _short(error)
-        if jax.process_count() > 1 and multihost_utils.process_allgather(np.int32(result is None)).any():
+        if (
+            jax.process_count() > 1
+            and multihost_utils.process_allgather(np.int32(result is None)).any()
+        ):
             result, problem = None, problem or "another host could not read its part"
         return result, problem
 
@@ -181,14 +265,32 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            whole = sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit()) if self.folder.exists() else []
-            before = f"the newest whole one is of step {whole[-1]}" if whole else "there is none yet"
-            which = f"the checkpoint of step {step}, or the one before it," if step is not None else "a checkpoint"
-            raise DataError(f"{which} cannot be written to {self.folder}: {_short(error)}; is the disk full? {before}") from error
+            whole = (
+                sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+                if self.folder.exists()
+                else []
+            )
+            before = (
+                f"the newest whole one is of step {whole[-1]}" if whole else "there is none yet"
+            )
+            which = (
+                f"the checkpoint of step {step}, or the one before it,"
+                if step is not None
+                else "a checkpoint"
+            )
+            raise DataError(
+                f"{which} cannot be written to {self.folder}: {_short(error)}; is the disk full? "
+                f"{before}"
+            ) from error
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], told: Callable[[Any], str] = repr, prefix: str = "") -> list[str]:
-    """"KEY was A, is B" for every differing entry of nested dicts."""
+def differences(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    told: Callable[[Any], str] = repr,
+    prefix: str = "",
+) -> list[str]:
+    """ "KEY was A, is B" for every differing entry of nested dicts."""
     found = []
     for key in sorted({*before, *now}, key=str):
         name = f"{prefix}{key}"
@@ -207,10 +309,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], told: Callabl
 
 @jax.jit
 def checksum(x) -> jax.Array:
-    """uint32 of an array's bits, place by place, the same however it is split over devices; any one changed number changes it."""
+    """uint32 of an array's bits, place by place, the same however it is split over devices; any one
+    changed number changes it.
+    """
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
-    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{x.dtype.itemsize * 8}")).astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{x.dtype.itemsize * 8}")).astype(
+        jnp.uint32
+    )
     place, stride = jnp.zeros(x.shape, jnp.uint32), 1
     for axis in reversed(range(x.ndim)):
         place += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * np.uint32(stride % 2**32)
@@ -221,9 +327,14 @@ def checksum(x) -> jax.Array:
 def _describe(trees: dict, sums: bool = True) -> dict[str, dict]:
     """{"params/a/b": {"shape", "dtype", "sum"}}."""
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trees)}
-    found = {name: {"shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name} for name, leaf in leaves.items()}
+    found = {
+        name: {"shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name}
+        for name, leaf in leaves.items()
+    }
     if sums:
-        for name, value in jax.device_get({name: checksum(leaf) for name, leaf in leaves.items()}).items():
+        for name, value in jax.device_get(
+            {name: checksum(leaf) for name, leaf in leaves.items()}
+        ).items():
             found[name]["sum"] = int(value)
     return found
 
@@ -242,7 +353,9 @@ def _trees(state: State) -> dict[str, dict]:
 
 def _plain(tree: Any) -> dict:
     """Any tree as nested dicts with string keys: Optax's tuples by number, their entries by name."""
-    return _unflatten({path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)})
+    return _unflatten(
+        {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    )
 
 
 def _as(like: Any, plain: dict) -> Any:
@@ -256,7 +369,9 @@ def _unflatten(flat: Mapping[str, Any]) -> dict:
 
 
 def _under(content: dict, part: str) -> list[str]:
-    return [name.removeprefix(part + "/") for name in content["arrays"] if name.startswith(part + "/")]
+    return [
+        name.removeprefix(part + "/") for name in content["arrays"] if name.startswith(part + "/")
+    ]
 
 
 def _seal(content: dict) -> str:

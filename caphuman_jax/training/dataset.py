@@ -1,8 +1,8 @@
 """Records -> what a training step draws from, resident on the accelerator.
 
-Hints are rendered from the records' heads and identity tokens computed here, in large batches by the same functions that
-serve one photo in use. Small enough to keep whole: about 2.7 MB a photo at 256².
-"""
+Hints are rendered from the records' heads and identity tokens computed here, in large batches by
+the same functions that serve one photo in use. Small enough to keep whole: about 2.7 MB a photo at
+256²."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from caphuman_jax.errors import DataError
-from caphuman_jax.face import align, colours, parse, recognise
+from caphuman_jax.face import align, colors, recognition, segmentation
 from caphuman_jax.head import hints
-from caphuman_jax.head.morphable import load_head
+from caphuman_jax.head.base import load_head
 from caphuman_jax.models.tokenizer import ClipTokenizer
-from data_pipeline import captions
+from data_pipeline.prepare import captions
 
 CAPTIONS = 12  # different captions kept for each photo
 FACES = 4  # recognition crops for each photo: as it is, mirrored, and two a little off
@@ -29,7 +29,8 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=print) -> dict:
-    """Arrays over the photos `index` of `records`, as uint8 where they are large; see `training.diffusion.draw`.
+    """Arrays over the photos `index` of `records`, as uint8 where they are large; see
+    `training.diffusion.draw`.
 
     Raises DataError where the records' heads are of another head model than the shipped one.
     """
@@ -39,7 +40,10 @@ def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=pri
     tokens, vectors = identity_tokens(part.pictures, part.landmarks, seed=seed)
     log("identity tokens computed")
     grey = np.array([found["kind"] != "colour" for found in part.attributes])
-    found = [attributes | {"kind": "black-and-white" if colourless else "colour"} for attributes, colourless in zip(part.attributes, grey)]
+    found = [
+        attributes | {"kind": "black-and-white" if colourless else "colour"}
+        for attributes, colourless in zip(part.attributes, grey)
+    ]
     pictures = part.pictures.copy()
     for i in np.flatnonzero(grey):
         pictures[i] = _grey(pictures[i])
@@ -47,38 +51,66 @@ def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=pri
     partner = np.concatenate([np.arange(len(part))[:, None], part.partners], axis=1)
     partner = np.where(partner < 0, partner[:, :1], partner).astype(np.int32)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        regions, features = map(np.stack, zip(*pool.map(lambda marks: face_regions(marks, pictures.shape[1]), part.landmarks)))
-        person = np.stack(list(pool.map(lambda mask: solid_person(mask, pictures.shape[1]), part.person)))
+        regions, features = map(
+            np.stack,
+            zip(*pool.map(lambda marks: face_regions(marks, pictures.shape[1]), part.landmarks)),
+        )
+        person = np.stack(
+            list(pool.map(lambda mask: solid_person(mask, pictures.shape[1]), part.person))
+        )
     heads = without_colour(part.heads, grey)
     all_hints = render(heads, partner, grey, pictures.shape[1], chunk=chunk)
     log("hints rendered")
     rng = np.random.default_rng(seed)
     kinds = (None, "black-and-white", "no background")
     encode = ClipTokenizer()
-    ids = np.stack([encode([compose(f, rng, kind) for f in found for _ in range(CAPTIONS)]) for kind in kinds], axis=1)
+    ids = np.stack(
+        [encode([compose(f, rng, kind) for f in found for _ in range(CAPTIONS)]) for kind in kinds],
+        axis=1,
+    )
     ids = ids.reshape(len(part), CAPTIONS, len(kinds), 77)
     background_ids, background_rgb = plain_backgrounds(encode, rng)
     return {
-        "pictures": pictures, "covered": (part.covered * pictures.shape[1]).astype(np.float32), "region": regions, "hints": all_hints,
-        "tokens": tokens, "vectors": vectors, "partner": partner, "captions": ids.astype(np.int32), "grey": grey,
-        "empty": encode([""])[0].astype(np.int32), "features": features, "person": person,
-        "background_ids": background_ids, "background_rgb": background_rgb, "heads": heads, "name": part.name,
+        "pictures": pictures,
+        "covered": (part.covered * pictures.shape[1]).astype(np.float32),
+        "region": regions,
+        "hints": all_hints,
+        "tokens": tokens,
+        "vectors": vectors,
+        "partner": partner,
+        "captions": ids.astype(np.int32),
+        "grey": grey,
+        "empty": encode([""])[0].astype(np.int32),
+        "features": features,
+        "person": person,
+        "background_ids": background_ids,
+        "background_rgb": background_rgb,
+        "heads": heads,
+        "name": part.name,
     }
 
 
 def compose(found: dict, rng: np.random.Generator, kind: str | None) -> str:
-    """A caption, with colours left out if the picture is to be shown without them, or the background if it is to be another."""
+    """A caption, with colours left out if the picture is to be shown without them, or the
+    background if it is to be another.
+    """
     if kind == "black-and-white":
-        found = {k: v for k, v in found.items() if k not in ("hair", "clothes", "background")} | {"kind": kind}
+        found = {k: v for k, v in found.items() if k not in ("hair", "clothes", "background")} | {
+            "kind": kind
+        }
     if kind == "no background":
         found = {k: v for k, v in found.items() if k != "background"}
     return captions.compose(found, rng, keep=rng.choice(captions.MENTIONED))
 
 
 def plain_backgrounds(encode, rng: np.random.Generator):
-    """Words for backgrounds and what they look like: token ids (W, 3, K) int32 to append to a caption, and RGB (W, SHADES, 3) in [0, 1]."""
-    words = list(colours.SURFACE)
-    texts = [f", {form} background" for word in words for form in (f"a {word}", word, f"a plain {word}")]
+    """Words for backgrounds and what they look like: token ids (W, 3, K) int32 to append to a
+    caption, and RGB (W, SHADES, 3) in [0, 1].
+    """
+    words = list(colors.SURFACE)
+    texts = [
+        f", {form} background" for word in words for form in (f"a {word}", word, f"a plain {word}")
+    ]
     ids = encode(texts, 12)[:, 1:].reshape(len(words), 3, -1)
     return ids.astype(np.int32), np.stack([_shades(word, rng) for word in words])
 
@@ -87,102 +119,154 @@ def _shades(word: str, rng: np.random.Generator) -> np.ndarray:
     """(SHADES, 3) RGB float32 of colours that are called `word`."""
     shades = []
     while len(shades) < SHADES:
-        lab = (np.array(colours.SURFACE[word]) + rng.normal(size=3) * (5, 4, 4)).astype(np.float32)
+        lab = (np.array(colors.SURFACE[word]) + rng.normal(size=3) * (5, 4, 4)).astype(np.float32)
         rgb = np.clip(cv2.cvtColor(lab[None, None], cv2.COLOR_LAB2RGB), 0, 1)
-        if colours.colour_word(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0, 0]) == word:
+        if colors.colour_word(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0, 0]) == word:
             shades.append(rgb[0, 0])
     return np.stack(shades)
 
 
 def face_regions(landmarks: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two masks (size, size) uint8, 255 in the face region (what CapFace's mask is taught), and round eyes, brows and mouth."""
-    labels = parse.parse_face(landmarks * size, (size, size))
+    """Two masks (size, size) uint8, 255 in the face region (what CapFace's mask is taught), and
+    round eyes, brows and mouth.
+    """
+    labels = segmentation.parse_face(landmarks * size, (size, size))
     reach = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (round(size / 30) | 1,) * 2)
-    features = cv2.dilate((labels >= parse.BROWS).astype(np.uint8), reach)
-    return parse.face_mask(labels).astype(np.uint8) * 255, features * 255
+    features = cv2.dilate((labels >= segmentation.BROWS).astype(np.uint8), reach)
+    return segmentation.face_mask(labels).astype(np.uint8) * 255, features * 255
 
 
 def solid_person(mask: np.ndarray, size: int) -> np.ndarray:
-    """(size, size) uint8, 255 where a person surely is by a record's mask, so that little of the old background shines through at the edge."""
+    """(size, size) uint8, 255 where a person surely is by a record's mask, so that little of the
+    old background shines through at the edge.
+    """
     mask = cv2.resize(mask.astype(np.float32) / 255, (size, size), interpolation=cv2.INTER_LINEAR)
     return np.round(255 * np.clip(mask * 2 - 0.9, 0, 1)).astype(np.uint8)
 
 
 def without_colour(heads, grey: np.ndarray):
-    """The heads, with grey light and albedo where `grey` (N,) says that the picture is shown without colours, whatever tint it had."""
+    """The heads, with grey light and albedo where `grey` (N,) says that the picture is shown
+    without colours, whatever tint it had.
+    """
     light = np.where(grey[:, None, None], heads.light.mean(axis=-1, keepdims=True), heads.light)
-    albedo = np.where(grey[:, None, None], np.sum(heads.albedo * LUMA, axis=-1, keepdims=True), heads.albedo)
+    albedo = np.where(
+        grey[:, None, None], np.sum(heads.albedo * LUMA, axis=-1, keepdims=True), heads.albedo
+    )
     return dataclasses.replace(heads, light=light, albedo=albedo)
 
 
 def render(heads, partner: np.ndarray, grey: np.ndarray, size: int, *, chunk: int):
-    """Hints (N, 2, size, size, 9) uint8, on the device, of heads in pixels of that size: as they are, and with the identity of a partner.
+    """Hints (N, 2, size, size, 9) uint8, on the device, of heads in pixels of that size: as they
+    are, and with the identity of a partner.
 
-    The second is rendered with the shape and albedo of another photo of the same person where there is one, and with
-    the photo's own albedo mirrored otherwise: in use, too, the albedo never fits the wanted picture exactly. Its mouth is
-    somebody else's (`change_mouths`).
-    """
+    The second is rendered with the shape and albedo of another photo of the same person where there
+    is one, and with the photo's own albedo mirrored otherwise: in use, too, the albedo never fits
+    the wanted picture exactly. Its mouth is somebody else's (`change_mouths`)."""
     model = load_head()
-    if heads.albedo.shape[1:] != model.mean.shape or heads.identity.shape[1] != len(model.identity_basis):
-        raise DataError(f"the records' heads are not of the head model {model.name}; make the records with caphuman prepare without --model")
-    encode = jax.jit(lambda h: jnp.round(jnp.concatenate([h[..., :3] / 2 + 0.5, h[..., 3:]], -1) * 255).astype(jnp.uint8))
-    batches = [np.minimum(np.arange(s, s + chunk), len(grey) - 1) for s in range(0, len(grey), chunk)]
+    if heads.albedo.shape[1:] != model.mean.shape or heads.identity.shape[1] != len(
+        model.identity_basis
+    ):
+        raise DataError(
+            f"the records' heads are not of the head model {model.name}; make the records with "
+            f"caphuman prepare without --model"
+        )
+    encode = jax.jit(
+        lambda h: jnp.round(jnp.concatenate([h[..., :3] / 2 + 0.5, h[..., 3:]], -1) * 255).astype(
+            jnp.uint8
+        )
+    )
+    batches = [
+        np.minimum(np.arange(s, s + chunk), len(grey) - 1) for s in range(0, len(grey), chunk)
+    ]
     other = partner[:, 1]
     alone = other == np.arange(len(partner))
     mirrored = heads.albedo[:, np.asarray(model.mirror)]
     albedo = np.where(alone[:, None, None], mirrored, heads.albedo[other])
-    lent = dataclasses.replace(heads, identity=heads.identity[other], albedo=change_mouths(model, albedo, grey))
+    lent = dataclasses.replace(
+        heads, identity=heads.identity[other], albedo=change_mouths(model, albedo, grey)
+    )
     # Kept on the device: they are most of the data, and training draws from them there.
     drawn = [
-        jnp.stack([encode(hints.render_hints_batch(model, jax.tree.map(lambda x: x[b], source), size, size)) for source in (heads, lent)], axis=1)
+        jnp.stack(
+            [
+                encode(
+                    hints.render_hints_batch(
+                        model, jax.tree.map(lambda x: x[b], source), size, size
+                    )
+                )
+                for source in (heads, lent)
+            ],
+            axis=1,
+        )
         for b in batches
     ]
     return jnp.concatenate(drawn)[: len(grey)]
 
 
 def change_mouths(model, albedo: np.ndarray, grey: np.ndarray) -> np.ndarray:
-    """Albedo (N, V, 3) with the mouth of the next photo, in the own colour: teeth that a smile left there must not decide about smiles."""
-    lips = np.unique(parse.UPPER_LIP_OUTLINE + parse.LOWER_LIP_OUTLINE)
+    """Albedo (N, V, 3) with the mouth of the next photo, in the own colour: teeth that a smile left
+    there must not decide about smiles.
+    """
+    lips = np.unique(segmentation.UPPER_LIP_OUTLINE + segmentation.LOWER_LIP_OUTLINE)
     corners = np.asarray(model.mean)[np.asarray(model.landmark_vertices)[lips]]
     points = np.sum(corners * np.asarray(model.landmark_weights)[lips][..., None], axis=1)
-    distance = np.linalg.norm(np.asarray(model.mean) - points.mean(0), axis=1) / (np.ptp(points[:, 0]) / 2)
+    distance = np.linalg.norm(np.asarray(model.mean) - points.mean(0), axis=1) / (
+        np.ptp(points[:, 0]) / 2
+    )
     inside = np.clip((1.8 - distance) / 0.6, 0, 1)[None, :, None].astype(np.float32)
     rim = inside * (1 - inside) / (inside * (1 - inside)).sum()
     donor = np.roll(albedo, 1, axis=0)
     donor = np.where(grey[:, None, None], donor.mean(axis=-1, keepdims=True), donor)
     own, other = ((x * rim).sum(axis=1, keepdims=True) for x in (albedo, donor))
-    return albedo * (1 - inside) + np.clip(donor * np.clip(own / np.maximum(other, 0.02), 0.5, 2), 0, 1) * inside
+    return (
+        albedo * (1 - inside)
+        + np.clip(donor * np.clip(own / np.maximum(other, 0.02), 0.5, 2), 0, 1) * inside
+    )
 
 
 def identity_tokens(pictures, landmarks, *, seed: int):
-    """Tokens (N, FACES, 49, 512) float16 and unit vectors (N, FACES, 192) of recognition crops, some mirrored or a little off."""
+    """Tokens (N, FACES, 49, 512) float16 and unit vectors (N, FACES, 192) of recognition crops,
+    some mirrored or a little off.
+    """
     import importlib.resources
 
     from caphuman_jax.training.onnx_to_jax import load_onnx
 
-    params, apply = load_onnx(importlib.resources.files("caphuman_jax") / "assets" / "face" / "mobilefacenet_192.onnx")
+    params, apply = load_onnx(
+        importlib.resources.files("caphuman_jax") / "assets" / "face" / "mobilefacenet_192.onnx"
+    )
     network = jax.jit(lambda p, x: apply(p, (x - 127.5) / 128))
     rng = np.random.default_rng(seed)
     size = pictures.shape[1]
-    tokens = np.empty((len(pictures), FACES, recognise.FEATURE_TOKENS, recognise.FEATURE_WIDTH), np.float16)
+    tokens = np.empty(
+        (len(pictures), FACES, recognition.FEATURE_TOKENS, recognition.FEATURE_WIDTH), np.float16
+    )
     vectors = np.empty((len(pictures), FACES, 192), np.float32)
-    side = recognise.MOBILEFACENET_SIZE
+    side = recognition.MOBILEFACENET_SIZE
     chunk = min(128, len(pictures))
     for start in range(0, len(pictures), chunk):
         rows = np.minimum(np.arange(start, start + chunk), len(pictures) - 1)
         crops = np.empty((len(rows), FACES, side, side, 3), np.uint8)
         for k, i in enumerate(rows):
-            matrix = align.similarity_transform(align.five_points(landmarks[i] * size), recognise.MOBILEFACENET_TEMPLATE)
+            matrix = align.similarity_transform(
+                align.five_points(landmarks[i] * size), recognition.MOBILEFACENET_TEMPLATE
+            )
             for v in range(FACES):
                 change = matrix.copy()
                 if v >= 2:
-                    change = change * rng.uniform(0.95, 1.06) + np.array([[0, 0, 1]]) * rng.uniform(-4, 4, (2, 1))
+                    change = change * rng.uniform(0.95, 1.06) + np.array([[0, 0, 1]]) * rng.uniform(
+                        -4, 4, (2, 1)
+                    )
                 crop = align.warp(pictures[i], change, side)
                 crops[k, v] = crop[:, ::-1] if v % 2 else crop
         out = network(params, crops.reshape(-1, side, side, 3).astype(np.float32))
         vector = np.asarray(out["embeddings"])
-        vectors[rows] = (vector / np.linalg.norm(vector, axis=1, keepdims=True)).reshape(len(rows), FACES, -1)
-        tokens[rows] = np.asarray(out["features"]).reshape(len(rows), FACES, recognise.FEATURE_TOKENS, recognise.FEATURE_WIDTH)
+        vectors[rows] = (vector / np.linalg.norm(vector, axis=1, keepdims=True)).reshape(
+            len(rows), FACES, -1
+        )
+        tokens[rows] = np.asarray(out["features"]).reshape(
+            len(rows), FACES, recognition.FEATURE_TOKENS, recognition.FEATURE_WIDTH
+        )
     return tokens, vectors
 
 

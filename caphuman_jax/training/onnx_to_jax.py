@@ -1,10 +1,9 @@
 """The shipped ONNX networks as JAX functions, so that a loss can look through a recogniser.
 
-onnxruntime runs these networks faster on a CPU, but gives no gradient and cannot be part of a compiled step.
-Only the operators that the shipped recognisers, detector and landmark network use are here
-(semantics: https://onnx.ai/onnx/operators, opset 18); any other is an error when the file is read.
-Needs the `onnx` package, which the extra `train` installs.
-"""
+onnxruntime runs these networks faster on a CPU, but gives no gradient and cannot be part of a
+compiled step. Only the operators that the shipped recognisers, detector and landmark network use
+are here (semantics: https://onnx.ai/onnx/operators, opset 18); any other is an error when the file
+is read. Needs the `onnx` package, which the extra `train` installs."""
 
 from __future__ import annotations
 
@@ -25,16 +24,16 @@ Apply = Callable[..., dict[str, jax.Array]]
 def load_onnx(path: str | Path) -> tuple[Params, Apply]:
     """Read an ONNX file into `(params, apply)`.
 
-    `params` maps tensor names to float32 arrays (weights stored as float16 or 8-bit are unpacked here, once).
-    `apply(params, inputs, outputs=None)` takes one array, or a dict from input names to arrays, laid out and
-    scaled as the network expects, with any batch size, and returns a dict with the tensors named in `outputs`
-    (default: the graph's own). Inner tensors may be asked for; layers after the last of them are not traced.
-    It is pure: use it under `jit`, `grad` and `vmap`. Compute follows the dtype of `params` and inputs,
-    which must agree. Inner tensors keep the graph's layout, which is NCHW.
+    `params` maps tensor names to float32 arrays (weights stored as float16 or 8-bit are unpacked
+    here, once). `apply(params, inputs, outputs=None)` takes one array, or a dict from input names
+    to arrays, laid out and scaled as the network expects, with any batch size, and returns a dict
+    with the tensors named in `outputs` (default: the graph's own). Inner tensors may be asked for;
+    layers after the last of them are not traced.
+    It is pure: use it under `jit`, `grad` and `vmap`. Compute follows the dtype of `params` and
+    inputs, which must agree. Inner tensors keep the graph's layout, which is NCHW.
 
-    Raises ModelFolderError for a file that is no ONNX network or holds an operator that is not known here,
-    and, from `apply`, for a tensor name that the graph does not have.
-    """
+    Raises ModelFolderError for a file that is no ONNX network or holds an operator that is not
+    known here, and, from `apply`, for a tensor name that the graph does not have."""
     graph = _read_graph(path)
     params, shapes, nodes = _fold_constants(graph)
     unknown = sorted({node.op_type for node in nodes} - set(_OPERATORS))
@@ -51,7 +50,9 @@ def load_onnx(path: str | Path) -> tuple[Params, Apply]:
         if not isinstance(inputs, dict):
             inputs = {input_names[0]: inputs}
         if set(inputs) != set(input_names):
-            raise ModelFolderError(f"{path}: inputs are {', '.join(input_names)}; given: {', '.join(inputs)}")
+            raise ModelFolderError(
+                f"{path}: inputs are {', '.join(input_names)}; given: {', '.join(inputs)}"
+            )
         missing = [name for name in outputs if name not in producer]
         if missing:
             raise ModelFolderError(f"{path}: no tensor named {', '.join(missing)} in the graph")
@@ -77,7 +78,10 @@ def _read_graph(path: str | Path):
     try:
         import onnx
     except ModuleNotFoundError as error:
-        raise ModelFolderError("training needs the package onnx: pip install 'caphuman-jax[train]', or pip install onnx") from error
+        raise ModelFolderError(
+            "training needs the package onnx: pip install 'caphuman-jax[train]', or pip install "
+            "onnx"
+        ) from error
 
     try:
         return onnx.load(str(path)).graph
@@ -88,10 +92,11 @@ def _read_graph(path: str | Path):
 
 
 def _fold_constants(graph) -> tuple[Params, dict[str, np.ndarray], list]:
-    """Split a graph into float parameters, integer constants (shapes, pads) and the nodes that depend on the input.
+    """Split a graph into float parameters, integer constants (shapes, pads) and the nodes that
+    depend on the input.
 
-    Nodes fed by constants alone (unpacking of stored weights) are computed here by ONNX's own reference code.
-    """
+    Nodes fed by constants alone (unpacking of stored weights) are computed here by ONNX's own
+    reference code."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -100,12 +105,18 @@ def _fold_constants(graph) -> tuple[Params, dict[str, np.ndarray], list]:
     for node in graph.node:
         if all(name in constants for name in node.input if name):
             feed = {name: constants[name] for name in node.input if name}
-            constants.update(zip(node.output, ReferenceEvaluator(node).run(None, feed), strict=True))
+            constants.update(
+                zip(node.output, ReferenceEvaluator(node).run(None, feed), strict=True)
+            )
         else:
             nodes.append(node)
 
     used = {name for node in nodes for name in node.input}
-    params = {k: np.asarray(v, np.float32) for k, v in constants.items() if k in used and v.dtype.kind == "f"}
+    params = {
+        k: np.asarray(v, np.float32)
+        for k, v in constants.items()
+        if k in used and v.dtype.kind == "f"
+    }
     shapes = {k: v for k, v in constants.items() if k in used and v.dtype.kind != "f"}
     return params, shapes, nodes
 
@@ -141,8 +152,12 @@ def _padding(attributes: dict[str, Any]) -> str | list[tuple[int, int]]:
 
 def _conv(attributes, x, weight, bias=None):
     y = jax.lax.conv_general_dilated(
-        x, jnp.asarray(weight), attributes.get("strides", [1, 1]), _padding(attributes),
-        rhs_dilation=attributes.get("dilations", [1, 1]), feature_group_count=attributes.get("group", 1),
+        x,
+        jnp.asarray(weight),
+        attributes.get("strides", [1, 1]),
+        _padding(attributes),
+        rhs_dilation=attributes.get("dilations", [1, 1]),
+        feature_group_count=attributes.get("group", 1),
         dimension_numbers=("NCHW", "OIHW", "NCHW"),
     )
     return y if bias is None else y + jnp.asarray(bias)[:, None, None]
@@ -163,7 +178,9 @@ def _max_pool(attributes, x):
 def _average_pool(attributes, x):
     if _padding(attributes) not in ("VALID", [(0, 0), (0, 0)]):
         raise ModelFolderError("AveragePool with padding has no JAX form here")
-    return _pool(attributes, x, 0.0, jax.lax.add) / jnp.asarray(np.prod(attributes["kernel_shape"]), x.dtype)
+    return _pool(attributes, x, 0.0, jax.lax.add) / jnp.asarray(
+        np.prod(attributes["kernel_shape"]), x.dtype
+    )
 
 
 def _pad(attributes, x, pads, value=None, axes=None):
@@ -173,7 +190,9 @@ def _pad(attributes, x, pads, value=None, axes=None):
     widths = [(0, 0)] * x.ndim
     for i, axis in enumerate(axes):
         widths[axis] = (int(pads[i]), int(pads[i + len(axes)]))
-    fill = jnp.zeros((), x.dtype) if value is None else jnp.asarray(value).reshape(()).astype(x.dtype)
+    fill = (
+        jnp.zeros((), x.dtype) if value is None else jnp.asarray(value).reshape(()).astype(x.dtype)
+    )
     return jnp.pad(x, widths, constant_values=fill)
 
 

@@ -1,4 +1,6 @@
-"""What training shows of itself: a sheet of a few held-out people, always the same requests and seeds, and what `evaluate` measures on it."""
+"""What training shows of itself: a sheet of a few held-out people, always the same requests and
+seeds, and what `evaluate` measures on it.
+"""
 
 from __future__ import annotations
 
@@ -11,35 +13,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caphuman_jax import models
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import CapHumanError
 from caphuman_jax.evaluation import bulk, design, report, statistics
 from caphuman_jax.evaluation.benchmark import Outcome, Subject
 from caphuman_jax.evaluation.measure import HeadNumbers, look, recognition_vectors
-from caphuman_jax.pipeline import Pipeline
-from caphuman_jax.training.sharding import on_host
+from caphuman_jax.models import registry
+from caphuman_jax.pipeline.pipeline import Pipeline
+from caphuman_jax.runtime.sharding import on_host
 
 HEADS = ("own", "yaw=-20", "yaw=20", "smile=0.8", "light=left", "random")
 MEASURED = {
-    "face_found": "face_found.value", "identity_rank1": "identity.dlib.rank1_among_all.value", "identity_auc": "identity.dlib.auc.value",
-    "yaw_error": "pose.yaw.all.median.value", "smile_error": "expression.smile.all.median.value", "jaw_error": "expression.jawOpen.all.median.value",
+    "face_found": "face_found.value",
+    "identity_rank1": "identity.dlib.rank1_among_all.value",
+    "identity_auc": "identity.dlib.auc.value",
+    "yaw_error": "pose.yaw.all.median.value",
+    "smile_error": "expression.smile.all.median.value",
+    "jaw_error": "expression.jawOpen.all.median.value",
 }
-"""What is reported: name → place in `statistics.compute`; what few people do not tell is left out."""
+"""What is reported: name → place in `statistics.compute`; what few people do not tell is left out.
+"""
 
 
 class Previews:
     """Recipe hooks `evaluate` and `pictures` of people in held-out photos.
 
-    model: with all networks that pictures need; photos: (H, W, 3) uint8, one person each, those without a usable face are left out;
-    networks: (trained on the host, {name: frozen networks}) → {network: parameters}; per_person: pictures of each.
-    """
+    model: with all networks that pictures need; photos: (H, W, 3) uint8, one person each, those
+    without a usable face are left out;
+    networks: (trained on the host, {name: frozen networks}) → {network: parameters}; per_person:
+    pictures of each."""
 
-    def __init__(self, model: ModelConfig, photos: Sequence[np.ndarray], networks: Callable[[dict, dict], dict[str, Any]], *, per_person: int = 4,
-                 steps: int | None = None, dtype: str | None = None):
-        self.model, self.photos, self.networks, self.per_person = model, photos, networks, per_person
+    def __init__(
+        self,
+        model: ModelConfig,
+        photos: Sequence[np.ndarray],
+        networks: Callable[[dict, dict], dict[str, Any]],
+        *,
+        per_person: int = 4,
+        steps: int | None = None,
+        dtype: str | None = None,
+    ):
+        self.model, self.photos, self.networks, self.per_person = (
+            model,
+            photos,
+            networks,
+            per_person,
+        )
         self.steps = steps or model.sampling.steps
-        self.dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+        self.dtype = jnp.dtype(
+            dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        )
         self.pipe: Pipeline | None = None
         self.made: tuple[int, dict[str, float], np.ndarray | None] = (-1, {}, None)
 
@@ -54,8 +77,14 @@ class Previews:
 
     def _make(self, params, frozen, step: int):
         if self.made[0] != step:
-            trained = on_host(params)  # every host; the first alone makes pictures, on a device of its own
-            self.made = (step, *self._show(trained, frozen)) if jax.process_index() == 0 else (step, {}, None)
+            trained = on_host(
+                params
+            )  # every host; the first alone makes pictures, on a device of its own
+            self.made = (
+                (step, *self._show(trained, frozen))
+                if jax.process_index() == 0
+                else (step, {}, None)
+            )
         return self.made
 
     def _show(self, trained: dict, frozen: dict) -> tuple[dict[str, float], np.ndarray | None]:
@@ -63,8 +92,10 @@ class Previews:
         params = jax.device_put(on_local(self.networks(trained, frozen)), device)
         with jax.default_device(device):
             if self.pipe is None:
-                graphs = models.abstract(self.model, self.dtype, only=tuple(params))
-                self.pipe = Pipeline(self.model, params, tuple((name, graph) for name, (graph, _) in graphs.items()))
+                graphs = registry.abstract(self.model, self.dtype, only=tuple(params))
+                self.pipe = Pipeline(
+                    self.model, params, tuple((name, graph) for name, (graph, _) in graphs.items())
+                )
                 self.subjects = list(filter(None, map(self._subject, self.photos)))
             self.pipe.params = params
             return self._measure() if self.subjects else ({}, None)
@@ -74,34 +105,78 @@ class Previews:
             person = self.pipe.person(photo, face=0)
         except CapHumanError:
             return None
-        return Subject("", person.square, jax.device_get(person.head), person, recognition_vectors(person.square, person.landmarks))
+        return Subject(
+            "",
+            person.square,
+            jax.device_get(person.head),
+            person,
+            recognition_vectors(person.square, person.landmarks),
+        )
 
     def _measure(self) -> tuple[dict[str, float], np.ndarray]:
         pipe, subjects = self.pipe, self.subjects
-        head_model, requests = pipe.head_model, design.plan(len(subjects), HEADS, per_person=self.per_person)
+        head_model, requests = (
+            pipe.head_model,
+            design.plan(len(subjects), HEADS, per_person=self.per_person),
+        )
         generate = bulk.bulk_generator(pipe, self.steps, pipe.config.sampling.guidance)
         heads = [design.wanted_head(head_model, subjects[r.person].head, r) for r in requests]
         pictures = []
         for start in range(0, len(requests), pipe.batch):
-            part = [min(i, len(requests) - 1) for i in range(start, start + pipe.batch)]  # the last batch keeps its size
-            pictures.extend(generate([subjects[requests[i].person].person for i in part], [heads[i] for i in part],
-                                     [requests[i].prompt for i in part], [requests[i].seed for i in part]))
+            part = [
+                min(i, len(requests) - 1) for i in range(start, start + pipe.batch)
+            ]  # the last batch keeps its size
+            pictures.extend(
+                generate(
+                    [subjects[requests[i].person].person for i in part],
+                    [heads[i] for i in part],
+                    [requests[i].prompt for i in part],
+                    [requests[i].seed for i in part],
+                )
+            )
         pictures = pictures[: len(requests)]
         outcomes = [
-            Outcome(request, request.person, HeadNumbers.of(head_model, head), HeadNumbers.of(head_model, subjects[request.person].head), seen)
-            for request, head, seen in zip(requests, heads, look(head_model, pictures))]
-        rows = [[(subject.picture, "held out", "")] + [
-            (picture, request.head, request.prompt) for picture, request in zip(pictures, requests) if request.person == number]
-            for number, subject in enumerate(subjects)]
+            Outcome(
+                request,
+                request.person,
+                HeadNumbers.of(head_model, head),
+                HeadNumbers.of(head_model, subjects[request.person].head),
+                seen,
+            )
+            for request, head, seen in zip(requests, heads, look(head_model, pictures))
+        ]
+        rows = [
+            [(subject.picture, "held out", "")]
+            + [
+                (picture, request.head, request.prompt)
+                for picture, request in zip(pictures, requests)
+                if request.person == number
+            ]
+            for number, subject in enumerate(subjects)
+        ]
         return chosen(statistics.compute(head_model, subjects, outcomes)), report.sheet(rows)
 
 
 def chosen(results: dict) -> dict[str, float]:
     """The numbers of MEASURED in `statistics.compute`'s, where there are any."""
-    found = {name: functools.reduce(lambda part, key: part[key], place.split("."), results) for name, place in MEASURED.items()}
-    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
+    found = {
+        name: functools.reduce(lambda part, key: part[key], place.split("."), results)
+        for name, place in MEASURED.items()
+    }
+    return {
+        name: float(value)
+        for name, value in found.items()
+        if value is not None and math.isfinite(value)
+    }
 
 
 def on_local(tree):
     """Arrays that are whole on this host, as numpy or on one of its devices."""
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) and leaf.is_fully_replicated else np.asarray(leaf), tree)
+    return jax.tree.map(
+        lambda leaf: (
+            leaf.addressable_data(0)
+            if isinstance(leaf, jax.Array) and leaf.is_fully_replicated
+            else np.asarray(leaf)
+        ),
+        tree,
+    )

@@ -28,10 +28,13 @@ def from_pytorch(
 
     Args:
         network: "unet", "capface", "identity", "vae", "text" or "image_encoder".
-        shapes: the network's parameters as nested dicts of anything with `.shape` (see `models.abstract`).
-        arrays: PyTorch name → array; may read each array when it is asked for. Only names that begin with `prefix` are looked
-            at, and each of them must be used, except buffers that hold no weights (position_ids).
-        put: what becomes of each float32 array at once (`jax.device_put`, for instance), so that no second copy is held.
+        shapes: the network's parameters as nested dicts of anything with `.shape` (see
+        `models.abstract`).
+        arrays: PyTorch name → array; may read each array when it is asked for. Only names that
+            begin with `prefix` are looked at, and each of them must be used, except buffers that
+            hold no weights (position_ids).
+        put: what becomes of each float32 array at once (`jax.device_put`, for instance), so that no
+        second copy is held.
     Returns:
         Nested dicts like `shapes`.
     Raises:
@@ -43,7 +46,9 @@ def from_pytorch(
     if unnamed:
         raise ModelFolderError(f"{network}: no PyTorch name is known for {', '.join(unnamed)}")
 
-    given = {name for name in arrays if name.startswith(prefix) and not name.endswith("position_ids")}
+    given = {
+        name for name in arrays if name.startswith(prefix) and not name.endswith("position_ids")
+    }
     problems = [f"missing {name}" for name in names if name not in given]
     problems += [f"surplus {name}" for name in sorted(given - set(names))]
     filled = {}
@@ -66,7 +71,9 @@ def fits(path: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
         return theirs == ours
     if len(theirs) == 2:
         return theirs[::-1] == ours
-    if len(theirs) == 4 and len(ours) == 2:  # a convolution over patches that do not overlap, 1×1 or larger: a dense layer
+    if (
+        len(theirs) == 4 and len(ours) == 2
+    ):  # a convolution over patches that do not overlap, 1×1 or larger: a dense layer
         return ours == (math.prod(theirs[1:]), theirs[0])
     return len(theirs) == 4 and (theirs[2], theirs[3], theirs[1], theirs[0]) == ours
 
@@ -77,7 +84,9 @@ def to_ours(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return array
     if array.ndim == 2:  # (out, in) → (in, out)
         return array.T
-    return array.transpose(2, 3, 1, 0).reshape(shape)  # (out, in, rows, columns) → (rows, columns, in, out)
+    return array.transpose(2, 3, 1, 0).reshape(
+        shape
+    )  # (out, in, rows, columns) → (rows, columns, in, out)
 
 
 # What is a convolution there and a dense layer here: 1×1, and CLIP's patches.
@@ -87,8 +96,12 @@ _CONVOLUTIONS = {
 }
 
 
-def shape_of_theirs(path: str, name: str, shape: tuple[int, ...], form: str = "ldm") -> tuple[int, ...]:
-    """The PyTorch shape of the parameter `path` of our `shape`; `name`: its PyTorch name; `form` as in `names.table`."""
+def shape_of_theirs(
+    path: str, name: str, shape: tuple[int, ...], form: str = "ldm"
+) -> tuple[int, ...]:
+    """The PyTorch shape of the parameter `path` of our `shape`; `name`: its PyTorch name; `form` as
+    in `names.table`.
+    """
     if not path.endswith(".kernel"):
         return shape
     if len(shape) == 4:
@@ -96,7 +109,11 @@ def shape_of_theirs(path: str, name: str, shape: tuple[int, ...], form: str = "l
     if name.endswith("patch_embedding.weight"):  # square patches of three channels
         side = math.isqrt(shape[0] // 3)
         return shape[1], 3, side, side
-    return (*shape[::-1], 1, 1) if re.fullmatch(_CONVOLUTIONS[form], name.removesuffix(".weight")) else shape[::-1]
+    return (
+        (*shape[::-1], 1, 1)
+        if re.fullmatch(_CONVOLUTIONS[form], name.removesuffix(".weight"))
+        else shape[::-1]
+    )
 
 
 def to_theirs(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""`export_model`: a model folder → the files that PyTorch programs read, bit for bit what was imported with dtype "keep"."""
+"""`export_model`: a model folder → the files that PyTorch programs read, bit for bit what was
+imported with dtype "keep".
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,24 @@ import numpy as np
 
 from caphuman_jax.config import CapFaceConfig, ModelConfig, UNetConfig
 from caphuman_jax.errors import ModelFolderError, SettingError
-from caphuman_jax.weights import convert, folder, safetensors_file, tokenizer_files
+from caphuman_jax.io import safetensors_file
+from caphuman_jax.weights import convert, model_folder, tokenizer_files
 from caphuman_jax.weights.names import prefix, table
 
-DTYPES = {"keep": None, "float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-_NOT_OURS = ("facenet", "face_parsing", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet", "deca_encoder")  # have files of their own from elsewhere
+DTYPES = {
+    "keep": None,
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+}
+_NOT_OURS = (
+    "facenet",
+    "face_parsing",
+    "mtcnn_pnet",
+    "mtcnn_rnet",
+    "mtcnn_onet",
+    "deca_encoder",
+)  # have files of their own from elsewhere
 _FOLDERS = {"text": "text_encoder"}
 _TRANSFORMERS = ("text", "image_encoder")
 _VERSION = "0.30.0"  # of diffusers, whose configurations these are
@@ -36,42 +51,65 @@ class _Weight:
     shape: tuple[int, ...]
 
     def read(self, dtype: np.dtype) -> np.ndarray:
-        return folder.cast(convert.to_theirs(self.path, self.stored.read(), self.shape), dtype, f"{self.network}: {self.path}")
+        return model_folder.cast(
+            convert.to_theirs(self.path, self.stored.read(), self.shape),
+            dtype,
+            f"{self.network}: {self.path}",
+        )
 
 
-def export_model(model: str | Path, out: str | Path, to: str, *, dtype: str = "keep", overwrite: bool = False) -> list[str]:
+def export_model(
+    model: str | Path, out: str | Path, to: str, *, dtype: str = "keep", overwrite: bool = False
+) -> list[str]:
     """Write a model folder for PyTorch; the report, line by line.
 
-    to: "ldm", one safetensors file with caphuman.ckpt's names (and one beside it for each ControlNet); "diffusers", a folder that
-    `StableDiffusionPipeline.from_pretrained` reads, with capface, identity and image_encoder beside. dtype: "keep" or a float type.
-    Raises ModelFolderError (no or a damaged model folder, a network that has no such names), SettingError.
+    to: "ldm", one safetensors file with caphuman.ckpt's names (and one beside it for each
+    ControlNet); "diffusers", a folder that `StableDiffusionPipeline.from_pretrained` reads, with
+    capface, identity and image_encoder beside. dtype: "keep" or a float type. Raises
+    ModelFolderError (no or a damaged model folder, a network that has no such names), SettingError.
     """
     if dtype not in DTYPES:
         raise SettingError(f"dtype is {dtype}; there are {', '.join(DTYPES)}")
-    path, out = folder.find_model(model), Path(out).expanduser()
-    folder.verify_model(path)
-    config = folder.read_config(path)
-    with folder.stored_networks(path) as networks:
+    path, out = model_folder.find_model(model), Path(out).expanduser()
+    model_folder.verify_model(path)
+    config = model_folder.read_config(path)
+    with model_folder.stored_networks(path) as networks:
         left_out = [name for name in networks if name in _NOT_OURS]
-        weights = {name: _weights(name, config, tensors, to) for name, tensors in networks.items() if name not in _NOT_OURS}
+        weights = {
+            name: _weights(name, config, tensors, to)
+            for name, tensors in networks.items()
+            if name not in _NOT_OURS
+        }
         write = {"ldm": _write_ldm, "diffusers": _write_diffusers}[to]
         lines = write(path, out, config, weights, DTYPES[dtype], overwrite)
     return lines + [f"not exported: {name}" for name in left_out]
 
 
-def _weights(network: str, config: ModelConfig, tensors: Mapping[str, safetensors_file.Tensor], form: str) -> list[_Weight]:
+def _weights(
+    network: str, config: ModelConfig, tensors: Mapping[str, safetensors_file.Tensor], form: str
+) -> list[_Weight]:
     names = table(network, config, tensors, form)
     unnamed = sorted(set(tensors) - set(names.values()))
     if unnamed:
-        raise ModelFolderError(f"{network} has weights that have no name elsewhere: {', '.join(unnamed[:20])}")
+        raise ModelFolderError(
+            f"{network} has weights that have no name elsewhere: {', '.join(unnamed[:20])}"
+        )
     return [
-        _Weight(prefix(network, form) + name, network, path, tensors[path], convert.shape_of_theirs(path, name, tensors[path].shape, form))
+        _Weight(
+            prefix(network, form) + name,
+            network,
+            path,
+            tensors[path],
+            convert.shape_of_theirs(path, name, tensors[path].shape, form),
+        )
         for name, path in names.items()
     ]
 
 
 def _write(file: Path, weights: list[_Weight], dtype: Any, metadata: dict[str, str]) -> str:
-    specs = {weight.name: (np.dtype(dtype or weight.stored.dtype), weight.shape) for weight in weights}
+    specs = {
+        weight.name: (np.dtype(dtype or weight.stored.dtype), weight.shape) for weight in weights
+    }
     by_name = {weight.name: weight for weight in weights}
 
     def arrays() -> Iterator[np.ndarray]:
@@ -82,22 +120,37 @@ def _write(file: Path, weights: list[_Weight], dtype: Any, metadata: dict[str, s
     return f"{len(specs)} tensors, {written['bytes'] / 2**30:.2f} GiB"
 
 
-def _write_ldm(path, out: Path, config: ModelConfig, weights: dict[str, list[_Weight]], dtype, overwrite: bool) -> list[str]:
+def _write_ldm(
+    path, out: Path, config: ModelConfig, weights: dict[str, list[_Weight]], dtype, overwrite: bool
+) -> list[str]:
     if out.suffix != ".safetensors":
-        why = "; pickles (.ckpt, .pth) can run code when they are read, so none are written" if out.suffix in (".ckpt", ".pt", ".pth", ".bin") else ""
+        why = (
+            "; pickles (.ckpt, .pth) can run code when they are read, so none are written"
+            if out.suffix in (".ckpt", ".pt", ".pth", ".bin")
+            else ""
+        )
         raise SettingError(f"{out}: the name of an LDM file must end in .safetensors{why}")
     controls = {name: part for name, part in weights.items() if name.startswith("controlnet_")}
-    parts = {out: [weight for name, part in weights.items() if name not in controls for weight in part]}
+    parts = {
+        out: [weight for name, part in weights.items() if name not in controls for weight in part]
+    }
     parts |= {out.with_suffix(f".{name}.safetensors"): part for name, part in controls.items()}
     there = [file for file in parts if file.exists()]
     if there and not overwrite:
-        raise ModelFolderError(f"{there[0]} exists already; choose another name or allow overwriting")
+        raise ModelFolderError(
+            f"{there[0]} exists already; choose another name or allow overwriting"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     described = {"caphuman_jax": json.dumps(_description(path, config))}
-    lines, beside = [], {file: file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial") for file in parts}
+    lines, beside = (
+        [],
+        {file: file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial") for file in parts},
+    )
     try:
         for file, part in parts.items():
-            lines.append(f"{file}: {_write(beside[file], part, dtype, described if file == out else {})}")
+            lines.append(
+                f"{file}: {_write(beside[file], part, dtype, described if file == out else {})}"
+            )
         for file in parts:
             os.replace(beside[file], file)
     finally:
@@ -106,35 +159,56 @@ def _write_ldm(path, out: Path, config: ModelConfig, weights: dict[str, list[_We
     return lines
 
 
-def _write_diffusers(path, out: Path, config: ModelConfig, weights: dict[str, list[_Weight]], dtype, overwrite: bool) -> list[str]:
+def _write_diffusers(
+    path, out: Path, config: ModelConfig, weights: dict[str, list[_Weight]], dtype, overwrite: bool
+) -> list[str]:
     described = _described(config)
     lines = []
-    with folder.writing(out, overwrite=overwrite, kind="diffusers folder", marker="model_index.json") as beside:
+    with model_folder.writing(
+        out, overwrite=overwrite, kind="diffusers folder", marker="model_index.json"
+    ) as beside:
         for name, part in weights.items():
             place = beside / _FOLDERS.get(name, name)
             place.mkdir()
-            file = place / ("model.safetensors" if name in _TRANSFORMERS else "diffusion_pytorch_model.safetensors")
+            file = place / (
+                "model.safetensors"
+                if name in _TRANSFORMERS
+                else "diffusion_pytorch_model.safetensors"
+            )
             lines.append(f"{out / place.name}: {_write(file, part, dtype, {})}")
             kind = "controlnet" if name.startswith("controlnet_") else name
             _json(place / "config.json", described[kind])
         (beside / "scheduler").mkdir()
         _json(beside / "scheduler" / "scheduler_config.json", _scheduler(config))
-        stored = folder.tokenizer_files(path)
+        stored = model_folder.tokenizer_files(path)
         tokenizer_files.write(beside / "tokenizer", stored and stored[0].parent)
         _json(beside / "caphuman.json", _description(path, config))
-        _json(beside / "model_index.json", {
-            "_class_name": "StableDiffusionPipeline", "_diffusers_version": _VERSION, "requires_safety_checker": False,
-            "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-            "safety_checker": [None, None], "feature_extractor": [None, None], "image_encoder": [None, None],
-        })
+        _json(
+            beside / "model_index.json",
+            {
+                "_class_name": "StableDiffusionPipeline",
+                "_diffusers_version": _VERSION,
+                "requires_safety_checker": False,
+                "unet": ["diffusers", "UNet2DConditionModel"],
+                "vae": ["diffusers", "AutoencoderKL"],
+                "scheduler": ["diffusers", "DDIMScheduler"],
+                "text_encoder": ["transformers", "CLIPTextModel"],
+                "tokenizer": ["transformers", "CLIPTokenizer"],
+                "safety_checker": [None, None],
+                "feature_extractor": [None, None],
+                "image_encoder": [None, None],
+            },
+        )
     return lines
 
 
 def _description(path: Path, config: ModelConfig) -> dict[str, Any]:
     """What import needs to know; ControlNets are named by their files."""
-    trained = folder.read_metadata(path).get("trained_with_head", config.head)
-    return {"config": dataclasses.replace(config, controlnets=()).to_dict(), "trained_with_head": trained}
+    trained = model_folder.read_metadata(path).get("trained_with_head", config.head)
+    return {
+        "config": dataclasses.replace(config, controlnets=()).to_dict(),
+        "trained_with_head": trained,
+    }
 
 
 def _json(file: Path, content: dict[str, Any]) -> None:
@@ -142,34 +216,72 @@ def _json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _described(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """The config.json of each network. Raises ModelFolderError for what these programs' networks do not have."""
+    """The config.json of each network. Raises ModelFolderError for what these programs' networks do
+    not have.
+    """
     vae, text, unet = config.vae, config.text, config.unet
-    if vae.patch != 1 or vae.encoder_channels != vae.decoder_channels or text.embed_width not in (None, text.width):
-        raise ModelFolderError(f"{config.name} has networks that diffusers does not: its autoencoder or text encoder is of another make; --to ldm works")
+    if (
+        vae.patch != 1
+        or vae.encoder_channels != vae.decoder_channels
+        or text.embed_width not in (None, text.width)
+    ):
+        raise ModelFolderError(
+            f"{config.name} has networks that diffusers does not: its autoencoder or text encoder "
+            f"is of another make; --to ldm works"
+        )
     return {
         "unet": {
-            "_class_name": "UNet2DConditionModel", **_encoder(config), "out_channels": unet.out_channels, "center_input_sample": False,
+            "_class_name": "UNet2DConditionModel",
+            **_encoder(config),
+            "out_channels": unet.out_channels,
+            "center_input_sample": False,
             "sample_size": config.image_size // vae.downsampling,
-            "up_block_types": ["CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(_attends(unet))],
+            "up_block_types": [
+                "CrossAttnUpBlock2D" if attends else "UpBlock2D"
+                for attends in reversed(_attends(unet))
+            ],
         },
         "capface": _control(config, config.capface, "CapFace"),
         "controlnet": _control(config, config.controlnet, "ControlNetModel"),
-        "identity": {"_class_name": "IdentityProjector", **dataclasses.asdict(config.identity), "width": unet.context_width},
+        "identity": {
+            "_class_name": "IdentityProjector",
+            **dataclasses.asdict(config.identity),
+            "width": unet.context_width,
+        },
         "vae": {
-            "_class_name": "AutoencoderKL", "_diffusers_version": _VERSION, "act_fn": "silu",
+            "_class_name": "AutoencoderKL",
+            "_diffusers_version": _VERSION,
+            "act_fn": "silu",
             "block_out_channels": [vae.encoder_channels * m for m in vae.multipliers],
-            "down_block_types": ["DownEncoderBlock2D"] * len(vae.multipliers), "up_block_types": ["UpDecoderBlock2D"] * len(vae.multipliers),
-            "in_channels": vae.image_channels, "out_channels": vae.image_channels, "latent_channels": vae.latent_channels,
-            "layers_per_block": vae.res_blocks, "norm_num_groups": vae.groups, "sample_size": config.image_size, "scaling_factor": vae.scale,
+            "down_block_types": ["DownEncoderBlock2D"] * len(vae.multipliers),
+            "up_block_types": ["UpDecoderBlock2D"] * len(vae.multipliers),
+            "in_channels": vae.image_channels,
+            "out_channels": vae.image_channels,
+            "latent_channels": vae.latent_channels,
+            "layers_per_block": vae.res_blocks,
+            "norm_num_groups": vae.groups,
+            "sample_size": config.image_size,
+            "scaling_factor": vae.scale,
         },
         "text": {
-            "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": text.vocabulary,
-            "max_position_embeddings": text.length, "projection_dim": text.width, **_clip(text),
-            "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1,
+            "architectures": ["CLIPTextModel"],
+            "model_type": "clip_text_model",
+            "vocab_size": text.vocabulary,
+            "max_position_embeddings": text.length,
+            "projection_dim": text.width,
+            **_clip(text),
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "pad_token_id": 1,
         },
-        "image_encoder": config.image_encoder and {
-            "architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model", "image_size": config.image_encoder.image_size,
-            "patch_size": config.image_encoder.patch, "num_channels": 3, **_clip(config.image_encoder),
+        "image_encoder": config.image_encoder
+        and {
+            "architectures": ["CLIPVisionModel"],
+            "model_type": "clip_vision_model",
+            "image_size": config.image_encoder.image_size,
+            "patch_size": config.image_encoder.patch,
+            "num_channels": 3,
+            **_clip(config.image_encoder),
         },
     }
 
@@ -179,36 +291,63 @@ def _attends(unet: UNetConfig) -> list[bool]:
 
 
 def _encoder(config: ModelConfig) -> dict[str, Any]:
-    """What UNet and ControlNet have in common. attention_head_dim is, in spite of its name, the number of heads."""
+    """What UNet and ControlNet have in common. attention_head_dim is, in spite of its name, the
+    number of heads.
+    """
     unet = config.unet
     return {
-        "_diffusers_version": _VERSION, "act_fn": "silu", "attention_head_dim": unet.heads,
-        "block_out_channels": [unet.channels * m for m in unet.multipliers], "cross_attention_dim": unet.context_width,
-        "down_block_types": ["CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in _attends(unet)], "downsample_padding": 1,
-        "flip_sin_to_cos": True, "freq_shift": 0, "in_channels": unet.in_channels, "layers_per_block": unet.res_blocks,
-        "mid_block_scale_factor": 1, "norm_eps": 1e-5, "norm_num_groups": unet.groups,
+        "_diffusers_version": _VERSION,
+        "act_fn": "silu",
+        "attention_head_dim": unet.heads,
+        "block_out_channels": [unet.channels * m for m in unet.multipliers],
+        "cross_attention_dim": unet.context_width,
+        "down_block_types": [
+            "CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in _attends(unet)
+        ],
+        "downsample_padding": 1,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "in_channels": unet.in_channels,
+        "layers_per_block": unet.res_blocks,
+        "mid_block_scale_factor": 1,
+        "norm_eps": 1e-5,
+        "norm_num_groups": unet.groups,
     }
 
 
 def _control(config: ModelConfig, cfg: CapFaceConfig, kind: str) -> dict[str, Any]:
     return {
-        "_class_name": kind, **_encoder(config), "conditioning_channels": cfg.hint_channels,
-        "conditioning_embedding_out_channels": list(cfg.hint_widths), "controlnet_conditioning_channel_order": "rgb",
+        "_class_name": kind,
+        **_encoder(config),
+        "conditioning_channels": cfg.hint_channels,
+        "conditioning_embedding_out_channels": list(cfg.hint_widths),
+        "controlnet_conditioning_channel_order": "rgb",
     }
 
 
 def _clip(cfg) -> dict[str, Any]:
     return {
-        "hidden_size": cfg.width, "intermediate_size": cfg.mlp_width, "num_hidden_layers": cfg.layers, "num_attention_heads": cfg.heads,
-        "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+        "hidden_size": cfg.width,
+        "intermediate_size": cfg.mlp_width,
+        "num_hidden_layers": cfg.layers,
+        "num_attention_heads": cfg.heads,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
     }
 
 
 def _scheduler(config: ModelConfig) -> dict[str, Any]:
     diffusion = config.diffusion
     return {
-        "_class_name": "DDIMScheduler", "_diffusers_version": _VERSION, "num_train_timesteps": diffusion.train_steps,
-        "beta_start": diffusion.beta_start, "beta_end": diffusion.beta_end, "beta_schedule": "scaled_linear",
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": _VERSION,
+        "num_train_timesteps": diffusion.train_steps,
+        "beta_start": diffusion.beta_start,
+        "beta_end": diffusion.beta_end,
+        "beta_schedule": "scaled_linear",
         "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[diffusion.prediction],
-        "rescale_betas_zero_snr": diffusion.zero_terminal_snr, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
+        "rescale_betas_zero_snr": diffusion.zero_terminal_snr,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
     }

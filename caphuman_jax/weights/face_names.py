@@ -1,8 +1,9 @@
-"""PyTorch names ↔ our paths of the face networks, and filling them: FaceNet, MTCNN, face parsing, DECA's coarse encoder.
+"""PyTorch names ↔ our paths of the face networks, and filling them: FaceNet, MTCNN, face parsing,
+DECA's coarse encoder.
 
-Names are those of facenet-pytorch's InceptionResnetV1 and MTCNN, of face-parsing.PyTorch's BiSeNet (79999_iter.pth) and of DECA's
-`E_flame` (deca_model.tar). Each is derived from our path by the substitutions below, in their order.
-"""
+Names are those of facenet-pytorch's InceptionResnetV1 and MTCNN, of face-parsing.PyTorch's BiSeNet
+(79999_iter.pth) and of DECA's `E_flame` (deca_model.tar). Each is derived from our path by the
+substitutions below, in their order."""
 
 from __future__ import annotations
 
@@ -17,27 +18,52 @@ from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.weights.convert import fits, to_ours
 
 _LEAVES = [
-    (r"\.kernel$", ".weight"), (r"\.scale$", ".weight"), (r"\.mean$", ".running_mean"), (r"\.variance$", ".running_var"),
+    (r"\.kernel$", ".weight"),
+    (r"\.scale$", ".weight"),
+    (r"\.mean$", ".running_mean"),
+    (r"\.variance$", ".running_var"),
 ]
 _RESNET = [
-    (r"\bstem\.conv\.", "conv1."), (r"\bstem\.norm\.", "bn1."), (r"\bshortcut\.conv\.", "downsample.0."),
-    (r"\bshortcut\.norm\.", "downsample.1."), (r"\bconv_(\d)\.conv\.", r"conv\1."), (r"\bconv_(\d)\.norm\.", r"bn\1."),
+    (r"\bstem\.conv\.", "conv1."),
+    (r"\bstem\.norm\.", "bn1."),
+    (r"\bshortcut\.conv\.", "downsample.0."),
+    (r"\bshortcut\.norm\.", "downsample.1."),
+    (r"\bconv_(\d)\.conv\.", r"conv\1."),
+    (r"\bconv_(\d)\.norm\.", r"bn\1."),
     (r"\bstages\.(\d)\.", lambda match: f"layer{int(match[1]) + 1}."),
 ]
 _RULES = {
     "facenet": [
-        (r"^conv_", "conv2d_"), (r"\bembed\.", "last_linear."), (r"\bembed_norm\.", "last_bn."), (r"\bmix\.", "conv2d."),
-        (r"\bbranches\.(\d)\.", r"branch\1."), (r"\.norm\.", ".bn."),
+        (r"^conv_", "conv2d_"),
+        (r"\bembed\.", "last_linear."),
+        (r"\bembed_norm\.", "last_bn."),
+        (r"\bmix\.", "conv2d."),
+        (r"\bbranches\.(\d)\.", r"branch\1."),
+        (r"\.norm\.", ".bn."),
     ],
     "face_parsing": [
-        (r"^resnet\.", "cp.resnet."), *_RESNET, (r"^(attend|head)_(\d+)\.", r"cp.\1_\2."), (r"^context\.", "cp.conv_avg."),
-        (r"\battend_(\d+)\.", r"arm\1."), (r"\bhead_(\d+)\.", r"conv_head\1."),
-        (r"\bweigh\.conv\.", "conv_atten."), (r"\bweigh\.norm\.", "bn_atten."),
-        (r"^fuse\.", "ffm.convblk."), (r"^narrow\.", "ffm.conv1."), (r"^widen\.", "ffm.conv2."),
-        (r"^features\.", "conv_out.conv."), (r"^classes\.", "conv_out.conv_out."), (r"\.norm\.", ".bn."),
+        (r"^resnet\.", "cp.resnet."),
+        *_RESNET,
+        (r"^(attend|head)_(\d+)\.", r"cp.\1_\2."),
+        (r"^context\.", "cp.conv_avg."),
+        (r"\battend_(\d+)\.", r"arm\1."),
+        (r"\bhead_(\d+)\.", r"conv_head\1."),
+        (r"\bweigh\.conv\.", "conv_atten."),
+        (r"\bweigh\.norm\.", "bn_atten."),
+        (r"^fuse\.", "ffm.convblk."),
+        (r"^narrow\.", "ffm.conv1."),
+        (r"^widen\.", "ffm.conv2."),
+        (r"^features\.", "conv_out.conv."),
+        (r"^classes\.", "conv_out.conv_out."),
+        (r"\.norm\.", ".bn."),
     ],
     "mtcnn": [],
-    "deca_encoder": [(r"^resnet\.", "encoder."), *_RESNET, (r"^hidden\.", "layers.0."), (r"^codes\.", "layers.2.")],
+    "deca_encoder": [
+        (r"^resnet\.", "encoder."),
+        *_RESNET,
+        (r"^hidden\.", "layers.0."),
+        (r"^codes\.", "layers.2."),
+    ],
 }
 _UNUSED = {
     "facenet": r"logits\.",  # The classifier of the people that it was trained on.
@@ -49,14 +75,19 @@ _UNUSED = {
 
 
 def table(network: str, paths: Iterable[str]) -> dict[str, str]:
-    """{PyTorch name: our dotted path} of "facenet", "face_parsing", "deca_encoder" or "mtcnn", for its own parameter paths."""
+    """{PyTorch name: our dotted path} of "facenet", "face_parsing", "deca_encoder" or "mtcnn", for
+    its own parameter paths.
+    """
     paths = set(paths)
     names = {}
     for path in paths:
         name = path
         # facenet-pytorch numbers the convolutions of a branch only where there is more than one.
-        if network == "facenet" and (branch := re.search(r"(.*\bbranches\.\d)\.0\.", path)) and not any(
-                other.startswith(f"{branch[1]}.1.") for other in paths):
+        if (
+            network == "facenet"
+            and (branch := re.search(r"(.*\bbranches\.\d)\.0\.", path))
+            and not any(other.startswith(f"{branch[1]}.1.") for other in paths)
+        ):
             name = path.replace(branch[0], f"{branch[1]}.", 1)
         for pattern, replacement in [*_RULES[network], *_LEAVES]:
             name = re.sub(pattern, replacement, name)
@@ -67,17 +98,19 @@ def table(network: str, paths: Iterable[str]) -> dict[str, str]:
 def fill(network: str, shapes: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Fill one network from PyTorch's names and layout.
 
-    shapes: its parameters as nested dicts of anything with `.shape`; arrays: PyTorch name → array, with or without a prefix
-    that stands before every name ("module."). Every array must be used, except batch counters and `_UNUSED`.
-    Returns nested dicts of float32 arrays. Raises ModelFolderError naming every missing, surplus and misshapen array.
-    """
+    shapes: its parameters as nested dicts of anything with `.shape`; arrays: PyTorch name → array,
+    with or without a prefix that stands before every name ("module."). Every array must be used,
+    except batch counters and `_UNUSED`. Returns nested dicts of float32 arrays. Raises
+    ModelFolderError naming every missing, surplus and misshapen array."""
     wanted = traverse_util.flatten_dict(shapes, sep=".")
     names = table(network, wanted)
     prefix = "module." if arrays and all(name.startswith("module.") for name in arrays) else ""
     given = {name.removeprefix(prefix): name for name in arrays}
     ignored = re.compile(rf"({_UNUSED[network]})|.*\.num_batches_tracked$")
     problems = [f"missing {name}" for name in sorted(names) if name not in given]
-    problems += [f"surplus {name}" for name in sorted(set(given) - set(names)) if not ignored.match(name)]
+    problems += [
+        f"surplus {name}" for name in sorted(set(given) - set(names)) if not ignored.match(name)
+    ]
     filled = {}
     for name, path in names.items():
         if name not in given:
@@ -91,5 +124,7 @@ def fill(network: str, shapes: Mapping[str, Any], arrays: Mapping[str, Any]) -> 
             filled[path] = np.ascontiguousarray(to_ours(path, array, shape), np.float32)
     if problems:
         more = f" and {len(problems) - 12} more" if len(problems) > 12 else ""
-        raise ModelFolderError(f"these are not the weights of {network}: " + "; ".join(problems[:12]) + more)
+        raise ModelFolderError(
+            f"these are not the weights of {network}: " + "; ".join(problems[:12]) + more
+        )
     return traverse_util.unflatten_dict(filled, sep=".")

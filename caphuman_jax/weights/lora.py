@@ -1,10 +1,12 @@
-"""LoRA files (Hu et al. 2021, arXiv 2106.09685) for the UNet and the text encoder, added to our parameters.
+"""LoRA files (Hu et al. 2021, arXiv 2106.09685) for the UNet and the text encoder, added to our
+parameters.
 
-A file holds, for some of the layers, two narrow matrices whose product is added to the layer's weight:
-W + strength · alpha / rank · up @ down. Read are the forms of kohya's sd-scripts (names of diffusers' or of the original's blocks
-joined by "_"), of diffusers (attention processors; `lora_A`/`lora_B` of PEFT; `lora_linear_layer`), convolutions, LoCon's three-part
-form, and LyCORIS' LoHa and LoKr (Yeh et al. 2023, arXiv 2309.14859). The base is never changed: take a LoRA away by going back to it.
-"""
+A file holds, for some of the layers, two narrow matrices whose product is added to the layer's
+weight: W + strength · alpha / rank · up @ down. Read are the forms of kohya's sd-scripts (names of
+diffusers' or of the original's blocks joined by "_"), of diffusers (attention processors;
+`lora_A`/`lora_B` of PEFT; `lora_linear_layer`), convolutions, LoCon's three-part form, and LyCORIS'
+LoHa and LoKr (Yeh et al. 2023, arXiv 2309.14859). The base is never changed: take a LoRA away by
+going back to it."""
 
 from __future__ import annotations
 
@@ -33,27 +35,36 @@ Strength = float | tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What a file says of one layer. key: its name there; arrays: by role ("up", "down", "hada_w1_a" …), as stored; scale: alpha / rank."""
+    """What a file says of one layer. key: its name there; arrays: by role ("up", "down",
+    "hada_w1_a" …), as stored; scale: alpha / rank.
+    """
 
     key: str
     arrays: dict[str, np.ndarray]
     scale: float
 
     def weight(self) -> np.ndarray:
-        """What is added to the layer's weight at strength 1: float32 in PyTorch's layout; a kernel may be flat, (out, in·rows·columns)."""
+        """What is added to the layer's weight at strength 1: float32 in PyTorch's layout; a kernel
+        may be flat, (out, in·rows·columns).
+        """
         arrays = {role: np.asarray(x).astype(np.float32) for role, x in self.arrays.items()}
         return _KINDS[_kind(arrays)].weight(arrays) * np.float32(self.scale)
 
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """A LoRA file as read. name: for messages; parts: network ("unet", "text") → our parameter path → part."""
+    """A LoRA file as read. name: for messages; parts: network ("unet", "text") → our parameter path
+    → part.
+    """
 
     name: str
     parts: dict[str, dict[str, Part]]
 
-    def delta(self, network: str, path: str, shape: Sequence[int], strength: Strength = 1.0) -> np.ndarray | None:
-        """What is added to the parameter `path` (dotted) of `shape`: float32 in our layout; None where nothing is.
+    def delta(
+        self, network: str, path: str, shape: Sequence[int], strength: Strength = 1.0
+    ) -> np.ndarray | None:
+        """What is added to the parameter `path` (dotted) of `shape`: float32 in our layout; None
+        where nothing is.
 
         Raises ModelFolderError if the file's layer is of another shape.
         """
@@ -70,7 +81,8 @@ class Lora:
                 raise ValueError(f"a weight of {weight.shape}, this model's layer is {theirs}")
         except ValueError as error:
             raise ModelFolderError(
-                f"{self.name} does not fit: {part.key}: {error}; it was probably made for another base model (SD 2, SDXL …)"
+                f"{self.name} does not fit: {part.key}: {error}; it was probably made for another "
+                f"base model (SD 2, SDXL …)"
             ) from error
         return to_ours(path, weight, shape) * np.float32(factor)
 
@@ -79,7 +91,8 @@ Loras = Iterable[tuple[Lora, Strength]]
 
 
 def parse(text: str) -> tuple[Path, Strength]:
-    """"style.safetensors:0.8", or "style.safetensors:0.8,0.5" with a strength for the UNet and one for the text encoder; without, 1.
+    """ "style.safetensors:0.8", or "style.safetensors:0.8,0.5" with a strength for the UNet and one
+    for the text encoder; without, 1.
 
     Raises SettingError.
     """
@@ -91,26 +104,41 @@ def parse(text: str) -> tuple[Path, Strength]:
         if len(strengths) > 2 or not all(map(math.isfinite, strengths)):
             raise ValueError(tail)
     except ValueError as error:
-        raise SettingError(f"LoRA {text}: there is no such file, and {tail!r} is no strength; write FILE:0.8 or FILE:0.8,0.5") from error
+        raise SettingError(
+            f"LoRA {text}: there is no such file, and {tail!r} is no strength; write FILE:0.8 or "
+            f"FILE:0.8,0.5"
+        ) from error
     return Path(path), strengths[0] if len(strengths) == 1 else strengths
 
 
 def read_file(path: str | Path, cfg: ModelConfig) -> Lora:
     """`read` of a .safetensors or PyTorch file. Raises ModelFolderError."""
-    from caphuman_jax.weights.checkpoint import open_checkpoint
+    from caphuman_jax.weights.checkpoint_files import open_checkpoint
 
     with open_checkpoint(path) as checkpoint:
         # In a PyTorch file alpha may be a plain number.
-        alphas = {key: np.asarray(x, np.float32) for key, x in checkpoint.extra.items() if key.endswith(".alpha") and isinstance(x, int | float)}
-        return read(ChainMap(alphas, checkpoint), cfg, name=Path(path).name, metadata=checkpoint.metadata)
+        alphas = {
+            key: np.asarray(x, np.float32)
+            for key, x in checkpoint.extra.items()
+            if key.endswith(".alpha") and isinstance(x, int | float)
+        }
+        return read(
+            ChainMap(alphas, checkpoint), cfg, name=Path(path).name, metadata=checkpoint.metadata
+        )
 
 
-def read(checkpoint: Mapping[str, Any], cfg: ModelConfig, *, name: str = "the LoRA", metadata: Mapping[str, str] | None = None) -> Lora:
+def read(
+    checkpoint: Mapping[str, Any],
+    cfg: ModelConfig,
+    *,
+    name: str = "the LoRA",
+    metadata: Mapping[str, str] | None = None,
+) -> Lora:
     """A LoRA from {key: array}, for the UNet and text encoder of `cfg`.
 
-    metadata: that of a safetensors file, where diffusers writes alpha; a layer with no alpha anywhere has its rank as alpha.
-    Raises ModelFolderError naming every key that is not understood, and by its kind a file that is no LoRA of these kinds.
-    """
+    metadata: that of a safetensors file, where diffusers writes alpha; a layer with no alpha
+    anywhere has its rank as alpha. Raises ModelFolderError naming every key that is not understood,
+    and by its kind a file that is no LoRA of these kinds."""
     lookup = {network: _lookup(network, cfg) for network in NETWORKS}
     places: dict[tuple[str, str], str] = {}
     arrays: dict[tuple[str, str], dict[str, Any]] = {}
@@ -124,7 +152,10 @@ def read(checkpoint: Mapping[str, Any], cfg: ModelConfig, *, name: str = "the Lo
             continue
         role = {"A": "down", "B": "up"}.get(found["role"], found["role"])
         if role in arrays.setdefault(place, {}):
-            raise ModelFolderError(f"{name} says twice what is added to one layer: {places[place]} and {found['module']}")
+            raise ModelFolderError(
+                f"{name} says twice what is added to one layer: {places[place]} and "
+                f"{found['module']}"
+            )
         array = np.asarray(checkpoint[key])
         if array.size != 1 if role == "alpha" else array.ndim < 2 or array.size == 0:
             raise ModelFolderError(f"{name} is damaged: {key} has the shape {array.shape}")
@@ -133,7 +164,8 @@ def read(checkpoint: Mapping[str, Any], cfg: ModelConfig, *, name: str = "the Lo
     if unknown:
         more = f" and {len(unknown) - 20} more" if len(unknown) > 20 else ""
         raise ModelFolderError(
-            f"{name} has keys that this model has no place for: {', '.join(unknown[:20])}{more}; is it a LoRA, and for Stable Diffusion 1?"
+            f"{name} has keys that this model has no place for: {', '.join(unknown[:20])}{more}; "
+            f"is it a LoRA, and for Stable Diffusion 1?"
         )
     if not arrays:
         raise ModelFolderError(f"{name} is empty: it holds no LoRA")
@@ -145,7 +177,9 @@ def read(checkpoint: Mapping[str, Any], cfg: ModelConfig, *, name: str = "the Lo
         alpha = roles.pop("alpha", None)
         kind = _kind(roles)
         if kind is None:
-            raise ModelFolderError(f"{name} is incomplete: of {module} it has only {', '.join(roles) or 'alpha'}")
+            raise ModelFolderError(
+                f"{name} is incomplete: of {module} it has only {', '.join(roles) or 'alpha'}"
+            )
         rank = _KINDS[kind].rank(roles)
         if alpha is None:
             scale = settings.scale(network, module, rank)
@@ -156,27 +190,39 @@ def read(checkpoint: Mapping[str, Any], cfg: ModelConfig, *, name: str = "the Lo
 
 
 def check(params: Mapping[str, Any], loras: Loras) -> None:
-    """Raise ModelFolderError if a LoRA (of a strength that is not 0) adds to a network or layer that is not in `params`.
+    """Raise ModelFolderError if a LoRA (of a strength that is not 0) adds to a network or layer
+    that is not in `params`.
 
     params: {network: nested dicts}; the leaves are not looked at.
     """
-    paths = {network: traverse_util.flatten_dict(params[network], sep=".").keys() for network in NETWORKS if network in params}
+    paths = {
+        network: traverse_util.flatten_dict(params[network], sep=".").keys()
+        for network in NETWORKS
+        if network in params
+    }
     for lora, strength in loras:
         for network, parts in lora.parts.items():
             if _strength_of(network, strength) == 0:
                 continue
             if network not in paths:
-                raise ModelFolderError(f"{lora.name} adds to the network {network}, which is not here; give it strength 0 for that one")
+                raise ModelFolderError(
+                    f"{lora.name} adds to the network {network}, which is not here; give it "
+                    f"strength 0 for that one"
+                )
             missing = [part.key for path, part in parts.items() if path not in paths[network]]
             if missing:
-                raise ModelFolderError(f"{lora.name} adds to layers that this model does not have: {', '.join(missing[:20])}")
+                raise ModelFolderError(
+                    f"{lora.name} adds to layers that this model does not have: "
+                    f"{', '.join(missing[:20])}"
+                )
 
 
 def merged(network: str, path: str, array: Any, loras: Loras) -> Any:
-    """One parameter with LoRAs added: summed in float32, then of the array's type again; the array itself where nothing is added.
+    """One parameter with LoRAs added: summed in float32, then of the array's type again; the array
+    itself where nothing is added.
 
-    array: numpy or JAX array in our layout; what comes back is of the same kind, and on the same devices.
-    """
+    array: numpy or JAX array in our layout; what comes back is of the same kind, and on the same
+    devices."""
     total = None
     for lora, strength in loras:
         delta = lora.delta(network, path, array.shape, strength)
@@ -189,14 +235,17 @@ def merged(network: str, path: str, array: Any, loras: Loras) -> Any:
 
 
 def apply(params: Mapping[str, Any], loras: Loras) -> dict[str, Any]:
-    """Parameters with LoRAs added, as [(lora, strength), …]; `params` stay as they are, and unchanged leaves are shared with them.
+    """Parameters with LoRAs added, as [(lora, strength), …]; `params` stay as they are, and
+    unchanged leaves are shared with them.
 
-    params: {network: nested dicts of numpy or JAX arrays}. Raises ModelFolderError (see `check`, `Lora.delta`).
-    """
+    params: {network: nested dicts of numpy or JAX arrays}. Raises ModelFolderError (see `check`,
+    `Lora.delta`)."""
     loras = list(loras)
     check(params, loras)
     return {
-        network: _mapped(tree, lambda path, leaf: merged(network, path, leaf, loras)) if network in NETWORKS else tree
+        network: _mapped(tree, lambda path, leaf: merged(network, path, leaf, loras))
+        if network in NETWORKS
+        else tree
         for network, tree in params.items()
     }
 
@@ -204,7 +253,9 @@ def apply(params: Mapping[str, Any], loras: Loras) -> dict[str, Any]:
 def _mapped(tree: Any, change, path: str = "") -> Any:
     if not isinstance(tree, Mapping):
         return change(path, tree)
-    return {key: _mapped(value, change, f"{path}.{key}" if path else key) for key, value in tree.items()}
+    return {
+        key: _mapped(value, change, f"{path}.{key}" if path else key) for key, value in tree.items()
+    }
 
 
 def _strength_of(network: str, strength: Strength) -> float:
@@ -213,18 +264,32 @@ def _strength_of(network: str, strength: Strength) -> float:
 
 # A key is a module's name and what the array is of it.
 _KEYS = [
-    re.compile(r"(?P<module>.+?)(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<role>down|up|mid|A|B)(?:\.[^.]+)?\.weight"),
+    re.compile(
+        r"(?P<module>.+?)(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<role>down|up|mid|A|B)(?:\.[^.]+)?\.weight"
+    ),
     re.compile(r"(?P<module>.+)\.(?P<role>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))"),
     re.compile(r"(?P<module>.+?)(?:[._]lora)?\.(?P<role>alpha)"),
 ]
 _STARTS = [
-    ("lora_unet_", "unet"), ("lora_te_", "text"), ("lora_te1_", "text"), ("unet.", "unet"), ("text_encoder.", "text"),
-    (PREFIXES["unet"], "unet"), ("diffusion_model.", "unet"), ("text_model.", "text"), ("", "unet"),
+    ("lora_unet_", "unet"),
+    ("lora_te_", "text"),
+    ("lora_te1_", "text"),
+    ("unet.", "unet"),
+    ("text_encoder.", "text"),
+    (PREFIXES["unet"], "unet"),
+    ("diffusion_model.", "unet"),
+    ("text_model.", "text"),
+    ("", "unet"),
 ]
 _REFUSED = {
-    r".*\.(dora_scale|lora_magnitude_vector)(\..*)?": "a DoRA", r".*\.on_input": "an (IA)³", r".*\.(oft_.*|boft_.*)": "an OFT",
-    r".*\.(diff|diff_b)": "a full difference of weights", r".*\.[wb]_norm": "a file that changes norms", r".*\.[ab][12]\.weight": "a GLoRA",
-    r"bundle_emb\..*": "a LoRA with an embedding in it", r"(lora_te2_|text_encoder_2\.).*": "a LoRA for SDXL",
+    r".*\.(dora_scale|lora_magnitude_vector)(\..*)?": "a DoRA",
+    r".*\.on_input": "an (IA)³",
+    r".*\.(oft_.*|boft_.*)": "an OFT",
+    r".*\.(diff|diff_b)": "a full difference of weights",
+    r".*\.[wb]_norm": "a file that changes norms",
+    r".*\.[ab][12]\.weight": "a GLoRA",
+    r"bundle_emb\..*": "a LoRA with an embedding in it",
+    r"(lora_te2_|text_encoder_2\.).*": "a LoRA for SDXL",
     r"base_model\.model\..*": "an adapter saved by PEFT alone, without its alpha",
 }
 
@@ -233,7 +298,8 @@ def _refuse(key: str, name: str) -> None:
     for pattern, kind in _REFUSED.items():
         if re.fullmatch(pattern, key):
             raise ModelFolderError(
-                f"{name} is {kind} ({key}), which cannot be used here; LoRA, LoCon, LoHa and LoKr for Stable Diffusion 1 can"
+                f"{name} is {kind} ({key}), which cannot be used here; LoRA, LoCon, LoHa and LoKr "
+                f"for Stable Diffusion 1 can"
             )
 
 
@@ -244,21 +310,32 @@ def _lookup(network: str, cfg: ModelConfig) -> dict[str, str]:
         if not ours.split(".")[-1].startswith(("norm", "tokens", "positions")):
             names |= {name.replace(".", "_"): f"{ours}.kernel" for name in theirs}
     if network == "unet":  # diffusers' attention processors say to_out
-        return names | {name.removesuffix("_0"): path for name, path in names.items() if name.endswith("_to_out_0")}
-    # Early diffusers named the text encoder's projections as the UNet's; late transformers leave out the first part of every name.
+        return names | {
+            name.removesuffix("_0"): path
+            for name, path in names.items()
+            if name.endswith("_to_out_0")
+        }
+    # Early diffusers named the text encoder's projections as the UNet's; late transformers leave
+    # out the first part of every name.
     names |= {re.sub(r"_(q|k|v|out)_proj$", r"_to_\1", name): path for name, path in names.items()}
     return names | {name.removeprefix("text_model_"): path for name, path in names.items()}
 
 
 def _place(module: str, lookup: dict[str, dict[str, str]]) -> tuple[str, str] | None:
     """A module's name → (network, our path)."""
-    start, network = next((start, network) for start, network in _STARTS if module.startswith(start))
-    path = lookup[network].get(module.removeprefix(start).replace(".processor.", ".").replace(".", "_"))
+    start, network = next(
+        (start, network) for start, network in _STARTS if module.startswith(start)
+    )
+    path = lookup[network].get(
+        module.removeprefix(start).replace(".processor.", ".").replace(".", "_")
+    )
     return (network, path) if path else None
 
 
 class _Settings:
-    """The settings of PEFT that diffusers writes into a file's metadata: alpha, where there are no `.alpha` keys."""
+    """The settings of PEFT that diffusers writes into a file's metadata: alpha, where there are no
+    `.alpha` keys.
+    """
 
     def __init__(self, name: str, metadata: Mapping[str, str]):
         try:
@@ -266,20 +343,32 @@ class _Settings:
             if not isinstance(self.entries, dict):
                 raise TypeError("it is no object")
         except (TypeError, ValueError) as error:
-            raise ModelFolderError(f"{name}: lora_adapter_metadata in its header cannot be read: {error}") from error
+            raise ModelFolderError(
+                f"{name}: lora_adapter_metadata in its header cannot be read: {error}"
+            ) from error
         self.name = name
 
     def scale(self, network: str, module: str, rank: int | None) -> float:
         """alpha / rank of a module; 1 where nothing is said."""
         prefix = {"unet": "unet.", "text": "text_encoder."}[network]
-        entries = {key.removeprefix(prefix): value for key, value in self.entries.items() if key.startswith(prefix) or "." not in key}
+        entries = {
+            key.removeprefix(prefix): value
+            for key, value in self.entries.items()
+            if key.startswith(prefix) or "." not in key
+        }
         patterns = entries.get("alpha_pattern") or {}
-        matching = [alpha for key, alpha in dict(patterns).items() if f".{module}".endswith("." + key.removeprefix("^"))]
+        matching = [
+            alpha
+            for key, alpha in dict(patterns).items()
+            if f".{module}".endswith("." + key.removeprefix("^"))
+        ]
         alpha = matching[0] if matching else entries.get("lora_alpha")
         if alpha is None or rank is None:
             return 1.0
         if not isinstance(alpha, int | float):
-            raise ModelFolderError(f"{self.name}: alpha in its header is {alpha!r}, which is no number")
+            raise ModelFolderError(
+                f"{self.name}: alpha in its header is {alpha!r}, which is no number"
+            )
         return alpha / (math.sqrt(rank) if entries.get("use_rslora") else rank)
 
 
@@ -304,7 +393,9 @@ def _tucker(core: np.ndarray, outward: np.ndarray, inward: np.ndarray) -> np.nda
 
 def _loha(x: dict[str, np.ndarray]) -> np.ndarray:
     if "hada_t1" in x:
-        first, second = (_tucker(x[f"hada_t{n}"], x[f"hada_w{n}_a"], x[f"hada_w{n}_b"]) for n in (1, 2))
+        first, second = (
+            _tucker(x[f"hada_t{n}"], x[f"hada_w{n}_a"], x[f"hada_w{n}_b"]) for n in (1, 2)
+        )
     else:
         first, second = (x[f"hada_w{n}_a"] @ x[f"hada_w{n}_b"] for n in (1, 2))
     return first * second
@@ -330,19 +421,39 @@ def _lokr_rank(x: Mapping[str, np.ndarray]) -> int | None:
 class _Kind:
     weight: Any
     rank: Any
-    roles: tuple[str, ...]  # regular expressions, each the whole set of roles, sorted and joined by a blank
+    roles: tuple[
+        str, ...
+    ]  # regular expressions, each the whole set of roles, sorted and joined by a blank
 
 
 _KINDS = {
     "LoRA": _Kind(_lora, lambda x: x["down"].shape[0], ("down up", "down mid up")),
     "LoHa": _Kind(
-        _loha, lambda x: x["hada_w1_b"].shape[0],
-        ("hada_w1_a hada_w1_b hada_w2_a hada_w2_b", "hada_t1 hada_t2 hada_w1_a hada_w1_b hada_w2_a hada_w2_b"),
+        _loha,
+        lambda x: x["hada_w1_b"].shape[0],
+        (
+            "hada_w1_a hada_w1_b hada_w2_a hada_w2_b",
+            "hada_t1 hada_t2 hada_w1_a hada_w1_b hada_w2_a hada_w2_b",
+        ),
     ),
-    "LoKr": _Kind(_lokr, _lokr_rank, ("(lokr_t2 )?(lokr_w1|lokr_w1_a lokr_w1_b) lokr_w2_a lokr_w2_b", "(lokr_w1|lokr_w1_a lokr_w1_b) lokr_w2")),
+    "LoKr": _Kind(
+        _lokr,
+        _lokr_rank,
+        (
+            "(lokr_t2 )?(lokr_w1|lokr_w1_a lokr_w1_b) lokr_w2_a lokr_w2_b",
+            "(lokr_w1|lokr_w1_a lokr_w1_b) lokr_w2",
+        ),
+    ),
 }
 
 
 def _kind(arrays: Mapping[str, Any]) -> str | None:
     roles = " ".join(sorted(arrays))
-    return next((name for name, kind in _KINDS.items() if any(re.fullmatch(pattern, roles) for pattern in kind.roles)), None)
+    return next(
+        (
+            name
+            for name, kind in _KINDS.items()
+            if any(re.fullmatch(pattern, roles) for pattern in kind.roles)
+        ),
+        None,
+    )

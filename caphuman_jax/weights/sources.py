@@ -1,7 +1,8 @@
-"""What is in the weight files that people have: which networks, in which form of names, and what else.
+"""What is in the weight files that people have: which networks, in which form of names, and what
+else.
 
-A key of a file belongs to a network, or to one of the known extras (`EXTRAS`), or is unknown; nothing is passed over.
-"""
+A key of a file belongs to a network, or to one of the known extras (`EXTRAS`), or is unknown;
+nothing is passed over."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from typing import Any
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.weights.checkpoint import Checkpoint, open_checkpoint
+from caphuman_jax.weights.checkpoint_files import Checkpoint, open_checkpoint
 from caphuman_jax.weights.names import PREFIXES, modern_name
 
 EXTRAS = {
@@ -25,17 +26,26 @@ EXTRAS = {
     "prediction kind": r"v_pred|ztsnr",
     "control strengths": r"control_scales",
 }
-"""What published files hold besides weights of the networks: what it is → regular expression of whole keys. It is left out."""
+"""What published files hold besides weights of the networks: what it is → regular expression of
+whole keys. It is left out.
+"""
 
 FOLDERS = {
-    "unet": "unet", "vae": "vae", "text_encoder": "text", "capface": "capface", "identity": "identity", "image_encoder": "image_encoder",
+    "unet": "unet",
+    "vae": "vae",
+    "text_encoder": "text",
+    "capface": "capface",
+    "identity": "identity",
+    "image_encoder": "image_encoder",
 }
 """Folder of a diffusers pipeline (the last three: of ours) → network."""
 
 
 @dataclass
 class Found:
-    """A network in a file. keys: its names without prefix, as in `names.table` → key; form: "ldm" or "diffusers"."""
+    """A network in a file. keys: its names without prefix, as in `names.table` → key; form: "ldm"
+    or "diffusers".
+    """
 
     checkpoint: Checkpoint
     form: str
@@ -48,7 +58,9 @@ class Found:
 
 @dataclass
 class Source:
-    """A file or folder and what it was given as. networks: name → Found; extras: group → keys; unknown: keys that belong to nothing."""
+    """A file or folder and what it was given as. networks: name → Found; extras: group → keys;
+    unknown: keys that belong to nothing.
+    """
 
     option: str
     path: Path
@@ -70,7 +82,9 @@ class Source:
 
 
 def read(option: str, path: str | Path) -> Source:
-    """Open what was given as `option` (caphuman, base, vae, clip, image-encoder, controlnet). Raises ModelFolderError."""
+    """Open what was given as `option` (caphuman, base, vae, clip, image-encoder, controlnet).
+    Raises ModelFolderError.
+    """
     path = Path(path).expanduser()
     source = Source(option, path)
     try:
@@ -90,10 +104,18 @@ def read(option: str, path: str | Path) -> Source:
 
 def _read_pipeline(source: Source) -> None:
     """A diffusers folder: one folder a network."""
-    wanted = {"vae": {"vae"}, "clip": {"text_encoder", "image_encoder"}, "image-encoder": {"image_encoder"}}.get(source.option, FOLDERS)
+    wanted = {
+        "vae": {"vae"},
+        "clip": {"text_encoder", "image_encoder"},
+        "image-encoder": {"image_encoder"},
+    }.get(source.option, FOLDERS)
     for folder in sorted(source.path.iterdir()):
         network = folder.name if folder.name.startswith("controlnet_") else FOLDERS.get(folder.name)
-        if network is None or not folder.is_dir() or (folder.name not in wanted and not network.startswith("controlnet_")):
+        if (
+            network is None
+            or not folder.is_dir()
+            or (folder.name not in wanted and not network.startswith("controlnet_"))
+        ):
             continue
         if source.option == "base" and folder.name == "image_encoder":
             continue  # of another use: diffusers' own image prompts
@@ -108,8 +130,14 @@ def _read_pipeline(source: Source) -> None:
         kinds = {"epsilon": "epsilon", "v_prediction": "v"}
         kind = scheduler.get("prediction_type", "epsilon")
         if kind not in kinds or scheduler.get("beta_schedule", "scaled_linear") != "scaled_linear":
-            raise ModelFolderError(f"{source.path} predicts {kind} on a {scheduler.get('beta_schedule')} schedule; only Stable Diffusion 1's can be used")
-        source.prediction, source.zero_snr = kinds[kind], bool(scheduler.get("rescale_betas_zero_snr", False))
+            raise ModelFolderError(
+                f"{source.path} predicts {kind} on a {scheduler.get('beta_schedule')} schedule; "
+                f"only Stable Diffusion 1's can be used"
+            )
+        source.prediction, source.zero_snr = (
+            kinds[kind],
+            bool(scheduler.get("rescale_betas_zero_snr", False)),
+        )
     exported = _json(source.path / "caphuman.json")
     if exported:
         _take_description(source, source.path / "caphuman.json", exported)
@@ -118,9 +146,16 @@ def _read_pipeline(source: Source) -> None:
 def _check_heads(source: Source) -> None:
     described = _json(source.path / "unet" / "config.json")
     heads = described.get("attention_head_dim", 8)
-    if isinstance(heads, list) or described.get("use_linear_projection") or described.get("addition_embed_type"):
+    if (
+        isinstance(heads, list)
+        or described.get("use_linear_projection")
+        or described.get("addition_embed_type")
+    ):
         kind = "SDXL" if described.get("addition_embed_type") else "Stable Diffusion 2"
-        raise ModelFolderError(f"{source.path} is {kind}; only Stable Diffusion 1 and what was trained from it can be used")
+        raise ModelFolderError(
+            f"{source.path} is {kind}; only Stable Diffusion 1 and what was trained from it can be "
+            f"used"
+        )
     source.heads = heads
 
 
@@ -137,15 +172,26 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = None) -> None:
-    """Sort a file's keys. network: what its bare names belong to; None: by the option, and by the names themselves."""
+    """Sort a file's keys. network: what its bare names belong to; None: by the option, and by the
+    names themselves.
+    """
     source.checkpoints.append(checkpoint)
     keys = list(checkpoint)
     if network is None and any(key.startswith("module.") for key in keys):
-        raise ModelFolderError(f"{checkpoint.path} has keys that begin with module., as saved from DataParallel; save model.module instead")
-    control = "capface" if any(re.fullmatch(r"(control_model\.)?mask_predict\..+", key) for key in keys) else "controlnet"
+        raise ModelFolderError(
+            f"{checkpoint.path} has keys that begin with module., as saved from DataParallel; save "
+            f"model.module instead"
+        )
+    control = (
+        "capface"
+        if any(re.fullmatch(r"(control_model\.)?mask_predict\..+", key) for key in keys)
+        else "controlnet"
+    )
     inner: dict[str, dict[str, str]] = {}
     for key in keys:
-        group = next((group for group, pattern in EXTRAS.items() if re.fullmatch(pattern, key)), None)
+        group = next(
+            (group for group, pattern in EXTRAS.items() if re.fullmatch(pattern, key)), None
+        )
         if group is not None:
             source.extras.setdefault(group, []).append(key)
             continue
@@ -155,10 +201,16 @@ def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = 
         else:
             inner.setdefault(place[0], {})[place[1]] = key
     for name, found in inner.items():
-        form = "diffusers" if any(re.match(r"((en|de)coder\.)?(down|up|mid)_block", part) for part in found) else "ldm"
+        form = (
+            "diffusers"
+            if any(re.match(r"((en|de)coder\.)?(down|up|mid)_block", part) for part in found)
+            else "ldm"
+        )
         modern = {modern_name(part, name): key for part, key in found.items()}
         if len(modern) != len(found):
-            raise ModelFolderError(f"{checkpoint.path} holds {name} twice, under two kinds of names")
+            raise ModelFolderError(
+                f"{checkpoint.path} holds {name} twice, under two kinds of names"
+            )
         source.networks[name] = Found(checkpoint, form, modern)
     if "v_pred" in checkpoint or checkpoint.metadata.get("modelspec.prediction_type") == "v":
         source.prediction, source.zero_snr = "v", "ztsnr" in checkpoint
@@ -166,7 +218,9 @@ def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = 
         try:
             described = json.loads(checkpoint.metadata["caphuman_jax"])
         except (ValueError, TypeError) as error:
-            raise ModelFolderError(f"{checkpoint.path}: the configuration in its header cannot be read: {error}") from error
+            raise ModelFolderError(
+                f"{checkpoint.path}: the configuration in its header cannot be read: {error}"
+            ) from error
         _take_description(source, checkpoint.path, described)
 
 
@@ -176,14 +230,18 @@ def _take_description(source: Source, path: Path, described: Any) -> None:
         source.config = ModelConfig.from_dict(described["config"])
         source.trained_with_head = described["trained_with_head"]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ModelFolderError(f"{path}: the configuration in it cannot be read: {error!r}") from error
+        raise ModelFolderError(
+            f"{path}: the configuration in it cannot be read: {error!r}"
+        ) from error
 
 
 def _place(key: str, option: str, control: str, keys: list[str]) -> tuple[str, str] | None:
     """(network, name without prefix) of a key of a single file."""
     for network, prefix in PREFIXES.items():
         if prefix and key.startswith(prefix):
-            return (control if network in ("capface", "controlnet") else network), key.removeprefix(prefix)
+            return (control if network in ("capface", "controlnet") else network), key.removeprefix(
+                prefix
+            )
     if re.match(r"(id|img)_linear\.", key):
         return "identity", key
     if option in ("clip", "image-encoder"):
@@ -195,32 +253,58 @@ def _place(key: str, option: str, control: str, keys: list[str]) -> tuple[str, s
             return ("image_encoder" if "embeddings.class_embedding" in keys else "text"), key
         return None
     bare = {
-        "base": ("unet", r"(time_embed|input_blocks|middle_block|output_blocks|out|time_embedding|(down|up|mid)_block|conv_)"),
+        "base": (
+            "unet",
+            r"(time_embed|input_blocks|middle_block|output_blocks|out|time_embedding|(down|up|mid)_block|conv_)",
+        ),
         "vae": ("vae", r"(encoder|decoder|quant_conv|post_quant_conv)\."),
-        "controlnet": ("controlnet", r"(time_embed|input_|middle_block|zero_convs|conv_in|(down|mid)_block|controlnet_)"),
+        "controlnet": (
+            "controlnet",
+            r"(time_embed|input_|middle_block|zero_convs|conv_in|(down|mid)_block|controlnet_)",
+        ),
     }.get(option)
     return (bare[0], key) if bare and re.match(bare[1], key) else None
 
 
 def moving_averages(found: Found, names: list[str], network: str) -> dict[str, str]:
-    """{name: key of its moving average}: LDM's `model_ema.` followed by the name as its module knows it, without dots."""
+    """{name: key of its moving average}: LDM's `model_ema.` followed by the name as its module
+    knows it, without dots.
+    """
     top = "diffusion_model." if network == "unet" else ""
     keys = {name: "model_ema." + (top + name).replace(".", "") for name in names}
     return {name: key for name, key in keys.items() if key in found.checkpoint}
 
 
 def another_kind(found: Found, cfg: ModelConfig) -> str | None:
-    """What a UNet or ControlNet is if it is not of this configuration's kind, as far as its shapes tell."""
+    """What a UNet or ControlNet is if it is not of this configuration's kind, as far as its shapes
+    tell.
+    """
     shape = found.checkpoint.shape
     for key in found.checkpoint:
-        for start, kind in (("conditioner.embedders.", "SDXL"), ("cond_stage_model.model.", "Stable Diffusion 2"),
-                            ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"), ("model.diffusion_model.double_blocks.", "FLUX")):
+        for start, kind in (
+            ("conditioner.embedders.", "SDXL"),
+            ("cond_stage_model.model.", "Stable Diffusion 2"),
+            ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"),
+            ("model.diffusion_model.double_blocks.", "FLUX"),
+        ):
             if key.startswith(start):
                 return kind
     for name, key in found.keys.items():
         sizes = shape(key)
-        if name.endswith("attn2.to_k.weight") and len(sizes) == 2 and sizes[1] != cfg.unet.context_width:
-            return {1024: "Stable Diffusion 2", 2048: "SDXL"}.get(sizes[1], f"a model with text of width {sizes[1]}")
-        if name in ("input_blocks.0.0.weight", "conv_in.weight") and len(sizes) == 4 and sizes[1] != cfg.unet.in_channels:
-            return {9: "an inpainting model", 8: "an editing model (InstructPix2Pix)"}.get(sizes[1], f"a model with {sizes[1]} input channels")
+        if (
+            name.endswith("attn2.to_k.weight")
+            and len(sizes) == 2
+            and sizes[1] != cfg.unet.context_width
+        ):
+            return {1024: "Stable Diffusion 2", 2048: "SDXL"}.get(
+                sizes[1], f"a model with text of width {sizes[1]}"
+            )
+        if (
+            name in ("input_blocks.0.0.weight", "conv_in.weight")
+            and len(sizes) == 4
+            and sizes[1] != cfg.unet.in_channels
+        ):
+            return {9: "an inpainting model", 8: "an editing model (InstructPix2Pix)"}.get(
+                sizes[1], f"a model with {sizes[1]} input channels"
+            )
     return None

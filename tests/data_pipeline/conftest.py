@@ -2,12 +2,14 @@ import importlib.resources
 
 import pytest
 
-from caphuman_jax.images import read_photo
+from caphuman_jax.io.images import read_photo
 
 
 @pytest.fixture(scope="session")
 def astronaut():
     """The shipped portrait, (512, 512, 3), read-only."""
-    picture = read_photo(importlib.resources.files("caphuman_jax").joinpath("assets/astronaut_nasa.png"))
+    picture = read_photo(
+        importlib.resources.files("caphuman_jax").joinpath("assets/astronaut_nasa.png")
+    )
     picture.flags.writeable = False
     return picture

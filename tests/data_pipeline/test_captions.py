@@ -5,13 +5,25 @@ import pytest
 
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.face.landmarks import expression_names
-from data_pipeline import captions
+from data_pipeline.prepare import captions
 
 NEUTRAL = dict.fromkeys(expression_names(), 0.0)
-COLOURS = np.array([[45, 4, -34, 0.3], [12, 0, 0, 0.2], [36, 9, 16, 0.05], [65, 15, 18, 0.2], [50, 5, 0, 1]], np.float32)
+COLOURS = np.array(
+    [[45, 4, -34, 0.3], [12, 0, 0, 0.2], [36, 9, 16, 0.05], [65, 15, 18, 0.2], [50, 5, 0, 1]],
+    np.float32,
+)
 
 
-@pytest.mark.parametrize("lab, word", [((95, 0, 0), "white"), ((8, 1, 0), "black"), ((45, 5, -30), "blue"), ((40, 50, 28), "red"), ((50, 0, 1), "grey")])
+@pytest.mark.parametrize(
+    "lab, word",
+    [
+        ((95, 0, 0), "white"),
+        ((8, 1, 0), "black"),
+        ((45, 5, -30), "blue"),
+        ((40, 50, 28), "red"),
+        ((50, 0, 1), "grey"),
+    ],
+)
 def test_colour_words(lab, word):
     assert captions.colour_word(np.array(lab, np.float32)) == word
 
@@ -21,10 +33,22 @@ def test_unknown_colour_has_no_word():
 
 
 def test_what_is_said_of_a_photo():
-    found = captions.attributes(NEUTRAL | {"mouthSmileLeft": 0.8, "mouthSmileRight": 0.7}, COLOURS, {"glasses": True, "beard": False})
-    assert found["smile"] == "smiling" and found["background"] == "blue" and found["clothes"] == "black" and found["hair"] == "brown"
+    found = captions.attributes(
+        NEUTRAL | {"mouthSmileLeft": 0.8, "mouthSmileRight": 0.7},
+        COLOURS,
+        {"glasses": True, "beard": False},
+    )
+    assert (
+        found["smile"] == "smiling"
+        and found["background"] == "blue"
+        and found["clothes"] == "black"
+        and found["hair"] == "brown"
+    )
     text = captions.compose(found, np.random.default_rng(0), keep=1.0)
-    assert all(word in text for word in ("smiling person", "glasses", "brown hair", "black clothes", "blue background"))
+    assert all(
+        word in text
+        for word in ("smiling person", "glasses", "brown hair", "black clothes", "blue background")
+    )
     assert "beard" not in text and "mouth" not in text
     silent = captions.compose(found, np.random.default_rng(0), keep=0.0)
     assert "glasses" not in silent and "background" not in silent and "person" in silent
@@ -36,7 +60,10 @@ def test_one_tint_is_no_colour():
     assert captions.is_monochrome(sepia) and not captions.is_monochrome(COLOURS)
     assert captions.attributes(NEUTRAL, sepia)["kind"] == "sepia"
     assert "hair" not in captions.attributes(NEUTRAL, sepia)
-    assert captions.attributes(NEUTRAL, COLOURS * np.array([1, 0, 0, 1], np.float32))["kind"] == "black-and-white"
+    assert (
+        captions.attributes(NEUTRAL, COLOURS * np.array([1, 0, 0, 1], np.float32))["kind"]
+        == "black-and-white"
+    )
 
 
 def test_captions_vary_and_repeat_with_the_seed():
@@ -49,8 +76,14 @@ def test_captions_vary_and_repeat_with_the_seed():
 def test_several_captions_of_a_photo_depend_on_key_and_seed_alone():
     found = captions.attributes(NEUTRAL, COLOURS)
     texts = captions.compose_several(found, "a.jpg", 0, 6)
-    assert len(texts) == 6 and texts == captions.compose_several(found, "a.jpg", 0, 6) and texts[:4] == captions.compose_several(found, "a.jpg", 0, 4)
-    assert texts != captions.compose_several(found, "b.jpg", 0, 6) and texts != captions.compose_several(found, "a.jpg", 1, 6)
+    assert (
+        len(texts) == 6
+        and texts == captions.compose_several(found, "a.jpg", 0, 6)
+        and texts[:4] == captions.compose_several(found, "a.jpg", 0, 4)
+    )
+    assert texts != captions.compose_several(
+        found, "b.jpg", 0, 6
+    ) and texts != captions.compose_several(found, "a.jpg", 1, 6)
 
 
 @pytest.mark.slow
@@ -65,10 +98,29 @@ def test_a_captioning_model_of_transformers(tmp_path):
     tokenizer = transformers.BertTokenizerFast(str(tmp_path / "vocab.txt"))
     images = transformers.BlipImageProcessor(size={"height": 32, "width": 32})
     config = transformers.BlipConfig(
-        text_config=dict(vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, encoder_hidden_size=16,
-                         bos_token_id=2, sep_token_id=3, eos_token_id=3, pad_token_id=0, max_position_embeddings=64),
-        vision_config=dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16),
-        projection_dim=8)
+        text_config=dict(
+            vocab_size=len(words),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            encoder_hidden_size=16,
+            bos_token_id=2,
+            sep_token_id=3,
+            eos_token_id=3,
+            pad_token_id=0,
+            max_position_embeddings=64,
+        ),
+        vision_config=dict(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=16,
+        ),
+        projection_dim=8,
+    )
     torch.manual_seed(0)
     model = transformers.BlipForConditionalGeneration(config).eval()
     with torch.no_grad():
@@ -78,13 +130,19 @@ def test_a_captioning_model_of_transformers(tmp_path):
     model.save_pretrained(tmp_path / "blip")
     transformers.BlipProcessor(images, tokenizer).save_pretrained(tmp_path / "blip")
 
-    pictures = [np.full((40, 40, 3), 255, np.uint8), np.zeros((40, 40, 3), np.uint8), np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)]
+    pictures = [
+        np.full((40, 40, 3), 255, np.uint8),
+        np.zeros((40, 40, 3), np.uint8),
+        np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8),
+    ]
     say = captions.transformers_captioner(tmp_path / "blip", batch=2, words=12)
     texts = say(pictures)
     assert len(texts) == 3 and all(texts) and texts == say(pictures) and len(set(texts)) > 1
     with torch.no_grad():
         pixels = images(images=pictures[2], return_tensors="pt")["pixel_values"]
-        tokens = model.generate(pixel_values=pixels, max_new_tokens=12, do_sample=False, num_beams=1)
+        tokens = model.generate(
+            pixel_values=pixels, max_new_tokens=12, do_sample=False, num_beams=1
+        )
     assert texts[2] == tokenizer.decode(tokens[0], skip_special_tokens=True)
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from records_standin import write_standin
 
-from data_pipeline import check, example
-from data_pipeline.features import NAME, VERSION, Feature
-from data_pipeline.manifest import to_json
+from data_pipeline.inspect import check
+from data_pipeline.records import tf_example
+from data_pipeline.records.manifest import to_json
+from data_pipeline.records.schema import NAME, VERSION, Feature
 
 
 def version(folder):
@@ -38,18 +39,35 @@ def copied(sound, tmp_path):
 
 def spoiled(folder, name, value, number=13):
     """A dataset whose record `number` has another entry `name`: value, or what value(old) gives."""
+
     def change(record, n):
-        return record | ({name: value(record[name]) if callable(value) else value} if n == number else {})
+        return record | (
+            {name: value(record[name]) if callable(value) else value} if n == number else {}
+        )
 
     return version(write_standin(folder, 20, change=change))
 
 
 def test_nothing_is_wrong_with_sound_records_and_all_are_counted(sound):
     found = check.check(sound, manifest(sound), workers=1)
-    assert found.problems == [] and found.records == {"train": 20, "test": 0} and found.tally.records == 20
-    assert sorted(found.people["train"].values()) == [2, 3, 3, 3, 3, 3, 3] and found.paired["train"] == 12  # four groups of three of the seven
-    assert sum(found.tally.backgrounds.values()) == 20 and found.tally.words["portrait"] == 20 and "a" not in found.tally.words
-    assert all(counts.sum() == 20 for counts in found.tally.histograms.values()) and found.tally.light.sum() == 20
+    assert (
+        found.problems == []
+        and found.records == {"train": 20, "test": 0}
+        and found.tally.records == 20
+    )
+    assert (
+        sorted(found.people["train"].values()) == [2, 3, 3, 3, 3, 3, 3]
+        and found.paired["train"] == 12
+    )  # four groups of three of the seven
+    assert (
+        sum(found.tally.backgrounds.values()) == 20
+        and found.tally.words["portrait"] == 20
+        and "a" not in found.tally.words
+    )
+    assert (
+        all(counts.sum() == 20 for counts in found.tally.histograms.values())
+        and found.tally.light.sum() == 20
+    )
 
 
 def test_several_processes_find_the_same(copied):
@@ -58,7 +76,12 @@ def test_several_processes_find_the_same(copied):
     data[len(data) // 2] ^= 0xFF
     file.write_bytes(data)
     one, two = (check.check(place, manifest(place), workers=n) for n in (1, 2))
-    assert one.problems == two.problems and len(one.problems) == 2 and one.people == two.people and one.tally.words == two.tally.words
+    assert (
+        one.problems == two.problems
+        and len(one.problems) == 2
+        and one.people == two.people
+        and one.tally.words == two.tally.words
+    )
 
 
 def test_a_changed_byte_is_named_with_its_record(copied):
@@ -81,7 +104,10 @@ def test_a_file_that_is_cut_off_missing_or_not_named(copied):
     file.unlink()
     (place / f"{NAME}-train.array_record-00002-of-00003").write_bytes(data)
     found = problems(place)
-    assert [str(p) for p in found] == [f"{file.name}: the file is missing", f"{NAME}-train.array_record-00002-of-00003: the manifest does not name this file"]
+    assert [str(p) for p in found] == [
+        f"{file.name}: the file is missing",
+        f"{NAME}-train.array_record-00002-of-00003: the manifest does not name this file",
+    ]
 
 
 def test_another_hash_or_another_number_of_records_in_the_manifest(copied):
@@ -90,7 +116,11 @@ def test_another_hash_or_another_number_of_records_in_the_manifest(copied):
     content["splits"]["train"]["shards"][1] |= {"sha256": "0" * 64, "records": 11}
     (place / "manifest.json").write_bytes(to_json(content))
     found = [str(p) for p in problems(place)]
-    assert len(found) == 3 and any("holds 10 records, the manifest says 11" in p for p in found) and any("SHA-256" in p for p in found)
+    assert (
+        len(found) == 3
+        and any("holds 10 records, the manifest says 11" in p for p in found)
+        and any("SHA-256" in p for p in found)
+    )
     assert any("20 records in a split whose shards have 21" in p for p in found)
 
 
@@ -100,34 +130,44 @@ def nan(array):
     return array
 
 
-@pytest.mark.parametrize("name, value, words", [
-    ("landmarks", nan, "1 values that are not finite, the first at (0, 1)"),
-    ("landmarks", lambda a: a + np.float32(0.5), "landmarks lie outside of the square"),
-    ("expression", lambda a: a * 9, "which is not from 0 to 1"),
-    ("head/rotation", lambda a: a * np.float32(0.9), "is no rotation: off by 0.19"),
-    ("head/rotation", lambda a: a * np.array([[1, 1, -1]], np.float32), "determinant -1"),
-    ("head/scale", np.float32(0), "is not above 0"),
-    ("recognition/mobilefacenet", lambda a: a * np.float32(0.5), "has the length 0.5, not 1"),
-    ("caption_ids", lambda a: np.minimum(a, 49406), "row 0 has no end token"),
-    ("caption_ids", lambda a: np.roll(a, 1, axis=1), "row 0 does not begin with the start token"),
-    ("captions", [], "has no caption"),
-    ("attributes", "[1]", "is no JSON object"),
-    ("covered", lambda a: a[[2, 1, 0, 3]], "is no rectangle"),
-    ("sha256", "abc", "is no SHA-256"),
-    ("photo", lambda jpeg: jpeg[: len(jpeg) // 2], "is no whole jpeg file"),
-    ("region", b"", "is no whole png file"),
-    ("partners", np.array([13, -1, -1]), "names record 13 of 20, itself"),
-    ("partners", np.array([99, -1, -1]), "names record 99 of 20"),
-    ("partners", np.array([2, -1, -1]), "names record 2, which does not name it"),
-    ("partners", np.array([-2, -1, -1]), "holds -2, which is not from -1 to inf"),
-])
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("landmarks", nan, "1 values that are not finite, the first at (0, 1)"),
+        ("landmarks", lambda a: a + np.float32(0.5), "landmarks lie outside of the square"),
+        ("expression", lambda a: a * 9, "which is not from 0 to 1"),
+        ("head/rotation", lambda a: a * np.float32(0.9), "is no rotation: off by 0.19"),
+        ("head/rotation", lambda a: a * np.array([[1, 1, -1]], np.float32), "determinant -1"),
+        ("head/scale", np.float32(0), "is not above 0"),
+        ("recognition/mobilefacenet", lambda a: a * np.float32(0.5), "has the length 0.5, not 1"),
+        ("caption_ids", lambda a: np.minimum(a, 49406), "row 0 has no end token"),
+        (
+            "caption_ids",
+            lambda a: np.roll(a, 1, axis=1),
+            "row 0 does not begin with the start token",
+        ),
+        ("captions", [], "has no caption"),
+        ("attributes", "[1]", "is no JSON object"),
+        ("covered", lambda a: a[[2, 1, 0, 3]], "is no rectangle"),
+        ("sha256", "abc", "is no SHA-256"),
+        ("photo", lambda jpeg: jpeg[: len(jpeg) // 2], "is no whole jpeg file"),
+        ("region", b"", "is no whole png file"),
+        ("partners", np.array([13, -1, -1]), "names record 13 of 20, itself"),
+        ("partners", np.array([99, -1, -1]), "names record 99 of 20"),
+        ("partners", np.array([2, -1, -1]), "names record 2, which does not name it"),
+        ("partners", np.array([-2, -1, -1]), "holds -2, which is not from -1 to inf"),
+    ],
+)
 def test_what_is_wrong_with_an_entry(tmp_path, name, value, words):
     found = problems(spoiled(tmp_path / "x", name, value))
     named = [p for p in found if p.feature == name and p.number == 3]
     assert any(words in p.what for p in named), [str(p) for p in found]
     # A partner that is no longer named back is a second problem, at the partner.
     assert all(p.feature == name for p in found) and (name == "partners" or len(found) == 1)
-    assert named[0].key == "photo-000013" and named[0].file == f"{NAME}-train.array_record-00001-of-00002"
+    assert (
+        named[0].key == "photo-000013"
+        and named[0].file == f"{NAME}-train.array_record-00001-of-00002"
+    )
 
 
 def test_a_partner_who_is_another_person(tmp_path):
@@ -135,21 +175,28 @@ def test_a_partner_who_is_another_person(tmp_path):
         return record | ({"person": "somebody else"} if number == 4 else {})
 
     found = problems(version(write_standin(tmp_path / "x", 20, change=change)))
-    assert {(p.number, p.what) for p in found} >= {(3, "names record 4, which shows another person"), (4, "names record 3, which shows another person")}
+    assert {(p.number, p.what) for p in found} >= {
+        (3, "names record 4, which shows another person"),
+        (4, "names record 3, which shows another person"),
+    }
 
 
 def test_a_picture_of_another_shape_and_an_array_of_another(tmp_path, sound):
     kinds = {f["name"]: Feature.from_dict(f) for f in manifest(sound)["features"]}
-    small = example.encode_image(kinds["photo"], np.zeros((40, 44, 3), np.uint8))
+    small = tf_example.encode_image(kinds["photo"], np.zeros((40, 44, 3), np.uint8))
     found = problems(spoiled(tmp_path / "x", "photo", small))
-    assert [p.what for p in found] == ["is (40, 44, 3), not (44, 44, 3)"] and found[0].feature == "photo"
+    assert [p.what for p in found] == ["is (40, 44, 3), not (44, 44, 3)"] and found[
+        0
+    ].feature == "photo"
     place = version(write_standin(tmp_path / "y", 4, shards=1))
     content = manifest(place)
     next(f for f in content["features"] if f["name"] == "head/light")["shape"] = [8, 3]
     content["features"].append(Feature("mood", "text").to_dict())
     (place / "manifest.json").write_bytes(to_json(content))
     found = problems(place)
-    assert [(p.number, p.feature) for p in found] == [(i, name) for i in range(4) for name in ("head/light", "mood")]
+    assert [(p.number, p.feature) for p in found] == [
+        (i, name) for i in range(4) for name in ("head/light", "mood")
+    ]
     assert found[0].key == "photo-000000" and "(8, 3)" in found[0].what
 
 
@@ -164,13 +211,21 @@ def test_what_is_no_record_at_all(tmp_path):
     writer.close()
     found = problems(place, fast=True)
     assert {p.number for p in found} == {0, 1} and all(p.file == file.name for p in found)
-    assert "not a tf.Example" in found[0].what and {p.feature for p in found if p.number == 1} >= {"key", "photo", "head/scale"}
+    assert "not a tf.Example" in found[0].what and {p.feature for p in found if p.number == 1} >= {
+        "key",
+        "photo",
+        "head/scale",
+    }
 
 
 def test_keys_and_people_in_both_splits(tmp_path):
-    found = problems(version(write_standin(tmp_path / "x", 7, test=2, shards=1)))  # whose numbers begin at 0 in each
+    found = problems(
+        version(write_standin(tmp_path / "x", 7, test=2, shards=1))
+    )  # whose numbers begin at 0 in each
     keys = [p for p in found if p.feature == "key"]
-    assert [(p.number, p.key) for p in keys] == [(i, f"photo-{i:06}") for i in range(2)] and all("is also that of record" in p.what for p in keys)
+    assert [(p.number, p.key) for p in keys] == [(i, f"photo-{i:06}") for i in range(2)] and all(
+        "is also that of record" in p.what for p in keys
+    )
     person = [p for p in found if p.feature == "person"]
     assert len(person) == 1 and "'person-0' is also in the split" in person[0].what
 
@@ -183,10 +238,16 @@ def test_a_key_that_stands_twice(tmp_path):
 
 def test_looking_stops_where_everything_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "ENOUGH", 40)
-    place = version(write_standin(tmp_path / "x", 90, shards=3, change=lambda record, number: record | {"sha256": "no"}))
+    place = version(
+        write_standin(
+            tmp_path / "x", 90, shards=3, change=lambda record, number: record | {"sha256": "no"}
+        )
+    )
     found = check.check(place, manifest(place), workers=1)
     assert 40 < len(found.problems) <= 80 and sum(found.records.values()) < 90
-    place = version(write_standin(tmp_path / "y", 90, change=lambda record, number: record | {"key": "same"}))
+    place = version(
+        write_standin(tmp_path / "y", 90, change=lambda record, number: record | {"key": "same"})
+    )
     found = check.check(place, manifest(place), workers=1)
     assert len(found.problems) == 41 and sum(found.records.values()) == 90
 
@@ -194,15 +255,15 @@ def test_looking_stops_where_everything_is_wrong(tmp_path, monkeypatch):
 def test_tfrecord_files_are_read_too(sound, tmp_path):
     import tensorflow as tf
 
-    from data_pipeline import record_files
+    from data_pipeline.records import shard_file
 
-    messages = record_files.open_file(next(sound.glob("*00000-of*")), "array_record").read(0, 10)
+    messages = shard_file.open_file(next(sound.glob("*00000-of*")), "array_record").read(0, 10)
     path = tmp_path / "some.tfrecord"
     with tf.io.TFRecordWriter(str(path)) as writer:
         for message in messages:
             writer.write(message)
-    read = record_files.open_file(path, "tfrecord")
+    read = shard_file.open_file(path, "tfrecord")
     assert read.count == 10 and read.read(2, 5) == messages[2:5]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(Exception, match="cut off after byte"):
-        record_files.open_file(path, "tfrecord")
+        shard_file.open_file(path, "tfrecord")

@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 
-from data_pipeline.duplicates import NEAR_COSINE, exact_duplicates, near_duplicates
+from data_pipeline.prepare.duplicates import NEAR_COSINE, exact_duplicates, near_duplicates
 
 
 def test_exact_duplicates_name_the_first():
     hashes = np.array([b"a", b"b", b"a", b"c", b"b", b"a"]).astype("S32")
-    assert exact_duplicates(hashes) == {2: 0, 4: 1, 5: 0} and exact_duplicates(hashes[:1]) == exact_duplicates(hashes[:0]) == {}
+    assert (
+        exact_duplicates(hashes) == {2: 0, 4: 1, 5: 0}
+        and exact_duplicates(hashes[:1]) == exact_duplicates(hashes[:0]) == {}
+    )
 
 
 @pytest.mark.parametrize("bits", [0, 2, 5, 20])
@@ -18,13 +21,21 @@ def test_near_duplicates_are_those_of_a_comparison_of_all_pairs(bits):
         for bit in rng.choice(64, rng.integers(0, 9), replace=False):
             dhash[i + 1] ^= np.uint64(1) << np.uint64(bit)
     vectors = rng.normal(size=(300, 8)).astype(np.float32)
-    vectors[1::3] = np.where(np.arange(100)[:, None] % 4, vectors[::3], -vectors[::3])  # one copy in four is of another face
+    vectors[1::3] = np.where(
+        np.arange(100)[:, None] % 4, vectors[::3], -vectors[::3]
+    )  # one copy in four is of another face
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     among = np.flatnonzero(np.arange(300) % 7)
     expected = {}
     for i in among:
         for j in among:
-            if i < j and i not in expected and j not in expected and bin(int(dhash[i] ^ dhash[j])).count("1") <= bits and vectors[i] @ vectors[j] > NEAR_COSINE:
+            if (
+                i < j
+                and i not in expected
+                and j not in expected
+                and bin(int(dhash[i] ^ dhash[j])).count("1") <= bits
+                and vectors[i] @ vectors[j] > NEAR_COSINE
+            ):
                 expected[j] = i
     assert near_duplicates(dhash, bits, vectors, among) == expected
     assert len(expected) > 3

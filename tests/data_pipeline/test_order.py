@@ -1,4 +1,6 @@
-"""Order and shares of the data, by brute force: every record once an epoch, whatever the hosts and wherever a run begins."""
+"""Order and shares of the data, by brute force: every record once an epoch, whatever the hosts and
+wherever a run begins.
+"""
 
 import math
 from collections import Counter
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caphuman_jax.errors import SettingError
-from data_pipeline.order import Share, hashed, permuted, records_of
+from data_pipeline.loading.shuffle import Share, hashed, permuted, records_of
 
 FEW = settings(max_examples=60, deadline=None)
 
@@ -34,7 +36,10 @@ def test_positions_are_independent_of_each_other():
 
 def test_all_orders_of_few_records_are_about_equally_likely():
     for count in (2, 3, 4):
-        seen = Counter(tuple(permuted(np.arange(count), count, seed, 0)) for seed in range(200 * math.factorial(count)))
+        seen = Counter(
+            tuple(permuted(np.arange(count), count, seed, 0))
+            for seed in range(200 * math.factorial(count))
+        )
         assert len(seen) == math.factorial(count)
         # Chi-square with 1 to 23 degrees of freedom: a p-value of 1e-6 lies at 24 to 71.
         assert sum((n - 200) ** 2 / 200 for n in seen.values()) < {2: 24, 3: 36, 4: 71}[count]
@@ -45,7 +50,12 @@ def test_a_big_order_looks_shuffled():
     order = permuted(np.arange(count), count, 0, 0)
     other = permuted(np.arange(count), count, 0, 1)
     deviation = 1 / math.sqrt(count)
-    for a, b in ((np.arange(count), order), (order[:-1], order[1:]), (order, other), (order, permuted(np.arange(count), count, 1, 0))):
+    for a, b in (
+        (np.arange(count), order),
+        (order[:-1], order[1:]),
+        (order, other),
+        (order, permuted(np.arange(count), count, 1, 0)),
+    ):
         assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 * deviation
     # Fixed points and neighbours that stay neighbours: about one of each is expected, Poisson.
     assert (order == np.arange(count)).sum() < 9 and (np.diff(order) == 1).sum() < 9
@@ -54,13 +64,21 @@ def test_a_big_order_looks_shuffled():
 
 
 def test_hashes_of_neighbours_differ_in_half_of_their_bits():
-    bits = np.unpackbits((hashed(1, np.arange(4096)) ^ hashed(1, np.arange(1, 4097))).view(np.uint8))
+    bits = np.unpackbits(
+        (hashed(1, np.arange(4096)) ^ hashed(1, np.arange(1, 4097))).view(np.uint8)
+    )
     assert abs(bits.mean() - 0.5) < 0.005
     assert hashed(-1, 2**40).shape == (1,) and hashed(1, 2) != hashed(2, 1)
 
 
 @FEW
-@given(count=st.integers(1, 40), local=st.integers(1, 5), hosts=st.integers(1, 4), seed=st.integers(0, 2**31), epochs=st.integers(1, 3))
+@given(
+    count=st.integers(1, 40),
+    local=st.integers(1, 5),
+    hosts=st.integers(1, 4),
+    seed=st.integers(0, 2**31),
+    epochs=st.integers(1, 3),
+)
 def test_every_record_exactly_once_an_epoch_over_all_hosts(count, local, hosts, seed, epochs):
     batch = local * hosts
     stream = {}
@@ -77,11 +95,25 @@ def test_every_record_exactly_once_an_epoch_over_all_hosts(count, local, hosts, 
 
 
 @FEW
-@given(count=st.integers(1, 30), seed=st.integers(0, 99), first=st.sampled_from([(4, 1), (4, 2), (6, 3)]), then=st.sampled_from([(4, 4), (6, 2), (5, 1), (12, 3)]),
-       steps=st.integers(0, 9))
-def test_a_run_that_goes_on_with_other_hosts_and_batches_sees_what_the_first_would_have_seen(count, seed, first, then, steps):
+@given(
+    count=st.integers(1, 30),
+    seed=st.integers(0, 99),
+    first=st.sampled_from([(4, 1), (4, 2), (6, 3)]),
+    then=st.sampled_from([(4, 4), (6, 2), (5, 1), (12, 3)]),
+    steps=st.integers(0, 9),
+)
+def test_a_run_that_goes_on_with_other_hosts_and_batches_sees_what_the_first_would_have_seen(
+    count, seed, first, then, steps
+):
     def run(start, batch, hosts, steps):
-        return [records_of(np.concatenate([Share(batch, start, h, hosts).samples(s) for h in range(hosts)]), count, seed)[1] for s in range(steps)]
+        return [
+            records_of(
+                np.concatenate([Share(batch, start, h, hosts).samples(s) for h in range(hosts)]),
+                count,
+                seed,
+            )[1]
+            for s in range(steps)
+        ]
 
     batch, hosts = first
     before = run(0, batch, hosts, steps)
@@ -95,7 +127,15 @@ def test_one_pass_takes_as_many_batches_as_it_needs():
     assert Share(4, start=6).steps(9) == 1 and Share(4, start=9).steps(9) == 0
 
 
-@pytest.mark.parametrize("wrong", [{"batch": 6, "process_count": 4}, {"batch": 0}, {"batch": 4, "process_count": 2, "process_index": 2}, {"batch": 4, "start": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch": 6, "process_count": 4},
+        {"batch": 0},
+        {"batch": 4, "process_count": 2, "process_index": 2},
+        {"batch": 4, "start": -1},
+    ],
+)
 def test_shares_that_cannot_be_are_refused(wrong):
     with pytest.raises(SettingError):
         Share(**wrong)

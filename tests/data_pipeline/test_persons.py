@@ -5,7 +5,14 @@ import pytest
 from cheap_measurer import vector_of
 
 from caphuman_jax.errors import DataError
-from data_pipeline.persons import COST, SAME_PERSON, check_photos, hold_out, partners, persons_by_recognition
+from data_pipeline.prepare.splits import (
+    COST,
+    SAME_PERSON,
+    check_photos,
+    hold_out,
+    partners,
+    persons_by_recognition,
+)
 
 
 def _photos(counts):
@@ -26,7 +33,9 @@ def test_the_split_is_by_a_hash_of_the_photos_name_and_the_person_goes_with_it()
     assert split.test.tolist() == [_by_hash(key.split("/")[1], 16) for key in keys]
     assert 10 < split.test.sum() < 40 and not split.repeated and not split.moved
     persons = [f"p{i // 4}" for i in range(400)]
-    assert hold_out(keys, persons, 16, vectors).test.tolist() == [_by_hash(person, 16) for person in persons]
+    assert hold_out(keys, persons, 16, vectors).test.tolist() == [
+        _by_hash(person, 16) for person in persons
+    ]
     assert not hold_out(keys, persons, 0, vectors).test.any()
 
 
@@ -53,12 +62,14 @@ def test_one_person_in_many_photos_is_trained_on():
     wanted = [_by_hash(key, 16) for key in keys]
     assert split.moved == [i for i in range(200) if wanted[i]] and not split.repeated
     assert np.flatnonzero(split.test).tolist() == [i for i in range(200, 250) if wanted[i]]
-    few = hold_out(keys[:COST + 1], [""] * (COST + 1), 1, vectors[: COST + 1])  # nobody else is left
+    few = hold_out(
+        keys[: COST + 1], [""] * (COST + 1), 1, vectors[: COST + 1]
+    )  # nobody else is left
     assert not few.test.any() and few.moved == list(range(COST + 1))
 
 
 def test_persons_by_recognition_are_those_who_were_photographed(monkeypatch):
-    monkeypatch.setattr("data_pipeline.persons._BLOCK", 37)
+    monkeypatch.setattr("data_pipeline.prepare.splits._BLOCK", 37)
     _, names, vectors = _photos([5, 1, 7, 2] * 20)
     order = np.random.default_rng(0).permutation(len(names))
     found, first = persons_by_recognition(vectors[order]), {}
@@ -67,7 +78,16 @@ def test_persons_by_recognition_are_those_who_were_photographed(monkeypatch):
 
 def test_partners_are_the_next_photos_of_the_same_person():
     assert partners(["a", "b", "a", "", "a", "", "b", "a", "a"]).tolist() == [
-        [2, 4, 7], [6, -1, -1], [4, 7, 8], [-1, -1, -1], [7, 8, 0], [-1, -1, -1], [1, -1, -1], [8, 0, 2], [0, 2, 4]]
+        [2, 4, 7],
+        [6, -1, -1],
+        [4, 7, 8],
+        [-1, -1, -1],
+        [7, 8, 0],
+        [-1, -1, -1],
+        [1, -1, -1],
+        [8, 0, 2],
+        [0, 2, 4],
+    ]
 
 
 def test_recognition_among_too_many_photos_is_refused_before_they_are_measured():

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from cheap_measurer import SECONDS, CheapMeasurer, CheapSettings, write_photos
 
-from caphuman_jax.cli import main
+from caphuman_jax.cli.app import main
 from caphuman_jax.errors import DataError, SettingError
-from data_pipeline import pipeline, prepare, work
-from data_pipeline.settings import Gate, PrepareSettings
+from data_pipeline.prepare import beam_pipeline, prepare, workdir
+from data_pipeline.prepare.settings import Gate, PrepareSettings
 
 TESTS = Path(__file__).parent.parent
 
@@ -25,33 +25,47 @@ TESTS = Path(__file__).parent.parent
 def in_process(monkeypatch):
     """The pipeline in this process, without workers."""
     runs = []
-    monkeypatch.setattr(pipeline, "one_thread", lambda: None)
-    monkeypatch.setattr(prepare, "_run_pipeline", lambda job, listing, arguments, stream: runs.append(job) or pipeline.run(job, []))
+    monkeypatch.setattr(beam_pipeline, "one_thread", lambda: None)
+    monkeypatch.setattr(
+        prepare,
+        "_run_pipeline",
+        lambda job, listing, arguments, stream: runs.append(job) or beam_pipeline.run(job, []),
+    )
     return runs
 
 
 def _photos(folder, count=40):
-    return write_photos(folder, {f"{i:03d}.jpg": b"bad" if i % 9 == 4 else b"photo %d" % i for i in range(count)})
+    return write_photos(
+        folder, {f"{i:03d}.jpg": b"bad" if i % 9 == 4 else b"photo %d" % i for i in range(count)}
+    )
 
 
 def _prepare(photos, out, settings=None, **options):
     said = io.StringIO()
     options.setdefault("make_measurer", CheapMeasurer)
-    return prepare.prepare(str(photos), str(out), settings or CheapSettings(), stream=said, **options), said.getvalue()
+    return prepare.prepare(
+        str(photos), str(out), settings or CheapSettings(), stream=said, **options
+    ), said.getvalue()
 
 
 def _contents(out):
-    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(out).rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(Path(out).rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_worker_processes_make_the_same_files_as_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    photos = _photos(tmp_path / "photos", 3 * work.CHUNK)
+    photos = _photos(tmp_path / "photos", 3 * workdir.CHUNK)
     manifest, said = _prepare(photos, tmp_path / "processes", workers=2)
-    assert f"{manifest['kept']} of 96 photos kept: " in said and re.search(r"11  no_face +shows no face\n", said)
+    assert f"{manifest['kept']} of 96 photos kept: " in said and re.search(
+        r"11  no_face +shows no face\n", said
+    )
     assert not list((tmp_path / "processes").glob(".work*"))
-    monkeypatch.setattr(pipeline, "one_thread", lambda: None)
-    monkeypatch.setattr(prepare, "_run_pipeline", lambda job, *unused: pipeline.run(job, []))
+    monkeypatch.setattr(beam_pipeline, "one_thread", lambda: None)
+    monkeypatch.setattr(prepare, "_run_pipeline", lambda job, *unused: beam_pipeline.run(job, []))
     assert _prepare(photos, tmp_path / "one")[0] == manifest
     assert _contents(tmp_path / "processes") == _contents(tmp_path / "one")
 
@@ -61,9 +75,16 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path, in_process):
     manifest, _ = _prepare(photos, out)
     before = _contents(out)
     again, said = _prepare(photos, out)
-    assert again == manifest and "is complete: " in said and f"{manifest['splits']['train']['records']} in train" in said
+    assert (
+        again == manifest
+        and "is complete: " in said
+        and f"{manifest['splits']['train']['records']} in train" in said
+    )
     for change, message in (
-        ({"settings": CheapSettings(size=24)}, r"holds records of other settings \(size 16, now 24\); choose another --out, or remove "),
+        (
+            {"settings": CheapSettings(size=24)},
+            r"holds records of other settings \(size 16, now 24\); choose another --out, or remove ",
+        ),
         ({"settings": CheapSettings(gate=Gate(max_yaw=20))}, r"\(max_yaw 60.0, now 20\)"),
         ({"file_format": "tfrecord"}, "holds array_record files, not tfrecord"),
         ({"limit": 39}, "holds records of 40 photos of .*photos, but .* now has 39"),
@@ -71,7 +92,11 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path, in_process):
         with pytest.raises(DataError, match=message):
             _prepare(photos, out, **change)
     (tmp_path / "photos" / "new.jpg").write_bytes(b"new")
-    with pytest.raises(DataError, match="now has 41, or others, or other captions or persons; choose another --out, or remove"):
+    with pytest.raises(
+        DataError,
+        match="now has 41, or others, or other captions or persons; choose another --out, or "
+        "remove",
+    ):
         _prepare(photos, out)
     assert _contents(out) == before and len(in_process) == 1
 
@@ -81,10 +106,18 @@ def test_unfinished_work_is_of_its_settings_and_photos(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_run_pipeline", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         _prepare(photos, out)
-    with pytest.raises(DataError, match=r"is unfinished work with other settings \(size 16, now 24\); give those again to go on with it"):
+    with pytest.raises(
+        DataError,
+        match=r"is unfinished work with other settings \(size 16, now 24\); give those again to go "
+        r"on with it",
+    ):
         _prepare(photos, out, CheapSettings(size=24))
     (tmp_path / "photos" / "000.jpg").unlink()
-    with pytest.raises(DataError, match=r"has changed since this work began, when it had 40 photos; remove .*\.work-\w+ to begin anew"):
+    with pytest.raises(
+        DataError,
+        match=r"has changed since this work began, when it had 40 photos; remove .*\.work-\w+ to "
+        r"begin anew",
+    ):
         _prepare(photos, out)
 
 
@@ -101,14 +134,25 @@ def test_photos_that_were_moved_are_found_again(tmp_path, in_process, monkeypatc
 def test_two_at_a_time_in_one_folder_are_refused(tmp_path, monkeypatch):
     photos, out = _photos(tmp_path / "photos"), tmp_path / "out"
     monkeypatch.setattr(prepare, "_run_pipeline", lambda *args: _prepare(photos, out))
-    with pytest.raises(DataError, match="another caphuman prepare is at work in .*out; wait for it, or end it"):
+    with pytest.raises(
+        DataError, match="another caphuman prepare is at work in .*out; wait for it, or end it"
+    ):
         _prepare(photos, out)
 
 
 def test_tfrecord_and_limit_and_keep_work(tmp_path, in_process):
-    manifest, _ = _prepare(_photos(tmp_path / "photos"), tmp_path / "out", CheapSettings(hold_out=0), file_format="tfrecord", limit=7, keep_work=True)
+    manifest, _ = _prepare(
+        _photos(tmp_path / "photos"),
+        tmp_path / "out",
+        CheapSettings(hold_out=0),
+        file_format="tfrecord",
+        limit=7,
+        keep_work=True,
+    )
     assert (manifest["photos"], manifest["kept"], manifest["file_format"]) == (7, 6, "tfrecord")
-    assert (tmp_path / "out/caphuman_records/1.0.0/caphuman_records-train.tfrecord-00000-of-00001").exists()
+    assert (
+        tmp_path / "out/caphuman_records/1.0.0/caphuman_records-train.tfrecord-00000-of-00001"
+    ).exists()
     assert list((tmp_path / "out").glob(".work-*/chunks/0000/0000000.index"))
 
 
@@ -116,44 +160,81 @@ def test_every_setting_has_an_option_and_the_defaults_are_the_settings_own(monke
     def settings_of(*arguments):
         parser, found = argparse.ArgumentParser(), {}
         prepare.add_arguments(parser)
-        monkeypatch.setattr(prepare, "prepare", lambda photos, out, settings, **options: found.update(options, settings=settings, photos=photos, out=out))
+        monkeypatch.setattr(
+            prepare,
+            "prepare",
+            lambda photos, out, settings, **options: found.update(
+                options, settings=settings, photos=photos, out=out
+            ),
+        )
         prepare.run(parser.parse_args(["--photos", "p", "--out", "o", *arguments]))
         return found
 
     assert settings_of()["settings"] == PrepareSettings()
-    found = settings_of(*"--size 256 --margin 1.2 --quality 90 --captions 2 --hints pictures --same-person recognition --hold-out 8 --seed 3 --faces largest "
-                        "--min-face 37 --min-sharpness 0.1 --max-yaw 30 --max-pitch 20 --max-roll 10 --min-presence 0.5 --min-confidence 0.4 --max-outside 0.1 "
-                        "--min-covered 0.4 --drawings keep --drawing-score 1 --duplicates keep --duplicate-bits 3 --person folder --captions-from c.json "
-                        "--model mini --encode moments --runner FlinkRunner --workers 3 --limit 9 --format tfrecord --keep-work -- --parallelism=4".split())
+    found = settings_of(
+        *"--size 256 --margin 1.2 --quality 90 --captions 2 --hints pictures --same-person "
+        "recognition --hold-out 8 --seed 3 --faces largest "
+        "--min-face 37 --min-sharpness 0.1 --max-yaw 30 --max-pitch 20 --max-roll 10 "
+        "--min-presence 0.5 --min-confidence 0.4 --max-outside 0.1 "
+        "--min-covered 0.4 --drawings keep --drawing-score 1 --duplicates keep --duplicate-bits 3 "
+        "--person folder --captions-from c.json "
+        "--model mini --encode moments --runner FlinkRunner --workers 3 --limit 9 --format "
+        "tfrecord --keep-work -- --parallelism=4".split()
+    )
     gate = Gate("largest", 37, 0.1, 30, 20, 10, 0.5, 0.4, 0.1, 0.4, "keep", 1, "keep", 3)
-    assert found["settings"] == PrepareSettings(256, 1.2, 90, gate, 2, None, "pictures", "mini", ("moments",), "recognition", 8, 3)
-    assert found["options"] == {"person": "folder", "captions": "c.json"} and found["beam_options"] == ["--parallelism=4"]
-    assert [found[name] for name in ("runner", "workers", "limit", "file_format", "keep_work")] == ["FlinkRunner", 3, 9, "tfrecord", True]
+    assert found["settings"] == PrepareSettings(
+        256, 1.2, 90, gate, 2, None, "pictures", "mini", ("moments",), "recognition", 8, 3
+    )
+    assert found["options"] == {"person": "folder", "captions": "c.json"} and found[
+        "beam_options"
+    ] == ["--parallelism=4"]
+    assert [found[name] for name in ("runner", "workers", "limit", "file_format", "keep_work")] == [
+        "FlinkRunner",
+        3,
+        9,
+        "tfrecord",
+        True,
+    ]
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--photos", "/nowhere"], "/nowhere is no source of photos, or does not exist"), (["--photos", ".", "--size", "13"], "size must be"),
-    (["--photos", ".", "--limit", "0"], "whole number from 1 on, not '0'"), (["--photos", ".", "photos"], "what is 'photos' for"),
-    (["--photos", ".", "--encode", "moments"], "come from a model")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--photos", "/nowhere"], "/nowhere is no source of photos, or does not exist"),
+        (["--photos", ".", "--size", "13"], "size must be"),
+        (["--photos", ".", "--limit", "0"], "whole number from 1 on, not '0'"),
+        (["--photos", ".", "photos"], "what is 'photos' for"),
+        (["--photos", ".", "--encode", "moments"], "come from a model"),
+    ],
+)
 def test_bad_input_is_told_in_one_line(arguments, message, tmp_path, capsys):
     try:
         code = main(["prepare", "--out", str(tmp_path / "out"), *arguments])
     except SystemExit as error:
         code = error.code
     said = capsys.readouterr().err
-    assert code == 2 and message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert (
+        code == 2 and message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+    )
 
 
 def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None if name == "array_record" else True)
-    with pytest.raises(DataError, match=r"prepared with array_record, which is not here: pip install '.\[data\]'"):
+    monkeypatch.setattr(
+        prepare.importlib.util, "find_spec", lambda name: None if name == "array_record" else True
+    )
+    with pytest.raises(
+        DataError, match=r"prepared with array_record, which is not here: pip install '.\[data\]'"
+    ):
         _prepare(_photos(tmp_path / "photos"), tmp_path / "out")
 
 
 def test_arguments_for_beam():
     local = prepare._arguments("local", 8, 3, ["--x=1"])
     assert local == ["--direct_running_mode=multi_processing", "--direct_num_workers=3", "--x=1"]
-    assert prepare._arguments("FlinkRunner", None, 3, ["--x=1"]) == ["--runner=FlinkRunner", "--x=1"]
+    assert prepare._arguments("FlinkRunner", None, 3, ["--x=1"]) == [
+        "--runner=FlinkRunner",
+        "--x=1",
+    ]
     with pytest.raises(SettingError, match="--workers is for this machine"):
         prepare._arguments("FlinkRunner", 2, 3, [])
 
@@ -168,8 +249,14 @@ prepare(sys.argv[1], sys.argv[2], CheapSettings(hold_out=4), make_measurer=Cheap
 
 def _start(photos, out, seconds=0.0, workers=2):
     environment = {**os.environ, "PYTHONPATH": str(TESTS), SECONDS: str(seconds)}
-    return subprocess.Popen([sys.executable, "-c", _RUN, str(photos), str(out), str(workers)], env=environment, start_new_session=True,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", _RUN, str(photos), str(out), str(workers)],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _wait_for(condition, process, seconds=90):
@@ -180,21 +267,29 @@ def _wait_for(condition, process, seconds=90):
 
 def _work_done(out):
     """What has been written, of any stage; changes with every file."""
-    return {(path, path.stat().st_mtime_ns) for part in ("chunks", "plan", "shards") for path in Path(out).glob(f".work-*/{part}/**/[!.]*.*")}
+    return {
+        (path, path.stat().st_mtime_ns)
+        for part in ("chunks", "plan", "shards")
+        for path in Path(out).glob(f".work-*/{part}/**/[!.]*.*")
+    }
 
 
 @pytest.mark.slow
 def test_killed_at_ten_random_moments_it_ends_with_the_same_files(tmp_path):
-    photos = _photos(tmp_path / "photos", 20 * work.CHUNK)
+    photos = _photos(tmp_path / "photos", 20 * workdir.CHUNK)
     with _start(photos, tmp_path / "whole", workers=1) as whole:
         assert whole.wait(120) == 0, whole.stderr.read()
     moments, out, kills, stages = random.Random(7), tmp_path / "killed", 0, set()
     while kills < 10 and not (out / "caphuman_records").exists():
         before = _work_done(out)
         with _start(photos, out, seconds=0.02, workers=1 + kills % 2) as run:
-            _wait_for(lambda: _work_done(out) != before, run)  # that it is at work, and not at importing
+            _wait_for(
+                lambda: _work_done(out) != before, run
+            )  # that it is at work, and not at importing
             time.sleep(moments.uniform(0, 0.8))
-            os.killpg(run.pid, signal.SIGKILL)  # the pipeline and its workers, a group of their own, notice and end
+            os.killpg(
+                run.pid, signal.SIGKILL
+            )  # the pipeline and its workers, a group of their own, notice and end
         kills += 1
         stages |= {path.parts[len(out.parts) + 1] for path, _ in _work_done(out) - before}
     assert kills >= 5 and "chunks" in stages
@@ -205,7 +300,7 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_files(tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_it_leaves_no_process_and_goes_on(tmp_path):
-    photos, out = _photos(tmp_path / "photos", 4 * work.CHUNK), tmp_path / "out"
+    photos, out = _photos(tmp_path / "photos", 4 * workdir.CHUNK), tmp_path / "out"
     run = _start(photos, out, seconds=0.05)
     _wait_for(lambda: _work_done(out), run)
     run.send_signal(signal.SIGINT)
@@ -215,24 +310,41 @@ def test_interrupted_it_leaves_no_process_and_goes_on(tmp_path):
     assert 0 < measured < 4
     again = _start(photos, out)
     _, said = again.communicate(timeout=120)
-    assert again.returncode == 0 and re.search(r"going on: \d+ of 128 photos are done", said) and "of 128 photos kept" in said
+    assert (
+        again.returncode == 0
+        and re.search(r"going on: \d+ of 128 photos are done", said)
+        and "of 128 photos kept" in said
+    )
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_ended_is_told_of(tmp_path):
-    photos, out = _photos(tmp_path / "photos", 4 * work.CHUNK), tmp_path / "out"
+    photos, out = _photos(tmp_path / "photos", 4 * workdir.CHUNK), tmp_path / "out"
     run = _start(photos, out, seconds=0.05)
     _wait_for(lambda: _work_done(out), run)
     for place in Path("/proc").glob("[0-9]*"):
         try:
-            command, environment = place.joinpath("cmdline").read_bytes(), place.joinpath("environ").read_bytes()
+            command, environment = (
+                place.joinpath("cmdline").read_bytes(),
+                place.joinpath("environ").read_bytes(),
+            )
         except OSError:
             continue
-        if b"sdk_worker_main" in command and b"-c" not in command.split(b"\0") and str(TESTS).encode() in environment and _ancestor(int(place.name), run.pid):
+        if (
+            b"sdk_worker_main" in command
+            and b"-c" not in command.split(b"\0")
+            and str(TESTS).encode() in environment
+            and _ancestor(int(place.name), run.pid)
+        ):
             os.kill(int(place.name), signal.SIGKILL)
             break
     _, said = run.communicate(timeout=60)
-    assert run.returncode and "a worker was ended from outside, most likely for lack of memory; the same command, with fewer --workers" in said
+    assert (
+        run.returncode
+        and "a worker was ended from outside, most likely for lack of memory; the same command, "
+        "with fewer --workers"
+        in said
+    )
 
 
 def _ancestor(process, wanted):

@@ -1,4 +1,6 @@
-"""Records by number: the same bytes as written, and one clear line for everything that can be wrong with a folder."""
+"""Records by number: the same bytes as written, and one clear line for everything that can be wrong
+with a folder.
+"""
 
 import json
 import pickle
@@ -10,8 +12,8 @@ import pytest
 from records_standin import write_standin
 
 from caphuman_jax.errors import DataError
-from data_pipeline.features import NAME, VERSION
-from data_pipeline.reading import RecordsFolder
+from data_pipeline.records.reader import RecordsFolder
+from data_pipeline.records.schema import NAME, VERSION
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +59,19 @@ def test_many_threads_and_a_copy_in_another_process_read_the_same(folder):
     copy = pickle.loads(pickle.dumps(records))
     with ThreadPoolExecutor(8) as pool:
         rng = np.random.default_rng(0)
-        for asked, got in pool.map(lambda asked: (asked, copy.read("train", asked)), [rng.integers(0, 13, 5) for _ in range(200)]):
+        for asked, got in pool.map(
+            lambda asked: (asked, copy.read("train", asked)),
+            [rng.integers(0, 13, 5) for _ in range(200)],
+        ):
             assert got == [one[i] for i in asked]
 
 
 def test_one_record_decoded_with_its_pictures(folder):
     records = RecordsFolder(folder)
     record = records.record("test", 2, {"photo", "head/identity", "captions"})
-    assert set(record) == {"photo", "head/identity", "captions"} and record["head/identity"].shape == (90,)
+    assert set(record) == {"photo", "head/identity", "captions"} and record[
+        "head/identity"
+    ].shape == (90,)
     assert records.pixels("photo", record["photo"]).shape == (44, 44, 3)
 
 
@@ -91,7 +98,10 @@ def test_what_is_no_record_is_named_too(tmp_path):
         return record | ({"region": record["photo"][:40]} if number == 3 else {})
 
     records = RecordsFolder(write_standin(tmp_path / "x", 5, shards=1, change=lose))
-    with pytest.raises(DataError, match=r"record 3 \(number 3 of train\): region is no picture"), records.naming("train", 3):
+    with (
+        pytest.raises(DataError, match=r"record 3 \(number 3 of train\): region is no picture"),
+        records.naming("train", 3),
+    ):
         records.pixels("region", records.record("train", 3)["region"])
 
 

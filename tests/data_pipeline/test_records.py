@@ -7,9 +7,9 @@ import pytest
 from records_standin import write_standin
 
 from caphuman_jax.errors import DataError
-from data_pipeline.features import NAME
-from data_pipeline.reading import RecordsFolder
-from data_pipeline.records import held_out, load_records, training_split
+from data_pipeline.records.columns import held_out, load_records, training_split
+from data_pipeline.records.reader import RecordsFolder
+from data_pipeline.records.schema import NAME
 
 
 @pytest.fixture(scope="module")
@@ -20,22 +20,50 @@ def folder(tmp_path_factory):
 def test_columns_hold_what_the_records_hold(folder):
     records, source = load_records(folder, size=32), RecordsFolder(folder)
     train, test = training_split(records)
-    assert train.tolist() == list(range(7)) and test.tolist() == list(range(7, 13)) and len(records) == 13
+    assert (
+        train.tolist() == list(range(7))
+        and test.tolist() == list(range(7, 13))
+        and len(records) == 13
+    )
     for number, split, index in ((0, "train", 0), (6, "train", 6), (9, "test", 2)):
         record = source.record(split, index)
-        assert records.name[number] == record["key"] and records.attributes[number] == {"smile": "slight"}
-        np.testing.assert_array_equal(records.pictures[number], source.pixels("photo", record["photo"]))
-        np.testing.assert_array_equal(records.person[number], source.pixels("person_mask", record["person_mask"])[..., 0])
-        np.testing.assert_array_equal(records.mobilefacenet[number], record["recognition/mobilefacenet"])
+        assert records.name[number] == record["key"] and records.attributes[number] == {
+            "smile": "slight"
+        }
+        np.testing.assert_array_equal(
+            records.pictures[number], source.pixels("photo", record["photo"])
+        )
+        np.testing.assert_array_equal(
+            records.person[number], source.pixels("person_mask", record["person_mask"])[..., 0]
+        )
+        np.testing.assert_array_equal(
+            records.mobilefacenet[number], record["recognition/mobilefacenet"]
+        )
         for name in ("covered", "landmarks", "expression", "face_px", "colours"):
             np.testing.assert_array_equal(getattr(records, name)[number], record[name])
-        for name in ("identity", "expression", "rotation", "scale", "translation", "light", "residual"):
-            np.testing.assert_array_equal(getattr(records.heads, name)[number], record[f"head/{name}"])
-        np.testing.assert_allclose(records.heads.albedo[number] * 255, record["head/albedo"], atol=1e-4)
+        for name in (
+            "identity",
+            "expression",
+            "rotation",
+            "scale",
+            "translation",
+            "light",
+            "residual",
+        ):
+            np.testing.assert_array_equal(
+                getattr(records.heads, name)[number], record[f"head/{name}"]
+            )
+        np.testing.assert_allclose(
+            records.heads.albedo[number] * 255, record["head/albedo"], atol=1e-4
+        )
         assert records.heads.size[number].tolist() == [44, 44]
         partners = [p + (7 if split == "test" else 0) if p >= 0 else -1 for p in record["partners"]]
         assert records.partners[number].tolist() == partners
-    assert records.partners[3].tolist() == [4, 5, -1] and records.partners[10].tolist() == [11, 12, -1]
+    assert records.partners[3].tolist() == [4, 5, -1] and records.partners[10].tolist() == [
+        11,
+        12,
+        -1,
+    ]
 
 
 def test_partners_are_numbers_among_those_that_are_taken(folder):
@@ -48,28 +76,51 @@ def test_partners_are_numbers_among_those_that_are_taken(folder):
 
 
 def test_what_cannot_be_trained_on_is_told(folder, tmp_path):
-    with pytest.raises(DataError, match=r"holds records for 32² pictures, the model is trained on 256².*--size 256"):
+    with pytest.raises(
+        DataError, match=r"holds records for 32² pictures, the model is trained on 256².*--size 256"
+    ):
         load_records(folder, size=256)
     with pytest.raises(DataError, match="no records there; make them with caphuman prepare"):
         load_records(tmp_path)
     with pytest.raises(DataError, match="has no records to train on"):
         load_records(write_standin(tmp_path / "x", 0, test=2))
     (tmp_path / "records.npz").write_bytes(b"")
-    with pytest.raises(DataError, match=r"written by caphuman precompute, which is no more; make the records with caphuman prepare"):
+    with pytest.raises(
+        DataError,
+        match=r"written by caphuman precompute, which is no more; make the records with caphuman "
+        r"prepare",
+    ):
         load_records(tmp_path)
 
 
 def test_a_missing_package_is_told(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
-    with pytest.raises(DataError, match="^records are read with the package array_record, which is not here: pip install"):
+    with pytest.raises(
+        DataError,
+        match="^records are read with the package array_record, which is not here: pip install",
+    ):
         load_records(folder)
 
 
-@pytest.mark.parametrize("name, value, words", [
-    ("attributes", "{", "attributes is no JSON"), ("photo", b"\xff\xd8\xff\xd9", "photo is no picture"), ("person_mask", b"", "person_mask is no picture")])
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("attributes", "{", "attributes is no JSON"),
+        ("photo", b"\xff\xd8\xff\xd9", "photo is no picture"),
+        ("person_mask", b"", "person_mask is no picture"),
+    ],
+)
 def test_a_damaged_record_is_named(tmp_path, name, value, words):
-    place = write_standin(tmp_path / "x", 4, shards=1, change=lambda record, number: record | ({name: value} if number == 3 else {}))
-    with pytest.raises(DataError, match=rf"{NAME}-train.array_record-00000-of-00001, record 3 \(number 3 of train\): {words}"):
+    place = write_standin(
+        tmp_path / "x",
+        4,
+        shards=1,
+        change=lambda record, number: record | ({name: value} if number == 3 else {}),
+    )
+    with pytest.raises(
+        DataError,
+        match=rf"{NAME}-train.array_record-00000-of-00001, record 3 \(number 3 of train\): {words}",
+    ):
         load_records(place)
 
 

@@ -8,8 +8,8 @@ from importlib.resources import files
 import pytest
 
 from caphuman_jax.errors import ModelFolderError, SettingError
-from data_pipeline.features import features
-from data_pipeline.settings import Gate, PrepareSettings
+from data_pipeline.prepare.settings import Gate, PrepareSettings
+from data_pipeline.records.schema import features
 
 
 @pytest.mark.parametrize("size, stored, least", [(512, 692, 142), (256, 346, 71)])
@@ -22,7 +22,13 @@ def test_sizes(size, stored, least):
 
 
 def test_there_and_back_through_json():
-    settings = PrepareSettings(size=256, model="mini", encode=("text", "moments"), gate=Gate(faces="largest", min_face=40.5), seed=3)
+    settings = PrepareSettings(
+        size=256,
+        model="mini",
+        encode=("text", "moments"),
+        gate=Gate(faces="largest", min_face=40.5),
+        seed=3,
+    )
     assert PrepareSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
     assert settings.encode == ("moments", "text")  # of one order, however it was asked for
     with pytest.raises(SettingError, match="no setting called colour"):
@@ -31,17 +37,34 @@ def test_there_and_back_through_json():
         PrepareSettings.from_dict({"gate": {"smile": 1}})
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"size": 100}, "multiple of 8"), ({"size": "big"}, "size must be a whole number"), ({"margin": 0.5}, "margin must be a number from 1 to 3"),
-    ({"encode": ("moments",)}, "come from a model"), ({"encode": ("latents",), "model": "mini"}, "encode takes some of"),
-    ({"encode": ("image_tokens",), "model": "mini"}, "leave image_tokens out"), ({"hints": "video"}, "hints is head or pictures"),
-    ({"hold_out": 1}, "nobody to train on"), ({"captions": 0}, "captions must be"), ({"quality": True}, "quality must be")])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"size": 100}, "multiple of 8"),
+        ({"size": "big"}, "size must be a whole number"),
+        ({"margin": 0.5}, "margin must be a number from 1 to 3"),
+        ({"encode": ("moments",)}, "come from a model"),
+        ({"encode": ("latents",), "model": "mini"}, "encode takes some of"),
+        ({"encode": ("image_tokens",), "model": "mini"}, "leave image_tokens out"),
+        ({"hints": "video"}, "hints is head or pictures"),
+        ({"hold_out": 1}, "nobody to train on"),
+        ({"captions": 0}, "captions must be"),
+        ({"quality": True}, "quality must be"),
+    ],
+)
 def test_what_cannot_be_used(fields, message):
     with pytest.raises(SettingError, match=message):
         PrepareSettings(**fields)
 
 
-@pytest.mark.parametrize("fields, message", [({"faces": "two"}, "one or largest"), ({"max_yaw": -1}, "max_yaw"), ({"min_face": "37"}, "min_face")])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"faces": "two"}, "one or largest"),
+        ({"max_yaw": -1}, "max_yaw"),
+        ({"min_face": "37"}, "min_face"),
+    ],
+)
 def test_gates_that_cannot_be_used(fields, message):
     with pytest.raises(SettingError, match=message):
         Gate(**fields)
@@ -54,18 +77,50 @@ def test_a_model_that_is_not_there():
 
 def test_every_setting_changes_the_fingerprint():
     plain = PrepareSettings(size=256)
-    others = {"size": 512, "margin": 1.5, "quality": 90, "captions": 5, "hints": "pictures", "model": "mini", "same_person": "recognition",
-              "hold_out": 8, "seed": 1}
-    gates = {"faces": "largest", "min_face": 50, "min_sharpness": 0.2, "max_yaw": 50.0, "max_pitch": 30.0, "max_roll": 30.0, "min_presence": 0.9,
-             "min_confidence": 0.6, "max_outside": 0.1, "min_covered": 0.6, "drawings": "keep", "drawing_score": 1.0, "duplicates": "keep",
-             "duplicate_bits": 3}
+    others = {
+        "size": 512,
+        "margin": 1.5,
+        "quality": 90,
+        "captions": 5,
+        "hints": "pictures",
+        "model": "mini",
+        "same_person": "recognition",
+        "hold_out": 8,
+        "seed": 1,
+    }
+    gates = {
+        "faces": "largest",
+        "min_face": 50,
+        "min_sharpness": 0.2,
+        "max_yaw": 50.0,
+        "max_pitch": 30.0,
+        "max_roll": 30.0,
+        "min_presence": 0.9,
+        "min_confidence": 0.6,
+        "max_outside": 0.1,
+        "min_covered": 0.6,
+        "drawings": "keep",
+        "drawing_score": 1.0,
+        "duplicates": "keep",
+        "duplicate_bits": 3,
+    }
     assert {f.name for f in dataclasses.fields(Gate)} == set(gates)
-    assert {f.name for f in dataclasses.fields(PrepareSettings)} == {*others, "gate", "encode", "captioner"}
+    assert {f.name for f in dataclasses.fields(PrepareSettings)} == {
+        *others,
+        "gate",
+        "encode",
+        "captioner",
+    }
     changed = [dataclasses.replace(plain, **{name: value}) for name, value in others.items()]
-    changed += [dataclasses.replace(plain, gate=Gate(**{name: value})) for name, value in gates.items()]
+    changed += [
+        dataclasses.replace(plain, gate=Gate(**{name: value})) for name, value in gates.items()
+    ]
     changed.append(PrepareSettings(size=256, model="mini", encode=("text",)))
     prints = [settings.fingerprint() for settings in (plain, *changed)]
-    assert len(set(prints)) == len(prints) and plain.fingerprint() == PrepareSettings(size=256).fingerprint()
+    assert (
+        len(set(prints)) == len(prints)
+        and plain.fingerprint() == PrepareSettings(size=256).fingerprint()
+    )
 
 
 def test_the_models_numbers_count_and_not_where_it_lies(tmp_path):
@@ -75,9 +130,15 @@ def test_the_models_numbers_count_and_not_where_it_lies(tmp_path):
     described["files"]["vae"]["sha256"] = "0" * 64
     (tmp_path / "other" / "config.json").write_text(json.dumps(described))
     of = lambda model, encode: PrepareSettings(size=256, model=str(model), encode=encode)
-    assert of("mini", ("moments",)).fingerprint() == of(tmp_path / "copy", ("moments",)).fingerprint()
-    assert of("mini", ("moments",)).fingerprint() != of(tmp_path / "other", ("moments",)).fingerprint()
-    assert of("mini", ("text",)).fingerprint() == of(tmp_path / "other", ("text",)).fingerprint()  # which uses no autoencoder
+    assert (
+        of("mini", ("moments",)).fingerprint() == of(tmp_path / "copy", ("moments",)).fingerprint()
+    )
+    assert (
+        of("mini", ("moments",)).fingerprint() != of(tmp_path / "other", ("moments",)).fingerprint()
+    )
+    assert (
+        of("mini", ("text",)).fingerprint() == of(tmp_path / "other", ("text",)).fingerprint()
+    )  # which uses no autoencoder
 
 
 def test_hashes_are_of_the_files_that_measure():
@@ -85,9 +146,16 @@ def test_hashes_are_of_the_files_that_measure():
 
     hashes = PrepareSettings(size=256, model="mini", encode=("moments",)).network_hashes()
     assets = files("caphuman_jax") / "assets"
-    for name in ("face/mobilefacenet_192.onnx", "face/blazeface_short_range.onnx", "head/anny_head.npz"):
+    for name in (
+        "face/mobilefacenet_192.onnx",
+        "face/blazeface_short_range.onnx",
+        "head/anny_head.npz",
+    ):
         assert hashes[name] == hashlib.sha256((assets / name).read_bytes()).hexdigest()
-    assert hashes["model/vae"] == hashlib.sha256((assets / "mini" / "vae.safetensors").read_bytes()).hexdigest()
+    assert (
+        hashes["model/vae"]
+        == hashlib.sha256((assets / "mini" / "vae.safetensors").read_bytes()).hexdigest()
+    )
     assert "model/unet" not in hashes and list(hashes) == sorted(hashes)
     onnx = {f"face/{p.name}" for p in (assets / "face").iterdir() if p.name.endswith(".onnx")}
     assert onnx <= set(hashes)
@@ -98,12 +166,25 @@ def test_a_captioners_files_count(tmp_path):
     settings = PrepareSettings(captioner=str(tmp_path))
     before = settings.fingerprint()
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    assert "captioner/model.safetensors" in settings.network_hashes() and settings.fingerprint() != before
+    assert (
+        "captioner/model.safetensors" in settings.network_hashes()
+        and settings.fingerprint() != before
+    )
 
 
 def test_layout():
-    layout = PrepareSettings(size=256, model="mini", encode=("moments", "text"), hints="pictures", captions=3).layout()
+    layout = PrepareSettings(
+        size=256, model="mini", encode=("moments", "text"), hints="pictures", captions=3
+    ).layout()
     shapes = {feature.name: feature.shape for feature in features(layout)}
-    assert shapes["moments"] == (2, 32, 32, 16) and shapes["text"] == (3, 77, 128) and shapes["hints"] == (3 * 346, 346, 3)
-    assert shapes["identity_input"] == (112, 112, 3) and shapes["head/albedo"] == (4801, 3) and "image_tokens" not in shapes
+    assert (
+        shapes["moments"] == (2, 32, 32, 16)
+        and shapes["text"] == (3, 77, 128)
+        and shapes["hints"] == (3 * 346, 346, 3)
+    )
+    assert (
+        shapes["identity_input"] == (112, 112, 3)
+        and shapes["head/albedo"] == (4801, 3)
+        and "image_tokens" not in shapes
+    )
     assert "hints" not in {feature.name for feature in features(PrepareSettings().layout())}

@@ -9,8 +9,8 @@ import tarfile
 import pytest
 
 from caphuman_jax.errors import DataError, SettingError
-from data_pipeline.source_tars import expand
-from data_pipeline.sources import FolderSource, Item, open_source
+from data_pipeline.sources.base import FolderSource, Item, open_source
+from data_pipeline.sources.tars import expand
 
 
 def write(folder, **files):
@@ -42,11 +42,28 @@ def everything(source):
 
 
 def test_a_folder_is_searched_through_in_the_order_of_keys(tmp_path):
-    write(tmp_path, b_DOT_JPG="b", a__2_DOT_png="2", a__1_DOT_jpeg="1", a_DOT_b__c__d_DOT_webp="d", a_DOT_jpg="a", notes_DOT_txt="no",
-          _DOT_hidden__x_DOT_jpg="x", a__sub_DOT_txt="no")
+    write(
+        tmp_path,
+        b_DOT_JPG="b",
+        a__2_DOT_png="2",
+        a__1_DOT_jpeg="1",
+        a_DOT_b__c__d_DOT_webp="d",
+        a_DOT_jpg="a",
+        notes_DOT_txt="no",
+        _DOT_hidden__x_DOT_jpg="x",
+        a__sub_DOT_txt="no",
+    )
     source = open_source(tmp_path)
-    assert everything(source) == {key: ("", (), content) for key, content in (
-        ("a.b/c/d.webp", b"d"), ("a.jpg", b"a"), ("a/1.jpeg", b"1"), ("a/2.png", b"2"), ("b.JPG", b"b"))}
+    assert everything(source) == {
+        key: ("", (), content)
+        for key, content in (
+            ("a.b/c/d.webp", b"d"),
+            ("a.jpg", b"a"),
+            ("a/1.jpeg", b"1"),
+            ("a/2.png", b"2"),
+            ("b.JPG", b"b"),
+        )
+    }
     keys = [item.key for item in source.items()]
     assert keys == sorted(keys) and len(set(keys)) == 5
     assert everything(pickle.loads(pickle.dumps(source))) == everything(source)
@@ -73,9 +90,17 @@ def test_order_is_not_the_file_systems(tmp_path, monkeypatch):
 
 
 def test_people_are_folders_only_when_asked(tmp_path):
-    write(tmp_path, ann__1_DOT_jpg="1", ann__more__2_DOT_jpg="2", bob__1_DOT_jpg="3", stray_DOT_jpg="4")
+    write(
+        tmp_path,
+        ann__1_DOT_jpg="1",
+        ann__more__2_DOT_jpg="2",
+        bob__1_DOT_jpg="3",
+        stray_DOT_jpg="4",
+    )
     assert {person for person, *_ in everything(open_source(tmp_path)).values()} == {""}
-    assert [person for person, *_ in everything(open_source(tmp_path, person="folder")).values()] == ["ann", "ann", "bob", ""]
+    assert [
+        person for person, *_ in everything(open_source(tmp_path, person="folder")).values()
+    ] == ["ann", "ann", "bob", ""]
 
 
 def test_a_link_to_a_folder_above_ends(tmp_path):
@@ -85,17 +110,44 @@ def test_a_link_to_a_folder_above_ends(tmp_path):
 
 
 def test_texts_beside_photos(tmp_path):
-    write(tmp_path, a_DOT_jpg="a", a_DOT_txt="one\n\n two \n", b_DOT_jpg="b", b_DOT_json='{"caption": "three", "person": 7}', c_DOT_jpg="c", c_DOT_json="{")
+    write(
+        tmp_path,
+        a_DOT_jpg="a",
+        a_DOT_txt="one\n\n two \n",
+        b_DOT_jpg="b",
+        b_DOT_json='{"caption": "three", "person": 7}',
+        c_DOT_jpg="c",
+        c_DOT_json="{",
+    )
     found = everything(open_source(tmp_path))
-    assert found["a.jpg"] == ("", ("one", "two"), b"a") and found["b.jpg"] == ("7", ("three",), b"b")
+    assert found["a.jpg"] == ("", ("one", "two"), b"a") and found["b.jpg"] == (
+        "7",
+        ("three",),
+        b"b",
+    )
     assert "c.jpg" in found["c.jpg"][2] and "cannot be read" in found["c.jpg"][2]
 
 
 def test_files_of_persons_and_captions(tmp_path):
-    write(tmp_path, photos__000001_DOT_jpg="1", photos__x__000002_DOT_png="2", photos__3_DOT_jpg="3", photos__3_DOT_txt="own",
-          who_DOT_txt="000001.jpg 2880\n000002.jpg 2937\n", say_DOT_json=json.dumps({"x/000002.png": ["a", "b"], "000001": "c"}))
-    found = everything(open_source(tmp_path / "photos", person=tmp_path / "who.txt", captions=tmp_path / "say.json"))
-    assert found == {"000001.jpg": ("2880", ("c",), b"1"), "3.jpg": ("", ("own",), b"3"), "x/000002.png": ("2937", ("a", "b"), b"2")}
+    write(
+        tmp_path,
+        photos__000001_DOT_jpg="1",
+        photos__x__000002_DOT_png="2",
+        photos__3_DOT_jpg="3",
+        photos__3_DOT_txt="own",
+        who_DOT_txt="000001.jpg 2880\n000002.jpg 2937\n",
+        say_DOT_json=json.dumps({"x/000002.png": ["a", "b"], "000001": "c"}),
+    )
+    found = everything(
+        open_source(
+            tmp_path / "photos", person=tmp_path / "who.txt", captions=tmp_path / "say.json"
+        )
+    )
+    assert found == {
+        "000001.jpg": ("2880", ("c",), b"1"),
+        "3.jpg": ("", ("own",), b"3"),
+        "x/000002.png": ("2937", ("a", "b"), b"2"),
+    }
     (tmp_path / "photos" / "identity_CelebA.txt").write_text("000001.jpg 5\n")
     assert everything(open_source(tmp_path / "photos"))["000001.jpg"][0] == "5"
     (tmp_path / "bad.txt").write_text("000001.jpg\n")
@@ -113,9 +165,16 @@ def test_a_photo_that_is_gone_is_an_error_of_its_own(tmp_path):
     assert source.read(items[1]) == b"b"
 
 
-@pytest.mark.parametrize("name, message", [
-    ("nothing", "is no source of photos, or does not exist"), ("empty", "no photos in"), ("x.tar.gz", "compressed"), ("x.tar", "does not exist"),
-    ("x.csv", "cannot be read")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("nothing", "is no source of photos, or does not exist"),
+        ("empty", "no photos in"),
+        ("x.tar.gz", "compressed"),
+        ("x.tar", "does not exist"),
+        ("x.csv", "cannot be read"),
+    ],
+)
 def test_what_is_no_source(tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=message):
@@ -123,14 +182,34 @@ def test_what_is_no_source(tmp_path, name, message):
 
 
 def test_tars_as_webdataset_has_them(tmp_path):
-    write_tar(tmp_path / "p-001.tar", {"000b.jpg": b"b", "000b.txt": b"a caption", "000b.cls": b"12", "./sub/000a.png": b"a",
-                                       "sub/000a.json": b'{"text": "from json", "identity": "x"}', "list.txt": b"no photo"})
+    write_tar(
+        tmp_path / "p-001.tar",
+        {
+            "000b.jpg": b"b",
+            "000b.txt": b"a caption",
+            "000b.cls": b"12",
+            "./sub/000a.png": b"a",
+            "sub/000a.json": b'{"text": "from json", "identity": "x"}',
+            "list.txt": b"no photo",
+        },
+    )
     write_tar(tmp_path / "p-000.tar", {"000b.left.jpg": b"l", "000b.right.jpg": b"r"})
     write_tar(tmp_path / "q-000.tar", {"z.jpg": b"z"})
-    expected = {"p-000/000b.left.jpg": ("", (), b"l"), "p-000/000b.right.jpg": ("", (), b"r"),
-                "p-001/000b.jpg": ("12", ("a caption",), b"b"), "p-001/sub/000a.png": ("x", ("from json",), b"a")}
-    assert everything(open_source(tmp_path / "p-{000..001}.tar")) == expected == everything(open_source(tmp_path / "p-*.tar"))
-    assert list(everything(open_source(tmp_path / "{q,p}-00[01].tar"))) == [*expected, "q-000/z.jpg"]
+    expected = {
+        "p-000/000b.left.jpg": ("", (), b"l"),
+        "p-000/000b.right.jpg": ("", (), b"r"),
+        "p-001/000b.jpg": ("12", ("a caption",), b"b"),
+        "p-001/sub/000a.png": ("x", ("from json",), b"a"),
+    }
+    assert (
+        everything(open_source(tmp_path / "p-{000..001}.tar"))
+        == expected
+        == everything(open_source(tmp_path / "p-*.tar"))
+    )
+    assert list(everything(open_source(tmp_path / "{q,p}-00[01].tar"))) == [
+        *expected,
+        "q-000/z.jpg",
+    ]
     with pytest.raises(DataError, match="p-002.tar does not exist"):
         open_source(tmp_path / "p-{001..002}.tar")
     with pytest.raises(SettingError, match="folders"):
@@ -138,12 +217,21 @@ def test_tars_as_webdataset_has_them(tmp_path):
 
 
 def test_braces():
-    assert expand("a-{8..11}-{x,y}.tar")[:3] == ["a-8-x.tar", "a-8-y.tar", "a-9-x.tar"] and len(expand("a-{08..11}-{x,y}.tar")) == 8
+    assert (
+        expand("a-{8..11}-{x,y}.tar")[:3] == ["a-8-x.tar", "a-8-y.tar", "a-9-x.tar"]
+        and len(expand("a-{08..11}-{x,y}.tar")) == 8
+    )
     assert expand("a-{008..010}")[0] == "a-008"
 
 
-@pytest.mark.parametrize("keep, told", [
-    (1536 + 100, {"cut/b.jpg": "ends before", "cut/(damaged)": "damaged"}), (1536 - 300, {"cut/(damaged)": "damaged"}), (1024, {})])
+@pytest.mark.parametrize(
+    "keep, told",
+    [
+        (1536 + 100, {"cut/b.jpg": "ends before", "cut/(damaged)": "damaged"}),
+        (1536 - 300, {"cut/(damaged)": "damaged"}),
+        (1024, {}),
+    ],
+)
 def test_a_tar_that_was_cut_off(tmp_path, keep, told):
     """Headers and contents take 512 bytes each: the second photo's header begins at 1024."""
     write_tar(tmp_path / "whole.tar", {"a.jpg": b"a" * 10, "b.jpg": b"b" * 200, "c.jpg": b"c"})
@@ -167,13 +255,35 @@ def test_tables(tmp_path):
     from pyarrow import parquet
 
     write(tmp_path, p__1_DOT_jpg="1", p__2_DOT_jpg="2")
-    (tmp_path / "t.csv").write_text('\ufeffPath,caption,person,other\np/2.jpg,"two, with a comma",9,x\np/1.jpg,one,,\np/2.jpg,again,9,\n,no path,,\np/3.jpg,,,\n')
+    (tmp_path / "t.csv").write_text(
+        '\ufeffPath,caption,person,other\np/2.jpg,"two, with a '
+        'comma",9,x\np/1.jpg,one,,\np/2.jpg,again,9,\n,no path,,\np/3.jpg,,,\n'
+    )
     found = everything(open_source(tmp_path / "t.csv"))
-    assert found.pop("p/1.jpg") == ("", ("one",), b"1") and found.pop("p/2.jpg") == ("9", ("two, with a comma", "again"), b"2")
-    assert "names no photo" in found.pop("row 5")[2] and "cannot be read" in found.pop("p/3.jpg")[2] and not found
-    parquet.write_table(pyarrow.table({"file": [str(tmp_path / "p" / "1.jpg"), "p/2.jpg"], "captions": [["a", "b"], []], "person_id": [4, 5]}),
-                        tmp_path / "t.parquet")
-    assert list(everything(open_source(tmp_path / "t.parquet")).values()) == [("4", ("a", "b"), b"1"), ("5", (), b"2")]
+    assert found.pop("p/1.jpg") == ("", ("one",), b"1") and found.pop("p/2.jpg") == (
+        "9",
+        ("two, with a comma", "again"),
+        b"2",
+    )
+    assert (
+        "names no photo" in found.pop("row 5")[2]
+        and "cannot be read" in found.pop("p/3.jpg")[2]
+        and not found
+    )
+    parquet.write_table(
+        pyarrow.table(
+            {
+                "file": [str(tmp_path / "p" / "1.jpg"), "p/2.jpg"],
+                "captions": [["a", "b"], []],
+                "person_id": [4, 5],
+            }
+        ),
+        tmp_path / "t.parquet",
+    )
+    assert list(everything(open_source(tmp_path / "t.parquet")).values()) == [
+        ("4", ("a", "b"), b"1"),
+        ("5", (), b"2"),
+    ]
     (tmp_path / "t.tsv").write_text("name\tcaption\nx\ty\n")
     with pytest.raises(DataError, match="no column path; it has name, caption"):
         open_source(tmp_path / "t.tsv")
@@ -183,9 +293,15 @@ def test_tables(tmp_path):
 
 
 def test_the_originals_layout(tmp_path):
-    write(tmp_path, imgid_DOT_txt="000002\n000001\n\n000003\n", Full_align_sup__000001_DOT_png="1", Full_align_sup__000002_DOT_png="2",
-          Face_align_sup__000001_DOT_png="crop", captions_DOT_json='{"000001": "a man", "000002.png": ["a", "b"]}',
-          identity_CelebA_DOT_txt="000001.jpg 2880\n000002.jpg 17\n")
+    write(
+        tmp_path,
+        imgid_DOT_txt="000002\n000001\n\n000003\n",
+        Full_align_sup__000001_DOT_png="1",
+        Full_align_sup__000002_DOT_png="2",
+        Face_align_sup__000001_DOT_png="crop",
+        captions_DOT_json='{"000001": "a man", "000002.png": ["a", "b"]}',
+        identity_CelebA_DOT_txt="000001.jpg 2880\n000002.jpg 17\n",
+    )
     found = everything(open_source(tmp_path))
     assert "cannot be read" in found.pop("000003")[2]
     assert found == {"000001": ("2880", ("a man",), b"1"), "000002": ("17", ("a", "b"), b"2")}
@@ -197,7 +313,10 @@ def test_buckets():
 
     memory = fsspec.filesystem("memory")
     memory.pipe({"/bucket/b/1.jpg": b"1", "/bucket/a.jpg": b"a", "/bucket/a.txt": b"hello"})
-    assert everything(open_source("memory://bucket")) == {"a.jpg": ("", ("hello",), b"a"), "b/1.jpg": ("", (), b"1")}
+    assert everything(open_source("memory://bucket")) == {
+        "a.jpg": ("", ("hello",), b"a"),
+        "b/1.jpg": ("", (), b"1"),
+    }
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         info = tarfile.TarInfo("x.jpg")
@@ -217,12 +336,24 @@ def test_a_tfds_dataset(tmp_path):
     import numpy as np
 
     pictures = [np.full((8 + i, 9, 3), 20 * i, np.uint8) for i in range(5)]
-    features = tfds.features.FeaturesDict({
-        "image": tfds.features.Image(encoding_format="png"), "caption": tfds.features.Text(), "identity": tfds.features.Scalar(np.int64)})
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(encoding_format="png"),
+            "caption": tfds.features.Text(),
+            "identity": tfds.features.Scalar(np.int64),
+        }
+    )
     example = lambda i: {"image": pictures[i], "caption": f"number {i}", "identity": i % 2}
     tfds.dataset_builders.store_as_tfds_dataset(
-        "tiny", "1.0.0", data_dir=str(tmp_path), features=features,
-        split_datasets={"train": [(i, example(i)) for i in range(3)], "test": [(i, example(i)) for i in (3, 4)]})
+        "tiny",
+        "1.0.0",
+        data_dir=str(tmp_path),
+        features=features,
+        split_datasets={
+            "train": [(i, example(i)) for i in range(3)],
+            "test": [(i, example(i)) for i in (3, 4)],
+        },
+    )
     folder = str(next(tmp_path.glob("tiny/1.0.0")))
     found = everything(open_source(f"tfds:{folder}"))
     assert list(found) == sorted(found) and len(found) == 5
@@ -230,10 +361,15 @@ def test_a_tfds_dataset(tmp_path):
     for key, (person, captions, content) in found.items():
         i = int(captions[0].removeprefix("number "))
         assert person == str(i % 2)
-        assert np.array_equal(cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR), pictures[i])
+        assert np.array_equal(
+            cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR), pictures[i]
+        )
         numbers.setdefault(key.partition("/")[0], set()).add(i)
     assert numbers == {"train": {0, 1, 2}, "test": {3, 4}}
-    assert list(everything(open_source(f"tfds:{folder}:test"))) == ["test/000000000", "test/000000001"]
+    assert list(everything(open_source(f"tfds:{folder}:test"))) == [
+        "test/000000000",
+        "test/000000001",
+    ]
     with pytest.raises(DataError, match="no split val; it has"):
         open_source(f"tfds:{folder}:val")
     with pytest.raises(DataError, match="cannot be opened"):

@@ -8,8 +8,14 @@ from diffusers import DDIMScheduler
 def diffusers_schedule():
     def make(spacing="leading", **options):
         return DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-            set_alpha_to_one=False, steps_offset=1, timestep_spacing=spacing, **options,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            timestep_spacing=spacing,
+            **options,
         )
 
     return make

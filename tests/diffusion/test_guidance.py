@@ -58,7 +58,9 @@ def test_scale_one_is_the_plain_model_and_no_empty_text_runs_half_the_batch():
 def test_a_traced_scale_needs_no_second_compilation():
     @jax.jit
     def run(scale):
-        return text_guidance(unet, None, {"tokens": TEXT}, {"tokens": EMPTY}, scale)(LATENTS, TIME, 0.0)
+        return text_guidance(unet, None, {"tokens": TEXT}, {"tokens": EMPTY}, scale)(
+            LATENTS, TIME, 0.0
+        )
 
     assert np.abs(run(jnp.float32(1)) - run(jnp.float32(3))).max() > 1e-3
     assert run._cache_size() == 1
@@ -66,6 +68,13 @@ def test_a_traced_scale_needs_no_second_compilation():
 
 def test_residuals_that_differ_by_branch_are_one_batch():
     controls = lambda latents, *_: {"identity": [latents], "text": [3 * latents]}
-    denoise = guided(unet, controls, [("identity", 0.25, {"tokens": EMPTY}), ("text", 0.75, {"tokens": TEXT})])
-    a, b = unet(LATENTS, TIME, {"tokens": EMPTY}, [LATENTS], 0.0), unet(LATENTS, TIME, {"tokens": TEXT}, [3 * LATENTS], 0.0)
-    np.testing.assert_allclose(denoise(LATENTS, TIME, 0.0), 0.25 * a + 0.75 * b, rtol=1e-5, atol=1e-6)
+    denoise = guided(
+        unet, controls, [("identity", 0.25, {"tokens": EMPTY}), ("text", 0.75, {"tokens": TEXT})]
+    )
+    a, b = (
+        unet(LATENTS, TIME, {"tokens": EMPTY}, [LATENTS], 0.0),
+        unet(LATENTS, TIME, {"tokens": TEXT}, [3 * LATENTS], 0.0),
+    )
+    np.testing.assert_allclose(
+        denoise(LATENTS, TIME, 0.0), 0.25 * a + 0.75 * b, rtol=1e-5, atol=1e-6
+    )

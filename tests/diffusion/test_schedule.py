@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from caphuman_jax.config import DiffusionConfig
-from caphuman_jax.diffusion import loss, plan, schedule
+from caphuman_jax.diffusion import loss, samplers, schedule
 from caphuman_jax.errors import SettingError
 
 SD15 = DiffusionConfig()
@@ -15,17 +15,25 @@ ZERO_SNR = DiffusionConfig(prediction="v", zero_terminal_snr=True)
 def test_levels_equal_diffusers(diffusers_schedule):
     theirs = diffusers_schedule()
     np.testing.assert_allclose(schedule.betas(SD15), theirs.betas.numpy(), rtol=1e-6)
-    np.testing.assert_allclose(schedule.alphas(SD15), theirs.alphas_cumprod.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        schedule.alphas(SD15), theirs.alphas_cumprod.numpy(), rtol=1e-4, atol=1e-6
+    )
     assert schedule.alphas(SD15).dtype == np.float32
 
 
 def test_zero_terminal_snr_equals_diffusers(diffusers_schedule):
     theirs = diffusers_schedule(rescale_betas_zero_snr=True)
     levels = schedule.alphas(ZERO_SNR)
-    assert levels[-1] == 0 and levels[0] == schedule.alphas(SD15)[0] and schedule.betas(ZERO_SNR)[-1] == 1
+    assert (
+        levels[-1] == 0
+        and levels[0] == schedule.alphas(SD15)[0]
+        and schedule.betas(ZERO_SNR)[-1] == 1
+    )
     np.testing.assert_allclose(schedule.betas(ZERO_SNR), theirs.betas.numpy(), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(levels, theirs.alphas_cumprod.numpy(), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(np.cumprod(1 - schedule.betas(ZERO_SNR)), schedule.alphas(ZERO_SNR, np.float64), rtol=1e-9)
+    np.testing.assert_allclose(
+        np.cumprod(1 - schedule.betas(ZERO_SNR)), schedule.alphas(ZERO_SNR, np.float64), rtol=1e-9
+    )
     with pytest.raises(SettingError, match='predicts "v"'):
         schedule.alphas(DiffusionConfig(zero_terminal_snr=True))
 
@@ -44,7 +52,9 @@ def test_training_at_zero_snr_shows_noise_alone_and_asks_for_the_picture():
 def test_spacing_equals_diffusers(diffusers_schedule, spacing, steps):
     theirs = diffusers_schedule(spacing)
     theirs.set_timesteps(steps)
-    np.testing.assert_array_equal(schedule.timesteps(SD15, steps, spacing), theirs.timesteps.numpy())
+    np.testing.assert_array_equal(
+        schedule.timesteps(SD15, steps, spacing), theirs.timesteps.numpy()
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 6, 20, 30, 50, 250])
@@ -69,20 +79,32 @@ def test_steps_that_would_fall_off_the_schedule_are_held_below_its_end():
 
 
 def test_counting_the_end_leaves_it_out():
-    for spacing, expected in (("leading", [801, 601, 401, 201]), ("linspace", [999, 749, 500, 250]), ("trailing", [999, 749, 499, 249])):
-        np.testing.assert_array_equal(schedule.timesteps(SD15, 4, spacing, end_is_counted=True), expected)
+    for spacing, expected in (
+        ("leading", [801, 601, 401, 201]),
+        ("linspace", [999, 749, 500, 250]),
+        ("trailing", [999, 749, 499, 249]),
+    ):
+        np.testing.assert_array_equal(
+            schedule.timesteps(SD15, 4, spacing, end_is_counted=True), expected
+        )
 
 
 @pytest.mark.parametrize("spacing", ["original", "leading"])
 @pytest.mark.parametrize("steps", [6, 20])
 def test_each_step_of_ddim_ends_where_the_next_begins(spacing, steps):
-    """With x0 = 0 a step scales the noise, so the coefficient of the latents is spread after / spread before."""
-    table = plan.plan(SD15, "ddim", steps, spacing=spacing)
+    """With x0 = 0 a step scales the noise, so the coefficient of the latents is spread after /
+    spread before.
+    """
+    table = samplers.plan(SD15, "ddim", steps, spacing=spacing)
     last = np.sqrt(1 - schedule.alphas(SD15, np.float64)[0])
-    np.testing.assert_allclose(table.latents * table.spread, np.append(table.spread[1:], last), rtol=1e-6)
+    np.testing.assert_allclose(
+        table.latents * table.spread, np.append(table.spread[1:], last), rtol=1e-6
+    )
 
 
-@pytest.mark.parametrize(("steps", "spacing"), [(0, "original"), (1001, "leading"), (20, "sideways")])
+@pytest.mark.parametrize(
+    ("steps", "spacing"), [(0, "original"), (1001, "leading"), (20, "sideways")]
+)
 def test_impossible_requests_are_errors(steps, spacing):
     with pytest.raises(SettingError, match="steps is|spacing is"):
         schedule.timesteps(SD15, steps, spacing)

@@ -1,4 +1,6 @@
-"""The measuring on photos changed in a known way, and the whole command on a tiny model of random weights."""
+"""The measuring on photos changed in a known way, and the whole command on a tiny model of random
+weights.
+"""
 
 import argparse
 import dataclasses
@@ -11,22 +13,37 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caphuman_jax import models, pipeline
+from caphuman_jax.cli import evaluate
 from caphuman_jax.config import MINI
 from caphuman_jax.errors import CapHumanError, DataError
-from caphuman_jax.evaluation import benchmark, bulk, command, design, statistics
+from caphuman_jax.evaluation import benchmark, bulk, design, statistics
 from caphuman_jax.evaluation.measure import light_from, look
-from caphuman_jax.head.control import parse_light
-from caphuman_jax.weights.folder import save_model
+from caphuman_jax.head.editing import parse_light
+from caphuman_jax.models import registry
+from caphuman_jax.pipeline import pipeline
+from caphuman_jax.weights.model_folder import save_model
 
 ASTRONAUT = Path(str(files("caphuman_jax") / "assets" / "astronaut_nasa.png"))
 TINY = dataclasses.replace(
-    MINI, name="tiny", image_size=64,
-    unet=dataclasses.replace(MINI.unet, channels=8, multipliers=(1, 2), attention_downsamplings=(2,), heads=2, context_width=16, groups=4),
+    MINI,
+    name="tiny",
+    image_size=64,
+    unet=dataclasses.replace(
+        MINI.unet,
+        channels=8,
+        multipliers=(1, 2),
+        attention_downsamplings=(2,),
+        heads=2,
+        context_width=16,
+        groups=4,
+    ),
     capface=dataclasses.replace(MINI.capface, hint_widths=(8, 8, 8)),
-    vae=dataclasses.replace(MINI.vae, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), groups=4),
+    vae=dataclasses.replace(
+        MINI.vae, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), groups=4
+    ),
     text=dataclasses.replace(MINI.text, width=16, layers=1, heads=2, mlp_width=32, embed_width=8),
-    sampling=dataclasses.replace(MINI.sampling, steps=2, guidance=2.0))
+    sampling=dataclasses.replace(MINI.sampling, steps=2, guidance=2.0),
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +51,31 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny"
     rng = np.random.default_rng(0)
     random = lambda leaf: 0.1 * rng.standard_normal(leaf.shape, np.float32)  # nothing to compile
-    save_model(path, TINY, {name: jax.tree.map(random, params) for name, (_, params) in models.abstract(TINY).items()})
+    save_model(
+        path,
+        TINY,
+        {
+            name: jax.tree.map(random, params)
+            for name, (_, params) in registry.abstract(TINY).items()
+        },
+    )
     return path
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """The astronaut, her mirrored picture in other colours, one photo without a face, one with two, and a file that is none."""
+    """The astronaut, her mirrored picture in other colours, one photo without a face, one with two,
+    and a file that is none.
+    """
     path = tmp_path_factory.mktemp("photos")
     photo = np.asarray(Image.open(ASTRONAUT).convert("RGB"))
     photo = np.asarray(Image.fromarray(photo).resize((512 * photo.shape[1] // photo.shape[0], 512)))
-    images = {"a.png": photo, "b.png": photo[:, ::-1, ::-1], "empty.png": np.full((80, 80, 3), 128, np.uint8),
-              "two.png": np.concatenate([photo, photo], 1)}
+    images = {
+        "a.png": photo,
+        "b.png": photo[:, ::-1, ::-1],
+        "empty.png": np.full((80, 80, 3), 128, np.uint8),
+        "two.png": np.concatenate([photo, photo], 1),
+    }
     for name, image in images.items():
         Image.fromarray(np.ascontiguousarray(image)).save(path / name)
     (path / "broken.jpg").write_bytes(b"no picture")
@@ -62,10 +92,16 @@ def pipe(folder):
 def subject(pipe, photos):
     """The astronaut framed at 256 pixels, whatever the tiny model's size."""
     from caphuman_jax.evaluation.measure import recognition_vectors
-    from caphuman_jax.person import measure
+    from caphuman_jax.person.person import measure
 
     person = measure(pipe.head_model, photos / "a.png", 256)
-    return benchmark.Subject("a.png", person.square, jax.device_get(person.head), person, recognition_vectors(person.square, person.landmarks))
+    return benchmark.Subject(
+        "a.png",
+        person.square,
+        jax.device_get(person.head),
+        person,
+        recognition_vectors(person.square, person.landmarks),
+    )
 
 
 def test_a_photo_turned_by_a_known_angle_is_measured_so(pipe, subject):
@@ -83,7 +119,11 @@ def test_a_photo_turned_by_a_known_angle_is_measured_so(pipe, subject):
 
 def test_look_says_where_there_is_no_face(pipe, subject):
     blank, shown = look(pipe.head_model, [np.full((256, 256, 3), 90, np.uint8), subject.picture])
-    assert blank.faces == 0 and np.isnan(blank.numbers.angles).all() and np.isnan(blank.vectors["dlib"]).all()
+    assert (
+        blank.faces == 0
+        and np.isnan(blank.numbers.angles).all()
+        and np.isnan(blank.vectors["dlib"]).all()
+    )
     assert blank.chroma == pytest.approx(0, abs=0.5)
     assert shown.faces == 1 and shown.chroma > 3
     np.testing.assert_allclose(shown.numbers.angles, subject.head.angles, atol=1.5)
@@ -100,9 +140,22 @@ def test_light_has_a_side():
 def test_bulk_pictures_are_the_pipelines(pipe, photos):
     read = bulk.subject_reader(pipe)
     people = [read(photos / name) for name in ("a.png", "b.png")]
-    heads = [design.wanted_head(pipe.head_model, p.head, design.Request(0, 0, "yaw=10,smile=0.8", "", 0)) for p in people]
-    made = bulk.bulk_generator(pipe, 2, 2.0)([p.person for p in people], heads, ["a photo of a person", "a drawing"], [7, 8])
-    alone = pipe(reference=people[1].person, prompt="a drawing", head={"yaw": 10, "expression": "smile=0.8"}, seed=8, steps=2, guidance=2.0, num=2)
+    heads = [
+        design.wanted_head(pipe.head_model, p.head, design.Request(0, 0, "yaw=10,smile=0.8", "", 0))
+        for p in people
+    ]
+    made = bulk.bulk_generator(pipe, 2, 2.0)(
+        [p.person for p in people], heads, ["a photo of a person", "a drawing"], [7, 8]
+    )
+    alone = pipe(
+        reference=people[1].person,
+        prompt="a drawing",
+        head={"yaw": 10, "expression": "smile=0.8"},
+        seed=8,
+        steps=2,
+        guidance=2.0,
+        num=2,
+    )
     assert made.shape == (2, 64, 64, 3) and made.dtype == np.uint8
     np.testing.assert_allclose(made[1].astype(int), alone.pictures[0].astype(int), atol=1)
     assert np.abs(made[0].astype(int) - made[1]).max() > 3
@@ -110,41 +163,68 @@ def test_bulk_pictures_are_the_pipelines(pipe, photos):
 
 def arguments(*words):
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
+    evaluate.add_arguments(parser)
     return parser.parse_args([str(word) for word in words])
 
 
 def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     out = tmp_path / "report"
-    words = ("--photos", photos, "--model", folder, "--report", out, "--per-person", 3,
-             "--heads", "own", "random", "smile=0.8", "--seed", 5, "--batch", 2)
-    assert command.run(arguments(*words)) == 0
+    words = (
+        "--photos",
+        photos,
+        "--model",
+        folder,
+        "--report",
+        out,
+        "--per-person",
+        3,
+        "--heads",
+        "own",
+        "random",
+        "smile=0.8",
+        "--seed",
+        5,
+        "--batch",
+        2,
+    )
+    assert evaluate.run(arguments(*words)) == 0
     document = json.loads((out / "report.json").read_text())
     assert document["results"]["pictures"] == 6 and document["results"]["people"] == 2
     assert set(document["skipped"]) == {"empty.png", "two.png", "broken.jpg"}
     assert "2 faces" in document["skipped"]["two.png"]
     assert document["settings"]["steps"] == 2 and len(document["model"]["sha256"]) == 64
-    assert document["results"]["identity"]["dlib"]["pairs_left_out_as_same_person"] == 1  # she and her mirrored picture
+    assert (
+        document["results"]["identity"]["dlib"]["pairs_left_out_as_same_person"] == 1
+    )  # she and her mirrored picture
     lines = [json.loads(line) for line in (out / "outcomes.jsonl").read_text().splitlines()]
     assert [line["head"] for line in lines if line["person"] == 0][0] == "own" and len(lines) == 6
     assert all(len(list(out.glob(line["file"]))) == 1 for line in lines)
     assert "index.md" in capsys.readouterr().out and (out / "sheet_00.png").is_file()
     with pytest.raises(CapHumanError, match="there already"):
-        command.run(arguments(*words))
+        evaluate.run(arguments(*words))
 
     again = tmp_path / "again"
-    command.run(arguments(*words[:5], again, *words[6:]))
+    evaluate.run(arguments(*words[:5], again, *words[6:]))
     assert (again / "outcomes.jsonl").read_text() == (out / "outcomes.jsonl").read_text()
     for line in lines:
         assert (again / line["file"]).read_bytes() == (out / line["file"]).read_bytes()
 
 
-@pytest.mark.parametrize("words, message", [
-    (("--photos", "nowhere"), "no folder"), (("--limit", 1), "only 1 of 1"), (("--heads", "grin=1"), "grin"), (("--seed", -1), "seed")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--photos", "nowhere"), "no folder"),
+        (("--limit", 1), "only 1 of 1"),
+        (("--heads", "grin=1"), "grin"),
+        (("--seed", -1), "seed"),
+    ],
+)
 def test_what_cannot_be_evaluated_is_said_before_any_work(folder, photos, tmp_path, words, message):
-    given = dict(zip(("--photos", "--model", "--report"), (photos, folder, tmp_path / "r"))) | dict([words])
+    given = dict(zip(("--photos", "--model", "--report"), (photos, folder, tmp_path / "r"))) | dict(
+        [words]
+    )
     with pytest.raises(CapHumanError, match=message):
-        command.run(arguments(*(word for pair in given.items() for word in pair)))
+        evaluate.run(arguments(*(word for pair in given.items() for word in pair)))
     assert not (tmp_path / "r").exists()
 
 
@@ -153,7 +233,10 @@ def test_held_out_photos_alone(tmp_path):
         (tmp_path / f"{i}.jpg").touch()
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "x.PNG").touch()
-    everything, some = benchmark.find_photos(tmp_path), benchmark.find_photos(tmp_path, held_out=True)
+    everything, some = (
+        benchmark.find_photos(tmp_path),
+        benchmark.find_photos(tmp_path, held_out=True),
+    )
     assert len(everything) == 41 and 0 < len(some) < 10 and set(some) < set(everything)
     with pytest.raises(DataError, match="no photos"):
         (tmp_path / "none").mkdir()

@@ -8,10 +8,10 @@ import pytest
 
 from caphuman_jax.errors import CapHumanError, HeadError
 from caphuman_jax.evaluation import design
-from caphuman_jax.head.control import position_of
+from caphuman_jax.head.base import load_head
+from caphuman_jax.head.editing import position_of
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.light import WHITE
-from caphuman_jax.head.morphable import load_head
+from caphuman_jax.head.lighting import WHITE
 from caphuman_jax.head.pose import rotation_matrix
 
 
@@ -22,10 +22,22 @@ def model():
 
 @pytest.fixture(scope="module")
 def own(model):
-    expression = jnp.zeros(len(model.expression_names), jnp.float32).at[model.expression_names.index("jawOpen")].set(0.2)
-    return Head(jnp.zeros(len(model.identity_basis), jnp.float32), expression, rotation_matrix(5.0, -3.0, 2.0), jnp.float32(60),
-                jnp.full(2, 128.0, jnp.float32), jnp.full(2, 256.0, jnp.float32), jnp.asarray(WHITE), jnp.full((len(model.mean), 3), 0.5, "float32"),
-                jnp.float32(0))
+    expression = (
+        jnp.zeros(len(model.expression_names), jnp.float32)
+        .at[model.expression_names.index("jawOpen")]
+        .set(0.2)
+    )
+    return Head(
+        jnp.zeros(len(model.identity_basis), jnp.float32),
+        expression,
+        rotation_matrix(5.0, -3.0, 2.0),
+        jnp.float32(60),
+        jnp.full(2, 128.0, jnp.float32),
+        jnp.full(2, 256.0, jnp.float32),
+        jnp.asarray(WHITE),
+        jnp.full((len(model.mean), 3), 0.5, "float32"),
+        jnp.float32(0),
+    )
 
 
 def request(head, number=0):
@@ -36,7 +48,9 @@ def test_every_head_comes_equally_often_and_prompts_too():
     requests = design.plan(36, per_person=8)
     heads = Counter(r.head for r in requests)
     assert heads.pop("own") == 36
-    assert heads["random"] == 4 * 14 and all(count == 14 for head, count in heads.items() if head != "random")  # 36 × 7 = 14 × 18
+    assert heads["random"] == 4 * 14 and all(
+        count == 14 for head, count in heads.items() if head != "random"
+    )  # 36 × 7 = 14 × 18
     for person in range(36):
         mine = [r for r in requests if r.person == person]
         assert len(mine) == 8 and mine[0].head == "own"
@@ -70,13 +84,17 @@ def test_heads_in_words(model, own):
 
 
 def test_random_heads_stay_in_range_and_repeat(model, own):
-    angles = np.stack([design.wanted_head(model, own, request("random", n)).angles for n in range(40)])
+    angles = np.stack(
+        [design.wanted_head(model, own, request("random", n)).angles for n in range(40)]
+    )
     assert np.all(np.abs(angles) <= np.array([20, 15, 20]) + 1e-3)
     assert np.all(np.ptp(angles, axis=0) > [20, 15, 20])
     heads = [design.wanted_head(model, own, request("random", n)) for n in range(10)]
     places = np.stack([position_of(model, h) for h in heads]) - position_of(model, own)
     assert np.all(np.abs(places[:, :2]) <= 0.0601) and np.all(np.ptp(places, axis=0) > 0.02)
-    assert np.ptp([h.expression[model.expression_names.index("mouthSmileLeft")] for h in heads]) > 0.3
+    assert (
+        np.ptp([h.expression[model.expression_names.index("mouthSmileLeft")] for h in heads]) > 0.3
+    )
     again = design.wanted_head(model, own, request("random", 7))
     np.testing.assert_array_equal(again.angles, angles[7])
 

@@ -35,7 +35,11 @@ def brute_people_auc(distance, person, comparable):
     won = total = 0.0
     for i, j in itertools.product(range(len(person)), repeat=2):
         for column in range(distance.shape[1]):
-            if column == person[j] or not comparable[j, column] or not np.isfinite(distance[j, column]):
+            if (
+                column == person[j]
+                or not comparable[j, column]
+                or not np.isfinite(distance[j, column])
+            ):
                 continue
             own, other = distance[i, person[i]], distance[j, column]
             total += 1
@@ -68,7 +72,9 @@ def test_rank_one_among_all_and_among_some_against_drawing():
     distance, person, comparable = people(results=6, count=9, noise=2.5)
     distance[5] = np.nan
     nearer, others = metrics.closer_people(distance, person, comparable)
-    best = np.array([np.isfinite(row).all() and np.argmin(row) == p for row, p in zip(distance, person)])
+    best = np.array(
+        [np.isfinite(row).all() and np.argmin(row) == p for row, p in zip(distance, person)]
+    )
     np.testing.assert_array_equal(metrics.rank_one(nearer, others), best)
     for i, (row, p) in enumerate(zip(distance, person)):
         sets = list(itertools.combinations([c for c in range(9) if c != p], 3))
@@ -100,7 +106,9 @@ def test_chance_of_shuffled_pairs():
     rng = np.random.default_rng(0)
     asked = rng.uniform(-20, 20, 300)
     assert metrics.mean_error(asked, asked) == 0
-    assert metrics.chance(metrics.mean_error, asked, asked) == pytest.approx(40 / 3, rel=0.1)  # of two uniform draws
+    assert metrics.chance(metrics.mean_error, asked, asked) == pytest.approx(
+        40 / 3, rel=0.1
+    )  # of two uniform draws
     assert metrics.chance(metrics.correlation, asked, asked) == pytest.approx(0, abs=0.03)
 
 
@@ -111,7 +119,9 @@ def test_interval_draws_whole_people():
     error = values[::4].std() / 60**0.5
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
     assert low < values.mean() < high
-    assert metrics.interval(np.mean, [values], person, seed=1) == metrics.interval(np.mean, [values], person, seed=1)
+    assert metrics.interval(np.mean, [values], person, seed=1) == metrics.interval(
+        np.mean, [values], person, seed=1
+    )
 
 
 def test_ratio_interval_covers_the_value():

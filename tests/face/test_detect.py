@@ -11,7 +11,9 @@ def test_anchors_known_answer():
     """As MediaPipe's SsdAnchorsCalculator gives for strides 8, 16, 16, 16 of 128 pixels."""
     a = anchors()
     assert a.shape == (896, 2)
-    np.testing.assert_array_equal(a[:4], [[1 / 32, 1 / 32], [1 / 32, 1 / 32], [3 / 32, 1 / 32], [3 / 32, 1 / 32]])
+    np.testing.assert_array_equal(
+        a[:4], [[1 / 32, 1 / 32], [1 / 32, 1 / 32], [3 / 32, 1 / 32], [3 / 32, 1 / 32]]
+    )
     np.testing.assert_array_equal(a[32], [1 / 32, 3 / 32])
     np.testing.assert_array_equal(a[511], [31 / 32, 31 / 32])
     np.testing.assert_array_equal(a[512:518], np.full((6, 2), 1 / 16))
@@ -25,14 +27,19 @@ def test_decode_known_answer():
     logits[512] = 1000.0
     (found,) = decode(regressors, logits)
     centre = np.array([0.1 + 1 / 16, 0.05 + 1 / 16])
-    np.testing.assert_allclose(found.box, [*(centre - [0.1, 0.2]), *(centre + [0.1, 0.2])], rtol=1e-5)
-    np.testing.assert_allclose(found.keypoints, 1 / 16 + np.arange(12).reshape(6, 2) / 128, rtol=1e-5)
+    np.testing.assert_allclose(
+        found.box, [*(centre - [0.1, 0.2]), *(centre + [0.1, 0.2])], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        found.keypoints, 1 / 16 + np.arange(12).reshape(6, 2) / 128, rtol=1e-5
+    )
     assert found.score == 1.0
 
 
 def test_overlapping_boxes_become_their_weighted_mean():
     def at(x, score):
         return Detection(np.array([x, 0, x + 10.0, 10.0]), score, np.full((6, 2), x))
+
     merged = merge_overlapping([at(0, 0.5), at(100, 0.6), at(2, 0.75)])
     assert [d.score for d in merged] == [0.75, 0.6]
     np.testing.assert_allclose(merged[0].box, [1.2, 0, 11.2, 10])
@@ -53,14 +60,19 @@ def test_finds_the_face_where_it_was_turned_to(astronaut, astronaut_face, angle)
 
 @pytest.mark.parametrize("scale", [0.15, 0.5, 3.0])
 def test_finds_the_face_at_every_scale(astronaut, astronaut_face, scale):
-    (found,) = find_faces(cv2.resize(astronaut, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    (found,) = find_faces(
+        cv2.resize(astronaut, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    )
     assert np.abs(found.box / scale - astronaut_face.box).max() < 0.15 * astronaut_face.size
 
 
 def test_finds_a_face_that_fills_the_picture(astronaut, astronaut_face):
     x0, y0, x1, y1 = astronaut_face.box.astype(int)
     (found,) = find_faces(np.ascontiguousarray(astronaut[y0:y1, x0:x1]))
-    assert np.abs(found.keypoints + [x0, y0] - astronaut_face.keypoints)[:4].max() < 0.1 * astronaut_face.size
+    assert (
+        np.abs(found.keypoints + [x0, y0] - astronaut_face.keypoints)[:4].max()
+        < 0.1 * astronaut_face.size
+    )
 
 
 def test_nothing_where_nothing_is(no_face):
@@ -73,7 +85,10 @@ def test_search_looks_at_smaller_and_smaller_parts(astronaut):
     canvas = np.full((1200, 1600, 3), 110, np.uint8)
     small = cv2.resize(astronaut, (256, 256), interpolation=cv2.INTER_AREA)
     canvas[400:656, 1000:1256] = small
-    seen = [any(np.linalg.norm(d.box.reshape(2, 2).mean(0) - (1112, 464)) < 12 for d in found) for found in search(canvas)]
+    seen = [
+        any(np.linalg.norm(d.box.reshape(2, 2).mean(0) - (1112, 464)) < 12 for d in found)
+        for found in search(canvas)
+    ]
     assert seen[:3] == [False, False, True]  # whole and halves, margin, quarters
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from caphuman_jax.errors import NoFaceError, PhotoError
-from caphuman_jax.face import recognise
+from caphuman_jax.face import recognition
 from caphuman_jax.face.face import analyse, choose_face, find_faces
 
 
@@ -16,8 +16,8 @@ def two_people(astronaut):
     person = astronaut[:384, 60:440]
     small = cv2.resize(person, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
     canvas = np.full((384, small.shape[1] + person.shape[1], 3), 128, np.uint8)
-    canvas[-small.shape[0]:, :small.shape[1]] = small
-    canvas[:, small.shape[1]:] = person[:, ::-1]
+    canvas[-small.shape[0] :, : small.shape[1]] = small
+    canvas[:, small.shape[1] :] = person[:, ::-1]
     return canvas
 
 
@@ -28,8 +28,16 @@ def test_one_face(astronaut, astronaut_face):
     assert result.face_count == 1 and not result.chosen_as_largest
     assert result.vector.shape == (192,) and result.features.shape == (49, 512)
     assert result.region.shape == result.labels.shape == (512, 512)
-    assert result.region[127, 222] and not result.region[300, 222] and 0.02 < result.region.mean() < 0.05
-    assert astronaut_face.presence > 0.99 and astronaut_face.score > 0.8 and 80 < astronaut_face.size < 110
+    assert (
+        result.region[127, 222]
+        and not result.region[300, 222]
+        and 0.02 < result.region.mean() < 0.05
+    )
+    assert (
+        astronaut_face.presence > 0.99
+        and astronaut_face.score > 0.8
+        and 80 < astronaut_face.size < 110
+    )
 
 
 def test_two_faces_largest_first_with_a_notice(two_people, caplog):
@@ -39,13 +47,17 @@ def test_two_faces_largest_first_with_a_notice(two_people, caplog):
         assert choose_face(faces, photo="group.jpg") == (first, True)
     assert "group.jpg shows 2 faces" in caplog.text
     caplog.clear()
-    assert choose_face(faces, 1) == (second, False) and choose_face([first]) == (first, False) and not caplog.text
+    assert (
+        choose_face(faces, 1) == (second, False)
+        and choose_face([first]) == (first, False)
+        and not caplog.text
+    )
     chosen = analyse(two_people)
     assert chosen.face_count == 2 and chosen.chosen_as_largest
     other = analyse(two_people, 1)
     assert other.face.size == second.size and not other.chosen_as_largest
     assert other.region[:, :228].any() and not other.region[:, 228:].any()
-    assert recognise.cosine(chosen.vector, other.vector) > 0.8
+    assert recognition.cosine(chosen.vector, other.vector) > 0.8
 
 
 def test_an_index_that_there_is_not(two_people, astronaut_face):
@@ -70,7 +82,7 @@ def test_no_face(no_face, tmp_path):
 def test_a_small_face_in_a_large_picture(astronaut, astronaut_face, place):
     canvas = np.full((2000, 1600, 3), 110, np.uint8)
     y, x = place
-    canvas[y:y + 300, x:x + 300] = astronaut[:300, 100:400]
+    canvas[y : y + 300, x : x + 300] = astronaut[:300, 100:400]
     (face,) = find_faces(canvas)
     expected = astronaut_face.landmarks + np.array([x - 100, y, 0])
     assert np.abs(face.landmarks - expected)[:, :2].mean() < 0.01 * face.size

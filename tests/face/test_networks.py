@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.face.networks import NAMES, OnnxNetwork, network, read_asset
+from caphuman_jax.face.onnx_runner import NAMES, OnnxNetwork, network, read_asset
 
-# Of the files as they were handed to us; mobilefacenet_192 is the one with the second output (assets/face/NOTICE.md).
+# Of the files as they were handed to us; mobilefacenet_192 is the one with the second output
+# (assets/face/NOTICE.md).
 SHA256 = {
     "blazeface_short_range.onnx": "bb4c5c1f36c5907e01564c3c14d18250764d6d041b5e1473003c14a55ad5c588",
     "dlib_resnet_128.onnx": "a8dc85473d2f3a6a979c380975bb228eff063b7601bb1d50f1e8f3042b055550",
@@ -39,7 +40,10 @@ def test_unknown_names_and_missing_files():
 def test_batch_and_threads_do_not_change_the_result():
     x = np.random.default_rng(0).uniform(-1, 1, (3, 112, 112, 3))
     together = network("mobilefacenet_192")(x)
-    apart = [np.concatenate(parts) for parts in zip(*(OnnxNetwork("mobilefacenet_192", threads=2)(one[None]) for one in x))]
+    apart = [
+        np.concatenate(parts)
+        for parts in zip(*(OnnxNetwork("mobilefacenet_192", threads=2)(one[None]) for one in x))
+    ]
     assert [part.shape for part in together] == [(3, 192), (3, 7, 7, 512)]
     for a, b in zip(together, apart):
         np.testing.assert_allclose(a, b, atol=2e-4)
@@ -47,7 +51,7 @@ def test_batch_and_threads_do_not_change_the_result():
 
 def test_import_touches_no_device():
     code = (
-        "import sys, caphuman_jax.face.face, caphuman_jax.face.networks as n\n"
+        "import sys, caphuman_jax.face.face, caphuman_jax.face.onnx_runner as n\n"
         "assert n.network.cache_info().currsize == 0\n"
         "x = sys.modules.get('jax._src.xla_bridge')\n"
         "assert x is None or not x._backends\n"

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from caphuman_jax.head import camera, morphable, pose
+from caphuman_jax.head import base, camera, pose
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.light import WHITE
+from caphuman_jax.head.lighting import WHITE
 
-PARITY = pathlib.Path(os.environ.get("CAPHUMAN_PARITY", pathlib.Path(__file__).parents[1] / "parity" / "data"))
+PARITY = pathlib.Path(
+    os.environ.get("CAPHUMAN_PARITY", pathlib.Path(__file__).parents[1] / "parity" / "data")
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,30 +30,49 @@ def relative():
 
 @pytest.fixture(scope="session")
 def model():
-    return morphable.load_head("anny")
+    return base.load_head("anny")
 
 
 @pytest.fixture(scope="session")
 def make_head(model):
     """A head of random identity in a picture of 200 × 160 pixels."""
-    def make(seed=0, yaw=0.0, pitch=0.0, roll=0.0, expression=None, light=None, scale=60.0, translation=(80.0, 105.0)):
+
+    def make(
+        seed=0,
+        yaw=0.0,
+        pitch=0.0,
+        roll=0.0,
+        expression=None,
+        light=None,
+        scale=60.0,
+        translation=(80.0, 105.0),
+    ):
         rng = np.random.default_rng(seed)
         weights = np.zeros(len(model.expression_names), np.float32)
         for name, weight in (expression or {}).items():
             weights[model.expression_names.index(name)] = weight
         albedo = 0.3 + 0.4 * rng.random((len(model.mean), 3), dtype=np.float32)
         return Head(
-            identity=jnp.asarray(rng.standard_normal(len(model.identity_basis)) * 0.7, jnp.float32), expression=jnp.asarray(weights),
-            rotation=pose.rotation_matrix(yaw, pitch, roll), scale=jnp.float32(scale), translation=jnp.asarray(translation, jnp.float32),
-            size=jnp.asarray([200, 160], jnp.float32), light=jnp.asarray(WHITE if light is None else light), albedo=jnp.asarray(albedo),
-            residual=jnp.float32(0))
+            identity=jnp.asarray(rng.standard_normal(len(model.identity_basis)) * 0.7, jnp.float32),
+            expression=jnp.asarray(weights),
+            rotation=pose.rotation_matrix(yaw, pitch, roll),
+            scale=jnp.float32(scale),
+            translation=jnp.asarray(translation, jnp.float32),
+            size=jnp.asarray([200, 160], jnp.float32),
+            light=jnp.asarray(WHITE if light is None else light),
+            albedo=jnp.asarray(albedo),
+            residual=jnp.float32(0),
+        )
+
     return make
 
 
 @pytest.fixture(scope="session")
 def landmarks_of(model):
     """Landmarks (478,3) in pixels of a head."""
+
     def project(head):
-        points = morphable.landmarks(model, morphable.vertices(model, head.identity, head.expression))
+        points = base.landmarks(model, base.vertices(model, head.identity, head.expression))
         return np.asarray(camera.project(points, head.rotation, head.scale, head.translation))
+
     return project

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from caphuman_jax.errors import HeadError
-from caphuman_jax.head import camera, morphable, pose
-from caphuman_jax.head.light import shading
+from caphuman_jax.head import base, camera, pose
+from caphuman_jax.head.lighting import shading
 
 NOSE = jnp.asarray([[0.0, 0.0, 1.0]], jnp.float32)
 CROWN = jnp.asarray([[0.0, 1.0, 0.0]], jnp.float32)
@@ -19,12 +19,18 @@ CROWN = jnp.asarray([[0.0, 1.0, 0.0]], jnp.float32)
 
 def pixel(point, **turn):
     rotation = pose.rotation_matrix(*(turn.get(name, 0.0) for name in ("yaw", "pitch", "roll")))
-    return np.asarray(camera.project(point, rotation, jnp.float32(10), jnp.asarray([50.0, 50.0], jnp.float32)))[0]
+    return np.asarray(
+        camera.project(point, rotation, jnp.float32(10), jnp.asarray([50.0, 50.0], jnp.float32))
+    )[0]
 
 
 def test_signs_as_the_viewer_sees_them():
-    assert pixel(NOSE, yaw=20)[0] > 52 and abs(pixel(NOSE, yaw=20)[1] - 50) < 1e-4  # nose moves right
-    assert pixel(NOSE, pitch=20)[1] < 48 and abs(pixel(NOSE, pitch=20)[0] - 50) < 1e-4  # nose moves up: y is down
+    assert (
+        pixel(NOSE, yaw=20)[0] > 52 and abs(pixel(NOSE, yaw=20)[1] - 50) < 1e-4
+    )  # nose moves right
+    assert (
+        pixel(NOSE, pitch=20)[1] < 48 and abs(pixel(NOSE, pitch=20)[0] - 50) < 1e-4
+    )  # nose moves up: y is down
     assert pixel(CROWN, roll=20)[0] > 52  # the crown moves right: clockwise
     assert pixel(NOSE)[2] < pixel(-NOSE)[2]  # nearer is smaller
 
@@ -33,35 +39,66 @@ def test_signs_as_the_viewer_sees_them():
 @given(st.floats(-85, 85), st.floats(-80, 80), st.floats(-170, 170))
 def test_angles_are_the_inverse_and_match_scipy(yaw, pitch, roll):
     rotation = np.asarray(pose.rotation_matrix(yaw, pitch, roll))
-    np.testing.assert_allclose(rotation, Rotation.from_euler("ZYX", [-roll, yaw, -pitch], degrees=True).as_matrix(), atol=1e-5)
-    np.testing.assert_allclose(np.asarray(pose.angles(jnp.asarray(rotation))), [yaw, pitch, roll], atol=0.02)
+    np.testing.assert_allclose(
+        rotation,
+        Rotation.from_euler("ZYX", [-roll, yaw, -pitch], degrees=True).as_matrix(),
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        np.asarray(pose.angles(jnp.asarray(rotation))), [yaw, pitch, roll], atol=0.02
+    )
 
 
 def test_from_vector_matches_scipy():
     for vector in ([0.3, -0.7, 0.2], [0.0, 0.0, 0.0], [0.0, 2.0, 0.0]):
-        np.testing.assert_allclose(np.asarray(pose.from_vector(jnp.asarray(vector, jnp.float32))), Rotation.from_rotvec(vector).as_matrix(), atol=1e-6)
+        np.testing.assert_allclose(
+            np.asarray(pose.from_vector(jnp.asarray(vector, jnp.float32))),
+            Rotation.from_rotvec(vector).as_matrix(),
+            atol=1e-6,
+        )
 
 
-@pytest.mark.parametrize("change", [
-    dict(scale=1.7), dict(degrees=25.0, about=(80.0, 100.0)), dict(shift=(12.0, -7.0)),
-    dict(mirror_width=160.0), dict(mirror_width=160.0, degrees=-10.0, scale=0.5, shift=(3.0, 4.0))])
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(scale=1.7),
+        dict(degrees=25.0, about=(80.0, 100.0)),
+        dict(shift=(12.0, -7.0)),
+        dict(mirror_width=160.0),
+        dict(mirror_width=160.0, degrees=-10.0, scale=0.5, shift=(3.0, 4.0)),
+    ],
+)
 def test_head_follows_the_picture(model, make_head, landmarks_of, change):
-    head = make_head(3, yaw=20, pitch=-8, roll=5, expression={"mouthSmileLeft": 0.7, "jawLeft": 0.5}, light=np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32))
+    head = make_head(
+        3,
+        yaw=20,
+        pitch=-8,
+        roll=5,
+        expression={"mouthSmileLeft": 0.7, "jawLeft": 0.5},
+        light=np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32),
+    )
     matrix = camera.similarity(**change)
     moved = camera.transform_head(head, model, matrix, 200, 160)
-    points = lambda h: camera.project(morphable.vertices(model, h.identity, h.expression), h.rotation, h.scale, h.translation)
+    points = lambda h: camera.project(
+        base.vertices(model, h.identity, h.expression), h.rotation, h.scale, h.translation
+    )
     expected = np.asarray(camera.transform_points(matrix, points(head)[:, :2]))
     found = np.asarray(points(moved))[:, :2]
     if "mirror_width" in change:
         expected = expected[model.mirror]
     face = model.face_weight > 0.5
-    # A mirrored identity is a least-squares one, and left and right expressions are drawn by hand: half a pixel of 60.
-    assert np.linalg.norm(found - expected, axis=1)[face].max() < (0.6 if "mirror_width" in change else 0.02)
+    # A mirrored identity is a least-squares one, and left and right expressions are drawn by hand:
+    # half a pixel of 60.
+    assert np.linalg.norm(found - expected, axis=1)[face].max() < (
+        0.6 if "mirror_width" in change else 0.02
+    )
     turn = np.asarray(matrix)[:, :2] / np.sqrt(abs(np.linalg.det(np.asarray(matrix)[:, :2])))
     normal = np.asarray([[0.6, 0.48, 0.64]], np.float32)
     seen = normal.copy()
     seen[:, :2] = (normal[:, :2] * [1, -1]) @ turn.T * [1, -1]
-    np.testing.assert_allclose(shading(jnp.asarray(seen), moved.light), shading(jnp.asarray(normal), head.light), atol=1e-4)
+    np.testing.assert_allclose(
+        shading(jnp.asarray(seen), moved.light), shading(jnp.asarray(normal), head.light), atol=1e-4
+    )
 
 
 def test_mirror_twice_is_the_same(model, make_head):
@@ -71,11 +108,19 @@ def test_mirror_twice_is_the_same(model, make_head):
     assert np.asarray(once.expression)[model.expression_names.index("eyeBlinkRight")] == 1
     twice = camera.mirrored(once, model)
     for field in dataclasses.fields(head):
-        np.testing.assert_allclose(getattr(twice, field.name), getattr(head, field.name), atol=0.02, err_msg=field.name)
+        np.testing.assert_allclose(
+            getattr(twice, field.name), getattr(head, field.name), atol=0.02, err_msg=field.name
+        )
 
 
 def test_crop_resize():
     matrix = np.asarray(camera.crop_resize(10, 20, 100, 50, 200, 100))
-    np.testing.assert_allclose(camera.transform_points(jnp.asarray(matrix), jnp.asarray([[10.0, 20.0], [110.0, 70.0]], jnp.float32)), [[0, 0], [200, 100]], atol=1e-4)
+    np.testing.assert_allclose(
+        camera.transform_points(
+            jnp.asarray(matrix), jnp.asarray([[10.0, 20.0], [110.0, 70.0]], jnp.float32)
+        ),
+        [[0, 0], [200, 100]],
+        atol=1e-4,
+    )
     with pytest.raises(HeadError, match="stretched"):
         camera.crop_resize(0, 0, 100, 50, 100, 100)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from flax import traverse_util
 
-from caphuman_jax import models
+from caphuman_jax.models import registry
 from caphuman_jax.weights.convert import from_pytorch
 from caphuman_jax.weights.names import table
 
@@ -22,7 +22,9 @@ def randomised():
                 if parameter.ndim > 1:
                     parameter.copy_(noise / parameter[0].numel() ** 0.5)
                 else:
-                    parameter.copy_(0.1 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+                    parameter.copy_(
+                        0.1 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+                    )
         return module.eval()
 
     return make
@@ -30,14 +32,19 @@ def randomised():
 
 @pytest.fixture
 def filled():
-    """Our network with a PyTorch module's weights, under the names of the form given: (graphdef, params)."""
+    """Our network with a PyTorch module's weights, under the names of the form given: (graphdef,
+    params).
+    """
 
     def fill(network, cfg, state_dict, form="ldm"):
-        graphdef, shapes = models.abstract(cfg, only=(network,))[network]
+        graphdef, shapes = registry.abstract(cfg, only=(network,))[network]
         paths = traverse_util.flatten_dict(shapes, sep=".")
         original = {path: name for name, path in table(network, cfg, paths).items()}
         named = table(network, cfg, paths, form)
-        arrays = {original[named[name]] if form != "ldm" else name: tensor.numpy() for name, tensor in state_dict.items()}
+        arrays = {
+            original[named[name]] if form != "ldm" else name: tensor.numpy()
+            for name, tensor in state_dict.items()
+        }
         return graphdef, from_pytorch(network, cfg, shapes, arrays, put=jnp.asarray)
 
     return fill

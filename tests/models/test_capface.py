@@ -5,15 +5,21 @@ import pytest
 import torch
 from flax import nnx
 
-from caphuman_jax import models
 from caphuman_jax.config import SD15, CapFaceConfig, IdentityConfig, ModelConfig, UNetConfig
+from caphuman_jax.models import registry
 from caphuman_jax.models.capface import gate, scale_control, start_from_unet, sum_controls
-from caphuman_jax.models.identity import drop_identity
+from caphuman_jax.models.identity_projector import drop_identity
 from caphuman_jax.models.unet import control_shapes
 
 TINY = ModelConfig(
     unet=UNetConfig(
-        channels=16, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(2,), heads=2, context_width=12, groups=8
+        channels=16,
+        multipliers=(1, 2),
+        res_blocks=1,
+        attention_downsamplings=(2,),
+        heads=2,
+        context_width=12,
+        groups=8,
     ),
     capface=CapFaceConfig(hint_widths=(4, 8, 12)),
     identity=IdentityConfig(recognition_width=6, image_width=5),
@@ -26,7 +32,7 @@ def normal(*shape):
 
 @pytest.fixture(scope="module")
 def networks():
-    return models.init(TINY, jax.random.key(0), only=("unet", "capface", "identity"))
+    return registry.init(TINY, jax.random.key(0), only=("unet", "capface", "identity"))
 
 
 def run_capface(networks, params):
@@ -36,13 +42,15 @@ def run_capface(networks, params):
     def run(params):
         capface = nnx.merge(graphdef, params)
         features = capface.encode_hints(normal(2, 32, 16, 9))
-        return capface(normal(2, 8, 4, 4), jnp.asarray([801.0, 37.0]), normal(2, 3, 12), features), capface.mask(features)
+        return capface(
+            normal(2, 8, 4, 4), jnp.asarray([801.0, 37.0]), normal(2, 3, 12), features
+        ), capface.mask(features)
 
     return run(params)
 
 
 def test_trainable_parameters_at_full_size():
-    assert models.trainable_parameters(SD15) == 362_464_049
+    assert registry.trainable_parameters(SD15) == 362_464_049
 
 
 def test_untrained_control_is_zero_and_leaves_the_unet_unchanged(networks):
@@ -65,7 +73,9 @@ def test_trained_control_depends_on_hints_and_identity(networks):
     @jax.jit
     def run(hints, identity):
         capface = nnx.merge(graphdef, params)
-        return capface(normal(1, 8, 4, 4), jnp.asarray([500.0]), identity, capface.encode_hints(hints))
+        return capface(
+            normal(1, 8, 4, 4), jnp.asarray([500.0]), identity, capface.encode_hints(hints)
+        )
 
     hints, identity = normal(1, 32, 16, 9), normal(1, 3, 12)
     base = run(hints, identity)
@@ -78,21 +88,34 @@ def test_gate_resizes_as_pytorch_and_thresholds():
     control = (normal(2, 8, 12, 3), normal(2, 4, 6, 5), normal(2, 2, 3, 5))
     for hard in (True, False):
         for ours, x in zip(gate(control, mask, hard=hard), control):
-            resized = torch.nn.functional.interpolate(
-                torch.from_numpy(np.asarray(mask).transpose(0, 3, 1, 2).copy()), size=x.shape[1:3], mode="bilinear"
-            ).numpy().transpose(0, 2, 3, 1)
-            np.testing.assert_allclose(ours, np.asarray(x) * ((resized > 0.5) if hard else resized), atol=1e-6)
+            resized = (
+                torch.nn.functional.interpolate(
+                    torch.from_numpy(np.asarray(mask).transpose(0, 3, 1, 2).copy()),
+                    size=x.shape[1:3],
+                    mode="bilinear",
+                )
+                .numpy()
+                .transpose(0, 2, 3, 1)
+            )
+            np.testing.assert_allclose(
+                ours, np.asarray(x) * ((resized > 0.5) if hard else resized), atol=1e-6
+            )
 
 
 @pytest.mark.parametrize("hard", [True, False])
 def test_no_gradient_through_the_gate(hard):
     control = (normal(1, 4, 4, 2),)
-    gradient = jax.grad(lambda mask: gate(control, mask, hard)[0].sum())(jnp.full((1, 4, 4, 1), 0.7))
+    gradient = jax.grad(lambda mask: gate(control, mask, hard)[0].sum())(
+        jnp.full((1, 4, 4, 1), 0.7)
+    )
     assert not np.asarray(gradient).any()
 
 
 def test_scale_and_sum():
-    a, b = (jnp.ones((1, 2, 2, 1)), jnp.full((1, 1, 1, 3), 2.0)), (jnp.full((1, 2, 2, 1), 3.0), jnp.zeros((1, 1, 1, 3)))
+    a, b = (
+        (jnp.ones((1, 2, 2, 1)), jnp.full((1, 1, 1, 3), 2.0)),
+        (jnp.full((1, 2, 2, 1), 3.0), jnp.zeros((1, 1, 1, 3))),
+    )
     first, second = sum_controls([scale_control(a, 0.5), scale_control(b, [2.0, 1.0])])
     np.testing.assert_array_equal(first, np.full((1, 2, 2, 1), 6.5))
     np.testing.assert_array_equal(second, np.full((1, 1, 1, 3), 1.0))
@@ -111,8 +134,12 @@ def test_identity_tokens_in_order(networks):
     image, recognition = normal(2, 4, 5), normal(2, 6)
     tokens = nnx.merge(graphdef, params)(image, recognition)
     assert tokens.shape == (2, 5, 12)
-    np.testing.assert_allclose(tokens[:, :4], image @ params["image"]["kernel"] + params["image"]["bias"], atol=1e-5)
-    np.testing.assert_allclose(tokens[:, 4], recognition @ params["recognition"]["kernel"], atol=1e-5)
+    np.testing.assert_allclose(
+        tokens[:, :4], image @ params["image"]["kernel"] + params["image"]["bias"], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        tokens[:, 4], recognition @ params["recognition"]["kernel"], atol=1e-5
+    )
 
 
 def test_identity_dropout_in_time():

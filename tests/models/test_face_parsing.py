@@ -1,4 +1,6 @@
-"""Face parsing with random weights under the true names; its numbers are checked in tests/parity/test_face_networks.py."""
+"""Face parsing with random weights under the true names; its numbers are checked in
+tests/parity/test_face_networks.py.
+"""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +18,15 @@ def arrays():
     made = {}
 
     def conv(name, *shape):
-        made[f"{name}.weight"] = (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        made[f"{name}.weight"] = (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(
+            np.float32
+        )
 
     def norm(name, channels):
         for leaf, value in (("weight", 1), ("bias", 0), ("running_mean", 0), ("running_var", 1)):
-            made[f"{name}.{leaf}"] = (value + 0.05 * rng.standard_normal(channels)).astype(np.float32)
+            made[f"{name}.{leaf}"] = (value + 0.05 * rng.standard_normal(channels)).astype(
+                np.float32
+            )
         made[f"{name}.num_batches_tracked"] = np.int64(80_000)
 
     def conv_norm(name, *shape):
@@ -73,7 +79,9 @@ def test_label_map_is_resized_and_classes_are_the_networks(network):
     """At 512² nothing is resized, and the labels are the largest logits."""
     image = np.random.default_rng(2).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     labels = face_parsing.parse(network, image)
-    np.testing.assert_array_equal(labels, np.asarray(face_parsing.classify(*network, image[None]))[0])
+    np.testing.assert_array_equal(
+        labels, np.asarray(face_parsing.classify(*network, image[None]))[0]
+    )
 
 
 def test_upsampling_aligns_corners():
@@ -86,17 +94,33 @@ def test_upsampling_aligns_corners():
 def test_face_region():
     labels = np.arange(19, dtype=np.uint8)
     kept = [face_parsing.LABELS[i] for i in np.flatnonzero(face_parsing.face_region(labels))]
-    assert kept == ["skin", "left_brow", "right_brow", "left_eye", "right_eye", "glasses", "nose", "mouth", "upper_lip", "lower_lip"]
+    assert kept == [
+        "skin",
+        "left_brow",
+        "right_brow",
+        "left_eye",
+        "right_eye",
+        "glasses",
+        "nose",
+        "mouth",
+        "upper_lip",
+        "lower_lip",
+    ]
 
 
 def test_normalisation():
     image = np.asarray([[[[255, 0, 128]]]], np.uint8)
     np.testing.assert_allclose(
-        face_parsing.normalise(image)[0, 0, 0], [(1 - 0.485) / 0.229, -0.456 / 0.224, (128 / 255 - 0.406) / 0.225], rtol=1e-5)
+        face_parsing.normalise(image)[0, 0, 0],
+        [(1 - 0.485) / 0.229, -0.456 / 0.224, (128 / 255 - 0.406) / 0.225],
+        rtol=1e-5,
+    )
 
 
 def test_wrong_weights_and_pictures(arrays, network):
     with pytest.raises(ModelFolderError, match=r"missing cp\.arm16\.conv_atten\.weight"):
-        face_parsing.load({name: array for name, array in arrays.items() if name != "cp.arm16.conv_atten.weight"})
+        face_parsing.load(
+            {name: array for name, array in arrays.items() if name != "cp.arm16.conv_atten.weight"}
+        )
     with pytest.raises(PhotoError, match="8 bits"):
         face_parsing.parse(network, np.zeros((8, 8, 3), np.float32))

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from caphuman_jax.errors import ModelFolderError, PhotoError
-from caphuman_jax.models import _abstract, mtcnn
+from caphuman_jax.models import mtcnn
+from caphuman_jax.models.registry import _abstract
 
 
 class Flatten(nn.Module):
@@ -30,19 +31,54 @@ def pool(size):
 
 
 BODIES = {
-    "pnet": lambda: [("conv1", nn.Conv2d(3, 10, 3)), ("prelu1", nn.PReLU(10)), ("p1", pool(2)), ("conv2", nn.Conv2d(10, 16, 3)),
-                     ("prelu2", nn.PReLU(16)), ("conv3", nn.Conv2d(16, 32, 3)), ("prelu3", nn.PReLU(32))],
-    "rnet": lambda: [("conv1", nn.Conv2d(3, 28, 3)), ("prelu1", nn.PReLU(28)), ("p1", pool(3)), ("conv2", nn.Conv2d(28, 48, 3)),
-                     ("prelu2", nn.PReLU(48)), ("p2", pool(3)), ("conv3", nn.Conv2d(48, 64, 2)), ("prelu3", nn.PReLU(64)),
-                     ("flat", Flatten()), ("dense4", nn.Linear(576, 128)), ("prelu4", nn.PReLU(128))],
-    "onet": lambda: [("conv1", nn.Conv2d(3, 32, 3)), ("prelu1", nn.PReLU(32)), ("p1", pool(3)), ("conv2", nn.Conv2d(32, 64, 3)),
-                     ("prelu2", nn.PReLU(64)), ("p2", pool(3)), ("conv3", nn.Conv2d(64, 64, 3)), ("prelu3", nn.PReLU(64)), ("p3", pool(2)),
-                     ("conv4", nn.Conv2d(64, 128, 2)), ("prelu4", nn.PReLU(128)), ("flat", Flatten()), ("dense5", nn.Linear(1152, 256)),
-                     ("prelu5", nn.PReLU(256))],
+    "pnet": lambda: [
+        ("conv1", nn.Conv2d(3, 10, 3)),
+        ("prelu1", nn.PReLU(10)),
+        ("p1", pool(2)),
+        ("conv2", nn.Conv2d(10, 16, 3)),
+        ("prelu2", nn.PReLU(16)),
+        ("conv3", nn.Conv2d(16, 32, 3)),
+        ("prelu3", nn.PReLU(32)),
+    ],
+    "rnet": lambda: [
+        ("conv1", nn.Conv2d(3, 28, 3)),
+        ("prelu1", nn.PReLU(28)),
+        ("p1", pool(3)),
+        ("conv2", nn.Conv2d(28, 48, 3)),
+        ("prelu2", nn.PReLU(48)),
+        ("p2", pool(3)),
+        ("conv3", nn.Conv2d(48, 64, 2)),
+        ("prelu3", nn.PReLU(64)),
+        ("flat", Flatten()),
+        ("dense4", nn.Linear(576, 128)),
+        ("prelu4", nn.PReLU(128)),
+    ],
+    "onet": lambda: [
+        ("conv1", nn.Conv2d(3, 32, 3)),
+        ("prelu1", nn.PReLU(32)),
+        ("p1", pool(3)),
+        ("conv2", nn.Conv2d(32, 64, 3)),
+        ("prelu2", nn.PReLU(64)),
+        ("p2", pool(3)),
+        ("conv3", nn.Conv2d(64, 64, 3)),
+        ("prelu3", nn.PReLU(64)),
+        ("p3", pool(2)),
+        ("conv4", nn.Conv2d(64, 128, 2)),
+        ("prelu4", nn.PReLU(128)),
+        ("flat", Flatten()),
+        ("dense5", nn.Linear(1152, 256)),
+        ("prelu5", nn.PReLU(256)),
+    ],
 }
-HEADS = {"pnet": {"conv4_1": nn.Conv2d(32, 2, 1), "conv4_2": nn.Conv2d(32, 4, 1)},
-         "rnet": {"dense5_1": nn.Linear(128, 2), "dense5_2": nn.Linear(128, 4)},
-         "onet": {"dense6_1": nn.Linear(256, 2), "dense6_2": nn.Linear(256, 4), "dense6_3": nn.Linear(256, 10)}}
+HEADS = {
+    "pnet": {"conv4_1": nn.Conv2d(32, 2, 1), "conv4_2": nn.Conv2d(32, 4, 1)},
+    "rnet": {"dense5_1": nn.Linear(128, 2), "dense5_2": nn.Linear(128, 4)},
+    "onet": {
+        "dense6_1": nn.Linear(256, 2),
+        "dense6_2": nn.Linear(256, 4),
+        "dense6_3": nn.Linear(256, 10),
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +96,9 @@ def theirs():
 
 
 def arrays(trunk, heads):
-    return {name: value.numpy() for part in (trunk, heads) for name, value in part.state_dict().items()}
+    return {
+        name: value.numpy() for part in (trunk, heads) for name, value in part.state_dict().items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +106,10 @@ def networks(theirs):
     return mtcnn.load(*(arrays(*theirs[name]) for name in ("pnet", "rnet", "onet")))
 
 
-@pytest.mark.parametrize("number, name, size", [(0, "pnet", (31, 40)), (0, "pnet", (12, 12)), (1, "rnet", (24, 24)), (2, "onet", (48, 48))])
+@pytest.mark.parametrize(
+    "number, name, size",
+    [(0, "pnet", (31, 40)), (0, "pnet", (12, 12)), (1, "rnet", (24, 24)), (2, "onet", (48, 48))],
+)
 def test_networks(theirs, networks, number, name, size):
     x = np.random.default_rng(1).standard_normal((2, *size, 3)).astype(np.float32)
     trunk, heads = theirs[name]
@@ -91,7 +132,9 @@ def test_wrong_weights_are_named(theirs):
 @pytest.mark.parametrize("size", [(7, 9), (24, 24), (50, 33), (13, 61)])
 def test_area_resize(size):
     image = np.random.default_rng(0).uniform(0, 255, (37, 29, 3)).astype(np.float32)
-    expected = nn.functional.interpolate(torch.from_numpy(image.transpose(2, 0, 1))[None], size, mode="area")[0].permute(1, 2, 0)
+    expected = nn.functional.interpolate(
+        torch.from_numpy(image.transpose(2, 0, 1))[None], size, mode="area"
+    )[0].permute(1, 2, 0)
     np.testing.assert_allclose(mtcnn.area_resize(image, *size), expected.numpy(), atol=1e-3)
 
 
@@ -120,7 +163,10 @@ def test_suppression(smaller):
 
 @pytest.fixture
 def planted(monkeypatch):
-    """Networks that take a window for a face the more, the brighter its middle and the darker its rim."""
+    """Networks that take a window for a face the more, the brighter its middle and the darker its
+    rim.
+    """
+
     def run(kind, params, x):
         x = np.asarray(x)[..., 0] / 2 + 0.5
         if kind == "pnet":
@@ -129,7 +175,10 @@ def planted(monkeypatch):
             score = _middle(x).reshape(1, len(rows), len(columns))
             return score, np.zeros((*score.shape, 4), np.float32)
         score = _middle(x)
-        points = np.tile(np.asarray([0.3, 0.7, 0.5, 0.35, 0.65, 0.4, 0.4, 0.6, 0.8, 0.8], np.float32), (len(x), 1))
+        points = np.tile(
+            np.asarray([0.3, 0.7, 0.5, 0.35, 0.65, 0.4, 0.4, 0.6, 0.8, 0.8], np.float32),
+            (len(x), 1),
+        )
         return (score, np.zeros((len(x), 4), np.float32), points)[: 2 if kind == "rnet" else 3]
 
     monkeypatch.setattr(mtcnn, "_run", run)
@@ -139,7 +188,9 @@ def planted(monkeypatch):
 def _middle(x):
     n = x.shape[1]
     inner = x[:, n // 4 : n - n // 4, n // 4 : n - n // 4].mean(axis=(1, 2))
-    rim = np.stack([x[:, 0].mean(1), x[:, -1].mean(1), x[:, :, 0].mean(1), x[:, :, -1].mean(1)]).mean(0)
+    rim = np.stack(
+        [x[:, 0].mean(1), x[:, -1].mean(1), x[:, :, 0].mean(1), x[:, :, -1].mean(1)]
+    ).mean(0)
     return np.clip(inner - rim, 0, 1).astype(np.float32)
 
 
@@ -159,7 +210,9 @@ def test_planted_faces_are_found_largest_first(planted, picture):
     for centre in ((70, 80), (190, 160)):
         near = np.abs((boxes[:, :2] + boxes[:, 2:]) / 2 - centre).max(axis=1).min()
         assert near < 12
-    np.testing.assert_allclose(points[0, 2], boxes[0, :2] + (boxes[0, 2:] - boxes[0, :2] + 1) * [0.5, 0.6] - 1, atol=1e-3)
+    np.testing.assert_allclose(
+        points[0, 2], boxes[0, :2] + (boxes[0, 2:] - boxes[0, :2] + 1) * [0.5, 0.6] - 1, atol=1e-3
+    )
 
 
 def test_the_crop_is_of_the_face_with_these_landmarks(planted, picture):
@@ -182,8 +235,14 @@ def test_crop_is_cut_to_whole_pixels_inside(picture):
 
 def test_random_networks_run_through(networks, picture):
     """Shapes, whatever they see; and a picture smaller than a window."""
-    boxes, scores, points = mtcnn.detect(networks, picture[60:130:2, 60:140:2], thresholds=(0.5, 0.3, 0.3))
-    assert boxes.shape == (len(scores), 4) and points.shape == (len(scores), 5, 2) and np.isfinite(boxes).all()
+    boxes, scores, points = mtcnn.detect(
+        networks, picture[60:130:2, 60:140:2], thresholds=(0.5, 0.3, 0.3)
+    )
+    assert (
+        boxes.shape == (len(scores), 4)
+        and points.shape == (len(scores), 5, 2)
+        and np.isfinite(boxes).all()
+    )
     assert len(mtcnn.detect(networks, picture[:8, :8])[0]) == 0
 
 

@@ -1,4 +1,6 @@
-"""Real processes: two hosts as one, a run killed at random moments, signals to one of several hosts. All through `caphuman train`."""
+"""Real processes: two hosts as one, a run killed at random moments, signals to one of several
+hosts. All through `caphuman train`.
+"""
 
 import json
 import os
@@ -17,13 +19,49 @@ TESTS = Path(__file__).parents[1]
 
 
 def start(workdir, *options, devices=1, process=None, port=None):
-    """`caphuman train` of the tiny recipe on simulated devices; one of two processes where `process` is given."""
+    """`caphuman train` of the tiny recipe on simulated devices; one of two processes where
+    `process` is given.
+    """
     environment = {
-        **os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    hosts = [] if process is None else ["--coordinator", f"127.0.0.1:{port}", "--process-id", str(process), "--process-count", "2"]
-    command = [sys.executable, "-m", "caphuman_jax.cli", "train", "--config", str(TESTS / "tiny_recipe.py"), "--workdir", str(workdir), *hosts, *options]
-    return subprocess.Popen(command, env=environment, cwd=TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        **os.environ,
+        "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}",
+        "JAX_PLATFORMS": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    hosts = (
+        []
+        if process is None
+        else [
+            "--coordinator",
+            f"127.0.0.1:{port}",
+            "--process-id",
+            str(process),
+            "--process-count",
+            "2",
+        ]
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "caphuman_jax.cli",
+        "train",
+        "--config",
+        str(TESTS / "tiny_recipe.py"),
+        "--workdir",
+        str(workdir),
+        *hosts,
+        *options,
+    ]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=TESTS.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def finish(process, code=0, seconds=300):
@@ -37,7 +75,9 @@ def pair(workdir, *options, devices=4):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    return [start(workdir, *options, devices=devices, process=number, port=port) for number in range(2)]
+    return [
+        start(workdir, *options, devices=devices, process=number, port=port) for number in range(2)
+    ]
 
 
 def weights(workdir):
@@ -46,8 +86,10 @@ def weights(workdir):
 
 
 def assert_same(found, expected):
-    """Weights alike but for rounding: all together, and each to a thirtieth of one of AdamW's steps (0.01), which divide by a gradient's own
-    size and so make something of rounding where it is next to nothing."""
+    """Weights alike but for rounding: all together, and each to a thirtieth of one of AdamW's steps
+    (0.01), which divide by a gradient's own size and so make something of rounding where it is next
+    to nothing.
+    """
     for name, value in expected.items():
         assert np.linalg.norm(found[name] - value) < 2e-5 * np.linalg.norm(value), name
         np.testing.assert_allclose(found[name], value, rtol=0, atol=3e-4, err_msg=name)
@@ -60,9 +102,17 @@ def losses(workdir):
 
 @pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path):
-    """The same numbers as one process of as many devices; rows of their own; a checkpoint by two, read by one."""
-    options = ("--config.loop.log_every=1", "--config.loop.sharding=fsdp", "--config.loop.fsdp=8", "--config.loop.save_every=6",
-               "--config.loop.evaluate_every=6", "--config.loop.best=loss")
+    """The same numbers as one process of as many devices; rows of their own; a checkpoint by two,
+    read by one.
+    """
+    options = (
+        "--config.loop.log_every=1",
+        "--config.loop.sharding=fsdp",
+        "--config.loop.fsdp=8",
+        "--config.loop.save_every=6",
+        "--config.loop.evaluate_every=6",
+        "--config.loop.best=loss",
+    )
     both = pair(tmp_path / "two", *options)
     said = [finish(process) for process in both]
     assert "step 12/12" in said[0] and "step" not in said[1], "the first process alone speaks"
@@ -71,7 +121,12 @@ def test_two_processes_are_one_run(tmp_path):
     for step, loss in losses(tmp_path / "one").items():
         assert losses(tmp_path / "two")[step] == pytest.approx(loss, abs=1e-5)
     assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"))
-    measured = [json.loads((tmp_path / run / "checkpoints" / "12" / "metrics" / "metrics").read_text())["loss"] for run in ("one", "two")]
+    measured = [
+        json.loads((tmp_path / run / "checkpoints" / "12" / "metrics" / "metrics").read_text())[
+            "loss"
+        ]
+        for run in ("one", "two")
+    ]
     assert measured[0] == pytest.approx(measured[1], abs=1e-4)
     assert json.loads((tmp_path / "two" / "starts.jsonl").read_text())["hosts"] == 2
 
@@ -80,14 +135,29 @@ def test_two_processes_are_one_run(tmp_path):
         if step.name == "12":
             step.rename(tmp_path / "later")
     before = weights(tmp_path / "two")
-    alone = finish(start(tmp_path / "two", "--config.loop.sharding=zero", "--config.loop.fsdp=1", "--config.loop.log_every=1", devices=2))
+    alone = finish(
+        start(
+            tmp_path / "two",
+            "--config.loop.sharding=zero",
+            "--config.loop.fsdp=1",
+            "--config.loop.log_every=1",
+            devices=2,
+        )
+    )
     assert "resumed at step 6" in alone
     assert_same(before, weights(tmp_path / "two"))
 
 
 @pytest.mark.slow
 def test_a_signal_to_one_host_stops_all_at_one_step(tmp_path):
-    both = pair(tmp_path, "--config.training.steps=100000", "--config.pause=0.02", "--config.loop.log_every=5", "--config.loop.save_every=0", devices=1)
+    both = pair(
+        tmp_path,
+        "--config.training.steps=100000",
+        "--config.pause=0.02",
+        "--config.loop.log_every=5",
+        "--config.loop.save_every=0",
+        devices=1,
+    )
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(losses(tmp_path)) >= 2, both)
     both[1].send_signal(signal.SIGTERM)
     said = finish(both[0], 75), finish(both[1], 75)
@@ -98,7 +168,12 @@ def test_a_signal_to_one_host_stops_all_at_one_step(tmp_path):
 
 @pytest.mark.slow
 def test_killed_ten_times_and_the_same_to_the_last_bit(tmp_path):
-    options = ("--config.training.steps=150", "--config.loop.save_every=2", "--config.loop.log_every=1", "--config.pause=0.05")
+    options = (
+        "--config.training.steps=150",
+        "--config.loop.save_every=2",
+        "--config.loop.log_every=1",
+        "--config.pause=0.05",
+    )
     chance = random.Random(0)
     undisturbed = start(tmp_path / "straight", *options)
     kills, reached = 0, []
@@ -141,5 +216,8 @@ def wait_for(condition, processes, seconds=120):
         if time.monotonic() > deadline or any(process.poll() is not None for process in processes):
             for process in processes:
                 process.kill()
-            pytest.fail("\n".join(process.communicate()[0][-2000:] for process in processes) or "nothing happened")
+            pytest.fail(
+                "\n".join(process.communicate()[0][-2000:] for process in processes)
+                or "nothing happened"
+            )
         time.sleep(0.05)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from caphuman_jax.nn import choices
+from caphuman_jax.nn import compute_config
 from caphuman_jax.nn.attention import attention
 
 attention_module = sys.modules["caphuman_jax.nn.attention"]
@@ -18,21 +18,29 @@ def brute_force(query, key, value, heads, causal):
     width = query.shape[-1] // heads
     for b in range(len(query)):
         for h in range(heads):
-            q, k, v = (x[b, :, h * width : (h + 1) * width].astype(np.float64) for x in (query, key, value))
+            q, k, v = (
+                x[b, :, h * width : (h + 1) * width].astype(np.float64) for x in (query, key, value)
+            )
             logits = q @ k.T / np.sqrt(width)
             if causal:
                 logits[np.triu_indices(len(logits), 1)] = -np.inf
             weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-            out[b, :, h * width : (h + 1) * width] = weights / weights.sum(axis=1, keepdims=True) @ v
+            out[b, :, h * width : (h + 1) * width] = (
+                weights / weights.sum(axis=1, keepdims=True) @ v
+            )
     return out
 
 
 def inputs(queries, keys, width):
     rng = np.random.default_rng(0)
-    return [2 * rng.standard_normal((2, n, width)).astype(np.float32) for n in (queries, keys, keys)]
+    return [
+        2 * rng.standard_normal((2, n, width)).astype(np.float32) for n in (queries, keys, keys)
+    ]
 
 
-@pytest.mark.parametrize("queries, keys, causal", [(16, 16, False), (16, 7, False), (5, 1, False), (9, 9, True)])
+@pytest.mark.parametrize(
+    "queries, keys, causal", [(16, 16, False), (16, 7, False), (5, 1, False), (9, 9, True)]
+)
 def test_is_softmax_attention(queries, keys, causal):
     q, k, v = inputs(queries, keys, 24)
     out = attention(*map(jnp.asarray, (q, k, v)), heads=3, causal=causal)
@@ -53,11 +61,21 @@ def test_unknown_backend_is_refused():
         attention(q, k, v, heads=1, backend="flash")
 
 
-@pytest.mark.parametrize("capability, width, expected", [
-    (None, 160, "xla"), ("8.0", 160, "xla"), ("9.0", 160, "cudnn"), ("10.0", 256, "cudnn"), ("9.0", 512, "xla"), ("8.0", 128, "cudnn"), ("9.0", 20, "xla")])
+@pytest.mark.parametrize(
+    "capability, width, expected",
+    [
+        (None, 160, "xla"),
+        ("8.0", 160, "xla"),
+        ("9.0", 160, "cudnn"),
+        ("10.0", 256, "cudnn"),
+        ("9.0", 512, "xla"),
+        ("8.0", 128, "cudnn"),
+        ("9.0", 20, "xla"),
+    ],
+)
 def test_on_a_gpu_heads_up_to_what_it_can_are_cudnns(monkeypatch, capability, width, expected):
     """The VAE's one head of 512 never is, and before Hopper none above 128."""
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
-    with choices.using(platform="gpu"):
+    with compute_config.using(platform="gpu"):
         assert attention_module._best(jnp.bfloat16, 256, 77, width, False) == expected
         assert attention_module._best(jnp.float32, 256, 77, width, False) == "xla"

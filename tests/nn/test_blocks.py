@@ -11,7 +11,9 @@ def normal(shape):
 
 
 def test_zeroed_res_block_is_its_input():
-    block = ResBlock(8, 8, groups=4, eps=1e-5, time_width=16, zero=True, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    block = ResBlock(
+        8, 8, groups=4, eps=1e-5, time_width=16, zero=True, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
     x = normal((2, 4, 4, 8))
     np.testing.assert_array_equal(block(x, block.shift(normal((2, 16)))), x)
 
@@ -43,4 +45,6 @@ def test_bfloat16_compute_keeps_float32_weights():
     block = TransformerBlock(16, 8, 2, groups=4, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     out = block(normal((1, 4, 4, 16)).astype(jnp.bfloat16), normal((1, 5, 8)).astype(jnp.bfloat16))
     assert out.dtype == jnp.bfloat16
-    assert {x.dtype for x in jax.tree.leaves(nnx.to_pure_dict(nnx.state(block)))} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(nnx.to_pure_dict(nnx.state(block)))} == {
+        jnp.dtype("float32")
+    }

@@ -17,7 +17,12 @@ def nhwc(x):
 def random_norm(channels, eps):
     """PyTorch's batch norm with random statistics, and ours with the same."""
     theirs, ours = torch.nn.BatchNorm2d(channels, eps=eps).eval(), BatchNorm(channels, eps)
-    for name, ours_name in (("weight", "scale"), ("bias", "bias"), ("running_mean", "mean"), ("running_var", "variance")):
+    for name, ours_name in (
+        ("weight", "scale"),
+        ("bias", "bias"),
+        ("running_mean", "mean"),
+        ("running_var", "variance"),
+    ):
         values = torch.rand(channels) + 0.5
         getattr(theirs, name).data.copy_(values)
         getattr(ours, ours_name)[...] = jnp.asarray(values.numpy())
@@ -30,7 +35,9 @@ def test_conv_norm(kernel, stride, padding):
     x = torch.randn(2, 5, 17, 19)
     conv = torch.nn.Conv2d(5, 6, kernel, stride=stride, padding=padding, bias=False)
     norm, ours_norm = random_norm(6, 1e-3)
-    ours = ConvNorm(5, 6, kernel, stride=stride, padding=padding, eps=1e-3, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    ours = ConvNorm(
+        5, 6, kernel, stride=stride, padding=padding, eps=1e-3, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
     ours.conv.kernel[...] = jnp.asarray(conv.weight.detach().numpy().transpose(2, 3, 1, 0))
     ours.norm = ours_norm
     np.testing.assert_allclose(ours(nhwc(x)), nhwc(torch.relu(norm(conv(x)))), atol=2e-6)
@@ -39,7 +46,9 @@ def test_conv_norm(kernel, stride, padding):
 @pytest.mark.parametrize("padding", [0, 1])
 def test_max_pool(padding):
     x = torch.randn(1, 3, 15, 16)
-    np.testing.assert_array_equal(max_pool(nhwc(x), padding=padding), nhwc(torch.nn.functional.max_pool2d(x, 3, 2, padding)))
+    np.testing.assert_array_equal(
+        max_pool(nhwc(x), padding=padding), nhwc(torch.nn.functional.max_pool2d(x, 3, 2, padding))
+    )
 
 
 def test_batch_norm_keeps_the_dtype():
@@ -51,8 +60,15 @@ def test_batch_norm_keeps_the_dtype():
 
 def test_resnet_maps():
     shapes = jax.eval_shape(
-        lambda x: ResNet((3, 4, 6, 3), bottleneck=True, dtype=jnp.float32, rngs=nnx.Rngs(0))(x), jnp.zeros((1, 64, 96, 3)))
-    assert [s.shape for s in shapes] == [(1, 16, 24, 256), (1, 8, 12, 512), (1, 4, 6, 1024), (1, 2, 3, 2048)]
+        lambda x: ResNet((3, 4, 6, 3), bottleneck=True, dtype=jnp.float32, rngs=nnx.Rngs(0))(x),
+        jnp.zeros((1, 64, 96, 3)),
+    )
+    assert [s.shape for s in shapes] == [
+        (1, 16, 24, 256),
+        (1, 8, 12, 512),
+        (1, 4, 6, 1024),
+        (1, 2, 3, 2048),
+    ]
 
 
 def test_residual_is_its_input_without_weights():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from flax import nnx
 
-from caphuman_jax.nn import choices, fused
+from caphuman_jax.nn import compute_config, fused
 from caphuman_jax.nn.blocks import FeedForward
 from caphuman_jax.nn.layers import GroupNorm
 
@@ -17,13 +17,20 @@ def normal(shape, seed=0):
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])  # which sums in parts and what is made again
 @pytest.mark.parametrize("silu", [False, True])
 def test_group_norm_and_its_gradients_are_pytorchs(silu, platform):
-    x, scale, bias, weight = 3 * normal((2, 5, 6, 12)) + 1, 1 + normal((12,), 1), normal((12,), 2), normal((2, 5, 6, 12), 3)
-    there = [torch.from_numpy(a.copy()).requires_grad_() for a in (x.transpose(0, 3, 1, 2), scale, bias)]
+    x, scale, bias, weight = (
+        3 * normal((2, 5, 6, 12)) + 1,
+        1 + normal((12,), 1),
+        normal((12,), 2),
+        normal((2, 5, 6, 12), 3),
+    )
+    there = [
+        torch.from_numpy(a.copy()).requires_grad_() for a in (x.transpose(0, 3, 1, 2), scale, bias)
+    ]
     expected = torch.nn.functional.group_norm(there[0], 4, there[1], there[2], 1e-5)
     expected = torch.nn.functional.silu(expected) if silu else expected
     (expected * torch.from_numpy(weight.transpose(0, 3, 1, 2).copy())).sum().backward()
     run = lambda *a: fused.group_norm(*a, 4, 1e-5, silu)
-    with choices.using(platform=platform):
+    with compute_config.using(platform=platform):
         got, pull = jax.vjp(run, *map(jnp.asarray, (x, scale, bias)))
         dx, dscale, dbias = pull(jnp.asarray(weight))
     np.testing.assert_allclose(got, expected.detach().numpy().transpose(0, 2, 3, 1), atol=2e-6)
@@ -49,7 +56,12 @@ def test_group_norm_of_equal_numbers_is_its_bias():
 
 
 def test_geglu_layer_and_its_gradients_are_pytorchs():
-    x, kernel, bias, weight = normal((3, 7, 12)), normal((12, 32), 1), normal((32,), 2), normal((3, 7, 16), 3)
+    x, kernel, bias, weight = (
+        normal((3, 7, 12)),
+        normal((12, 32), 1),
+        normal((32,), 2),
+        normal((3, 7, 16), 3),
+    )
     there = [torch.from_numpy(a.copy()).requires_grad_() for a in (x, kernel, bias)]
     value, gate = (there[0] @ there[1] + there[2]).chunk(2, dim=-1)
     expected = value * torch.nn.functional.gelu(gate)
@@ -70,10 +82,15 @@ def test_gelu_is_the_exact_one_within_a_millionth():
 
 def test_feed_forward_in_bfloat16_is_that_in_float32():
     x = normal((2, 9, 32))
-    layers = {dtype: FeedForward(32, dtype=dtype, rngs=nnx.Rngs(0)) for dtype in (jnp.bfloat16, jnp.float32)}
+    layers = {
+        dtype: FeedForward(32, dtype=dtype, rngs=nnx.Rngs(0))
+        for dtype in (jnp.bfloat16, jnp.float32)
+    }
     for layer in layers.values():
         layer.up.bias[...] = jnp.asarray(normal((256,), 4))
-    half, whole = (layer(jnp.asarray(x).astype(dtype)).astype(jnp.float32) for dtype, layer in layers.items())
+    half, whole = (
+        layer(jnp.asarray(x).astype(dtype)).astype(jnp.float32) for dtype, layer in layers.items()
+    )
     np.testing.assert_allclose(half, whole, atol=0.02 * float(jnp.abs(whole).max()))
 
 
@@ -82,7 +99,9 @@ def test_feed_forward_in_bfloat16_has_the_gradients_of_float32():
 
     def gradients(dtype):
         graph, params = nnx.split(FeedForward(32, dtype=dtype, rngs=nnx.Rngs(0)))
-        loss = lambda params: jnp.sum(jnp.square(nnx.merge(graph, params)(jnp.asarray(x).astype(dtype)).astype(jnp.float32)))
+        loss = lambda params: jnp.sum(
+            jnp.square(nnx.merge(graph, params)(jnp.asarray(x).astype(dtype)).astype(jnp.float32))
+        )
         return jax.tree.leaves(jax.grad(loss)(params))
 
     for half, whole in zip(gradients(jnp.bfloat16), gradients(jnp.float32)):

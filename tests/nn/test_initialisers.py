@@ -6,15 +6,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from caphuman_jax.nn import initialisers
+from caphuman_jax.nn import initializers
 
 SHAPE = (3, 3, 20, 64)
 
 
-@pytest.mark.parametrize("ours, theirs, cumulative", [
-    (initialisers.lecun_normal, jax.nn.initializers.lecun_normal(), stats.truncnorm(-2, 2, scale=180**-0.5 / stats.truncnorm(-2, 2).std()).cdf),
-    (initialisers.normal(0.02), jax.nn.initializers.normal(0.02), stats.norm(scale=0.02).cdf),
-])
+@pytest.mark.parametrize(
+    "ours, theirs, cumulative",
+    [
+        (
+            initializers.lecun_normal,
+            jax.nn.initializers.lecun_normal(),
+            stats.truncnorm(-2, 2, scale=180**-0.5 / stats.truncnorm(-2, 2).std()).cdf,
+        ),
+        (initializers.normal(0.02), jax.nn.initializers.normal(0.02), stats.norm(scale=0.02).cdf),
+    ],
+)
 def test_distribution(ours, theirs, cumulative):
     drawn = ours(np.random.default_rng(0), SHAPE)
     assert drawn.shape == SHAPE and drawn.dtype == jnp.float32
@@ -25,4 +32,6 @@ def test_distribution(ours, theirs, cumulative):
 
 
 def test_variance_is_one_over_inputs():
-    assert np.var(initialisers.lecun_normal(np.random.default_rng(0), (500, 300))) == pytest.approx(1 / 500, rel=0.02)
+    assert np.var(initializers.lecun_normal(np.random.default_rng(0), (500, 300))) == pytest.approx(
+        1 / 500, rel=0.02
+    )

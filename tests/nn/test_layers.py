@@ -5,7 +5,16 @@ import pytest
 import torch
 from flax import nnx
 
-from caphuman_jax.nn.layers import GroupNorm, LayerNorm, conv, convolve_upsampled, depth_to_space, quick_gelu, space_to_depth, upsample
+from caphuman_jax.nn.layers import (
+    GroupNorm,
+    LayerNorm,
+    conv,
+    convolve_upsampled,
+    depth_to_space,
+    quick_gelu,
+    space_to_depth,
+    upsample,
+)
 from caphuman_jax.nn.timesteps import timestep_embedding
 
 
@@ -27,7 +36,9 @@ def test_group_norm(eps):
     x, scale, bias = 3 * normal((2, 5, 7, 12)) + 1, normal((12,), 1), normal((12,), 2)
     norm = GroupNorm(12, groups=4, eps=eps)
     norm.scale[...], norm.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
-    expected = torch.nn.functional.group_norm(to_torch(x), 4, torch.from_numpy(scale), torch.from_numpy(bias), eps)
+    expected = torch.nn.functional.group_norm(
+        to_torch(x), 4, torch.from_numpy(scale), torch.from_numpy(bias), eps
+    )
     np.testing.assert_allclose(norm(jnp.asarray(x)), from_torch(expected), atol=1e-5)
 
 
@@ -42,7 +53,12 @@ def test_group_norm_computes_in_float32_and_keeps_the_dtype():
     x = jnp.asarray(normal((1, 8, 8, 4)) + 20).astype(jnp.bfloat16)
     out = GroupNorm(4, groups=2)(x)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(jnp.float32), GroupNorm(4, groups=2)(x.astype(jnp.float32)), rtol=2**-8, atol=1e-6)
+    np.testing.assert_allclose(
+        out.astype(jnp.float32),
+        GroupNorm(4, groups=2)(x.astype(jnp.float32)),
+        rtol=2**-8,
+        atol=1e-6,
+    )
 
 
 def test_group_norm_refuses_groups_that_do_not_divide():
@@ -54,11 +70,15 @@ def test_layer_norm():
     x, scale, bias = normal((2, 5, 12)) - 2, normal((12,), 1), normal((12,), 2)
     norm = LayerNorm(12)
     norm.scale[...], norm.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
-    expected = torch.nn.functional.layer_norm(torch.from_numpy(x), (12,), torch.from_numpy(scale), torch.from_numpy(bias), 1e-5)
+    expected = torch.nn.functional.layer_norm(
+        torch.from_numpy(x), (12,), torch.from_numpy(scale), torch.from_numpy(bias), 1e-5
+    )
     np.testing.assert_allclose(norm(jnp.asarray(x)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("padding, stride", [(((1, 1), (1, 1)), 1), (((1, 1), (1, 1)), 2), (((0, 1), (0, 1)), 2)])
+@pytest.mark.parametrize(
+    "padding, stride", [(((1, 1), (1, 1)), 1), (((1, 1), (1, 1)), 2), (((0, 1), (0, 1)), 2)]
+)
 def test_conv_pads_as_pytorch(padding, stride):
     x = normal((1, 8, 6, 3))
     layer = conv(3, 5, stride=stride, padding=padding, dtype=jnp.float32, rngs=nnx.Rngs(0))
@@ -91,7 +111,9 @@ def test_timestep_embedding_is_diffusers():
     from diffusers.models.embeddings import get_timestep_embedding
 
     t = np.array([0, 1, 37, 801, 999], np.float32)
-    expected = get_timestep_embedding(torch.from_numpy(t), 320, flip_sin_to_cos=True, downscale_freq_shift=0)
+    expected = get_timestep_embedding(
+        torch.from_numpy(t), 320, flip_sin_to_cos=True, downscale_freq_shift=0
+    )
     np.testing.assert_allclose(timestep_embedding(jnp.asarray(t), 320), expected, atol=2e-4)
 
 
@@ -110,15 +132,24 @@ def test_convolution_of_what_was_upsampled():
     layer.bias[...] = jnp.asarray(normal((7,), 1))
     plain = torch.nn.functional.interpolate(to_torch(x), scale_factor=2, mode="nearest")
     kernel = torch.from_numpy(np.asarray(layer.kernel[...]).transpose(3, 2, 0, 1).copy())
-    expected = from_torch(torch.nn.functional.conv2d(plain, kernel, torch.from_numpy(np.array(layer.bias[...])), padding=1))
+    expected = from_torch(
+        torch.nn.functional.conv2d(
+            plain, kernel, torch.from_numpy(np.array(layer.bias[...])), padding=1
+        )
+    )
     np.testing.assert_allclose(convolve_upsampled(layer, x), expected, atol=1e-5)
     np.testing.assert_allclose(layer(upsample(x)), expected, atol=1e-5)
 
 
 def test_upsampled_convolution_of_a_kernel_in_bfloat16():
-    layer, x = conv(5, 7, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), jnp.asarray(normal((1, 3, 4, 5)), jnp.bfloat16)
+    layer, x = (
+        conv(5, 7, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)),
+        jnp.asarray(normal((1, 3, 4, 5)), jnp.bfloat16),
+    )
     graph, state = nnx.split(layer)
     params = nnx.to_pure_dict(state)
     run = jax.jit(lambda params: convolve_upsampled(nnx.merge(graph, params), x))
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    np.testing.assert_array_equal(np.asarray(run(params), np.float32), np.asarray(run(rounded), np.float32))
+    np.testing.assert_array_equal(
+        np.asarray(run(params), np.float32), np.asarray(run(rounded), np.float32)
+    )

@@ -1,4 +1,5 @@
-"""The parity folder: recorded outputs of the original networks, and the recipe that makes their weights and inputs.
+"""The parity folder: recorded outputs of the original networks, and the recipe that makes their
+weights and inputs.
 
 `CAPHUMAN_PARITY` names the folder; the default is the copy beside these tests.
 """
@@ -15,8 +16,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caphuman_jax import models
 from caphuman_jax.config import IdentityConfig, ModelConfig, UNetConfig, VAEConfig
+from caphuman_jax.models import registry
 from caphuman_jax.weights.convert import from_pytorch
 from caphuman_jax.weights.names import PREFIXES
 
@@ -25,7 +26,9 @@ FOLDER = Path(os.environ.get("CAPHUMAN_PARITY", Path(__file__).parent / "data"))
 CONFIGS = {
     "small": ModelConfig(
         name="small",
-        unet=UNetConfig(multipliers=(1, 2), res_blocks=1, attention_downsamplings=(1, 2), context_width=64),
+        unet=UNetConfig(
+            multipliers=(1, 2), res_blocks=1, attention_downsamplings=(1, 2), context_width=64
+        ),
         identity=IdentityConfig(image_width=96),
         vae=VAEConfig(encoder_channels=32, decoder_channels=32),
     ),
@@ -45,7 +48,9 @@ class Recipe(Mapping):
         normal = self.parity.normal(name, shape)
         if len(shape) >= 2:
             return normal / np.float32(np.sqrt(np.prod(shape[1:])))
-        return 1 + np.float32(0.1) * normal if name.endswith("weight") else np.float32(0.05) * normal
+        return (
+            1 + np.float32(0.1) * normal if name.endswith("weight") else np.float32(0.05) * normal
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shapes)
@@ -86,13 +91,20 @@ class Parity:
     def network(self, name: str, size: str) -> tuple[nnx.GraphDef, dict]:
         """A network of `small` or `full`, filled by the recipe."""
         cfg = CONFIGS[size]
-        graphdef, shapes = models.abstract(cfg, only=(name,))[name]
+        graphdef, shapes = registry.abstract(cfg, only=(name,))[name]
         if name in ("text", "image_encoder"):
-            prefix, parameters = "", self.json("clip_parameters")["clip_text" if name == "text" else "clip_vision"]
+            prefix, parameters = (
+                "",
+                self.json("clip_parameters")["clip_text" if name == "text" else "clip_vision"],
+            )
         else:
             prefix, parameters = PREFIXES[name], self.json(f"{size}_parameters")
         if name == "identity":  # Its two layers have no common prefix.
-            parameters = {key: shape for key, shape in parameters.items() if key.startswith(("id_linear", "img_linear"))}
+            parameters = {
+                key: shape
+                for key, shape in parameters.items()
+                if key.startswith(("id_linear", "img_linear"))
+            }
         weights = Recipe(self, parameters)
         return graphdef, from_pytorch(name, cfg, shapes, weights, prefix=prefix, put=jnp.asarray)
 

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caphuman_jax.models import deca, face_parsing, facenet
+from caphuman_jax.models import deca_encoder, face_parsing, facenet
 
 TOLERANCE = 1e-4
 
 
 class Weights(Mapping):
-    """A face network's arrays by PyTorch name, made by the recipe; running statistics have a rule of their own."""
+    """A face network's arrays by PyTorch name, made by the recipe; running statistics have a rule
+    of their own.
+    """
 
     def __init__(self, parity, network):
         self.parity = parity
@@ -29,7 +31,9 @@ class Weights(Mapping):
             return np.exp(np.float32(0.1) * normal)
         if len(shape) >= 2:
             return normal / np.float32(np.sqrt(np.prod(shape[1:])))
-        return 1 + np.float32(0.1) * normal if name.endswith("weight") else np.float32(0.05) * normal
+        return (
+            1 + np.float32(0.1) * normal if name.endswith("weight") else np.float32(0.05) * normal
+        )
 
     def __iter__(self):
         return iter(self.shapes)
@@ -45,7 +49,9 @@ def recorded(parity):
 
 def run(network, inputs):
     graphdef, params = network
-    return jax.jit(lambda params, inputs: nnx.merge(graphdef, params)(inputs))(jax.tree.map(jnp.asarray, params), inputs)
+    return jax.jit(lambda params, inputs: nnx.merge(graphdef, params)(inputs))(
+        jax.tree.map(jnp.asarray, params), inputs
+    )
 
 
 def test_facenet(parity, recorded):
@@ -62,10 +68,12 @@ def test_face_parsing(parity, recorded):
     best = np.sort(np.asarray(logits), axis=-1)
     clear = best[..., -1] - best[..., -2] > 2 * TOLERANCE * np.abs(best).max()
     assert clear.mean() > 0.99
-    np.testing.assert_array_equal(np.asarray(logits).argmax(axis=-1)[clear], recorded["parsing_argmax"][clear])
+    np.testing.assert_array_equal(
+        np.asarray(logits).argmax(axis=-1)[clear], recorded["parsing_argmax"][clear]
+    )
 
 
 def test_deca_encoder(parity, recorded):
     crops = jax.nn.sigmoid(parity.image("in/deca_image", (2, 3, 224, 224)))
-    codes = run(deca.load(Weights(parity, "deca_encoder")), crops)
+    codes = run(deca_encoder.load(Weights(parity, "deca_encoder")), crops)
     assert parity.error(codes, recorded["deca_parameters"]) < TOLERANCE

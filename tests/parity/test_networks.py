@@ -1,4 +1,6 @@
-"""The diffusion networks against the recorded outputs of the original ones, at small and at full size."""
+"""The diffusion networks against the recorded outputs of the original ones, at small and at full
+size.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +9,10 @@ import pytest
 from flax import nnx
 
 from caphuman_jax.diffusion.guidance import text_guidance
-from caphuman_jax.diffusion.samplers import plan, sample
+from caphuman_jax.diffusion.sampling_loop import plan, sample
 from caphuman_jax.diffusion.schedule import alphas, betas
 from caphuman_jax.models.capface import gate, scale_control, sum_controls
-from caphuman_jax.models.identity import drop_identity
+from caphuman_jax.models.identity_projector import drop_identity
 
 SIZES = ["small", pytest.param("full", marks=pytest.mark.slow)]
 TOLERANCE = 1e-4
@@ -99,7 +101,9 @@ def test_prediction(parity, size, inputs, networks, tokens, control_and_mask, ca
     control, mask = control_and_mask
     if case == "eps_tau_500":
         kept = drop_identity(tokens, inputs.timesteps, 500.0)
-        control, mask = networks.control(networks.params, inputs.latents, inputs.timesteps, kept, inputs.hints)
+        control, mask = networks.control(
+            networks.params, inputs.latents, inputs.timesteps, kept, inputs.hints
+        )
     control = gate(control, mask)
     if case == "eps_strength_0p6":
         control = scale_control(control, 0.6)
@@ -116,10 +120,22 @@ def test_two_people(parity, inputs, networks, tokens, control_and_mask):
     hints = parity.image("in/hint2", (batch, 9, height, width))
     image_tokens = parity.tokens("in/image_tokens2", inputs.image_tokens.shape)
     recognition = parity.tokens("in/id2", (batch, 1, 512))[:, 0]
-    second = gate(*networks.control(
-        networks.params, inputs.latents, inputs.timesteps, networks.tokens(networks.params, image_tokens, recognition), hints
-    ))
-    eps = networks.unet(networks.params, inputs.latents, inputs.timesteps, inputs.text, sum_controls([first, second]))
+    second = gate(
+        *networks.control(
+            networks.params,
+            inputs.latents,
+            inputs.timesteps,
+            networks.tokens(networks.params, image_tokens, recognition),
+            hints,
+        )
+    )
+    eps = networks.unet(
+        networks.params,
+        inputs.latents,
+        inputs.timesteps,
+        inputs.text,
+        sum_controls([first, second]),
+    )
     assert parity.error(eps, parity.recorded("small_two_people")["eps"]) < TOLERANCE
 
 
@@ -136,10 +152,14 @@ def test_ddim(parity, inputs, networks, tokens, control_and_mask):
             return gate(networks.control(params, latents, timesteps, tokens, inputs.hints)[0], mask)
 
         def unet(latents, timestep, text, residuals, _):
-            return networks.unet(params, latents, jnp.full((len(latents),), timestep, jnp.float32), text, residuals)
+            return networks.unet(
+                params, latents, jnp.full((len(latents),), timestep, jnp.float32), text, residuals
+            )
 
         denoise = text_guidance(unet, control, inputs.text, inputs.uncond_text, 7.0)
-        return sample(denoise, noise, plan(parity.configs["small"].diffusion, "ddim", 6), trajectory=True)
+        return sample(
+            denoise, noise, plan(parity.configs["small"].diffusion, "ddim", 6), trajectory=True
+        )
 
     final, trajectory = run(networks.params, inputs.latents)
     assert len(trajectory) == len(recorded["latents"]) == 7
@@ -161,8 +181,12 @@ def test_vae(parity, size):
     image = jnp.tanh(parity.image("in/image", recorded["decoded"].shape))
     _, channels, height, width = recorded["moments"].shape
     latents = parity.image("in/z", (1, channels // 2, height, width))
-    mean, logvar = jax.jit(lambda params, image: nnx.merge(graphdef, params).encode(image))(params, image)
-    decoded = jax.jit(lambda params, latents: nnx.merge(graphdef, params).decode(latents))(params, latents)
+    mean, logvar = jax.jit(lambda params, image: nnx.merge(graphdef, params).encode(image))(
+        params, image
+    )
+    decoded = jax.jit(lambda params, latents: nnx.merge(graphdef, params).decode(latents))(
+        params, latents
+    )
     assert parity.error(jnp.concatenate([mean, logvar], axis=-1), recorded["moments"]) < TOLERANCE
     # A picture recorded in float16 is rounded by up to 2^-11.
     tolerance = 2**-11 if recorded["decoded"].dtype == np.float16 else TOLERANCE

@@ -7,16 +7,29 @@ import jax
 import numpy as np
 import pytest
 
-from caphuman_jax import models, pipeline
 from caphuman_jax.config import MINI
-from caphuman_jax.images import read_photo
-from caphuman_jax.weights import folder
+from caphuman_jax.io.images import read_photo
+from caphuman_jax.models import registry
+from caphuman_jax.pipeline import pipeline
+from caphuman_jax.weights import model_folder
 
 TINY = dataclasses.replace(
-    MINI, name="tiny", image_size=64,
-    unet=dataclasses.replace(MINI.unet, channels=16, multipliers=(1, 2), attention_downsamplings=(1, 2), heads=2, context_width=32, groups=8),
+    MINI,
+    name="tiny",
+    image_size=64,
+    unet=dataclasses.replace(
+        MINI.unet,
+        channels=16,
+        multipliers=(1, 2),
+        attention_downsamplings=(1, 2),
+        heads=2,
+        context_width=32,
+        groups=8,
+    ),
     capface=dataclasses.replace(MINI.capface, hint_widths=(8, 8, 16)),
-    vae=dataclasses.replace(MINI.vae, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), groups=8),
+    vae=dataclasses.replace(
+        MINI.vae, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), groups=8
+    ),
     text=dataclasses.replace(MINI.text, width=32, layers=1, heads=2, mlp_width=64, embed_width=8),
     sampling=dataclasses.replace(MINI.sampling, steps=2),
 )
@@ -46,7 +59,9 @@ def compile_quickly():
 
 @pytest.fixture(scope="session")
 def tiny_params():
-    """{network: parameters} drawn at random, save CapFace's last layers, which are zero as when training begins."""
+    """{network: parameters} drawn at random, save CapFace's last layers, which are zero as when
+    training begins.
+    """
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -54,7 +69,7 @@ def tiny_params():
             return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
         return np.full(leaf.shape, path[-1].key == "scale", np.float32)
 
-    shapes = {name: params for name, (_, params) in models.abstract(TINY).items()}
+    shapes = {name: params for name, (_, params) in registry.abstract(TINY).items()}
     params = jax.tree_util.tree_map_with_path(draw, shapes)
     params["capface"]["zero"] = jax.tree.map(np.zeros_like, params["capface"]["zero"])
     return params
@@ -65,8 +80,10 @@ def tiny_folder(tiny_params, tmp_path_factory):
     """A model folder whose CapFace is not zero, so that faces and heads matter."""
     path = tmp_path_factory.mktemp("models") / "tiny"
     rng = np.random.default_rng(1)
-    stirred = jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), tiny_params["capface"])
-    folder.save_model(path, TINY, {**tiny_params, "capface": stirred})
+    stirred = jax.tree.map(
+        lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), tiny_params["capface"]
+    )
+    model_folder.save_model(path, TINY, {**tiny_params, "capface": stirred})
     return path
 
 

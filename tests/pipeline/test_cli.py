@@ -8,44 +8,92 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caphuman_jax import cli, provenance
-from caphuman_jax.head import control
+from caphuman_jax.cli import app
+from caphuman_jax.head import editing
+from caphuman_jax.io import metadata
 
 
 @pytest.fixture
 def generate(tiny_folder, astronaut_file, tmp_path, capsys):
-    """Run `caphuman generate` in-process: (exit code, lines of stderr); pictures go to tmp_path/out."""
+    """Run `caphuman generate` in-process: (exit code, lines of stderr); pictures go to
+    tmp_path/out.
+    """
+
     def run(*options, reference=astronaut_file, prompt="a photo", out=tmp_path / "out"):
-        arguments = ["generate", "--model", str(tiny_folder)] + ([] if reference is None else ["--reference", str(reference)])
+        arguments = ["generate", "--model", str(tiny_folder)] + (
+            [] if reference is None else ["--reference", str(reference)]
+        )
         arguments += ["--out", str(out), *map(str, options)]
         if prompt is not None:
             arguments += ["--prompt", prompt]
         try:
-            code = cli.main(arguments)
+            code = app.main(arguments)
         except SystemExit as stop:
             code = stop.code
         run.printed, errors = capsys.readouterr()
         return code, errors.splitlines()
+
     run.model = str(tiny_folder)
     return run
 
 
 def test_pictures_their_record_and_repeating_one(generate, tmp_path, astronaut_file):
-    code, lines = generate("--num", 2, "--seed", 7, "--yaw", 20, "--expression", "smile=0.8,jawOpen=0.1", "--light", "-1,0.2,0.4,0.6", "--head-from",
-                           astronaut_file, "--take", "expression", "--size", "64x64", "--guidance-interval", 900, 0, "--reuse", 2)
+    code, lines = generate(
+        "--num",
+        2,
+        "--seed",
+        7,
+        "--yaw",
+        20,
+        "--expression",
+        "smile=0.8,jawOpen=0.1",
+        "--light",
+        "-1,0.2,0.4,0.6",
+        "--head-from",
+        astronaut_file,
+        "--take",
+        "expression",
+        "--size",
+        "64x64",
+        "--guidance-interval",
+        900,
+        0,
+        "--reuse",
+        2,
+    )
     assert code == 0, lines
     out = tmp_path / "out"
-    assert generate.printed.split() == [str(out / name) for name in ("picture_00.png", "picture_01.png", "sheet.png")]
-    assert sorted(path.name for path in out.iterdir()) == ["picture_00.png", "picture_01.png", "sheet.png"]
-    made = provenance.read_settings(out / "picture_01.png")
-    assert made["seed"] == 7 and made["index"] == 1 and made["people"][0]["asked_head"]["take"] == ["expression"] and made["size"] == [64, 64]
+    assert generate.printed.split() == [
+        str(out / name) for name in ("picture_00.png", "picture_01.png", "sheet.png")
+    ]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "picture_00.png",
+        "picture_01.png",
+        "sheet.png",
+    ]
+    made = metadata.read_settings(out / "picture_01.png")
+    assert (
+        made["seed"] == 7
+        and made["index"] == 1
+        and made["people"][0]["asked_head"]["take"] == ["expression"]
+        and made["size"] == [64, 64]
+    )
     assert made["guidance_interval"] == [0, 900] and made["reuse"] == 2
-    assert any(line.startswith("preparing the sampler (compiled once") for line in lines) and "sampling" in lines[-1] and "compile" in lines[-1]
+    assert (
+        any(line.startswith("preparing the sampler (compiled once") for line in lines)
+        and "sampling" in lines[-1]
+        and "compile" in lines[-1]
+    )
 
-    code, lines = generate("--repeat", out / "picture_01.png", "--head-from", astronaut_file, prompt=None)
+    code, lines = generate(
+        "--repeat", out / "picture_01.png", "--head-from", astronaut_file, prompt=None
+    )
     assert code == 0, lines
     assert not any("not the one" in line for line in lines)
-    np.testing.assert_array_equal(np.asarray(Image.open(out / "picture_02.png")), np.asarray(Image.open(out / "picture_01.png")))
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(out / "picture_02.png")),
+        np.asarray(Image.open(out / "picture_01.png")),
+    )
     code, lines = generate("--repeat", out / "picture_01.png", prompt=None)
     assert code == 2 and "name that photo with --head-from" in lines[-1]
 
@@ -61,33 +109,58 @@ def test_several_faces_are_a_notice(generate, two_faces, tmp_path):
 def test_lora_from_the_command_line(generate, tmp_path):
     from safetensors.numpy import save_file
 
-    layer, file = "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q", tmp_path / "style.safetensors"
-    save_file({f"{layer}.lora_down.weight": np.ones((1, 32), np.float32), f"{layer}.lora_up.weight": np.ones((32, 1), np.float32)}, file)
+    layer, file = (
+        "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q",
+        tmp_path / "style.safetensors",
+    )
+    save_file(
+        {
+            f"{layer}.lora_down.weight": np.ones((1, 32), np.float32),
+            f"{layer}.lora_up.weight": np.ones((32, 1), np.float32),
+        },
+        file,
+    )
     code, lines = generate("--lora", f"{file}:0.5")
     assert code == 0, lines
-    (used,) = provenance.read_settings(tmp_path / "out" / "picture_00.png")["loras"]
+    (used,) = metadata.read_settings(tmp_path / "out" / "picture_00.png")["loras"]
     assert used["name"] == "style.safetensors" and used["strength"] == 0.5
     code, lines = generate("--lora", tmp_path / "gone.safetensors")
     assert code == 2 and "gone.safetensors" in lines[-1]
 
 
 BAD = {
-    "no face": (["--reference", "{none}"], "no face found"), "no face in the head photo": (["--head-from", "{none}"], "none.png"),
-    "missing file": (["--reference", "gone.jpg"], "does not exist"), "damaged": (["--reference", "{damaged}"], "damaged"),
-    "no picture": (["--reference", "{text}"], "format"), "expression": (["--expression", "smirk=1"], "smirk"),
-    "weight": (["--expression", "smile=2"], "between 0 and 1"), "NaN": (["--yaw", "nan"], "yaw"), "no number": (["--yaw", "left"], "--yaw"),
-    "light": (["--light", "blue"], "blue"), "position": (["--position", "1,a,2"], "--position"), "size": (["--size", "65"], "multiples of 8"),
-    "size text": (["--size", "big"], "--size"), "model": (["--model", "nobody"], "nobody"), "steps": (["--steps", "0"], "steps"),
-    "num": (["--num", "0"], "num"), "face": (["--face", "3"], "no face 3"), "take": (["--take", "pose"], "--head-from"),
+    "no face": (["--reference", "{none}"], "no face found"),
+    "no face in the head photo": (["--head-from", "{none}"], "none.png"),
+    "missing file": (["--reference", "gone.jpg"], "does not exist"),
+    "damaged": (["--reference", "{damaged}"], "damaged"),
+    "no picture": (["--reference", "{text}"], "format"),
+    "expression": (["--expression", "smirk=1"], "smirk"),
+    "weight": (["--expression", "smile=2"], "between 0 and 1"),
+    "NaN": (["--yaw", "nan"], "yaw"),
+    "no number": (["--yaw", "left"], "--yaw"),
+    "light": (["--light", "blue"], "blue"),
+    "position": (["--position", "1,a,2"], "--position"),
+    "size": (["--size", "65"], "multiples of 8"),
+    "size text": (["--size", "big"], "--size"),
+    "model": (["--model", "nobody"], "nobody"),
+    "steps": (["--steps", "0"], "steps"),
+    "num": (["--num", "0"], "num"),
+    "face": (["--face", "3"], "no face 3"),
+    "take": (["--take", "pose"], "--head-from"),
     "batch": (["--batch", "0"], "batch"),
-    "take what": (["--head-from", "{none}", "--take", "nose"], "nose"), "option": (["--colour"], "colour"),
-    "repeat": (["--repeat", "{none}"], "--prompt"), "sampler": (["--sampler", "magic"], "dpmpp_2m"), "control": (["--control", "pose={none}"], "no ControlNet"),
+    "take what": (["--head-from", "{none}", "--take", "nose"], "nose"),
+    "option": (["--colour"], "colour"),
+    "repeat": (["--repeat", "{none}"], "--prompt"),
+    "sampler": (["--sampler", "magic"], "dpmpp_2m"),
+    "control": (["--control", "pose={none}"], "no ControlNet"),
     "control form": (["--control", "pose"], "NAME=PICTURE"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_leaves_nothing(case, generate, astronaut, astronaut_file, tmp_path):
+def test_bad_input_is_one_line_and_leaves_nothing(
+    case, generate, astronaut, astronaut_file, tmp_path
+):
     options, told = BAD[case]
     files = {name: tmp_path / f"{name}.png" for name in ("none", "damaged", "text")}
     Image.fromarray(astronaut[250:]).save(files["none"])
@@ -95,7 +168,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(case, generate, astronaut, ast
     files["text"].write_text("no picture")
     code, lines = generate(*(option.format(**files) for option in options))
     errors = [line for line in lines if line.startswith("caphuman: error: ")]
-    assert code == 2 and errors == lines[-1:] and told in errors[0] and "Traceback" not in "".join(lines)
+    assert (
+        code == 2
+        and errors == lines[-1:]
+        and told in errors[0]
+        and "Traceback" not in "".join(lines)
+    )
     assert not (tmp_path / "out").exists() and generate.printed == ""
 
 
@@ -106,31 +184,87 @@ def test_other_bad_calls(generate, capsys):
     assert code == 2 and "cannot be written" in lines[-1]
     for arguments in ([], ["fly"]):
         with pytest.raises(SystemExit) as stop:
-            cli.main(arguments)
+            app.main(arguments)
         assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
-    for arguments, told in ((["generate"], "--prompt"), (["generate", "--prompt", "x"], "--reference")):
-        assert cli.main(arguments) == 2
+    for arguments, told in (
+        (["generate"], "--prompt"),
+        (["generate", "--prompt", "x"], "--reference"),
+    ):
+        assert app.main(arguments) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert told in line
 
 
 def test_several_people_from_the_command_line(generate, tmp_path, astronaut_file, capsys):
     file = tmp_path / "her.identity"
-    assert cli.main(["identity", "--reference", str(astronaut_file), "--model", generate.model, "--out", str(file)]) == 0
-    assert cli.main(["identity", "--reference", str(astronaut_file), "--model", generate.model, "--out", str(file)]) == 2
+    assert (
+        app.main(
+            [
+                "identity",
+                "--reference",
+                str(astronaut_file),
+                "--model",
+                generate.model,
+                "--out",
+                str(file),
+            ]
+        )
+        == 0
+    )
+    assert (
+        app.main(
+            [
+                "identity",
+                "--reference",
+                str(astronaut_file),
+                "--model",
+                generate.model,
+                "--out",
+                str(file),
+            ]
+        )
+        == 2
+    )
     assert "exists" in capsys.readouterr().err
-    people = ["--person", f"ref={astronaut_file},yaw=15,expression=smile:0.8+jawOpen:0.1,light=left:0.5", "--person", f"ref={file},position=0.7/0.5/0.3"]
+    people = [
+        "--person",
+        f"ref={astronaut_file},yaw=15,expression=smile:0.8+jawOpen:0.1,light=left:0.5",
+        "--person",
+        f"ref={file},position=0.7/0.5/0.3",
+    ]
     code, lines = generate(*people, reference=None)
     assert code == 0, lines
     picture = tmp_path / "out" / "picture_00.png"
-    first, second = provenance.read_settings(picture)["people"]
-    assert first["asked_head"]["expression"] == "smile=0.8,jawOpen=0.1" and first["asked_head"]["position"][0] == 0.25
-    assert second["asked_head"]["position"] == [0.7, 0.5, 0.3] and first["reference"]["sha256"] == second["reference"]["sha256"]
-    code, lines = generate("--repeat", picture, "--person", f"ref={astronaut_file}", "--person", f"ref={file}", prompt=None, reference=None)
+    first, second = metadata.read_settings(picture)["people"]
+    assert (
+        first["asked_head"]["expression"] == "smile=0.8,jawOpen=0.1"
+        and first["asked_head"]["position"][0] == 0.25
+    )
+    assert (
+        second["asked_head"]["position"] == [0.7, 0.5, 0.3]
+        and first["reference"]["sha256"] == second["reference"]["sha256"]
+    )
+    code, lines = generate(
+        "--repeat",
+        picture,
+        "--person",
+        f"ref={astronaut_file}",
+        "--person",
+        f"ref={file}",
+        prompt=None,
+        reference=None,
+    )
     assert code == 0, lines
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "picture_01.png")), np.asarray(Image.open(picture)))
-    for options, told in (([*people, "--yaw", "3"], "leave out --yaw"), (["--person", "yaw=3"], "ref=PHOTO"), (["--person", "me.jpg"], "ref=me.jpg"),
-                          (["--person", f"ref={file},tilt=3"], "tilt"), (["--person", f"ref={file},yaw=left"], "yaw")):
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "out" / "picture_01.png")), np.asarray(Image.open(picture))
+    )
+    for options, told in (
+        ([*people, "--yaw", "3"], "leave out --yaw"),
+        (["--person", "yaw=3"], "ref=PHOTO"),
+        (["--person", "me.jpg"], "ref=me.jpg"),
+        (["--person", f"ref={file},tilt=3"], "tilt"),
+        (["--person", f"ref={file},yaw=left"], "yaw"),
+    ):
         code, lines = generate(*options, reference=None)
         assert code == 2 and told in lines[-1], lines
 
@@ -138,35 +272,70 @@ def test_several_people_from_the_command_line(generate, tmp_path, astronaut_file
 def test_interrupted(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
-    monkeypatch.setattr(cli, "_dispatch", interrupt)
-    assert cli.main(["generate"]) == 130 and "interrupted" in capsys.readouterr().err
+
+    monkeypatch.setattr(app, "_dispatch", interrupt)
+    assert app.main(["generate"]) == 130 and "interrupted" in capsys.readouterr().err
 
 
 def test_help_is_light_and_names_every_preset():
-    script = "import sys; from caphuman_jax import cli\ntry: cli.main(sys.argv[1:])\nfinally: assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
+    script = "import sys; from caphuman_jax.cli import app\ntry: app.main(sys.argv[1:])\nfinally: assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
     top = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True)
-    assert top.returncode == 0 and all(name in top.stdout for name in ("generate", "evaluate", "train", "prepare", "inspect")), top.stderr
+    assert top.returncode == 0 and all(
+        name in top.stdout for name in ("generate", "evaluate", "train", "prepare", "inspect")
+    ), top.stderr
     wide = {**os.environ, "COLUMNS": "400"}
-    text = subprocess.run([sys.executable, "-c", script, "generate", "--help"], capture_output=True, text=True, env=wide).stdout
+    text = subprocess.run(
+        [sys.executable, "-c", script, "generate", "--help"],
+        capture_output=True,
+        text=True,
+        env=wide,
+    ).stdout
     words = text.replace(",", " ").replace(";", " ").replace("\n", " ").split()
-    assert {*control.PRESETS, *control.LIGHTS, *control.PARTS} <= set(words)
+    assert {*editing.PRESETS, *editing.LIGHTS, *editing.PARTS} <= set(words)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "identity", "train", "prepare", "inspect"])
 def test_other_commands_have_their_own_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
+        app.main([command, "--help"])
     assert stop.value.code == 0 and len(capsys.readouterr().out.splitlines()) > 5
 
 
 @pytest.mark.slow
 def test_the_second_run_compiles_nothing(tiny_folder, astronaut_file, tmp_path):
-    environment = {"PATH": "", "CAPHUMAN_CACHE": str(tmp_path / "cache"), "PYTHONPATH": ":".join(sys.path)}
+    environment = {
+        "PATH": "",
+        "CAPHUMAN_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": ":".join(sys.path),
+    }
 
     def run():
-        subprocess.run([sys.executable, "-m", "caphuman_jax.cli", "generate", "--reference", astronaut_file, "--prompt", "a photo",
-                        "--model", tiny_folder, "--out", tmp_path / "out"], check=True, env=environment)
-        return {path.name for path in (tmp_path / "cache" / "compiled").iterdir() if path.name.endswith("-cache")}
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "caphuman_jax.cli",
+                "generate",
+                "--reference",
+                astronaut_file,
+                "--prompt",
+                "a photo",
+                "--model",
+                tiny_folder,
+                "--out",
+                tmp_path / "out",
+            ],
+            check=True,
+            env=environment,
+        )
+        return {
+            path.name
+            for path in (tmp_path / "cache" / "compiled").iterdir()
+            if path.name.endswith("-cache")
+        }
+
     first = run()
-    assert {"jit_generate", "jit_heads_from_photos", "jit_render_hints_batch"} <= {name.rsplit("-", 2)[0] for name in first}
+    assert {"jit_generate", "jit_heads_from_photos", "jit_render_hints_batch"} <= {
+        name.rsplit("-", 2)[0] for name in first
+    }
     assert run() == first

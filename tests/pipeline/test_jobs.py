@@ -1,4 +1,6 @@
-"""Jobs files: what is wrong with them is said with line and field; products; the order in which pictures are made."""
+"""Jobs files: what is wrong with them is said with line and field; products; the order in which
+pictures are made.
+"""
 
 import json
 
@@ -6,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caphuman_jax.bulk import jobs
-from caphuman_jax.bulk.check import Checker
-from caphuman_jax.bulk.plan import Plan
 from caphuman_jax.config import MINI
 from caphuman_jax.errors import SettingError
-from caphuman_jax.person import WantedHead
+from caphuman_jax.jobs import jobs
+from caphuman_jax.jobs.order import Plan
+from caphuman_jax.jobs.validate import Checker
+from caphuman_jax.person.person import WantedHead
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,10 @@ def write(tmp_path):
 
     def to_file(*lines, name="jobs.jsonl"):
         path = tmp_path / name
-        path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+        path.write_text(
+            "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines),
+            encoding="utf-8",
+        )
         return path
 
     return to_file
@@ -36,21 +41,35 @@ def write(tmp_path):
 GOOD = {"reference": "a.png", "prompt": "a photo"}
 WRONG = {
     "missing photo": ({"reference": "gone.png"}, "reference: {folder}/gone.png does not exist"),
-    "no reference": ({"reference": None}, "reference: is missing"), "no prompt": ({"prompt": None}, "prompt: is missing"),
-    "prompt": ({"prompt": 5}, "prompt: the prompt is a text"), "field": ({"promt": "x"}, "promt: there is no such field; did you mean prompt?"),
-    "yaw": ({"head": {"yaw": 200}}, "head.yaw: yaw must lie between -90 and 90"), "yaw text": ({"head": {"yaw": "left"}}, "head.yaw: "),
-    "expression": ({"head": {"expression": "smirk=1"}}, "head.expression: there is no expression called 'smirk'"),
+    "no reference": ({"reference": None}, "reference: is missing"),
+    "no prompt": ({"prompt": None}, "prompt: is missing"),
+    "prompt": ({"prompt": 5}, "prompt: the prompt is a text"),
+    "field": ({"promt": "x"}, "promt: there is no such field; did you mean prompt?"),
+    "yaw": ({"head": {"yaw": 200}}, "head.yaw: yaw must lie between -90 and 90"),
+    "yaw text": ({"head": {"yaw": "left"}}, "head.yaw: "),
+    "expression": (
+        {"head": {"expression": "smirk=1"}},
+        "head.expression: there is no expression called 'smirk'",
+    ),
     "light": ({"head": {"light": "blue"}}, "head.light: there is no light called 'blue'"),
     "position": ({"head": {"position": [1, 2]}}, "head.position: position takes three numbers"),
-    "head": ({"head": 3}, "head: must be a photo or an object"), "head field": ({"head": {"smile": 1}}, "head.smile: a head has no 'smile'"),
+    "head": ({"head": 3}, "head: must be a photo or an object"),
+    "head field": ({"head": {"smile": 1}}, "head.smile: a head has no 'smile'"),
     "head photo": ({"head": {"photo": "gone.png"}}, "head.photo: {folder}/gone.png does not exist"),
-    "take": ({"head": {"take": "pose"}}, "head.take: says how a head photo is used"), "face": ({"face": -1}, "face: must be the number of a face"),
-    "num": ({"num": 0}, "num: num must lie between 1"), "steps": ({"steps": "many"}, "steps: steps must be a number"),
-    "sampler": ({"sampler": "magic"}, "sampler: there is no sampler 'magic'"), "size": ({"size": 65}, "size: the size 65 cannot be made"),
-    "gate": ({"gate": "no"}, "gate: must be hard or soft"), "boolean": ({"guidance": True}, "guidance: True cannot be used"),
+    "take": ({"head": {"take": "pose"}}, "head.take: says how a head photo is used"),
+    "face": ({"face": -1}, "face: must be the number of a face"),
+    "num": ({"num": 0}, "num: num must lie between 1"),
+    "steps": ({"steps": "many"}, "steps: steps must be a number"),
+    "sampler": ({"sampler": "magic"}, "sampler: there is no sampler 'magic'"),
+    "size": ({"size": 65}, "size: the size 65 cannot be made"),
+    "gate": ({"gate": "no"}, "gate: must be hard or soft"),
+    "boolean": ({"guidance": True}, "guidance: True cannot be used"),
     "together": ({"sampler": "lcm", "eta": 0.5}, "eta belongs to the sampler ddim"),
     "photos": ({"photos": "mean"}, "photos: photos are put together by"),
-    "control": ({"controls": [{"name": "x", "picture": "landmarks"}]}, "controls: the model mini has no ControlNet named 'x'"),
+    "control": (
+        {"controls": [{"name": "x", "picture": "landmarks"}]},
+        "controls: the model mini has no ControlNet named 'x'",
+    ),
     "both": ({"people": [{"reference": "a.png"}]}, "reference: is for one person"),
     "id": ({"id": "a/b"}, "id: 'a/b' cannot be part of a file's name"),
     "product": ({"product": {"head": {}}}, "product: must be fields with a list"),
@@ -69,8 +88,16 @@ def test_wrong_entries_are_named_with_line_and_field(case, write, checker, tmp_p
 
 def test_lines_that_are_no_jobs_and_files_without_any(write, checker, tmp_path):
     found = jobs.read_jobs(write(GOOD, "{oops", [1], {**GOOD, "id": 1}), checker, {})
-    assert [problem.split(": ")[0] for problem in found.problems] == ["jobs.jsonl:2", "jobs.jsonl:3", "jobs.jsonl:4"]
-    assert "no JSON" in found.problems[0] and "must be an object" in found.problems[1] and "'1' is that of jobs.jsonl:1 already" in found.problems[2]
+    assert [problem.split(": ")[0] for problem in found.problems] == [
+        "jobs.jsonl:2",
+        "jobs.jsonl:3",
+        "jobs.jsonl:4",
+    ]
+    assert (
+        "no JSON" in found.problems[0]
+        and "must be an object" in found.problems[1]
+        and "'1' is that of jobs.jsonl:1 already" in found.problems[2]
+    )
     with pytest.raises(SettingError, match="holds no jobs"):
         jobs.read_jobs(write("", "# nothing"), checker, {})
     with pytest.raises(SettingError, match="does not exist"):
@@ -80,20 +107,55 @@ def test_lines_that_are_no_jobs_and_files_without_any(write, checker, tmp_path):
 
 
 def test_a_job_as_the_pipeline_takes_it(write, checker, tmp_path):
-    path = write({**GOOD, "head": {"yaw": 20, "photo": "b.png"}, "gate": "soft", "num": 2, "first": 3, "size": [64, 96]},
-                 {"id": "two", "prompt": "two people", "people": [{"reference": ["a.png", "b.png"]},
-                                                                  {"reference": "b.png", "head": "a.png", "face": 1}]})
+    path = write(
+        {
+            **GOOD,
+            "head": {"yaw": 20, "photo": "b.png"},
+            "gate": "soft",
+            "num": 2,
+            "first": 3,
+            "size": [64, 96],
+        },
+        {
+            "id": "two",
+            "prompt": "two people",
+            "people": [
+                {"reference": ["a.png", "b.png"]},
+                {"reference": "b.png", "head": "a.png", "face": 1},
+            ],
+        },
+    )
     one, two = jobs.read_jobs(path, checker, {"steps": 7, "num": 5}).jobs
-    assert one.id == "1" and one.options["steps"] == 7 and one.options["hard_gate"] is False and one.options["size"] == (64, 96)
+    assert (
+        one.id == "1"
+        and one.options["steps"] == 7
+        and one.options["hard_gate"] is False
+        and one.options["size"] == (64, 96)
+    )
     assert list(one.pictures) == [3, 4] and list(two.pictures) == [0, 1, 2, 3, 4]
     head = WantedHead(photo=str(tmp_path / "b.png"), yaw=20)
-    assert one.options["people"] == ({"reference": (str(tmp_path / "a.png"),), "head": head, "face": None},)
-    assert two.id == "two" and len(two.options["people"][0]["reference"]) == 2 and two.options["people"][1]["face"] == 1
+    assert one.options["people"] == (
+        {"reference": (str(tmp_path / "a.png"),), "head": head, "face": None},
+    )
+    assert (
+        two.id == "two"
+        and len(two.options["people"][0]["reference"]) == 2
+        and two.options["people"][1]["face"] == 1
+    )
 
 
 def test_products(write, checker, tmp_path):
-    path = write({"id": "p", "num": 3, "product": {"prompt": ["x", "y"], "head": [{}, {"yaw": 5}, "a.png"],
-                                                   "reference": ["a.png", ["a.png", "b.png"]]}})
+    path = write(
+        {
+            "id": "p",
+            "num": 3,
+            "product": {
+                "prompt": ["x", "y"],
+                "head": [{}, {"yaw": 5}, "a.png"],
+                "reference": ["a.png", ["a.png", "b.png"]],
+            },
+        }
+    )
     found = jobs.read_jobs(path, checker, {})
     assert not found.problems and len(found.jobs) == 12
     assert [job.id for job in found.jobs[:3]] == ["p_0_0_0", "p_0_0_1", "p_0_1_0"]
@@ -102,33 +164,85 @@ def test_products(write, checker, tmp_path):
 
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "prompts.txt").write_text("a photo\n\na painting\n")
-    (tmp_path / "lists" / "heads.jsonl").write_text('{}\n{"id": "left", "yaw": -20}\n{"photo": "../b.png"}\n')
-    found = jobs.product_jobs(tmp_path, tmp_path / "lists" / "prompts.txt", tmp_path / "lists" / "heads.jsonl", checker, {"num": 2})
+    (tmp_path / "lists" / "heads.jsonl").write_text(
+        '{}\n{"id": "left", "yaw": -20}\n{"photo": "../b.png"}\n'
+    )
+    found = jobs.product_jobs(
+        tmp_path,
+        tmp_path / "lists" / "prompts.txt",
+        tmp_path / "lists" / "heads.jsonl",
+        checker,
+        {"num": 2},
+    )
     assert not found.problems and len(found.jobs) == 2 * 2 * 3 and Plan(found.jobs).total == 24
     assert [job.id for job in found.jobs[:4]] == ["a_p0_h0", "a_p0_left", "a_p0_h2", "a_p1_h0"]
     assert found.jobs[2].options["people"][0]["head"].photo.endswith("lists/../b.png")
     (tmp_path / "lists" / "heads.jsonl").write_text('{"yaw": 500}\n')
-    found = jobs.product_jobs(tmp_path, tmp_path / "lists" / "prompts.txt", tmp_path / "lists" / "heads.jsonl", checker, {})
-    assert found.problems[0].startswith("a.png × prompts.txt:1 × heads.jsonl:1: head.yaw: yaw must lie")
+    found = jobs.product_jobs(
+        tmp_path,
+        tmp_path / "lists" / "prompts.txt",
+        tmp_path / "lists" / "heads.jsonl",
+        checker,
+        {},
+    )
+    assert found.problems[0].startswith(
+        "a.png × prompts.txt:1 × heads.jsonl:1: head.yaw: yaw must lie"
+    )
 
 
 def test_fingerprint_is_of_what_is_asked(write, checker):
-    fingerprint = lambda *lines, **defaults: jobs.read_jobs(write(*lines), checker, defaults).fingerprint
+    fingerprint = lambda *lines, **defaults: (
+        jobs.read_jobs(write(*lines), checker, defaults).fingerprint
+    )
     same = fingerprint(GOOD)
     assert same == fingerprint("# said otherwise", dict(reversed(GOOD.items())) | {"id": 1})
-    others = [fingerprint(GOOD, steps=3), fingerprint({**GOOD, "seed": 1}), fingerprint({**GOOD, "id": "2"}), fingerprint(GOOD, GOOD)]
+    others = [
+        fingerprint(GOOD, steps=3),
+        fingerprint({**GOOD, "seed": 1}),
+        fingerprint({**GOOD, "id": "2"}),
+        fingerprint(GOOD, GOOD),
+    ]
     assert len({same, *others}) == 5
 
 
 def test_plan_puts_what_belongs_together_beside_each_other(write, checker):
-    lines = [{**GOOD, "reference": f"{who}.png", "prompt": prompt, "head": {"yaw": yaw}, "steps": steps, "num": 3}
-             for prompt in ("x", "y") for steps in (2, 4) for yaw in (0, 9) for who in "ab"]
+    lines = [
+        {
+            **GOOD,
+            "reference": f"{who}.png",
+            "prompt": prompt,
+            "head": {"yaw": yaw},
+            "steps": steps,
+            "num": 3,
+        }
+        for prompt in ("x", "y")
+        for steps in (2, 4)
+        for yaw in (0, 9)
+        for who in "ab"
+    ]
     found = jobs.read_jobs(write(*lines), checker, {}).jobs
     for size in (None, 1, 5, 100):
         plan = Plan(found, size)
         pictures = [picture for unit in range(plan.units) for picture in plan.unit(unit)]
-        assert plan.total == len(pictures) == len(set((job.id, number) for job, number in pictures)) == 48 and plan.groups == 2
-        asked = [(job.options["steps"], job.options["people"][0]["reference"], id(job.options["people"][0]["head"])) for job, _ in pictures]
+        assert (
+            plan.total
+            == len(pictures)
+            == len(set((job.id, number) for job, number in pictures))
+            == 48
+            and plan.groups == 2
+        )
+        asked = [
+            (
+                job.options["steps"],
+                job.options["people"][0]["reference"],
+                id(job.options["people"][0]["head"]),
+            )
+            for job, _ in pictures
+        ]
         for depth in (1, 2, 3):  # each program, person and head comes in one run
-            runs = [a[:depth] for a, b in zip(asked, [None, *asked]) if b is None or a[:depth] != b[:depth]]
+            runs = [
+                a[:depth]
+                for a, b in zip(asked, [None, *asked])
+                if b is None or a[:depth] != b[:depth]
+            ]
             assert len(runs) == len(set(runs)) == 2**depth

@@ -1,4 +1,6 @@
-"""Several people, several photos of one, identity files, ControlNets, guidance of their own, and samplers, on the tiny model."""
+"""Several people, several photos of one, identity files, ControlNets, guidance of their own, and
+samplers, on the tiny model.
+"""
 
 import dataclasses
 
@@ -6,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from caphuman_jax import identity_file, models, pipeline
 from caphuman_jax.config import ImageEncoderConfig
 from caphuman_jax.errors import ModelFolderError, PhotoError, SettingError
-from caphuman_jax.head.dots import IBUG_68, draw_dots, landmarks_68
-from caphuman_jax.person import stack_people, together
-from caphuman_jax.pipeline import Pipeline
+from caphuman_jax.head.landmarks68 import IBUG_68, draw_dots, landmarks_68
+from caphuman_jax.models import registry
+from caphuman_jax.person import identity_file
+from caphuman_jax.person.person import stack_people, together
+from caphuman_jax.pipeline import pipeline
+from caphuman_jax.pipeline.pipeline import Pipeline
 
 PROMPT = "a photo of a person"
 
@@ -25,10 +29,17 @@ def other(pipe, astronaut):
 @pytest.fixture(scope="module")
 def with_controlnets(pipe):
     """The tiny model and two ControlNets of random weights."""
-    config = dataclasses.replace(pipe.config, controlnets=("dots", "depth"), controlnet=dataclasses.replace(pipe.config.capface, hint_channels=3))
+    config = dataclasses.replace(
+        pipe.config,
+        controlnets=("dots", "depth"),
+        controlnet=dataclasses.replace(pipe.config.capface, hint_channels=3),
+    )
     rng = np.random.default_rng(0)
-    shapes = models.abstract(config, only=("controlnet_dots", "controlnet_depth"))
-    params = {name: jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), tree) for name, (_, tree) in shapes.items()}
+    shapes = registry.abstract(config, only=("controlnet_dots", "controlnet_depth"))
+    params = {
+        name: jax.tree.map(lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), tree)
+        for name, (_, tree) in shapes.items()
+    }
     graphs = pipe.graphs + tuple((name, graph) for name, (graph, _) in shapes.items())
     return Pipeline(config, pipe.params | params, graphs)
 
@@ -42,14 +53,24 @@ def test_two_people(pipe, person, other):
     two = pipe(people=[{"reference": person}, {"reference": other}], prompt=PROMPT)
     assert two.masks.shape == (1, 2, 16, 16) and len(two.people) == 2
     # Nobody's position was asked for: they stand side by side.
-    middles = [np.argwhere(np.abs(look.hints[..., 3:6]).sum(-1))[:, 1].mean() for look in two.people]
+    middles = [
+        np.argwhere(np.abs(look.hints[..., 3:6]).sum(-1))[:, 1].mean() for look in two.people
+    ]
     assert 8 < middles[0] < 26 and 38 < middles[1] < 56
     places = [{"head": {"position": (0.25, 0.5, 0.31)}}, {"head": {"position": (0.75, 0.5, 0.31)}}]
-    swapped = pipe(people=[{"reference": other, **places[1]}, {"reference": person, **places[0]}], prompt=PROMPT)
+    swapped = pipe(
+        people=[{"reference": other, **places[1]}, {"reference": person, **places[0]}],
+        prompt=PROMPT,
+    )
     assert close(two, swapped)
     alone = pipe(reference=person, head=places[0]["head"], prompt=PROMPT)
     assert not close(two, alone)
-    for wrong in ({"people": [{"reference": person}], "reference": person}, {"people": [{"photo": person}]}, {"people": [{}]}, {}):
+    for wrong in (
+        {"people": [{"reference": person}], "reference": person},
+        {"people": [{"photo": person}]},
+        {"people": [{}]},
+        {},
+    ):
         with pytest.raises(SettingError):
             pipe(prompt=PROMPT, **wrong)
 
@@ -59,13 +80,28 @@ def test_several_photos_of_one_person(pipe, person, other):
     for how in ("average", "stack"):  # the same photo twice says nothing new
         assert close(base, pipe(reference=[person, person], photos=how, prompt=PROMPT)), how
     average, stacked = together([person, other]), together([person, other], "stack")
-    assert average.vectors.shape == (1, 192) and stacked.vectors.shape == (2, 192) and stacked.image_tokens.shape == (2, 49, 512)
+    assert (
+        average.vectors.shape == (1, 192)
+        and stacked.vectors.shape == (2, 192)
+        and stacked.image_tokens.shape == (2, 49, 512)
+    )
     assert np.linalg.norm(average.vectors) == pytest.approx(1, abs=1e-5)
-    np.testing.assert_allclose(average.image_tokens[0], (person.image_tokens[0] + other.image_tokens[0]) / 2, rtol=1e-6)
-    made = [pipe(reference=[person, other], photos=how, prompt=PROMPT) for how in ("average", "stack")]
+    np.testing.assert_allclose(
+        average.image_tokens[0], (person.image_tokens[0] + other.image_tokens[0]) / 2, rtol=1e-6
+    )
+    made = [
+        pipe(reference=[person, other], photos=how, prompt=PROMPT) for how in ("average", "stack")
+    ]
     assert not close(made[0], base) and not close(made[0], made[1])
-    assert made[1].settings["people"][0]["reference"]["sha256"] == f"{person.sha256} + {other.sha256}"
-    shapes = {name: array.shape for name, array in stack_people([person, stacked, together([person, other, other], "stack")]).items()}
+    assert (
+        made[1].settings["people"][0]["reference"]["sha256"] == f"{person.sha256} + {other.sha256}"
+    )
+    shapes = {
+        name: array.shape
+        for name, array in stack_people(
+            [person, stacked, together([person, other, other], "stack")]
+        ).items()
+    }
     assert shapes == {"image_tokens": (3, 6, 49, 512), "recognition": (3, 6, 192)}
 
 
@@ -73,7 +109,10 @@ def test_identity_file(pipe, person, tmp_path):
     path = tmp_path / "her.identity"
     identity_file.save(path, person, pipe.head_model.name)
     assert [file.name for file in tmp_path.iterdir()] == ["her.identity"]
-    again, base = pipe(reference=path, prompt=PROMPT, head={"yaw": 5}), pipe(reference=person, prompt=PROMPT, head={"yaw": 5})
+    again, base = (
+        pipe(reference=path, prompt=PROMPT, head={"yaw": 5}),
+        pipe(reference=person, prompt=PROMPT, head={"yaw": 5}),
+    )
     np.testing.assert_array_equal(again.pictures, base.pictures)
     assert again.settings == base.settings
     with pytest.raises(PhotoError, match="make it again"):
@@ -89,16 +128,24 @@ def test_identity_file(pipe, person, tmp_path):
 
 
 def test_controlnets(with_controlnets, pipe, person, astronaut):
-    call = lambda *controls, **more: with_controlnets(reference=person, prompt=PROMPT, controls=controls, **more)
+    call = lambda *controls, **more: with_controlnets(
+        reference=person, prompt=PROMPT, controls=controls, **more
+    )
     dots = {"name": "dots", "picture": "landmarks"}
     base, dotted = pipe(reference=person, prompt=PROMPT), call(dots)
     assert not close(dotted, base) and close(call(dots | {"strength": 0}), base)
     assert not close(call(dots | {"strength": 0.5}), dotted)
-    assert dotted.controls["dots"].shape == (64, 64, 3) and set(np.unique(dotted.controls["dots"])) == {0, 255}
+    assert dotted.controls["dots"].shape == (64, 64, 3) and set(
+        np.unique(dotted.controls["dots"])
+    ) == {0, 255}
     both = call(dots, {"name": "depth", "picture": astronaut[100:, :300]}, size=(96, 64))
     assert both.controls["depth"].shape == (64, 96, 3) and both.pictures.shape == (1, 64, 96, 3)
     assert both.settings["controls"][0] == {"name": "dots", "strength": 1.0, "picture": "landmarks"}
-    for wrong, told in (({"name": "pose", "picture": "landmarks"}, "dots, depth"), ({"name": "dots"}, "a picture"), (dots | {"strength": -1}, "strength")):
+    for wrong, told in (
+        ({"name": "pose", "picture": "landmarks"}, "dots, depth"),
+        ({"name": "dots"}, "a picture"),
+        (dots | {"strength": -1}, "strength"),
+    ):
         with pytest.raises(SettingError, match=told):
             call(wrong)
     with pytest.raises(SettingError, match="once"):
@@ -111,15 +158,27 @@ def test_loras(pipe, person, tmp_path):
     rng = np.random.default_rng(0)
     width = pipe.config.unet.channels
     matrices = {"down": (2, width), "up": (width, 2)}
-    layers = [f"lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_{part}" for part in ("q", "k", "v")]
-    save_file({f"{layer}.lora_{role}.weight": rng.normal(0, 1, shape).astype(np.float32) for layer in layers for role, shape in matrices.items()},
-              tmp_path / "style.safetensors")
+    layers = [
+        f"lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_{part}"
+        for part in ("q", "k", "v")
+    ]
+    save_file(
+        {
+            f"{layer}.lora_{role}.weight": rng.normal(0, 1, shape).astype(np.float32)
+            for layer in layers
+            for role, shape in matrices.items()
+        },
+        tmp_path / "style.safetensors",
+    )
     call = lambda: pipe(reference=person, prompt=PROMPT)
     base = call()
     pipe.use_loras([(tmp_path / "style.safetensors", 0.8)])
     styled = call()
     assert np.abs(styled.pictures.astype(int) - base.pictures).max() > 0
-    assert styled.settings["loras"][0]["name"] == "style.safetensors" and styled.settings["loras"][0]["strength"] == 0.8
+    assert (
+        styled.settings["loras"][0]["name"] == "style.safetensors"
+        and styled.settings["loras"][0]["strength"] == 0.8
+    )
     pipe.use_loras([])
     again = call()
     np.testing.assert_array_equal(again.pictures, base.pictures)
@@ -131,33 +190,57 @@ def test_loras(pipe, person, tmp_path):
 def test_guidance_of_identity_and_head(pipe, person):
     call = lambda **more: pipe(reference=person, prompt=PROMPT, guidance=3, **more)
     base = call()
-    for more in ({"identity_guidance": 2}, {"head_guidance": 2}, {"identity_guidance": 0, "head_guidance": 0}):
+    for more in (
+        {"identity_guidance": 2},
+        {"head_guidance": 2},
+        {"identity_guidance": 0, "head_guidance": 0},
+    ):
         assert not close(call(**more), base), more
     for more in ({"negative": "blurry"}, {"guidance_rescale": 1.0}):
         assert np.abs(call(**more).pictures.astype(int) - base.pictures).max() > 0, more
     # Nothing but the text, three times: the plain model, whatever CapFace says.
     plain = call(identity_guidance=0, head_guidance=0, strength=0)
-    assert close(plain, call(strength=0)) and not close(plain, call(identity_guidance=0, head_guidance=0))
+    assert close(plain, call(strength=0)) and not close(
+        plain, call(identity_guidance=0, head_guidance=0)
+    )
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_2m_karras", "euler_a", "unipc", "lcm"])
 def test_samplers(pipe, person, sampler):
     made = pipe(reference=person, prompt=PROMPT, sampler=sampler, steps=3)
-    assert made.pictures.std() > 5 and made.settings["sampler"] == sampler and made.settings["eta"] == 0
+    assert (
+        made.pictures.std() > 5
+        and made.settings["sampler"] == sampler
+        and made.settings["eta"] == 0
+    )
     assert not close(made, pipe(reference=person, prompt=PROMPT, steps=3))
 
 
 def test_image_tokens_of_clip(tiny_params, pipe, astronaut):
-    """A model that knows people by CLIP's image tokens and another recogniser's vector, in portrait and landscape."""
+    """A model that knows people by CLIP's image tokens and another recogniser's vector, in portrait
+    and landscape.
+    """
     identity = dataclasses.replace(pipe.config.identity, image_tokens="clip", image_width=32)
-    config = dataclasses.replace(pipe.config, identity=identity, image_encoder=ImageEncoderConfig(56, 14, 32, 2, 2, 64))
-    networks = models.init(config, jax.random.key(0), only=("identity", "image_encoder"))
+    config = dataclasses.replace(
+        pipe.config, identity=identity, image_encoder=ImageEncoderConfig(56, 14, 32, 2, 2, 64)
+    )
+    networks = registry.init(config, jax.random.key(0), only=("identity", "image_encoder"))
     params = pipe.params | {name: tree for name, (_, tree) in networks.items()}
-    clip = Pipeline(config, params, tuple((dict(pipe.graphs) | {name: graph for name, (graph, _) in networks.items()}).items()))
+    clip = Pipeline(
+        config,
+        params,
+        tuple((dict(pipe.graphs) | {name: graph for name, (graph, _) in networks.items()}).items()),
+    )
     person = clip.person(astronaut)
-    assert person.image_tokens.shape == (1, 17, 32) and person.vectors.shape == (1, 192) and person.known_by == "mobilefacenet and clip"
+    assert (
+        person.image_tokens.shape == (1, 17, 32)
+        and person.vectors.shape == (1, 192)
+        and person.known_by == "mobilefacenet and clip"
+    )
     assert clip(reference=person, prompt=PROMPT, size=(64, 96)).pictures.shape == (1, 96, 64, 3)
-    # Hair and background are painted white before the encoder sees the face: they do not matter, the face does.
+
+    # Hair and background are painted white before the encoder sees the face: they do not matter,
+    # the face does.
     def tokens(change):
         picture = astronaut.copy()
         change(picture)
@@ -168,8 +251,14 @@ def test_image_tokens_of_clip(tiny_params, pipe, astronaut):
 
     def near(picture):
         picture[140:170, 200:240] = 90
-    assert np.abs(tokens(far) - person.image_tokens).max() < 0.2 * np.abs(tokens(near) - person.image_tokens).max()
-    facenet = dataclasses.replace(config, identity=dataclasses.replace(identity, recogniser="facenet"))
+
+    assert (
+        np.abs(tokens(far) - person.image_tokens).max()
+        < 0.2 * np.abs(tokens(near) - person.image_tokens).max()
+    )
+    facenet = dataclasses.replace(
+        config, identity=dataclasses.replace(identity, recogniser="facenet")
+    )
     with pytest.raises(ModelFolderError, match="--facenet"):
         Pipeline(facenet, params, clip.graphs).person(astronaut)
 
@@ -177,38 +266,60 @@ def test_image_tokens_of_clip(tiny_params, pipe, astronaut):
 @pytest.mark.slow
 def test_facenet_from_the_model_folder(pipe, tiny_params, tmp_path, astronaut):
     """The recogniser's weights lie in the folder of a model that knows people by FaceNet."""
-    from caphuman_jax.weights import folder
+    from caphuman_jax.weights import model_folder
 
-    identity = dataclasses.replace(pipe.config.identity, image_tokens="clip", image_width=32, recogniser="facenet", recognition_width=512)
-    config = dataclasses.replace(pipe.config, identity=identity, image_encoder=ImageEncoderConfig(56, 14, 32, 2, 2, 64))
-    own = {name: tree for name, (_, tree) in models.init(config, jax.random.key(0), only=("identity", "image_encoder")).items()}
+    identity = dataclasses.replace(
+        pipe.config.identity,
+        image_tokens="clip",
+        image_width=32,
+        recogniser="facenet",
+        recognition_width=512,
+    )
+    config = dataclasses.replace(
+        pipe.config, identity=identity, image_encoder=ImageEncoderConfig(56, 14, 32, 2, 2, 64)
+    )
+    own = {
+        name: tree
+        for name, (_, tree) in registry.init(
+            config, jax.random.key(0), only=("identity", "image_encoder")
+        ).items()
+    }
     rng = np.random.default_rng(0)
 
     def drawn(name):
         def draw(path, leaf):
             if len(leaf.shape) > 1:
-                return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
+                return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(
+                    np.float32
+                )
             return np.full(leaf.shape, path[-1].key in ("scale", "variance"), np.float32)
 
-        return jax.tree_util.tree_map_with_path(draw, models.abstract(config, only=(name,))[name][1])
+        return jax.tree_util.tree_map_with_path(
+            draw, registry.abstract(config, only=(name,))[name][1]
+        )
 
     facenet = drawn("facenet")
-    folder.save_model(tmp_path / "model", config, {**tiny_params, **own, "facenet": facenet})
+    model_folder.save_model(tmp_path / "model", config, {**tiny_params, **own, "facenet": facenet})
     loaded = pipeline.load(tmp_path / "model")
     person = loaded.person(astronaut)
-    assert person.vectors.shape == (1, 512) and np.linalg.norm(person.vectors) == pytest.approx(1, abs=1e-4)
+    assert person.vectors.shape == (1, 512) and np.linalg.norm(person.vectors) == pytest.approx(
+        1, abs=1e-4
+    )
     assert loaded(reference=person, prompt=PROMPT).pictures.shape == (1, 64, 64, 3)
 
-    # With face parsing and MTCNN in the folder these say what is face and how it is cut out; random ones say something else.
-    more = {name: drawn(name) for name in models.OPTIONAL if name != "facenet"}
-    folder.save_model(tmp_path / "more", config, {**tiny_params, **own, "facenet": facenet, **more})
+    # With face parsing and MTCNN in the folder these say what is face and how it is cut out; random
+    # ones say something else.
+    more = {name: drawn(name) for name in registry.OPTIONAL if name != "facenet"}
+    model_folder.save_model(
+        tmp_path / "more", config, {**tiny_params, **own, "facenet": facenet, **more}
+    )
     other = pipeline.load(tmp_path / "more").person(astronaut)
     assert (other.image_tokens != person.image_tokens).any()
 
 
 def test_arcface_must_be_the_one_of_the_training(pipe, person, monkeypatch):
     from caphuman_jax.face import arcface
-    from caphuman_jax.identity import Identifier, View
+    from caphuman_jax.person.identity import Identifier, View
 
     class Network:
         name, path = "w600k_r50", "w600k_r50.onnx"
@@ -217,22 +328,34 @@ def test_arcface_must_be_the_one_of_the_training(pipe, person, monkeypatch):
             return np.ones((len(crops), 512), np.float32)
 
     monkeypatch.setattr(arcface, "find", Network)
-    config = lambda name: dataclasses.replace(pipe.config, image_encoder=ImageEncoderConfig(),
-                                              identity=dataclasses.replace(pipe.config.identity, image_tokens="clip", recogniser=name))
-    view = View(person.square, np.ones(person.square.shape[:2], bool), person.square, person.landmarks)
+    config = lambda name: dataclasses.replace(
+        pipe.config,
+        image_encoder=ImageEncoderConfig(),
+        identity=dataclasses.replace(pipe.config.identity, image_tokens="clip", recogniser=name),
+    )
+    view = View(
+        person.square, np.ones(person.square.shape[:2], bool), person.square, person.landmarks
+    )
     assert Identifier(config("arcface/w600k_r50")).vectors([view, view]).shape == (2, 512)
     with pytest.raises(ModelFolderError, match="trained with the ArcFace network glintr100"):
         Identifier(config("arcface/glintr100")).vectors([view])
 
 
 def test_landmark_dots(pipe, person, astronaut):
-    assert len(IBUG_68) == 68 == len(set(IBUG_68)) and np.asarray(pipe.head_model.landmark_valid)[list(IBUG_68)].all()
+    assert (
+        len(IBUG_68) == 68 == len(set(IBUG_68))
+        and np.asarray(pipe.head_model.landmark_valid)[list(IBUG_68)].all()
+    )
     points = landmarks_68(pipe.head_model, person.head, 64, 64)
     seen = person.landmarks[list(IBUG_68), :2]
     eyes = np.linalg.norm(seen[36] - seen[45])
     assert np.median(np.linalg.norm(points - seen, axis=1)) < 0.05 * eyes
-    assert (np.diff(points[:17, 0]) > -1).all() and points[8, 1] == points[:17, 1].max()  # the jaw runs from left to right over the chin
+    assert (np.diff(points[:17, 0]) > -1).all() and points[8, 1] == points[
+        :17, 1
+    ].max()  # the jaw runs from left to right over the chin
     dots = draw_dots(np.array([[256.0, 100.0], [1e9, 5.0], [np.nan, 3.0]]), 512, 512)
-    assert dots.shape == (512, 512, 3) and np.pi * 9 * 0.7 < (dots[..., 0] == 255).sum() < np.pi * 16
+    assert (
+        dots.shape == (512, 512, 3) and np.pi * 9 * 0.7 < (dots[..., 0] == 255).sum() < np.pi * 16
+    )
     rows, columns = np.nonzero(dots[..., 0])
     assert abs(rows.mean() + 0.5 - 100) < 0.25 and abs(columns.mean() + 0.5 - 256) < 0.25

@@ -13,15 +13,15 @@ from flax import nnx
 from PIL import Image
 
 import caphuman_jax
-from caphuman_jax import provenance
-from caphuman_jax.diffusion import guidance, samplers
+from caphuman_jax.diffusion import guidance, sampling_loop
 from caphuman_jax.diffusion.rescale import rescale_guidance
 from caphuman_jax.errors import HeadError, ModelFolderError, NoFaceError, SettingError
-from caphuman_jax.head import control
-from caphuman_jax.images import read_png_metadata
-from caphuman_jax.person import WantedHead
-from caphuman_jax.pipeline import Pipeline
-from caphuman_jax.sheet import sheet
+from caphuman_jax.head import editing
+from caphuman_jax.io import metadata
+from caphuman_jax.io.images import read_png_metadata
+from caphuman_jax.person.person import WantedHead
+from caphuman_jax.pipeline.contact_sheet import sheet
+from caphuman_jax.pipeline.pipeline import Pipeline
 
 PROMPT = "a photo of a person"
 
@@ -32,14 +32,20 @@ def test_person_is_framed_and_measured(person, pipe):
     np.testing.assert_allclose((low + high) / 2, 32, atol=1.5)
     assert 0.5 < (high - low).max() / 64 < 0.62
     assert person.confidence > 0.8 and np.abs(np.asarray(person.head.angles)).max() < 15
-    assert person.vectors.shape == (1, 192) and np.linalg.norm(person.vectors) == pytest.approx(1, abs=1e-5)
+    assert person.vectors.shape == (1, 192) and np.linalg.norm(person.vectors) == pytest.approx(
+        1, abs=1e-5
+    )
     assert person.image_tokens.shape == (1, 49, 512)
     smile = person.head.expression[pipe.head_model.expression_names.index("mouthSmileLeft")]
-    assert 0.4 < float(smile) <= 1  # the astronaut smiles: expressions are in the head model's own order
+    assert (
+        0.4 < float(smile) <= 1
+    )  # the astronaut smiles: expressions are in the head model's own order
 
 
 def test_same_seed_same_picture_and_other_seed_another(pipe, person):
-    first, again, other = (pipe(reference=person, prompt=PROMPT, seed=seed).pictures for seed in (3, 3, 4))
+    first, again, other = (
+        pipe(reference=person, prompt=PROMPT, seed=seed).pictures for seed in (3, 3, 4)
+    )
     assert first.shape == (1, 64, 64, 3) and first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
     assert np.abs(first.astype(int) - other).mean() > 5
@@ -50,40 +56,67 @@ def test_a_picture_alone_is_the_picture_of_a_batch(pipe, person):
     alone = pipe(reference=person, prompt=PROMPT, seed=1, first=2)
     np.testing.assert_array_equal(alone.pictures[0], three.pictures[2])
     assert np.abs(three.pictures[0].astype(int) - three.pictures[1]).mean() > 5
-    batched = Pipeline(pipe.config, pipe.params, pipe.graphs, batch=2)(reference=person, prompt=PROMPT, seed=1, num=3)
-    assert batched.pictures.shape == three.pictures.shape and batched.masks.shape == three.masks.shape
+    batched = Pipeline(pipe.config, pipe.params, pipe.graphs, batch=2)(
+        reference=person, prompt=PROMPT, seed=1, num=3
+    )
+    assert (
+        batched.pictures.shape == three.pictures.shape and batched.masks.shape == three.masks.shape
+    )
     # Another batch size is another program, which may round otherwise.
     assert np.abs(batched.pictures.astype(int) - three.pictures).max() <= 2
 
 
 def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params):
     untrained = Pipeline(pipe.config, tiny_params, pipe.graphs)
-    made = [untrained(reference=person, prompt=PROMPT, seed=5, strength=strength).pictures for strength in (0, 1, 7)]
+    made = [
+        untrained(reference=person, prompt=PROMPT, seed=5, strength=strength).pictures
+        for strength in (0, 1, 7)
+    ]
     np.testing.assert_array_equal(made[0], made[1])
     np.testing.assert_array_equal(made[0], made[2])
 
     cfg, graphs = pipe.config, dict(pipe.graphs)
-    text, unet, vae = (nnx.merge(graphs[name], tiny_params[name]) for name in ("text", "unet", "vae"))
+    text, unet, vae = (
+        nnx.merge(graphs[name], tiny_params[name]) for name in ("text", "unet", "vae")
+    )
     encoded, empty = (text(jnp.asarray(pipe.tokenize([words], 77)))[0] for words in (PROMPT, ""))
     scale = cfg.sampling.guidance
     plain = guidance.guided(
-        lambda x, t, c, r, _: unet(x, jnp.broadcast_to(t.astype(jnp.float32), x.shape[:1]), c), None,
-        [("identity", 1 - scale, empty), ("text", scale, encoded)], lambda total, text: rescale_guidance(total, text, cfg.sampling.guidance_rescale))
-    keys = samplers.picture_keys(5, [0])
-    noise = samplers.initial_noise(keys, (16, 16, cfg.unet.in_channels))
-    plan = samplers.plan(cfg.diffusion, "ddim", 2, spacing=cfg.sampling.spacing, eta=cfg.sampling.eta)
-    latents = jax.jit(lambda x: samplers.sample(plain, x, plan, prediction=cfg.diffusion.prediction, keys=keys))(noise)
+        lambda x, t, c, r, _: unet(x, jnp.broadcast_to(t.astype(jnp.float32), x.shape[:1]), c),
+        None,
+        [("identity", 1 - scale, empty), ("text", scale, encoded)],
+        lambda total, text: rescale_guidance(total, text, cfg.sampling.guidance_rescale),
+    )
+    keys = sampling_loop.picture_keys(5, [0])
+    noise = sampling_loop.initial_noise(keys, (16, 16, cfg.unet.in_channels))
+    plan = sampling_loop.plan(
+        cfg.diffusion, "ddim", 2, spacing=cfg.sampling.spacing, eta=cfg.sampling.eta
+    )
+    latents = jax.jit(
+        lambda x: sampling_loop.sample(
+            plain, x, plan, prediction=cfg.diffusion.prediction, keys=keys
+        )
+    )(noise)
     picture = np.clip(np.asarray(vae.decode(latents / cfg.vae.scale)) / 2 + 0.5, 0, 1) * 255
     assert np.abs(picture - made[0]).max() <= 1.5
 
 
 def test_every_setting_matters(pipe, person):
     base = pipe(reference=person, prompt=PROMPT).pictures.astype(int)
-    other = dataclasses.replace(person, vectors=-person.vectors, image_tokens=person.image_tokens[:, ::-1])
+    other = dataclasses.replace(
+        person, vectors=-person.vectors, image_tokens=person.image_tokens[:, ::-1]
+    )
     changes = {
-        "prompt": {"prompt": "a dog"}, "guidance": {"guidance": 5}, "eta": {"eta": 0.3}, "no guidance": {"guidance": 1}, "strength": {"strength": 0.3},
-        "identity_until": {"identity_until": -1}, "gate": {"hard_gate": False}, "head": {"head": {"yaw": -25}},
-        "guidance_interval": {"guidance_interval": (600, 0)}, "reuse": {"reuse": 2},
+        "prompt": {"prompt": "a dog"},
+        "guidance": {"guidance": 5},
+        "eta": {"eta": 0.3},
+        "no guidance": {"guidance": 1},
+        "strength": {"strength": 0.3},
+        "identity_until": {"identity_until": -1},
+        "gate": {"hard_gate": False},
+        "head": {"head": {"yaw": -25}},
+        "guidance_interval": {"guidance_interval": (600, 0)},
+        "reuse": {"reuse": 2},
         "person": {"reference": other},
     }
     for name, change in changes.items():
@@ -93,30 +126,46 @@ def test_every_setting_matters(pipe, person):
 
 def test_wanted_head(pipe, person, astronaut, caplog):
     model = pipe.head_model
-    tilted = np.asarray(Image.fromarray(astronaut).rotate(-15, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128)))
+    tilted = np.asarray(
+        Image.fromarray(astronaut).rotate(-15, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128))
+    )
     lender = pipe.person(tilted)
     asked = WantedHead(photo=lender, yaw=12, expression={"jawOpen": 0.4}, light="left")
     head = asked.build(model, person.head, lender)
     yaw, pitch, roll = np.asarray(head.angles)
-    assert yaw == pytest.approx(12, abs=0.1) and roll == pytest.approx(float(person.head.angles[2]) + 15, abs=3)
+    assert yaw == pytest.approx(12, abs=0.1) and roll == pytest.approx(
+        float(person.head.angles[2]) + 15, abs=3
+    )
     np.testing.assert_array_equal(head.identity, person.head.identity)
-    np.testing.assert_array_equal(head.light, control.parse_light("left"))
+    np.testing.assert_array_equal(head.light, editing.parse_light("left"))
     own = WantedHead().build(model, person.head, None)
     np.testing.assert_array_equal(own.rotation, person.head.rotation)
     # With the photo as the frame, the head stands where it stands in the photo.
     framed = WantedHead(photo=lender, framing="photo").build(model, person.head, lender)
-    x, y, _ = control.position_of(model, framed)
+    x, y, _ = editing.position_of(model, framed)
     nose = lender.face.landmarks[4, :2] / 512
-    assert abs(x - nose[0]) < 0.08 and abs(y - nose[1]) < 0.12 and control.position_of(model, head)[0] == pytest.approx(0.5, abs=0.08)
+    assert (
+        abs(x - nose[0]) < 0.08
+        and abs(y - nose[1]) < 0.12
+        and editing.position_of(model, head)[0] == pytest.approx(0.5, abs=0.08)
+    )
     with caplog.at_level(logging.WARNING):
-        result = pipe(reference=person, prompt=PROMPT, head={"yaw": 50, "position": (0.5, 0.5, 0.5)})
-    assert "yaw 50" in caplog.text and result.settings["people"][0]["head"]["yaw"] == pytest.approx(50, abs=0.1)
+        result = pipe(
+            reference=person, prompt=PROMPT, head={"yaw": 50, "position": (0.5, 0.5, 0.5)}
+        )
+    assert "yaw 50" in caplog.text and result.settings["people"][0]["head"]["yaw"] == pytest.approx(
+        50, abs=0.1
+    )
 
 
 def test_any_size(pipe, person, caplog):
     with caplog.at_level(logging.WARNING):
         result = pipe(reference=person, prompt=PROMPT, size=(80, 64))
-    assert result.pictures.shape == (1, 64, 80, 3) and result.hints.shape == (64, 80, 9) and "trained on 64x64" in caplog.text
+    assert (
+        result.pictures.shape == (1, 64, 80, 3)
+        and result.hints.shape == (64, 80, 9)
+        and "trained on 64x64" in caplog.text
+    )
     covered = np.flatnonzero(np.abs(np.asarray(result.hints[..., 3:6])).sum((0, 2)))
     assert abs((covered[0] + covered[-1]) / 2 - 40) < 6  # still in the middle
     for size in (60, 0, -64, (64, 70), "big", 8192, (64, 64, 64), 64.5):
@@ -124,21 +173,49 @@ def test_any_size(pipe, person, caplog):
             pipe.size(size)
 
 
-@pytest.mark.parametrize("setting", [
-    {"num": 0}, {"num": 1.5}, {"seed": -1}, {"seed": 2**32}, {"steps": 0}, {"steps": 1001}, {"guidance": float("nan")}, {"strength": -1},
-    {"strength": "much"}, {"identity_until": 2000}, {"prompt": None}, {"sampler": "magic"}, {"negative": 3}, {"head_guidance": -1},
-    {"guidance_rescale": 2}, {"photos": "sum"},
-    {"guidance_interval": (0, 2000)}, {"guidance_interval": "all"}, {"guidance_interval": (1, 2, 3)}, {"reuse": 0}, {"reuse": 1.5},
-    {"steps": 60, "sampler": "lcm"}, {"eta": 0.5, "sampler": "unipc"},
-])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"num": 0},
+        {"num": 1.5},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"steps": 0},
+        {"steps": 1001},
+        {"guidance": float("nan")},
+        {"strength": -1},
+        {"strength": "much"},
+        {"identity_until": 2000},
+        {"prompt": None},
+        {"sampler": "magic"},
+        {"negative": 3},
+        {"head_guidance": -1},
+        {"guidance_rescale": 2},
+        {"photos": "sum"},
+        {"guidance_interval": (0, 2000)},
+        {"guidance_interval": "all"},
+        {"guidance_interval": (1, 2, 3)},
+        {"reuse": 0},
+        {"reuse": 1.5},
+        {"steps": 60, "sampler": "lcm"},
+        {"eta": 0.5, "sampler": "unipc"},
+    ],
+)
 def test_settings_out_of_range(pipe, person, setting):
     with pytest.raises(SettingError, match=next(iter(setting))):
         pipe(**{"reference": person, "prompt": PROMPT, **setting})
 
 
 def test_wrong_heads(pipe, person):
-    for head in ({"yaw": float("nan")}, {"tilt": 3}, {"expression": "smirk"}, {"light": "blue"}, {"take": "nose"}, {"framing": "wide"},
-                 {"position": (1, 2)}):
+    for head in (
+        {"yaw": float("nan")},
+        {"tilt": 3},
+        {"expression": "smirk"},
+        {"light": "blue"},
+        {"take": "nose"},
+        {"framing": "wide"},
+        {"position": (1, 2)},
+    ):
         with pytest.raises(HeadError):
             pipe(reference=person, prompt=PROMPT, head=head)
 
@@ -169,24 +246,39 @@ def test_long_prompt_is_a_notice(pipe, person, caplog):
 
 
 def test_pictures_on_disk_say_how_they_were_made(pipe, person, tmp_path):
-    result = pipe(reference=person, prompt="a café — ж", num=2, head={"yaw": 10, "expression": "smile=0.5"})
+    result = pipe(
+        reference=person, prompt="a café — ж", num=2, head={"yaw": 10, "expression": "smile=0.5"}
+    )
     page = sheet(pipe.head_model, result)
     assert page.ndim == 3 and page.shape[2] == 3 and page.shape[0] > 2 * 256
-    *paths, page_path = provenance.save_pictures(tmp_path, result.pictures, result.settings, page)
-    assert [path.name for path in paths] == ["picture_00.png", "picture_01.png"] and page_path.name == "sheet.png"
+    *paths, page_path = metadata.save_pictures(tmp_path, result.pictures, result.settings, page)
+    assert [path.name for path in paths] == [
+        "picture_00.png",
+        "picture_01.png",
+    ] and page_path.name == "sheet.png"
     np.testing.assert_array_equal(np.asarray(Image.open(paths[1])), result.pictures[1])
-    made = provenance.read_settings(paths[1])
+    made = metadata.read_settings(paths[1])
     assert made == json.loads(json.dumps({**result.settings, "index": 1}))
     (shown,) = made["people"]
-    assert shown["asked_head"] == {"yaw": 10.0, "expression": "smile=0.5"} and shown["head"]["yaw"] == pytest.approx(10, abs=0.01)
-    assert shown["reference"]["name"] == "astronaut_nasa.png" and len(made["weights"]["unet"]) == 64 and made["size"] == [64, 64]
+    assert shown["asked_head"] == {"yaw": 10.0, "expression": "smile=0.5"} and shown["head"][
+        "yaw"
+    ] == pytest.approx(10, abs=0.01)
+    assert (
+        shown["reference"]["name"] == "astronaut_nasa.png"
+        and len(made["weights"]["unet"]) == 64
+        and made["size"] == [64, 64]
+    )
     entries = read_png_metadata(paths[1])
-    assert entries["AI-generated"] and provenance.DIGITAL_SOURCE in entries["XML:com.adobe.xmp"] and "Seed: 0" in entries["parameters"]
+    assert (
+        entries["AI-generated"]
+        and metadata.DIGITAL_SOURCE in entries["XML:com.adobe.xmp"]
+        and "Seed: 0" in entries["parameters"]
+    )
     assert read_png_metadata(page_path)["AI-generated"]
 
-    more = provenance.save_pictures(tmp_path, result.pictures, result.settings, page)
+    more = metadata.save_pictures(tmp_path, result.pictures, result.settings, page)
     assert [path.name for path in more] == ["picture_02.png", "picture_03.png", "sheet_02.png"]
-    over = provenance.save_pictures(tmp_path, result.pictures[:1], result.settings, overwrite=True)
+    over = metadata.save_pictures(tmp_path, result.pictures[:1], result.settings, overwrite=True)
     assert [path.name for path in over] == ["picture_00.png"] and len(list(tmp_path.iterdir())) == 6
 
 
@@ -194,12 +286,19 @@ def test_progress_is_told(pipe, astronaut):
     told = []
     fresh = Pipeline(pipe.config, pipe.params, pipe.graphs)
     fresh(reference=astronaut, prompt=PROMPT, num=2, progress=lambda *what: told.append(what))
-    assert [stage for stage, done, _ in told if done == 0] == ["photo", "hints", "compile", "pictures"]
+    assert [stage for stage, done, _ in told if done == 0] == [
+        "photo",
+        "hints",
+        "compile",
+        "pictures",
+    ]
     assert told[-2:] == [("pictures", 1, 2), ("pictures", 2, 2)]
 
 
 def test_models_that_need_other_networks_are_refused(pipe, tmp_path):
-    config = dataclasses.replace(pipe.config, identity=dataclasses.replace(pipe.config.identity, recogniser="eigenfaces"))
+    config = dataclasses.replace(
+        pipe.config, identity=dataclasses.replace(pipe.config.identity, recogniser="eigenfaces")
+    )
     with pytest.raises(ModelFolderError, match="eigenfaces"):
         Pipeline(config, {}, ())
     with pytest.raises(ModelFolderError, match="nobody"):
@@ -230,11 +329,15 @@ def test_memory_settings(tiny_folder, person):
 
 @pytest.mark.slow
 def test_loras_are_added_before_weights_are_rounded(tiny_folder, person, tmp_path):
-    from caphuman_jax.weights.safetensors_file import order, write
+    from caphuman_jax.io.safetensors_file import order, write
 
     rng = np.random.default_rng(0)
-    arrays = {f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v.lora_{part}.weight": rng.normal(0, 0.3, shape).astype(np.float32)
-              for part, shape in (("down", (2, 32)), ("up", (32, 2)))}
+    arrays = {
+        f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v.lora_{part}.weight": rng.normal(
+            0, 0.3, shape
+        ).astype(np.float32)
+        for part, shape in (("down", (2, 32)), ("up", (32, 2)))
+    }
     specs = {key: (array.dtype, array.shape) for key, array in arrays.items()}
     write(tmp_path / "style.safetensors", specs, (arrays[key] for key in order(specs)), None)
     made, kernels = {}, {}
@@ -244,7 +347,9 @@ def test_loras_are_added_before_weights_are_rounded(tiny_folder, person, tmp_pat
         pipe.use_loras([(tmp_path / "style.safetensors", 1.0)])
         made[memory] = pipe(reference=person, prompt=PROMPT).pictures
         assert (made[memory] != base).any()
-        kernels[memory] = pipe.params["unet"]["encoder"]["middle"]["attention"]["cross_attention"]["value"]["kernel"]
+        kernels[memory] = pipe.params["unet"]["encoder"]["middle"]["attention"]["cross_attention"][
+            "value"
+        ]["kernel"]
         pipe.use_loras([])
         np.testing.assert_array_equal(pipe(reference=person, prompt=PROMPT).pictures, base)
     np.testing.assert_array_equal(kernels["normal"], kernels["full"].astype(jnp.bfloat16))
@@ -258,17 +363,23 @@ _SHIPPED = (files("caphuman_jax") / "assets" / "mini" / "config.json").is_file()
 @pytest.mark.skipif(not _SHIPPED, reason="no trained model in this checkout")
 def test_the_shipped_model_makes_a_face_where_it_was_asked_to(astronaut_file):
     from caphuman_jax.face.face import find_faces
+    from caphuman_jax.head.base import landmarks
     from caphuman_jax.head.hints import fit_to_size
-    from caphuman_jax.head.light import posed
-    from caphuman_jax.head.morphable import landmarks
+    from caphuman_jax.head.lighting import posed
 
     pipe = caphuman_jax.load("mini")
     person = pipe.person(astronaut_file)
     for yaw in (-15, 15):
-        result = pipe(reference=person, prompt="a photo of a person", head={"yaw": yaw, "pitch": 0, "roll": 0})
+        result = pipe(
+            reference=person, prompt="a photo of a person", head={"yaw": yaw, "pitch": 0, "roll": 0}
+        )
         (picture,) = result.pictures
         (face, *_) = find_faces(picture)
         points, _ = posed(pipe.head_model, fit_to_size(result.head, *picture.shape[:2]))
-        asked = np.asarray(landmarks(pipe.head_model, points))[np.asarray(pipe.head_model.landmark_valid), :2]
-        np.testing.assert_allclose(face.landmarks[:, :2].mean(0), asked.mean(0), atol=0.04 * picture.shape[0])
+        asked = np.asarray(landmarks(pipe.head_model, points))[
+            np.asarray(pipe.head_model.landmark_valid), :2
+        ]
+        np.testing.assert_allclose(
+            face.landmarks[:, :2].mean(0), asked.mean(0), atol=0.04 * picture.shape[0]
+        )
         assert pipe.person(picture).head.angles[0] == pytest.approx(yaw, abs=8)

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from caphuman_jax.bulk import folder
-from caphuman_jax.bulk.folder import RunFolder
 from caphuman_jax.errors import SettingError
+from caphuman_jax.jobs import run_folder
+from caphuman_jax.jobs.run_folder import RunFolder
 
 UNITS = 6
 
@@ -34,24 +34,42 @@ def test_all_units_once_and_then_the_index(open_folder, tmp_path):
     run, seen = open_folder(), []
     for unit in run.claims():
         seen.append(unit)
-        assert run.commit(unit, {"made": [line(unit)] if unit != 2 else [], "failed": [] if unit != 2 else [line(unit) | {"reason": "no"}]})
+        assert run.commit(
+            unit,
+            {
+                "made": [line(unit)] if unit != 2 else [],
+                "failed": [] if unit != 2 else [line(unit) | {"reason": "no"}],
+            },
+        )
         assert not run.commit(unit, {"made": [], "failed": []})  # nobody can say it twice
     assert seen == list(range(UNITS)) and run.counts() == (5, 1)
     assert run.write_index(lambda name: -int(name[3:])) == (5, 1)
-    read = lambda name: [json.loads(text) for text in (tmp_path / "out" / name).read_text().splitlines()]
-    assert [entry["id"] for entry in read("index.jsonl")] == ["job5", "job4", "job3", "job1", "job0"] and read("failed.jsonl")[0]["reason"] == "no"
+    read = lambda name: [
+        json.loads(text) for text in (tmp_path / "out" / name).read_text().splitlines()
+    ]
+    assert [entry["id"] for entry in read("index.jsonl")] == [
+        "job5",
+        "job4",
+        "job3",
+        "job1",
+        "job0",
+    ] and read("failed.jsonl")[0]["reason"] == "no"
     assert list(open_folder().claims()) == []
     run.reopen_failed()
     assert list(run.claims()) == [2]
     (tmp_path / "out" / ".job0_00.png.abc.part").write_text("")
     run.tidy()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".sample", "failed.jsonl", "index.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".sample",
+        "failed.jsonl",
+        "index.jsonl",
+    ]
 
 
 HOLDER = """
 import sys
 from pathlib import Path
-from caphuman_jax.bulk.folder import RunFolder
+from caphuman_jax.jobs.run_folder import RunFolder
 run = RunFolder(Path(sys.argv[1]), {"jobs": "x"}, 6, 6)
 claims = run.claims()
 print(*(next(claims) for _ in range(int(sys.argv[2]))), flush=True)
@@ -60,9 +78,11 @@ sys.stdin.read()
 
 
 def test_what_another_process_holds_is_free_when_it_is_killed(open_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "_WAIT", 0.01)
+    monkeypatch.setattr(run_folder, "_WAIT", 0.01)
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "out"), "2"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout.readline() == "0 1\n"
         run, mine = open_folder(), []
         claims = run.claims()

@@ -1,4 +1,6 @@
-"""`caphuman sample`: pictures as `caphuman generate` makes them, in any company, on any devices, however often it is interrupted."""
+"""`caphuman sample`: pictures as `caphuman generate` makes them, in any company, on any devices,
+however often it is interrupted.
+"""
 
 import dataclasses
 import json
@@ -14,24 +16,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caphuman_jax import cli, identity_file, provenance
-from caphuman_jax.bulk import jobs
-from caphuman_jax.bulk.check import Checker
-from caphuman_jax.bulk.folder import RunFolder
-from caphuman_jax.bulk.outputs import RECORD, output
-from caphuman_jax.bulk.plan import Plan
-from caphuman_jax.bulk.runner import Runner
-from caphuman_jax.pipeline import Pipeline
-from data_pipeline import example
+from caphuman_jax.cli import app
+from caphuman_jax.io import metadata
+from caphuman_jax.jobs import jobs
+from caphuman_jax.jobs.order import Plan
+from caphuman_jax.jobs.outputs import RECORD, output
+from caphuman_jax.jobs.run_folder import RunFolder
+from caphuman_jax.jobs.runner import Runner
+from caphuman_jax.jobs.validate import Checker
+from caphuman_jax.person import identity_file
+from caphuman_jax.pipeline.pipeline import Pipeline
+from data_pipeline.records import tf_example
 
 
 @pytest.fixture(scope="module")
 def place(pipe, person, astronaut_file, tmp_path_factory):
-    """A folder with a person as photo and identity file, one who makes NaN, and a photo without a face."""
+    """A folder with a person as photo and identity file, one who makes NaN, and a photo without a
+    face.
+    """
     path = tmp_path_factory.mktemp("jobs")
     Image.open(astronaut_file).save(path / "a.png")
     identity_file.save(path / "a.identity", person, pipe.head_name)
-    broken = dataclasses.replace(person, name="broken.png", image_tokens=person.image_tokens * np.nan)
+    broken = dataclasses.replace(
+        person, name="broken.png", image_tokens=person.image_tokens * np.nan
+    )
     identity_file.save(path / "nan.identity", broken, pipe.head_name)
     Image.fromarray(np.full((64, 64, 3), 128, np.uint8)).save(path / "grey.png")
     return path
@@ -39,11 +47,26 @@ def place(pipe, person, astronaut_file, tmp_path_factory):
 
 GOOD = [
     {"id": "plain", "reference": "a.png", "prompt": "a photo of a person", "num": 2, "seed": 5},
-    {"id": "head", "reference": "a.identity", "prompt": "a dog", "head": {"yaw": 20, "expression": "smile=0.8"}, "negative": "blurry", "first": 3},
-    {"id": "photo", "reference": "a.identity", "prompt": "a dog", "head": {"photo": "a.png", "take": "expression", "light": "left"}},
+    {
+        "id": "head",
+        "reference": "a.identity",
+        "prompt": "a dog",
+        "head": {"yaw": 20, "expression": "smile=0.8"},
+        "negative": "blurry",
+        "first": 3,
+    },
+    {
+        "id": "photo",
+        "reference": "a.identity",
+        "prompt": "a dog",
+        "head": {"photo": "a.png", "take": "expression", "light": "left"},
+    },
     {"id": "steps", "reference": "a.identity", "prompt": "a dog", "guidance": 3},
 ]
-FAILING = [{"id": "nobody", "reference": "grey.png", "prompt": "x", "num": 2}, {"id": "nan", "reference": "nan.identity", "prompt": "x"}]
+FAILING = [
+    {"id": "nobody", "reference": "grey.png", "prompt": "x", "num": 2},
+    {"id": "nan", "reference": "nan.identity", "prompt": "x"},
+]
 MADE = {("plain", 0), ("plain", 1), ("head", 3), ("photo", 0), ("steps", 0)}
 
 
@@ -54,7 +77,9 @@ def write(place, lines, name="jobs.jsonl"):
 
 
 def sample(pipe, path, out, batch, kind="png"):
-    """Everything of a jobs file with one device and so many pictures at a time: {(id, number): pixels}, and the folder."""
+    """Everything of a jobs file with one device and so many pictures at a time: {(id, number):
+    pixels}, and the folder.
+    """
     asked = jobs.read_jobs(path, Checker(pipe.config), {})
     assert not asked.problems
     plan = Plan(asked.jobs)
@@ -62,12 +87,24 @@ def sample(pipe, path, out, batch, kind="png"):
     told = []
     if batch != pipe.batch:
         pipe = Pipeline(pipe.config, pipe.params, pipe.graphs, pipe.record, batch)
-    Runner(pipe, plan, folder, output(out, kind), batch, lambda *counts: told.append(counts), lambda *stage: None).run()
+    Runner(
+        pipe,
+        plan,
+        folder,
+        output(out, kind),
+        batch,
+        lambda *counts: told.append(counts),
+        lambda *stage: None,
+    ).run()
     assert sum(map(sum, told)) == plan.total
     folder.write_index({job.id: job.number for job in asked.jobs}.__getitem__)
     folder.close()
     read = lambda line: np.asarray(Image.open(out / line["file"])).astype(int)
-    return {(line["id"], line["number"]): read(line) for line in entries(out / "index.jsonl")} if kind != "array_record" else {}
+    return (
+        {(line["id"], line["number"]): read(line) for line in entries(out / "index.jsonl")}
+        if kind != "array_record"
+        else {}
+    )
 
 
 def entries(path):
@@ -86,22 +123,31 @@ def test_pictures_are_those_of_generate(pipe, place, one_by_one):
     for job in GOOD:
         settings = {name: value for name, value in job.items() if name != "id"}
         head = settings.pop("head", None)
-        head = head if head is None or "photo" not in head else head | {"photo": place / head["photo"]}
+        head = (
+            head if head is None or "photo" not in head else head | {"photo": place / head["photo"]}
+        )
         result = pipe(**settings | {"reference": place / job["reference"], "head": head})
         for i, picture in enumerate(result.pictures):
             number = job.get("first", 0) + i
             np.testing.assert_array_equal(made[job["id"], number], picture)
-            said = provenance.read_settings(out / f"{job['id']}_{number:02d}.png")
-            assert said == json.loads(json.dumps(result.settings | {"index": number, "job": job["id"]}))
+            said = metadata.read_settings(out / f"{job['id']}_{number:02d}.png")
+            assert said == json.loads(
+                json.dumps(result.settings | {"index": number, "job": job["id"]})
+            )
 
 
 def test_failures_are_told_and_the_rest_is_made(one_by_one):
     failed = entries(one_by_one[1] / "failed.jsonl")
     assert [(line["id"], line["number"], line["where"]) for line in failed] == [
-        ("nobody", 0, "jobs.jsonl:5"), ("nobody", 1, "jobs.jsonl:5"), ("nan", 0, "jobs.jsonl:6")]
+        ("nobody", 0, "jobs.jsonl:5"),
+        ("nobody", 1, "jobs.jsonl:5"),
+        ("nan", 0, "jobs.jsonl:6"),
+    ]
     assert "no face" in failed[0]["reason"] and "not finite" in failed[2]["reason"]
     index = entries(one_by_one[1] / "index.jsonl")
-    assert [line["id"] for line in index] == ["plain", "plain", "head", "photo", "steps"] and index[0]["seed"] == 5
+    assert [line["id"] for line in index] == ["plain", "plain", "head", "photo", "steps"] and index[
+        0
+    ]["seed"] == 5
 
 
 def test_a_batch_of_many_makes_the_same_in_any_company(pipe, place, one_by_one, tmp_path):
@@ -109,13 +155,20 @@ def test_a_batch_of_many_makes_the_same_in_any_company(pipe, place, one_by_one, 
     others = sample(pipe, write(place, [GOOD[2], FAILING[1], GOOD[0]]), tmp_path / "others", 4)
     assert set(together) == MADE and set(others) == {("photo", 0), ("plain", 0), ("plain", 1)}
     for key, picture in together.items():
-        assert np.abs(picture - one_by_one[0][key]).max() <= 2  # another batch size is another program, which may round otherwise
-        if key in others:  # in another place of its batch, where a CPU may round the last of several otherwise
+        assert (
+            np.abs(picture - one_by_one[0][key]).max() <= 2
+        )  # another batch size is another program, which may round otherwise
+        if (
+            key in others
+        ):  # in another place of its batch, where a CPU may round the last of several otherwise
             assert np.abs(picture - others[key]).max() <= 1
 
 
 def test_a_picture_does_not_depend_on_those_beside_it(pipe, person):
-    scenes = [pipe.scene(pipe.request(prompt="a dog", reference=person, head=head, seed=seed)) for head, seed in ((None, 5), ({"yaw": 20}, 0), ({"light": "left"}, 1))]
+    scenes = [
+        pipe.scene(pipe.request(prompt="a dog", reference=person, head=head, seed=seed))
+        for head, seed in ((None, 5), ({"yaw": 20}, 0), ({"light": "left"}, 1))
+    ]
     made = lambda *numbers: np.asarray(pipe.make([(scenes[i], 0) for i in numbers])[0])
     one, other = made(0, 1, 2), made(2, 1, 0)
     np.testing.assert_array_equal(one[1], other[1])
@@ -126,11 +179,17 @@ def test_the_command_on_all_devices(place, one_by_one, tiny_folder, tmp_path, ca
     path, out = write(place, [*GOOD, *FAILING]), tmp_path / "out"
 
     def run(*options, jobs=path):
-        code = cli.main(["sample", "--jobs", str(jobs), "--model", str(tiny_folder), *map(str, options)])
+        code = app.main(
+            ["sample", "--jobs", str(jobs), "--model", str(tiny_folder), *map(str, options)]
+        )
         return code, capsys.readouterr().err.splitlines()
 
     code, lines = run("--check")
-    assert code == 0 and lines == ["8 pictures in 6 jobs, of 2 groups of settings"] and not out.exists()
+    assert (
+        code == 0
+        and lines == ["8 pictures in 6 jobs, of 2 groups of settings"]
+        and not out.exists()
+    )
     assert len(jax.local_devices()) == 8
     code, lines = run("--out", out)
     assert code == 3 and any("job nobody (jobs.jsonl:5) failed" in line for line in lines)
@@ -139,23 +198,38 @@ def test_the_command_on_all_devices(place, one_by_one, tiny_folder, tmp_path, ca
         picture = np.asarray(Image.open(out / line["file"])).astype(int)
         assert np.abs(picture - one_by_one[0][line["id"], line["number"]]).max() <= 2
     before = {file.name: file.stat().st_mtime_ns for file in out.glob("*.png")}
-    assert run("--out", out)[0] == 3 and {file.name: file.stat().st_mtime_ns for file in out.glob("*.png")} == before
+    assert (
+        run("--out", out)[0] == 3
+        and {file.name: file.stat().st_mtime_ns for file in out.glob("*.png")} == before
+    )
     code, lines = run("--out", out, "--default", "steps=1")
     assert code == 2 and "was begun with other jobs" in lines[-1] and len(lines) == 2
-    code, lines = run("--out", out, jobs=write(place, [*GOOD, {**GOOD[0], "id": "x", "steps": 0}], "wrong.jsonl"))
-    assert code == 2 and "wrong.jsonl:5: steps: steps must lie between 1 and" in lines[0] and "1 wrong entry; nothing was made" in lines[1]
+    code, lines = run(
+        "--out", out, jobs=write(place, [*GOOD, {**GOOD[0], "id": "x", "steps": 0}], "wrong.jsonl")
+    )
+    assert (
+        code == 2
+        and "wrong.jsonl:5: steps: steps must lie between 1 and" in lines[0]
+        and "1 wrong entry; nothing was made" in lines[1]
+    )
 
 
-def test_missing_and_damaged_pictures_are_made_again_and_others_are_not(pipe, place, one_by_one, tmp_path):
+def test_missing_and_damaged_pictures_are_made_again_and_others_are_not(
+    pipe, place, one_by_one, tmp_path
+):
     path, out = write(place, GOOD), tmp_path / "out"
     made = sample(pipe, path, out, 1)
-    for record in (out / ".sample" / "units").iterdir():  # as if it had been killed before a unit was done
+    for record in (
+        out / ".sample" / "units"
+    ).iterdir():  # as if it had been killed before a unit was done
         record.unlink()
     before = {file.name: file.stat().st_mtime_ns for file in out.glob("*.png")}
     (out / "plain_01.png").unlink()
     (out / "photo_00.png").write_bytes((out / "photo_00.png").read_bytes()[:3000])
     again = sample(pipe, path, out, 1)
-    changed = {file.name for file in out.glob("*.png") if file.stat().st_mtime_ns != before[file.name]}
+    changed = {
+        file.name for file in out.glob("*.png") if file.stat().st_mtime_ns != before[file.name]
+    }
     assert changed == {"plain_01.png", "photo_00.png"}
     for key, picture in made.items():
         np.testing.assert_array_equal(picture, again[key])
@@ -169,18 +243,26 @@ def test_array_records_and_jpeg(pipe, place, one_by_one, tmp_path):
     sample(pipe, path, tmp_path / "records", 1, "array_record")
     index = entries(tmp_path / "records" / "index.jsonl")
     assert {(line["id"], line["number"]) for line in index} == MADE
-    assert all(file.suffix in (".array_record", ".jsonl") for file in (tmp_path / "records").iterdir() if file.name != ".sample")
+    assert all(
+        file.suffix in (".array_record", ".jsonl")
+        for file in (tmp_path / "records").iterdir()
+        if file.name != ".sample"
+    )
     for line in index:
         reader = ArrayRecordReader(str(tmp_path / "records" / line["file"]))
-        record = example.decode(RECORD, reader.read([line["record"]])[0])
+        record = tf_example.decode(RECORD, reader.read([line["record"]])[0])
         reader.close()
         name = f"{line['id']}_{line['number']:02d}.png"
-        assert bytes(record["picture"]) == (one_by_one[1] / name).read_bytes() and record["id"] == line["id"] and record["number"] == line["number"]
-        assert json.loads(record["settings"]) == provenance.read_settings(one_by_one[1] / name)
+        assert (
+            bytes(record["picture"]) == (one_by_one[1] / name).read_bytes()
+            and record["id"] == line["id"]
+            and record["number"] == line["number"]
+        )
+        assert json.loads(record["settings"]) == metadata.read_settings(one_by_one[1] / name)
 
     sample(pipe, path, tmp_path / "jpeg", 1, "jpeg")
     with Image.open(tmp_path / "jpeg" / "plain_00.jpg") as picture:
-        assert picture.format == "JPEG" and provenance.DIGITAL_SOURCE.encode() in picture.info["xmp"]
+        assert picture.format == "JPEG" and metadata.DIGITAL_SOURCE.encode() in picture.info["xmp"]
         assert json.loads(picture.info["comment"])["job"] == "plain"
         assert np.abs(np.asarray(picture).astype(int) - one_by_one[0]["plain", 0]).mean() < 6
 
@@ -206,7 +288,10 @@ class SlowWriter:
 
 def test_pictures_do_not_pile_up_before_a_slow_disk(tmp_path):
     writer, batch = SlowWriter(), 2
-    many = [jobs.Job(f"{i}", "", i, {"people": (), "controls": (), "prompt": "", "num": 10}) for i in range(20)]
+    many = [
+        jobs.Job(f"{i}", "", i, {"people": (), "controls": (), "prompt": "", "num": 10})
+        for i in range(20)
+    ]
 
     class Instant:
         def make(self, rows, progress):
@@ -216,30 +301,62 @@ def test_pictures_do_not_pile_up_before_a_slow_disk(tmp_path):
     Instant.batch = batch
     plan = Plan(many)
     folder = RunFolder(tmp_path / "out", {}, plan.total, plan.units)
-    runner = Runner(Instant(), plan, folder, writer, batch, lambda *counts: None, lambda *stage: None)
+    runner = Runner(
+        Instant(), plan, folder, writer, batch, lambda *counts: None, lambda *stage: None
+    )
     runner._scenes = SimpleNamespace(ahead=lambda job: None)
-    runner._prepared = lambda rows: (dataclasses.replace(row, scene=SimpleNamespace(kind=0, settings={})) for row in rows)
+    runner._prepared = lambda rows: (
+        dataclasses.replace(row, scene=SimpleNamespace(kind=0, settings={})) for row in rows
+    )
     runner._hints = lambda scenes: scenes
     runner.run()
     assert folder.counts() == (200, 0) and writer.written == 200
-    assert writer.most <= 2 * batch + 2 * 16 + 2 * batch  # the room for pictures that wait, at its largest, and two batches
+    assert (
+        writer.most <= 2 * batch + 2 * 16 + 2 * batch
+    )  # the room for pictures that wait, at its largest, and two batches
     folder.close()
 
 
 @pytest.mark.slow
-def test_weights_divided_between_devices_make_the_same(place, one_by_one, tiny_folder, tmp_path, monkeypatch):
-    from caphuman_jax.training import sharding
+def test_weights_divided_between_devices_make_the_same(
+    place, one_by_one, tiny_folder, tmp_path, monkeypatch
+):
+    from caphuman_jax.runtime import sharding
 
     monkeypatch.setattr(sharding, "SMALL", 2**8)
     path = write(place, GOOD)
-    assert cli.main(["sample", "--jobs", str(path), "--model", str(tiny_folder), "--fsdp", "--out", str(tmp_path)]) == 0
+    assert (
+        app.main(
+            [
+                "sample",
+                "--jobs",
+                str(path),
+                "--model",
+                str(tiny_folder),
+                "--fsdp",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+        == 0
+    )
     for line in entries(tmp_path / "index.jsonl"):
         picture = np.asarray(Image.open(tmp_path / line["file"])).astype(int)
         assert np.abs(picture - one_by_one[0][line["id"], line["number"]]).max() <= 2
 
 
-MANY = [{"id": f"j{i}", "reference": "a.identity", "prompt": ("a dog", "a cat")[i % 2], "head": {"yaw": i % 3}, "seed": i, "num": 3, "steps": 20}
-        for i in range(8)]
+MANY = [
+    {
+        "id": f"j{i}",
+        "reference": "a.identity",
+        "prompt": ("a dog", "a cat")[i % 2],
+        "head": {"yaw": i % 3},
+        "seed": i,
+        "num": 3,
+        "steps": 20,
+    }
+    for i in range(8)
+]
 
 
 @pytest.mark.slow
@@ -249,9 +366,23 @@ def test_two_processes_one_of_them_killed_and_started_again(place, tiny_folder, 
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
 
     def start(out):
-        command = [sys.executable, "-m", "caphuman_jax.cli", "sample", "--jobs", str(path), "--model", str(tiny_folder), "--format", kind,
-                   "--out", str(out)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "caphuman_jax.cli",
+            "sample",
+            "--jobs",
+            str(path),
+            "--model",
+            str(tiny_folder),
+            "--format",
+            kind,
+            "--out",
+            str(out),
+        ]
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     alone = start(tmp_path / "alone")
     assert alone.communicate()[0] and alone.returncode == 0
@@ -281,14 +412,37 @@ def test_two_processes_one_of_them_killed_and_started_again(place, tiny_folder, 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_made_and_says_how_to_go_on(place, tiny_folder, tmp_path):
     path, out = write(place, MANY, "many.jsonl"), tmp_path / "out"
-    command = [sys.executable, "-m", "caphuman_jax.cli", "sample", "--jobs", str(path), "--model", str(tiny_folder), "--out", str(out)]
-    process = subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": ""}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "caphuman_jax.cli",
+        "sample",
+        "--jobs",
+        str(path),
+        "--model",
+        str(tiny_folder),
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     wait_until(lambda: len(list(out.glob("*.png"))) >= 4, (process,))
     process.send_signal(signal.SIGINT)
     said = process.communicate()[0]
-    assert process.returncode == 130 and "the same command goes on from here" in said and "Traceback" not in said
+    assert (
+        process.returncode == 130
+        and "the same command goes on from here" in said
+        and "Traceback" not in said
+    )
     assert 4 <= len(entries(out / "index.jsonl")) < 24 and not list(out.glob(".*.part"))
-    again = subprocess.run(command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
+    again = subprocess.run(
+        command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True
+    )
     assert again.returncode == 0 and len(entries(out / "index.jsonl")) == 24
 
 

@@ -7,14 +7,28 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from caphuman_jax.config import MINI, CapFaceConfig, IdentityConfig, TextConfig, UNetConfig, VAEConfig
-from caphuman_jax.training import augment, diffusion
+from caphuman_jax.config import (
+    MINI,
+    CapFaceConfig,
+    IdentityConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from caphuman_jax.training import diffusion
+from data_pipeline.loading import augment
 
 
 @pytest.fixture(autouse=True)
 def strict_dtypes(request):
-    """Strict as everywhere, but for runs of a whole step: the gradient of JAX's own attention mixes dtypes in bfloat16."""
-    whole_step = request.module.__name__.rpartition(".")[2] in ("test_autoencoder", "test_diffusion", "test_mini")
+    """Strict as everywhere, but for runs of a whole step: the gradient of JAX's own attention mixes
+    dtypes in bfloat16.
+    """
+    whole_step = request.module.__name__.rpartition(".")[2] in (
+        "test_autoencoder",
+        "test_diffusion",
+        "test_mini",
+    )
     with jax.numpy_dtype_promotion("standard" if whole_step else "strict"):
         yield
 
@@ -22,7 +36,10 @@ def strict_dtypes(request):
 @pytest.fixture(scope="session", autouse=True)
 def programs_are_kept(tmp_path_factory):
     """A run that is resumed compiles nothing again; JAX's settings are as before afterwards."""
-    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")), "jax_persistent_cache_min_compile_time_secs": 5.0}
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 5.0,
+    }
     before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
@@ -37,19 +54,45 @@ def programs_are_kept(tmp_path_factory):
 def tiny():
     """A ModelConfig with 32-pixel pictures and 8² latents."""
     return dataclasses.replace(
-        MINI, image_size=32,
-        unet=UNetConfig(in_channels=3, out_channels=3, channels=16, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(2,),
-                        heads=2, context_width=16, groups=8),
+        MINI,
+        image_size=32,
+        unet=UNetConfig(
+            in_channels=3,
+            out_channels=3,
+            channels=16,
+            multipliers=(1, 2),
+            res_blocks=1,
+            attention_downsamplings=(2,),
+            heads=2,
+            context_width=16,
+            groups=8,
+        ),
         capface=CapFaceConfig(hint_widths=(8, 8, 16)),
         identity=IdentityConfig(8, 12, "mobilefacenet", "recogniser"),
-        vae=VAEConfig(patch=2, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), res_blocks=1, latent_channels=3, groups=4, scale=1.0),
-        text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, embed_width=4, vocabulary=100))
+        vae=VAEConfig(
+            patch=2,
+            encoder_channels=8,
+            decoder_channels=8,
+            multipliers=(1, 2),
+            res_blocks=1,
+            latent_channels=3,
+            groups=4,
+            scale=1.0,
+        ),
+        text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, embed_width=4, vocabulary=100),
+    )
 
 
 @pytest.fixture(scope="session")
 def training():
     """A few steps of 8 pictures: enough for the mask to open and CapFace to learn behind it."""
-    return diffusion.DiffusionTraining(steps=16, batch=8, learning_rate=1e-3, warmup=1, augment=augment.AugmentConfig(roll_degrees=5.0))
+    return diffusion.DiffusionTraining(
+        steps=16,
+        batch=8,
+        learning_rate=1e-3,
+        warmup=1,
+        augment=augment.AugmentConfig(roll_degrees=5.0),
+    )
 
 
 @pytest.fixture(scope="session")
@@ -58,13 +101,21 @@ def data():
     rng = np.random.default_rng(0)
     n, size = 10, 44
     return {
-        "pictures": rng.integers(0, 256, (n, size, size, 3), np.uint8), "covered": np.tile(np.array([0, 0, size, size], np.float32), (n, 1)),
+        "pictures": rng.integers(0, 256, (n, size, size, 3), np.uint8),
+        "covered": np.tile(np.array([0, 0, size, size], np.float32), (n, 1)),
         "region": np.where(rng.random((n, size, size)) < 0.5, 255, 0).astype(np.uint8),
-        "hints": rng.integers(0, 256, (n, 2, size, size, 9), np.uint8), "tokens": rng.standard_normal((n, 4, 5, 12)).astype(np.float16),
-        "vectors": rng.standard_normal((n, 4, 8)).astype(np.float32), "partner": np.tile(np.arange(n, dtype=np.int32)[:, None], (1, 4)),
-        "captions": rng.integers(0, 100, (n, 3, 3, 77)).astype(np.int32), "grey": np.arange(n) % 3 == 0, "empty": np.full(77, 99, np.int32),
-        "features": np.where(rng.random((n, size, size)) < 0.2, 255, 0).astype(np.uint8), "person": np.zeros((n, size, size), np.uint8),
-        "background_ids": np.array([[[5, 6, 99, 99], [6, 99, 99, 99]], [[5, 7, 99, 99], [7, 99, 99, 99]]], np.int32),
+        "hints": rng.integers(0, 256, (n, 2, size, size, 9), np.uint8),
+        "tokens": rng.standard_normal((n, 4, 5, 12)).astype(np.float16),
+        "vectors": rng.standard_normal((n, 4, 8)).astype(np.float32),
+        "partner": np.tile(np.arange(n, dtype=np.int32)[:, None], (1, 4)),
+        "captions": rng.integers(0, 100, (n, 3, 3, 77)).astype(np.int32),
+        "grey": np.arange(n) % 3 == 0,
+        "empty": np.full(77, 99, np.int32),
+        "features": np.where(rng.random((n, size, size)) < 0.2, 255, 0).astype(np.uint8),
+        "person": np.zeros((n, size, size), np.uint8),
+        "background_ids": np.array(
+            [[[5, 6, 99, 99], [6, 99, 99, 99]], [[5, 7, 99, 99], [7, 99, 99, 99]]], np.int32
+        ),
         "background_rgb": np.array([[[0.8, 0.1, 0.1]] * 3, [[0.1, 0.1, 0.8]] * 3], np.float32),
     }
 
@@ -72,6 +123,6 @@ def data():
 @pytest.fixture(scope="session")
 def vae_params(tiny):
     """Random frozen weights of the tiny autoencoder."""
-    from caphuman_jax import models
+    from caphuman_jax.models import registry
 
-    return jax.device_get(models.init(tiny, jax.random.key(5))["vae"][1])
+    return jax.device_get(registry.init(tiny, jax.random.key(5))["vae"][1])

@@ -5,13 +5,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caphuman_jax.training import augment
+from data_pipeline.loading import augment
 
 
 def transforms(scale=1.0, degrees=0.0, shift=(0.0, 0.0), mirror=False):
     return {
-        "scale": jnp.asarray([scale], jnp.float32), "angle": jnp.deg2rad(jnp.asarray([degrees], jnp.float32)),
-        "shift": jnp.asarray([shift], jnp.float32), "mirror": jnp.asarray([mirror]),
+        "scale": jnp.asarray([scale], jnp.float32),
+        "angle": jnp.deg2rad(jnp.asarray([degrees], jnp.float32)),
+        "shift": jnp.asarray([shift], jnp.float32),
+        "mirror": jnp.asarray([mirror]),
     }
 
 
@@ -24,30 +26,41 @@ def test_warp_is_opencvs_affine_warp():
     # OpenCV turns counter-clockwise for positive angles; ours is clockwise as seen.
     matrix = cv2.getRotationMatrix2D((29.5, 29.5), -degrees, scale)
     matrix[:, 2] += (size - 60) / 2 + np.array(shift) * size
-    theirs = cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    theirs = cv2.warpAffine(
+        picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
     assert np.abs(ours - theirs).max() < 4  # OpenCV works in 1/32 pixels and rounds to integers
 
 
 def test_mirror_swaps_left_and_right():
     picture = np.random.default_rng(1).integers(0, 255, (1, 32, 32, 3), np.uint8)
-    ours = augment.warp(jnp.asarray(picture), augment.source_coordinates(transforms(mirror=True), 32, 32))
+    ours = augment.warp(
+        jnp.asarray(picture), augment.source_coordinates(transforms(mirror=True), 32, 32)
+    )
     np.testing.assert_allclose(np.asarray(ours), picture[:, :, ::-1], atol=1e-3)
 
 
 def test_normals_turn_with_the_picture():
-    # The upper edge's outward normal points up; after a quarter turn clockwise that edge is at the right.
+    # The upper edge's outward normal points up; after a quarter turn clockwise that edge is at the
+    # right.
     normal = jnp.asarray([0.0, 1.0, 0.0], jnp.float32).reshape(1, 1, 1, 3)
     turned = np.asarray(augment.turn_normals(normal, transforms(degrees=90.0)))[0, 0, 0]
     np.testing.assert_allclose(turned, [1, 0, 0], atol=1e-6)
     picture = np.zeros((1, 21, 21, 1), np.uint8)
     picture[0, :4] = 255
-    moved = np.asarray(augment.warp(jnp.asarray(picture), augment.source_coordinates(transforms(degrees=90.0), 21, 21)))[0, ..., 0]
+    moved = np.asarray(
+        augment.warp(
+            jnp.asarray(picture), augment.source_coordinates(transforms(degrees=90.0), 21, 21)
+        )
+    )[0, ..., 0]
     assert moved[:, -3:].min() > 250 and moved[:, :10].max() < 5
 
 
 def test_area_outside_the_photo_is_not_valid():
     rectangle = jnp.asarray([[10.0, 0.0, 63.0, 63.0]], jnp.float32)
-    area = np.asarray(augment.valid_area(augment.source_coordinates(transforms(), 64, 64), rectangle))[0, ..., 0]
+    area = np.asarray(
+        augment.valid_area(augment.source_coordinates(transforms(), 64, 64), rectangle)
+    )[0, ..., 0]
     assert area[:, :10].max() == 0 and area[:, 10:].min() == 1
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caphuman_jax.training import autoencoder, sharding
+from caphuman_jax.runtime import sharding
+from caphuman_jax.training.recipes import autoencoder
 
 
 def test_reconstruction_loss_by_hand():
@@ -28,20 +29,40 @@ def test_padding_does_not_count():
     b[:, :, 5:] = 1.0
     valid = np.ones((1, 8, 8, 1), np.float32)
     valid[:, :, 5:] = 0
-    assert float(autoencoder.reconstruction_loss(jnp.asarray(a), jnp.asarray(b), jnp.asarray(valid), 1.0)) == 0.0
+    assert (
+        float(
+            autoencoder.reconstruction_loss(jnp.asarray(a), jnp.asarray(b), jnp.asarray(valid), 1.0)
+        )
+        == 0.0
+    )
 
 
 @pytest.mark.slow
 def test_a_short_run_learns_and_the_latents_can_be_centred(tiny):
     y, x = np.mgrid[:64, :64]
     phases = np.random.default_rng(0).random((6, 3)) * 6
-    pictures = np.stack([np.stack([127 + 90 * np.sin(x / 9 + p) * np.cos(y / 11 + p) for p in row], -1) for row in phases]).astype(np.uint8)
+    pictures = np.stack(
+        [
+            np.stack([127 + 90 * np.sin(x / 9 + p) * np.cos(y / 11 + p) for p in row], -1)
+            for row in phases
+        ]
+    ).astype(np.uint8)
     covered = np.tile(np.array([0, 0, 64, 64], np.float32), (6, 1))
-    cfg = autoencoder.AutoencoderTraining(steps=60, batch=4, size=32, warmup=5, learning_rate=3e-3, adversarial_weight=0.3, adversarial_start=40,
-                                          adversarial_ramp=10)
+    cfg = autoencoder.AutoencoderTraining(
+        steps=60,
+        batch=4,
+        size=32,
+        warmup=5,
+        learning_rate=3e-3,
+        adversarial_weight=0.3,
+        adversarial_start=40,
+        adversarial_ramp=10,
+    )
     lines = []
     mesh = sharding.make_mesh(devices=jax.devices()[:2])
-    graph, params, _ = autoencoder.train(cfg, tiny.vae, pictures, covered, mesh=mesh, log=lines.append)
+    graph, params, _ = autoencoder.train(
+        cfg, tiny.vae, pictures, covered, mesh=mesh, log=lines.append
+    )
     l1 = [float(line.split(" l1 ")[1].split()[0]) for line in lines]
     assert min(l1[-5:]) < 0.6 * l1[0]
     params = jax.device_get(nnx.to_pure_dict(params))

@@ -1,4 +1,6 @@
-"""Checkpoints: the same numbers on another arrangement of devices, what is kept, what is damaged, what does not fit, what cannot be written."""
+"""Checkpoints: the same numbers on another arrangement of devices, what is kept, what is damaged,
+what does not fit, what cannot be written.
+"""
 
 import gc
 import json
@@ -13,12 +15,16 @@ import pytest
 import tiny_recipe
 
 from caphuman_jax.errors import DataError
-from caphuman_jax.training import loop, sharding
+from caphuman_jax.runtime import sharding
+from caphuman_jax.training import loop
 from caphuman_jax.training.checkpoints import Checkpoints, checksum, differences
 from caphuman_jax.training.recipe import tree_hash
 
 # Where reading or writing fails, Orbax leaves coroutines behind that nobody waits for.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::pytest.PytestUnhandledThreadExceptionWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+)
 
 RUN = {"settings": {"steps": 12, "training": {"rate": 0.1}}, "frozen": {"base": "abc"}}
 RECIPE = tiny_recipe.recipe()
@@ -44,7 +50,11 @@ def state():
 
 
 def equal(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b)))
+    return all(
+        jax.tree.leaves(
+            jax.tree.map(lambda x, y: np.array_equal(np.asarray(x), np.asarray(y)), a, b)
+        )
+    )
 
 
 def save(folder, state, *steps, keep=2, **kinds):
@@ -62,13 +72,19 @@ def restore(folder, shardings=None, run=RUN, log=lambda line: None, shapes=SHAPE
         checkpoints.close()
 
 
-@pytest.mark.parametrize("mode, devices, fsdp", [("replicated", 1, 1), ("zero", 4, 1), ("fsdp", 2, 2)])
+@pytest.mark.parametrize(
+    "mode, devices, fsdp", [("replicated", 1, 1), ("zero", 4, 1), ("fsdp", 2, 2)]
+)
 def test_saved_on_eight_devices_and_restored_on_others(state, tmp_path, mode, devices, fsdp):
     save(tmp_path / "c", state, 7)
     wanted = places(mode, devices, fsdp)
     found, run = restore(tmp_path / "c", wanted)
     assert equal(found, state) and run["step"] == 7 and run["samples"] == 112
-    assert all(jax.tree.leaves(jax.tree.map(lambda x, where: x.sharding.is_equivalent_to(where, x.ndim), found, wanted)))
+    assert all(
+        jax.tree.leaves(
+            jax.tree.map(lambda x, where: x.sharding.is_equivalent_to(where, x.ndim), found, wanted)
+        )
+    )
 
 
 def test_the_newest_and_the_best_are_kept(state, tmp_path):
@@ -86,7 +102,9 @@ def test_nothing_there_is_a_beginning(tmp_path):
 
 
 def largest_file(folder):
-    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return max(
+        (path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
 
 
 def truncate(folder):
@@ -103,7 +121,11 @@ def flip(folder):
 
 def change_the_description(folder):
     file = next((folder / "run").glob("metadata"))
-    file.write_text(file.read_text().replace('"samples": 144', '"samples": 145').replace('"samples":144', '"samples":145'))
+    file.write_text(
+        file.read_text()
+        .replace('"samples": 144', '"samples": 145')
+        .replace('"samples":144', '"samples":145')
+    )
 
 
 def lose(folder):
@@ -117,7 +139,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(state, tmp_pat
     told = []
     found, run = restore(tmp_path / "c", log=told.append)
     assert run["step"] == 8 and equal(found["params"], state["params"])
-    assert len(told) == 1 and "WARNING: the checkpoint of step 9" in told[0] and "is damaged" in told[0]
+    assert (
+        len(told) == 1
+        and "WARNING: the checkpoint of step 9" in told[0]
+        and "is damaged" in told[0]
+    )
     assert os.listdir(tmp_path / "damaged") == ["9"] and os.listdir(tmp_path / "c") == ["8"]
     save(tmp_path / "c", state, 9)  # the run comes by again
     assert restore(tmp_path / "c")[1]["step"] == 9
@@ -143,7 +169,9 @@ def test_no_whole_checkpoint_is_no_fresh_start(state, tmp_path):
     save(tmp_path / "c", state, 8, 9)
     for step in ("8", "9"):
         truncate(tmp_path / "c" / step)
-    with pytest.raises(DataError, match=r"no checkpoint in .* can be read \(steps 9, 8 are damaged\)"):
+    with pytest.raises(
+        DataError, match=r"no checkpoint in .* can be read \(steps 9, 8 are damaged\)"
+    ):
         restore(tmp_path / "c")
 
 
@@ -155,11 +183,20 @@ def test_what_does_not_fit_is_named_key_by_key(state, tmp_path):
     net["first"]["bias"] = jax.ShapeDtypeStruct((161,), jnp.float32)
     with pytest.raises(DataError) as told:
         restore(tmp_path / "c", shapes=other)
-    for name in ("params/net/second/kernel was float32(160, 128), is gone", "params/net/third/kernel is new", "params/net/third/bias",
-                 "params/net/first/bias was float32(160,), is float32(161,)"):
+    for name in (
+        "params/net/second/kernel was float32(160, 128), is gone",
+        "params/net/third/kernel is new",
+        "params/net/third/bias",
+        "params/net/first/bias was float32(160,), is float32(161,)",
+    ):
         assert name in str(told.value)
-    with pytest.raises(DataError, match="frozen.base was 'abc', is 'abd'.*settings.training.rate was 0.1, is 0.2"):
-        restore(tmp_path / "c", run={"settings": {"steps": 12, "training": {"rate": 0.2}}, "frozen": {"base": "abd"}})
+    with pytest.raises(
+        DataError, match="frozen.base was 'abc', is 'abd'.*settings.training.rate was 0.1, is 0.2"
+    ):
+        restore(
+            tmp_path / "c",
+            run={"settings": {"steps": 12, "training": {"rate": 0.2}}, "frozen": {"base": "abd"}},
+        )
     assert os.listdir(tmp_path / "c") == ["9"]  # it is whole, and stays
 
 
@@ -172,10 +209,18 @@ def test_a_folder_that_cannot_be(state, tmp_path):
 def test_a_full_disk_is_told_and_the_last_checkpoint_stays(state, tmp_path):
     save(tmp_path / "c", state, 3)
     checkpoints = Checkpoints(tmp_path / "c")
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # what a full disk is to whoever writes
+    limits, handler = (
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (20_000, limits[1])
+    )  # what a full disk is to whoever writes
     try:
-        with pytest.raises(DataError, match=f"cannot be written to {tmp_path / 'c'}: .*the newest whole one is of step 3"):
+        with pytest.raises(
+            DataError,
+            match=f"cannot be written to {tmp_path / 'c'}: .*the newest whole one is of step 3",
+        ):
             checkpoints.save(5, state, RUN | {"samples": 80})
             checkpoints.wait()
     finally:
@@ -188,7 +233,11 @@ def test_the_average_is_read_without_devices(state, tmp_path):
     save(tmp_path / "c", state, 9)
     checkpoints = Checkpoints(tmp_path / "c", read_only=True)
     params, run = checkpoints.read_average(9)
-    assert equal(params, state["ema"]) and run["step"] == 9 and all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(params))
+    assert (
+        equal(params, state["ema"])
+        and run["step"] == 9
+        and all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(params))
+    )
     with pytest.raises(DataError, match="no checkpoint of step 5; there are: 9"):
         checkpoints.read_average(5)
     truncate(tmp_path / "c" / "9" / "ema")
@@ -201,7 +250,9 @@ def test_a_state_without_an_average(state, tmp_path):
     bare = state | {"ema": {}}
     save(tmp_path / "c", bare, 9)
     assert not (tmp_path / "c" / "9" / "ema").exists()
-    found, _ = restore(tmp_path / "c", shapes=SHAPES | {"ema": {}}, shardings=places() | {"ema": {}})
+    found, _ = restore(
+        tmp_path / "c", shapes=SHAPES | {"ema": {}}, shardings=places() | {"ema": {}}
+    )
     assert found["ema"] == {} and equal(found["opt"], state["opt"])
     checkpoints = Checkpoints(tmp_path / "c", read_only=True)
     assert equal(checkpoints.read_average(9)[0], state["params"])
@@ -211,29 +262,58 @@ def test_a_state_without_an_average(state, tmp_path):
 def test_checkpoints_of_a_run_hold_no_frozen_weight_and_frozen_weights_stay(tmp_path, monkeypatch):
     on_device = []
     close = loop._Training.close
-    monkeypatch.setattr(loop._Training, "close", lambda self: on_device.append(self.frozen) or close(self))
-    loop.run(RECIPE, tiny_recipe.Numbered(16), loop.LoopConfig(tensorboard=False), tmp_path, sharding.make_mesh(devices=jax.devices()[:1]),
-             log=lambda line: None)
+    monkeypatch.setattr(
+        loop._Training, "close", lambda self: on_device.append(self.frozen) or close(self)
+    )
+    loop.run(
+        RECIPE,
+        tiny_recipe.Numbered(16),
+        loop.LoopConfig(tensorboard=False),
+        tmp_path,
+        sharding.make_mesh(devices=jax.devices()[:1]),
+        log=lambda line: None,
+    )
     assert on_device[0]["base"]["kernel"].devices() == {jax.devices()[0]}
-    assert tree_hash(jax.device_get(on_device[0]["base"])) == RECIPE.frozen_hashes["base"]  # bit for bit
+    assert (
+        tree_hash(jax.device_get(on_device[0]["base"])) == RECIPE.frozen_hashes["base"]
+    )  # bit for bit
     checkpoints = Checkpoints(tmp_path / "checkpoints", read_only=True)
     run = checkpoints._read_run(12)
     checkpoints.close()
-    assert run["frozen"] == RECIPE.frozen_hashes and not any("base" in name for name in run["arrays"])
+    assert run["frozen"] == RECIPE.frozen_hashes and not any(
+        "base" in name for name in run["arrays"]
+    )
     assert {name.split("/")[0] for name in run["arrays"]} == {"params", "ema", "opt"}
     numbers = sum(int(np.prod(leaf["shape"])) for leaf in run["arrays"].values())
-    assert numbers == sum(x.size for x in jax.tree.leaves({k: v for k, v in SHAPES.items() if k != "step"}))
-    metadata = [json.loads(path.read_text()) for path in (tmp_path / "checkpoints" / "12").glob("*/_METADATA")]
+    assert numbers == sum(
+        x.size for x in jax.tree.leaves({k: v for k, v in SHAPES.items() if k != "step"})
+    )
+    metadata = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "checkpoints" / "12").glob("*/_METADATA")
+    ]
     assert len(metadata) == 3 and "base" not in json.dumps(metadata)
 
 
 def test_a_frozen_network_that_was_changed_is_refused(tmp_path):
-    run = lambda cfg: loop.run(tiny_recipe.recipe(cfg), tiny_recipe.Numbered(16), loop.LoopConfig(tensorboard=False), tmp_path,
-                               sharding.make_mesh(devices=jax.devices()[:1]), log=lambda line: None)
+    run = lambda cfg: loop.run(
+        tiny_recipe.recipe(cfg),
+        tiny_recipe.Numbered(16),
+        loop.LoopConfig(tensorboard=False),
+        tmp_path,
+        sharding.make_mesh(devices=jax.devices()[:1]),
+        log=lambda line: None,
+    )
     run(tiny_recipe.Training(steps=1))
     changed = tiny_recipe.recipe(tiny_recipe.Training(steps=1), frozen_hashes={"base": "another"})
     with pytest.raises(DataError, match="frozen.base was '[0-9a-f]{64}', is 'another'"):
-        loop.run(changed, tiny_recipe.Numbered(16), loop.LoopConfig(tensorboard=False), tmp_path, sharding.make_mesh(devices=jax.devices()[:1]))
+        loop.run(
+            changed,
+            tiny_recipe.Numbered(16),
+            loop.LoopConfig(tensorboard=False),
+            tmp_path,
+            sharding.make_mesh(devices=jax.devices()[:1]),
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int32", "uint8", "bfloat16", "bool"])
@@ -248,4 +328,8 @@ def test_checksums_do_not_depend_on_the_arrangement_but_on_every_number(dtype):
 
 
 def test_differences_are_named():
-    assert differences({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 2, "d": 4}, "e": "x"}) == ["a was 1, is gone", "b.d was 3, is 4", "e is new, 'x'"]
+    assert differences({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 2, "d": 4}, "e": "x"}) == [
+        "a was 1, is gone",
+        "b.d was 3, is 4",
+        "e is new, 'x'",
+    ]

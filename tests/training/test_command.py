@@ -1,4 +1,6 @@
-"""`caphuman train` on the command line: overrides, work folders, exit codes, exports; several hosts by flags and cluster variables."""
+"""`caphuman train` on the command line: overrides, work folders, exit codes, exports; several hosts
+by flags and cluster variables.
+"""
 
 import json
 from pathlib import Path
@@ -7,20 +9,41 @@ import jax
 import numpy as np
 import pytest
 
-from caphuman_jax import cli, compile_cache
+from caphuman_jax.cli import app
+from caphuman_jax.cli.train import read_config, recipe_module
 from caphuman_jax.errors import CapHumanError, SettingError
-from caphuman_jax.training.command import read_config, recipe_module
-from caphuman_jax.training.hosts import distributed_arguments, first_node
+from caphuman_jax.runtime import compile_cache
+from caphuman_jax.runtime.distributed import distributed_arguments, first_node
 
 
 def test_overrides_keep_the_types_of_the_configuration():
-    config = read_config("mini", ["data=records", "training.steps=3", "autoencoder.learning_rate=1e-3", "training.augment.mirror=0"])
-    assert config.data == "records" and config.training.steps == 3 and config.autoencoder.learning_rate == 1e-3
-    assert config.training.augment.mirror == 0.0 and isinstance(config.training.augment.mirror, float)
+    config = read_config(
+        "mini",
+        [
+            "data=records",
+            "training.steps=3",
+            "autoencoder.learning_rate=1e-3",
+            "training.augment.mirror=0",
+        ],
+    )
+    assert (
+        config.data == "records"
+        and config.training.steps == 3
+        and config.autoencoder.learning_rate == 1e-3
+    )
+    assert config.training.augment.mirror == 0.0 and isinstance(
+        config.training.augment.mirror, float
+    )
 
 
-@pytest.mark.parametrize("entry, words", [
-    ("training.stepz=3", "no entry training.stepz"), ("training.steps=three", "is not int"), ("training.steps", "write --config.training.steps=VALUE")])
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ("training.stepz=3", "no entry training.stepz"),
+        ("training.steps=three", "is not int"),
+        ("training.steps", "write --config.training.steps=VALUE"),
+    ],
+)
 def test_a_wrong_override_is_told(entry, words):
     with pytest.raises(CapHumanError, match=words):
         read_config("mini", [entry])
@@ -32,7 +55,17 @@ def test_no_such_configuration():
 
 
 def test_options_may_stand_in_any_order(tmp_path, capsys):
-    status = cli.main(["train", "--config", "mini", f"--config.data={tmp_path}", "--workdir", str(tmp_path / "w"), "--config.training.steps=3"])
+    status = app.main(
+        [
+            "train",
+            "--config",
+            "mini",
+            f"--config.data={tmp_path}",
+            "--workdir",
+            str(tmp_path / "w"),
+            "--config.training.steps=3",
+        ]
+    )
     assert status == 2 and "no records there" in capsys.readouterr().err
     assert not (tmp_path / "w").exists()  # nothing has begun, so the next start may be another
 
@@ -41,7 +74,7 @@ CONFIG = str(Path(__file__).parents[1] / "tiny_recipe.py")
 
 
 def train(workdir, *options, config=CONFIG):
-    return cli.main(["train", "--config", config, "--workdir", str(workdir), *options])
+    return app.main(["train", "--config", config, "--workdir", str(workdir), *options])
 
 
 def weights(folder):
@@ -60,19 +93,33 @@ def test_a_run_from_its_configuration_to_its_export(tmp_path, capsys):
     assert train(workdir, "--config.training.steps=7", "--config.loop.log_every=9") == 0
     assert "resumed at step 7" in capsys.readouterr().out
 
-    assert cli.main(["export", str(workdir), str(tmp_path / "a")]) == 0
-    assert cli.main(["export", str(workdir), str(tmp_path / "b"), "--step", "6"]) == 0
+    assert app.main(["export", str(workdir), str(tmp_path / "a")]) == 0
+    assert app.main(["export", str(workdir), str(tmp_path / "b"), "--step", "6"]) == 0
     said = capsys.readouterr().out
     assert "after 7 steps" in said and "after 6 steps" in said
-    trained, exported, earlier = weights(workdir / "model"), weights(tmp_path / "a"), weights(tmp_path / "b")
-    assert all(np.array_equal(trained[name], exported[name]) for name in trained) and set(trained) == set(exported)
+    trained, exported, earlier = (
+        weights(workdir / "model"),
+        weights(tmp_path / "a"),
+        weights(tmp_path / "b"),
+    )
+    assert all(np.array_equal(trained[name], exported[name]) for name in trained) and set(
+        trained
+    ) == set(exported)
     assert any(not np.array_equal(trained[name], earlier[name]) for name in trained)
 
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path, capsys):
     assert train(tmp_path, "--config.training.steps=1") == 0
     # Before any data is read:
-    assert train(tmp_path, "--config.training.steps=2", "--config.training.seed=1", "--config.data=missing") == 2
+    assert (
+        train(
+            tmp_path,
+            "--config.training.steps=2",
+            "--config.training.seed=1",
+            "--config.data=missing",
+        )
+        == 2
+    )
     assert "training.seed was 0, is 1; training.steps was 1, is 2" in capsys.readouterr().err
     assert train(tmp_path, "--config.training.steps=1", "--config.loop.log_every=7") == 0
 
@@ -87,7 +134,7 @@ def test_exit_codes_and_one_line(tmp_path, capsys):
     assert train(tmp_path / "d", config=str(tmp_path / "none.py")) == 2
     assert train(tmp_path / "e", "--config.loop.sharding=zero9") == 2
     assert "'zero9'; there are replicated, zero, fsdp" in capsys.readouterr().err
-    assert cli.main(["export", str(tmp_path / "b"), str(tmp_path / "f"), "--to", "ldm"]) == 2
+    assert app.main(["export", str(tmp_path / "b"), str(tmp_path / "f"), "--to", "ldm"]) == 2
 
 
 @pytest.mark.parametrize("backend, kept", [("gpu", 1), ("cpu", 0)])
@@ -96,7 +143,10 @@ def test_an_accelerators_programs_are_kept(monkeypatch, tmp_path, capsys, backen
     found = []
     monkeypatch.setattr(compile_cache, "keep_compiled", lambda: found.append(1))
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert cli.main(["train", f"--config.data={tmp_path}", "--workdir", str(tmp_path / "w")]) == 2 and "no records there" in capsys.readouterr().err
+    assert (
+        app.main(["train", f"--config.data={tmp_path}", "--workdir", str(tmp_path / "w")]) == 2
+        and "no records there" in capsys.readouterr().err
+    )
     assert len(found) == kept
 
 
@@ -106,34 +156,97 @@ def test_an_unknown_recipe_is_told():
         recipe_module(config)
 
 
-@pytest.mark.parametrize("environment, expected", [
-    ({}, None), ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # a batch script outside of srun
-    ({"CAPHUMAN_COORDINATOR": "run-0.run:8476", "CAPHUMAN_PROCESS_COUNT": "4", "JOB_COMPLETION_INDEX": "3"},
-     {"coordinator_address": "run-0.run:8476", "num_processes": 4, "process_id": 3}),
-    ({"CAPHUMAN_COORDINATOR": "a:1", "CAPHUMAN_PROCESS_COUNT": "1", "CAPHUMAN_PROCESS_ID": "0"}, None),
-    ({"SLURM_JOB_ID": "8193", "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_STEP_NODELIST": "gpu[003-004,9]",
-      "SLURM_STEP_TASKS_PER_NODE": "1(x3)"}, {"coordinator_address": "gpu003:61441", "num_processes": 3, "process_id": 2}),
-    ({"SLURM_JOB_ID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "a1,a2",
-      "SLURM_STEP_TASKS_PER_NODE": "4(x2)"},
-     {"coordinator_address": "a1:61445", "num_processes": 8, "process_id": 5, "local_device_ids": [1]}),
-    ({"TPU_WORKER_HOSTNAMES": "t-0,t-1", "TPU_WORKER_ID": "1"}, {}), ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
-])
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, None),
+        (
+            {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},
+            None,
+        ),  # a batch script outside of srun
+        (
+            {
+                "CAPHUMAN_COORDINATOR": "run-0.run:8476",
+                "CAPHUMAN_PROCESS_COUNT": "4",
+                "JOB_COMPLETION_INDEX": "3",
+            },
+            {"coordinator_address": "run-0.run:8476", "num_processes": 4, "process_id": 3},
+        ),
+        (
+            {
+                "CAPHUMAN_COORDINATOR": "a:1",
+                "CAPHUMAN_PROCESS_COUNT": "1",
+                "CAPHUMAN_PROCESS_ID": "0",
+            },
+            None,
+        ),
+        (
+            {
+                "SLURM_JOB_ID": "8193",
+                "SLURM_STEP_NUM_TASKS": "3",
+                "SLURM_PROCID": "2",
+                "SLURM_LOCALID": "0",
+                "SLURM_STEP_NODELIST": "gpu[003-004,9]",
+                "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
+            },
+            {"coordinator_address": "gpu003:61441", "num_processes": 3, "process_id": 2},
+        ),
+        (
+            {
+                "SLURM_JOB_ID": "5",
+                "SLURM_STEP_NUM_TASKS": "8",
+                "SLURM_PROCID": "5",
+                "SLURM_LOCALID": "1",
+                "SLURM_STEP_NODELIST": "a1,a2",
+                "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+            },
+            {
+                "coordinator_address": "a1:61445",
+                "num_processes": 8,
+                "process_id": 5,
+                "local_device_ids": [1],
+            },
+        ),
+        ({"TPU_WORKER_HOSTNAMES": "t-0,t-1", "TPU_WORKER_ID": "1"}, {}),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+    ],
+)
 def test_cluster_variables_become_arguments_of_jax(environment, expected):
     found = distributed_arguments(environment)
     assert found == (expected and expected | {"cluster_detection_method": "deactivate"})
 
 
 def test_flags_come_before_variables_and_are_checked():
-    environment = {"CAPHUMAN_COORDINATOR": "a:1", "CAPHUMAN_PROCESS_COUNT": "4", "JOB_COMPLETION_INDEX": "3"}
-    assert distributed_arguments(environment, coordinator="b:2", process_id=1, process_count=2)["coordinator_address"] == "b:2"
-    for given, words in (({"coordinator": "b:2"}, "--process-id, --process-count missing"), ({"process_id": 2, "process_count": 2, "coordinator": "b:2"}, "2 of 2"),
-                         ({"process_id": 0, "process_count": 2, "coordinator": "b"}, "HOST:PORT")):
+    environment = {
+        "CAPHUMAN_COORDINATOR": "a:1",
+        "CAPHUMAN_PROCESS_COUNT": "4",
+        "JOB_COMPLETION_INDEX": "3",
+    }
+    assert (
+        distributed_arguments(environment, coordinator="b:2", process_id=1, process_count=2)[
+            "coordinator_address"
+        ]
+        == "b:2"
+    )
+    for given, words in (
+        ({"coordinator": "b:2"}, "--process-id, --process-count missing"),
+        ({"process_id": 2, "process_count": 2, "coordinator": "b:2"}, "2 of 2"),
+        ({"process_id": 0, "process_count": 2, "coordinator": "b"}, "HOST:PORT"),
+    ):
         with pytest.raises(SettingError, match=words):
             distributed_arguments({}, **given)
     with pytest.raises(SettingError, match="CAPHUMAN_PROCESS_ID missing"):
         distributed_arguments({"CAPHUMAN_COORDINATOR": "a:1", "CAPHUMAN_PROCESS_COUNT": "4"})
 
 
-@pytest.mark.parametrize("nodes, first", [("gpu[003-005,9],login", "gpu003"), ("gpu7", "gpu7"), ("n1,n2", "n1"), ("rack[2,4]-a", "rack2-a")])
+@pytest.mark.parametrize(
+    "nodes, first",
+    [
+        ("gpu[003-005,9],login", "gpu003"),
+        ("gpu7", "gpu7"),
+        ("n1,n2", "n1"),
+        ("rack[2,4]-a", "rack2-a"),
+    ],
+)
 def test_the_first_node_of_a_slurm_list(nodes, first):
     assert first_node(nodes) == first

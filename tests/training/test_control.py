@@ -1,4 +1,6 @@
-"""The step that trains CapFace on a frozen base: what is random, micro-batches, devices, rematerialisation, arithmetic; and the whole command."""
+"""The step that trains CapFace on a frozen base: what is random, micro-batches, devices,
+rematerialisation, arithmetic; and the whole command.
+"""
 
 import dataclasses
 import functools
@@ -11,13 +13,16 @@ import optax
 import pytest
 from flax import nnx, traverse_util
 
-from caphuman_jax import cli, models
+from caphuman_jax.cli import app
 from caphuman_jax.config import CapFaceConfig
 from caphuman_jax.errors import SettingError
-from caphuman_jax.nn import choices
+from caphuman_jax.models import registry
+from caphuman_jax.nn import compute_config
 from caphuman_jax.nn.blocks import TransformerBlock
-from caphuman_jax.training import control, flops, sd15, sharding, trainable
+from caphuman_jax.runtime import flops, sharding
+from caphuman_jax.training import control, trainable
 from caphuman_jax.training.control import ControlTraining
+from caphuman_jax.training.recipes import capface
 
 BATCH = 16
 
@@ -33,37 +38,74 @@ def strict_dtypes():
 def model(tiny):
     """One level, attention in the middle alone, 8² latents of 8² pictures: compiled in seconds."""
     return dataclasses.replace(
-        tiny, image_size=8, identity=dataclasses.replace(tiny.identity, recognition_width=192), capface=CapFaceConfig(hint_widths=(8,)),
-        unet=dataclasses.replace(tiny.unet, channels=8, multipliers=(1,), attention_downsamplings=(), groups=4),
-        vae=dataclasses.replace(tiny.vae, patch=1, multipliers=(1,)), text=dataclasses.replace(tiny.text, vocabulary=49408))
+        tiny,
+        image_size=8,
+        identity=dataclasses.replace(tiny.identity, recognition_width=192),
+        capface=CapFaceConfig(hint_widths=(8,)),
+        unet=dataclasses.replace(
+            tiny.unet, channels=8, multipliers=(1,), attention_downsamplings=(), groups=4
+        ),
+        vae=dataclasses.replace(tiny.vae, patch=1, multipliers=(1,)),
+        text=dataclasses.replace(tiny.text, vocabulary=49408),
+    )
 
 
 @pytest.fixture(scope="module")
 def base(model):
     """Weights of the whole base, none of them zero, so that CapFace matters from the first step on."""
     rng = np.random.default_rng(3)
-    shapes = {name: params for name, (_, params) in models.abstract(model).items()}
-    return jax.tree.map(lambda leaf: (rng.standard_normal(leaf.shape) * 0.3 / max(1, np.sqrt(np.prod(leaf.shape[:-1])))).astype(np.float32) + 0.02, shapes)
+    shapes = {name: params for name, (_, params) in registry.abstract(model).items()}
+    return jax.tree.map(
+        lambda leaf: (
+            (
+                rng.standard_normal(leaf.shape) * 0.3 / max(1, np.sqrt(np.prod(leaf.shape[:-1])))
+            ).astype(np.float32)
+            + 0.02
+        ),
+        shapes,
+    )
 
 
 @pytest.fixture(scope="module")
 def batch(model):
     rng = np.random.default_rng(4)
-    fill = lambda leaf: rng.random(leaf.shape) < 0.3 if leaf.dtype == bool else rng.standard_normal(leaf.shape).astype(leaf.dtype)
-    return jax.tree.map(fill, sd15.stored_batch(model, BATCH))
+    fill = lambda leaf: (
+        rng.random(leaf.shape) < 0.3
+        if leaf.dtype == bool
+        else rng.standard_normal(leaf.shape).astype(leaf.dtype)
+    )
+    return jax.tree.map(fill, capface.stored_batch(model, BATCH))
 
 
 @pytest.fixture(scope="module")
 def empty(model):
-    return {"ids": np.zeros(77, np.int32), "text": np.ones((77, model.unet.context_width), np.float32)}
+    return {
+        "ids": np.zeros(77, np.int32),
+        "text": np.ones((77, model.unet.context_width), np.float32),
+    }
 
 
 @pytest.fixture(scope="module")
 def recipe_of(model, base, batch, empty):
     def make(mesh=None, **changes):
-        cfg = ControlTraining(**{"batch": BATCH, "dtype": "float32", "start": "base", "learning_rate": 1e-2, **changes})
+        cfg = ControlTraining(
+            **{
+                "batch": BATCH,
+                "dtype": "float32",
+                "start": "base",
+                "learning_rate": 1e-2,
+                **changes,
+            }
+        )
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-        return sd15.make_recipe(model, cfg, {name: base[name] for name in ("unet", "capface", "identity")}, shapes, mesh=mesh, empty_text=empty)
+        return capface.make_recipe(
+            model,
+            cfg,
+            {name: base[name] for name in ("unet", "capface", "identity")},
+            shapes,
+            mesh=mesh,
+            empty_text=empty,
+        )
 
     return make
 
@@ -82,10 +124,15 @@ def stepped(recipe, batch):
 def test_neither_devices_nor_micro_batches_change_a_step(recipe_of, batch, plain):
     mesh = sharding.make_mesh(fsdp=2)
     state, metrics = stepped(recipe_of(mesh=mesh, accumulate=2), sharding.place_batch(batch, mesh))
-    # Adam's first step is of the learning rate, whatever the gradient: its first moment is the gradient.
+    # Adam's first step is of the learning rate, whatever the gradient: its first moment is the
+    # gradient.
     first, second = (optax.tree_utils.tree_get(each["opt"], "mu") for each in (state, plain[0]))
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4 * max(np.abs(b).max(), 1e-5), rtol=0, err_msg=jax.tree_util.keystr(path))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True
+    ):
+        np.testing.assert_allclose(
+            a, b, atol=2e-4 * max(np.abs(b).max(), 1e-5), rtol=0, err_msg=jax.tree_util.keystr(path)
+        )
     assert metrics["loss"] == pytest.approx(plain[1]["loss"], rel=1e-5)
     np.testing.assert_allclose(metrics["loss_by_time"], plain[1]["loss_by_time"], rtol=1e-4)
 
@@ -94,11 +141,20 @@ def test_rows_that_fill_up_a_batch_do_not_count_in_the_held_out_error(model, rec
     """Neither in the error nor in its bands, whatever stands in them."""
     recipe = recipe_of()
     params, frozen = recipe.init_params(), recipe.frozen
-    graphs = {name: graph for name, (graph, _) in models.abstract(model).items()}
-    error = control.make_evaluation(model, graphs, ControlTraining(batch=BATCH, dtype="float32", start="base"))
+    graphs = {name: graph for name, (graph, _) in registry.abstract(model).items()}
+    error = control.make_evaluation(
+        model, graphs, ControlTraining(batch=BATCH, dtype="float32", start="base")
+    )
     real = (np.arange(BATCH) < 5).astype(np.float32)
-    other = jax.tree.map(lambda x: np.where(real.reshape(-1, *[1] * (x.ndim - 1)) > 0, x, x[::-1]), batch)
-    first, second = (sd15._Evaluation(lambda rows=rows: [{**rows, "weight": real}], error, None)(params, frozen, 0) for rows in (batch, other))
+    other = jax.tree.map(
+        lambda x: np.where(real.reshape(-1, *[1] * (x.ndim - 1)) > 0, x, x[::-1]), batch
+    )
+    first, second = (
+        capface._Evaluation(lambda rows=rows: [{**rows, "weight": real}], error, None)(
+            params, frozen, 0
+        )
+        for rows in (batch, other)
+    )
     for name in first:
         np.testing.assert_allclose(first[name], second[name], rtol=1e-5, err_msg=name)
     # Five pictures, in the terms of a whole batch; the mean over the bands is the error.
@@ -112,18 +168,33 @@ def test_remat_changes_arithmetic_but_no_gradient():
     block = TransformerBlock(8, 8, 2, groups=4, dtype=jnp.float32, rngs=nnx.Rngs(0))
     block.proj_out.kernel[...] = jnp.ones((8, 8))
     x, context = jax.random.normal(jax.random.key(0), (1, 4, 4, 8)), jnp.ones((1, 3, 8))
-    graph, params = models.split(block)
+    graph, params = registry.split(block)
 
     def gradient(remat, params, x):
-        with choices.using(remat=remat):
-            return jax.grad(lambda params, x: jnp.sum(jnp.sin(choices.block(nnx.merge(graph, params))(x, context))), argnums=(0, 1))(params, x)
+        with compute_config.using(remat=remat):
+            return jax.grad(
+                lambda params, x: jnp.sum(
+                    jnp.sin(compute_config.block(nnx.merge(graph, params))(x, context))
+                ),
+                argnums=(0, 1),
+            )(params, x)
 
-    found = jax.jit(lambda *args: {remat: gradient(remat, *args) for remat in choices.REMAT})(params, x)
-    work = {remat: flops.count(functools.partial(gradient, remat), params, x) for remat in choices.REMAT}
-    for remat in choices.REMAT[1:]:
-        # Sums of terms much larger than some of the results: what rounding may change is a share of the largest.
+    found = jax.jit(
+        lambda *args: {remat: gradient(remat, *args) for remat in compute_config.REMAT}
+    )(params, x)
+    work = {
+        remat: flops.count(functools.partial(gradient, remat), params, x)
+        for remat in compute_config.REMAT
+    }
+    for remat in compute_config.REMAT[1:]:
+        # Sums of terms much larger than some of the results: what rounding may change is a share of
+        # the largest.
         largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found["none"]))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * largest), found[remat], found["none"])
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * largest),
+            found[remat],
+            found["none"],
+        )
         assert work[remat] > work["none"]
     forward = flops.count(lambda params, x: nnx.merge(graph, params)(x, context), params, x)
     assert work["blocks"] - work["none"] > 0.7 * forward > 3 * (work["products"] - work["none"])
@@ -133,7 +204,11 @@ def test_metrics(plain):
     metrics = plain[1]
     assert metrics["loss"] == pytest.approx(metrics["denoise"] + metrics["mask"], rel=1e-5)
     assert metrics["loss_by_time"].sum() / BATCH == pytest.approx(metrics["denoise"], rel=1e-5)
-    assert metrics["loss_by_time_count"].sum() == BATCH and metrics["gradient"] > 0 and metrics["learning_rate"] == np.float32(1e-2)
+    assert (
+        metrics["loss_by_time_count"].sum() == BATCH
+        and metrics["gradient"] > 0
+        and metrics["learning_rate"] == np.float32(1e-2)
+    )
 
 
 def test_draws_of_a_picture_are_its_own(model):
@@ -145,15 +220,20 @@ def test_draws_of_a_picture_are_its_own(model):
         np.testing.assert_array_equal(values, backwards[name][::-1])
     assert len(np.unique(all_of_them["timestep"])) > 150 and all_of_them["timestep"].max() < 1000
     assert abs(float(jnp.std(all_of_them["noise"])) - 1) < 0.05
-    assert np.abs(np.corrcoef(all_of_them["noise"].ravel(), all_of_them["latent_noise"].ravel())[0, 1]) < 0.1
+    assert (
+        np.abs(np.corrcoef(all_of_them["noise"].ravel(), all_of_them["latent_noise"].ravel())[0, 1])
+        < 0.1
+    )
     until = np.asarray(all_of_them["identity_until"])
     assert 90 < (until == 0).sum() < 166 and until.max() < 1000 and until[until > 0].min() >= 1
 
 
 @pytest.fixture(scope="module")
 def parts(model, base, empty):
-    graphs = {name: graph for name, (graph, _) in models.abstract(model).items()}
-    trained, frozen = trainable.split({name: base[name] for name in ("unet", "capface", "identity")})
+    graphs = {name: graph for name, (graph, _) in registry.abstract(model).items()}
+    trained, frozen = trainable.split(
+        {name: base[name] for name in ("unet", "capface", "identity")}
+    )
     return graphs, trained, {**frozen, "empty": empty}
 
 
@@ -162,54 +242,97 @@ def test_no_arithmetic_for_gradients_of_the_frozen_encoder(model, parts, batch):
     cfg = ControlTraining(batch=BATCH, dtype="float32", attention="xla")
     draws = control.draw(jax.random.split(jax.random.key(0), BATCH), model, cfg, (8, 8, 3))
     loss = control.make_loss(model, graphs, cfg)
-    backward_of = lambda **more: flops.count(jax.grad(lambda t, f: loss(t, f, batch, draws)[0], **more), trained, frozen) - forward
+    backward_of = lambda **more: (
+        flops.count(jax.grad(lambda t, f: loss(t, f, batch, draws)[0], **more), trained, frozen)
+        - forward
+    )
     forward = flops.count(lambda t, f: loss(t, f, batch, draws)[0], trained, frozen)
     # An encoder that cannot be differentiated: the same arithmetic.
-    encoder = lambda tree: {**tree, "unet": {**tree["unet"], "encoder": jax.lax.stop_gradient(tree["unet"]["encoder"])}}
-    stopped = flops.count(jax.grad(lambda t, f: loss(t, encoder(f), batch, draws)[0]), trained, frozen) - forward
+    encoder = lambda tree: {
+        **tree,
+        "unet": {**tree["unet"], "encoder": jax.lax.stop_gradient(tree["unet"]["encoder"])},
+    }
+    stopped = (
+        flops.count(jax.grad(lambda t, f: loss(t, encoder(f), batch, draws)[0]), trained, frozen)
+        - forward
+    )
     assert stopped == backward_of() < 1.75 * forward
 
 
 def test_flops_of_known_functions():
     a, b = jnp.zeros((3, 5)), jnp.zeros((5, 7))
     assert flops.count(jnp.matmul, a, b) == 2 * 3 * 5 * 7
-    assert flops.count(lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=6)[0], jnp.zeros((4, 4))) == 6 * 2 * 4**3
+    assert (
+        flops.count(
+            lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=6)[0],
+            jnp.zeros((4, 4)),
+        )
+        == 6 * 2 * 4**3
+    )
     image, kernel = jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 5))
-    convolve = lambda x, k: jax.lax.conv_general_dilated(x, k, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    convolve = lambda x, k: jax.lax.conv_general_dilated(
+        x, k, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     one = 2 * 2 * 4 * 4 * 5 * 27
     assert flops.count(convolve, image, kernel) == one
     # Both gradients of a convolution are as much work again, save for what padding adds.
-    both = flops.count(jax.grad(lambda x, k: jnp.square(convolve(x, k)).sum(), argnums=(0, 1)), image, kernel)
+    both = flops.count(
+        jax.grad(lambda x, k: jnp.square(convolve(x, k)).sum(), argnums=(0, 1)), image, kernel
+    )
     assert 1.8 * one < both - one < 2.8 * one
     assert flops.count(lambda x: jax.checkpoint(jnp.matmul)(x, b), a) == 2 * 3 * 5 * 7
-    assert flops.count(lambda x: ((x @ b).sum(), x.sum())[1], a) == 0  # nothing depends on the product
+    assert (
+        flops.count(lambda x: ((x @ b).sum(), x.sum())[1], a) == 0
+    )  # nothing depends on the product
 
 
 def test_identity_and_text_are_dropped_where_the_batch_says(model, parts, batch):
     graphs, trained, frozen = parts
     cfg = ControlTraining(batch=BATCH, dtype="float32")
     draws = control.draw(jax.random.split(jax.random.key(0), BATCH), model, cfg, (8, 8, 3))
-    loss = jax.jit(lambda batch, draws: control.make_loss(model, graphs, cfg)(trained, frozen, batch, draws)[0])
-    dropped = batch | {"without_identity": np.ones(BATCH, bool), "without_text": np.ones(BATCH, bool)}
+    loss = jax.jit(
+        lambda batch, draws: control.make_loss(model, graphs, cfg)(trained, frozen, batch, draws)[0]
+    )
+    dropped = batch | {
+        "without_identity": np.ones(BATCH, bool),
+        "without_text": np.ones(BATCH, bool),
+    }
     reference = loss(dropped, draws)
-    other = dropped | {"image_tokens": batch["image_tokens"] + 1, "recognition": -batch["recognition"], "text": batch["text"] + 1}
+    other = dropped | {
+        "image_tokens": batch["image_tokens"] + 1,
+        "recognition": -batch["recognition"],
+        "text": batch["text"] + 1,
+    }
     assert loss(other, draws) == reference
     assert loss(dropped | {"without_identity": np.zeros(BATCH, bool)}, draws) != reference
-    late = draws | {"identity_until": jnp.full(BATCH, 0.5), "timestep": jnp.maximum(draws["timestep"], 1)}
+    late = draws | {
+        "identity_until": jnp.full(BATCH, 0.5),
+        "timestep": jnp.maximum(draws["timestep"], 1),
+    }
     with_identity = dropped | {"without_identity": np.zeros(BATCH, bool)}
     assert loss(with_identity, late) == loss(dropped, late)
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"accumulate": 3}, "cannot be divided"), ({"unfreeze": "up", "lora_rank": 2}, "choose one"), ({"remat": "all"}, "unknown remat"),
-    ({"attention": "4096=fast"}, "unknown attention"), ({"schedule": "linear"}, "known: constant"), ({"late_identity": 2.0}, "is a share")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"accumulate": 3}, "cannot be divided"),
+        ({"unfreeze": "up", "lora_rank": 2}, "choose one"),
+        ({"remat": "all"}, "unknown remat"),
+        ({"attention": "4096=fast"}, "unknown attention"),
+        ({"schedule": "linear"}, "known: constant"),
+        ({"late_identity": 2.0}, "is a share"),
+    ],
+)
 def test_settings_that_cannot_be(changes, words):
     with pytest.raises(SettingError, match=words):
         ControlTraining(**changes).check()
 
 
 def test_learning_rates():
-    cosine = control.learning_rate(ControlTraining(schedule="cosine", warmup=10, steps=110, learning_rate=1.0))
+    cosine = control.learning_rate(
+        ControlTraining(schedule="cosine", warmup=10, steps=110, learning_rate=1.0)
+    )
     assert [float(cosine(s)) for s in (0, 5, 10, 110)] == pytest.approx([0, 0.5, 1, 0.01])
     constant = control.learning_rate(ControlTraining(warmup=4, learning_rate=1.0))
     assert [float(constant(s)) for s in (0, 1, 4, 99)] == pytest.approx([0, 0.25, 1, 1])
@@ -225,38 +348,56 @@ def test_optimiser_is_adamw_with_rates_of_its_own():
     got, expected = (o.update(grads, o.init(params), params)[0] for o in (ours, theirs))
     np.testing.assert_allclose(got["a"]["kernel"], expected["a"]["kernel"], rtol=1e-6)
     np.testing.assert_allclose(got["b"]["bias"], 0.25 * expected["b"]["bias"], rtol=1e-6)
-    masked = control.make_optimiser(dataclasses.replace(cfg, decay="matrices"), {"a": {"kernel": 1.0}, "b": {"bias": 1.0}})
+    masked = control.make_optimiser(
+        dataclasses.replace(cfg, decay="matrices"), {"a": {"kernel": 1.0}, "b": {"bias": 1.0}}
+    )
     undecayed = masked.update(grads, masked.init(params), params)[0]["b"]["bias"]
     np.testing.assert_allclose(undecayed, -0.1, rtol=1e-5)  # Adam's first step is the learning rate
 
 
 def test_choices_of_attention_by_length():
-    chosen = choices.Choices(attention="1024=cudnn,256=xla")
-    assert [chosen.attention_for(n) for n in (4096, 1024, 300, 64)] == ["cudnn", "cudnn", "xla", "auto"]
-    assert choices.current() == choices.Choices()
-    with choices.using(remat="blocks"):
-        with choices.using(attention="xla"):
-            assert choices.current() == choices.Choices(attention="xla", remat="blocks")
-    assert choices.current() == choices.Choices()
+    chosen = compute_config.Choices(attention="1024=cudnn,256=xla")
+    assert [chosen.attention_for(n) for n in (4096, 1024, 300, 64)] == [
+        "cudnn",
+        "cudnn",
+        "xla",
+        "auto",
+    ]
+    assert compute_config.current() == compute_config.Choices()
+    with compute_config.using(remat="blocks"):
+        with compute_config.using(attention="xla"):
+            assert compute_config.current() == compute_config.Choices(
+                attention="xla", remat="blocks"
+            )
+    assert compute_config.current() == compute_config.Choices()
 
 
 def test_begins_as_the_original(model, base):
-    params = sd15._init_params(model, ControlTraining(seed=5), base)
+    params = capface._init_params(model, ControlTraining(seed=5), base)
     flat = traverse_util.flatten_dict(params, sep=".")
-    jax.tree.map(np.testing.assert_array_equal, params["capface"]["encoder"], base["unet"]["encoder"])
+    jax.tree.map(
+        np.testing.assert_array_equal, params["capface"]["encoder"], base["unet"]["encoder"]
+    )
     assert not any(flat[path].any() for path in flat if ".zero." in path)
     last = max(path.split(".")[3] for path in flat if path.startswith("capface.hint.convs."))
-    assert not flat[f"capface.hint.convs.{last}.kernel"].any() and flat["capface.hint.convs.0.bias"].any()
+    assert (
+        not flat[f"capface.hint.convs.{last}.kernel"].any()
+        and flat["capface.hint.convs.0.bias"].any()
+    )
     bound = 1 / np.sqrt(192)
     kernel = flat["identity.recognition.kernel"]
-    assert np.abs(kernel).max() <= bound and kernel.std() == pytest.approx(bound / np.sqrt(3), rel=0.05)
-    again = sd15._init_params(model, ControlTraining(seed=5), base)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again)))
+    assert np.abs(kernel).max() <= bound and kernel.std() == pytest.approx(
+        bound / np.sqrt(3), rel=0.05
+    )
+    again = capface._init_params(model, ControlTraining(seed=5), base)
+    assert all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again))
+    )
 
 
 @pytest.fixture(scope="module")
 def base_folder(model, base, tmp_path_factory):
-    from caphuman_jax.weights.folder import save_model
+    from caphuman_jax.weights.model_folder import save_model
 
     path = tmp_path_factory.mktemp("base") / "tiny"
     save_model(path, model, base)
@@ -267,58 +408,137 @@ def base_folder(model, base, tmp_path_factory):
 def records(model, tmp_path_factory):
     from records_standin import write_standin
 
-    return write_standin(tmp_path_factory.mktemp("records") / "all", 20, test=9, size=model.image_size, stored=11, hints=True, moments=(8, 8, 6), text=16,
-                         image_tokens=(5, 12))
+    return write_standin(
+        tmp_path_factory.mktemp("records") / "all",
+        20,
+        test=9,
+        size=model.image_size,
+        stored=11,
+        hints=True,
+        moments=(8, 8, 6),
+        text=16,
+        image_tokens=(5, 12),
+    )
 
 
 def train(base_folder, records, workdir, *more):
-    return cli.main(["train", "--config", "sd15", "--workdir", str(workdir), f"--config.base={base_folder}", f"--config.data={records}",
-                     "--config.hints=pictures", "--config.training.batch=8", "--config.loop.log_every=1", "--config.loader=grain", *more])
+    return app.main(
+        [
+            "train",
+            "--config",
+            "sd15",
+            "--workdir",
+            str(workdir),
+            f"--config.base={base_folder}",
+            f"--config.data={records}",
+            "--config.hints=pictures",
+            "--config.training.batch=8",
+            "--config.loop.log_every=1",
+            "--config.loader=grain",
+            *more,
+        ]
+    )
 
 
 @pytest.mark.slow
 def test_the_whole_command_with_lora(model, base, base_folder, records, tmp_path, capsys):
-    assert train(base_folder, records, tmp_path, "--config.training.steps=2", "--config.training.lora_rank=2", "--config.training.drop_text=0.5") == 0
+    assert (
+        train(
+            base_folder,
+            records,
+            tmp_path,
+            "--config.training.steps=2",
+            "--config.training.lora_rank=2",
+            "--config.training.drop_text=0.5",
+        )
+        == 0
+    )
     from caphuman_jax.weights import lora
-    from caphuman_jax.weights.folder import load_params
+    from caphuman_jax.weights.model_folder import load_params
 
     exported = load_params(tmp_path / "model", {name: base[name] for name in base})
     for name in base:
-        same = all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(exported[name]), jax.tree.leaves(base[name])))
-        assert same == (name not in models.TRAINABLE), name
-    read = lora.read_file(tmp_path / "model" / sd15.LORA_FILE, model)
-    trained = sd15._init_params(model, cfg := ControlTraining(lora_rank=2), base)
-    whole = sd15.whole_model(base_folder, model, cfg, trained, {"unet": base["unet"]})
-    jax.tree.map(np.testing.assert_array_equal, whole, {**base, **{name: trained[name] for name in models.TRAINABLE}})
+        same = all(
+            np.array_equal(a, b)
+            for a, b in zip(jax.tree.leaves(exported[name]), jax.tree.leaves(base[name]))
+        )
+        assert same == (name not in registry.TRAINABLE), name
+    read = lora.read_file(tmp_path / "model" / capface.LORA_FILE, model)
+    trained = capface._init_params(model, cfg := ControlTraining(lora_rank=2), base)
+    whole = capface.whole_model(base_folder, model, cfg, trained, {"unet": base["unet"]})
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        whole,
+        {**base, **{name: trained[name] for name in registry.TRAINABLE}},
+    )
     assert any(part.weight().any() for part in read.parts["unet"].values())
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line) and any("loss" in line for line in lines)
+    assert all(np.isfinite(line["loss"]) for line in lines if "loss" in line) and any(
+        "loss" in line for line in lines
+    )
 
 
 @pytest.mark.slow
 def test_on_the_fly_with_rendered_heads_and_an_unfrozen_part(base_folder, base, model, tmp_path):
-    """Pictures, prompts and heads as they are: encoded and rendered in the step; pictures are turned and moved."""
+    """Pictures, prompts and heads as they are: encoded and rendered in the step; pictures are
+    turned and moved.
+    """
     from records_standin import write_standin
 
-    from caphuman_jax.head.morphable import load_head
-    from caphuman_jax.weights.folder import load_params
+    from caphuman_jax.head.base import load_head
+    from caphuman_jax.weights.model_folder import load_params
 
     head = load_head()
-    where = write_standin(tmp_path / "records", 20, test=9, size=model.image_size, stored=11, hints=False, image_tokens=(5, 12), albedo=head.mean.shape,
-                          identity=head.identity_basis.shape[0], expression=len(head.expression_names))
-    assert train(base_folder, where, tmp_path / "run", "--config.hints=head", "--config.training.steps=2", "--config.augment.scale=1.2",
-                 "--config.training.unfreeze=^conv_out=1e-3", "--config.training.ema=0.9", "--config.loop.evaluate_every=1") == 0
+    where = write_standin(
+        tmp_path / "records",
+        20,
+        test=9,
+        size=model.image_size,
+        stored=11,
+        hints=False,
+        image_tokens=(5, 12),
+        albedo=head.mean.shape,
+        identity=head.identity_basis.shape[0],
+        expression=len(head.expression_names),
+    )
+    assert (
+        train(
+            base_folder,
+            where,
+            tmp_path / "run",
+            "--config.hints=head",
+            "--config.training.steps=2",
+            "--config.augment.scale=1.2",
+            "--config.training.unfreeze=^conv_out=1e-3",
+            "--config.training.ema=0.9",
+            "--config.loop.evaluate_every=1",
+        )
+        == 0
+    )
     exported = load_params(tmp_path / "run" / "model", {"unet": base["unet"]})["unet"]
     assert not np.array_equal(exported["conv_out"]["kernel"], base["unet"]["conv_out"]["kernel"])
-    np.testing.assert_array_equal(exported["up"]["0"]["res_0"]["conv_1"]["kernel"], base["unet"]["up"]["0"]["res_0"]["conv_1"]["kernel"])
+    np.testing.assert_array_equal(
+        exported["up"]["0"]["res_0"]["conv_1"]["kernel"],
+        base["unet"]["up"]["0"]["res_0"]["conv_1"]["kernel"],
+    )
 
 
 def test_records_that_do_not_fit_are_told(base_folder, tmp_path, capsys):
     from records_standin import write_standin
 
-    assert train(base_folder, write_standin(tmp_path / "r", 8, size=64, stored=88), tmp_path / "w") == 2
+    assert (
+        train(base_folder, write_standin(tmp_path / "r", 8, size=64, stored=88), tmp_path / "w")
+        == 2
+    )
     assert "pictures of 64 pixels" in capsys.readouterr().err
-    assert train(base_folder, write_standin(tmp_path / "s", 8, size=8, stored=11, moments=(4, 4, 6)), tmp_path / "w") == 2
+    assert (
+        train(
+            base_folder,
+            write_standin(tmp_path / "s", 8, size=8, stored=11, moments=(4, 4, 6)),
+            tmp_path / "w",
+        )
+        == 2
+    )
     assert "for moments" in capsys.readouterr().err
-    assert cli.main(["train", "--config", "sd15", "--workdir", str(tmp_path / "v")]) == 2
+    assert app.main(["train", "--config", "sd15", "--workdir", str(tmp_path / "v")]) == 2
     assert "--config.base=FOLDER" in capsys.readouterr().err

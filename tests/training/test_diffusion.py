@@ -1,4 +1,6 @@
-"""The training step: it learns, repeats itself, and pairs what it draws. That devices may share the work: test_mini.py."""
+"""The training step: it learns, repeats itself, and pairs what it draws. That devices may share the
+work: test_mini.py.
+"""
 
 import dataclasses
 
@@ -9,21 +11,44 @@ import pytest
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.models.tokenizer import ClipTokenizer
-from caphuman_jax.training import diffusion, loop, mini, sharding
+from caphuman_jax.runtime import sharding
+from caphuman_jax.training import diffusion, loop
+from caphuman_jax.training.recipes import mini
 
 
 def place(data, mesh=None):
-    return jax.device_put(mini.resident(data), sharding.replicated(mesh or sharding.make_mesh(devices=jax.devices()[:1])))
+    return jax.device_put(
+        mini.resident(data),
+        sharding.replicated(mesh or sharding.make_mesh(devices=jax.devices()[:1])),
+    )
 
 
 def leaves_equal(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)), strict=True))
+    return all(
+        np.array_equal(x, y)
+        for x, y in zip(
+            jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)), strict=True
+        )
+    )
 
 
-def train(tiny, training, vae_params, data, folder, *, mesh=None, save_every=2000, log_every=100, log=lambda line: None):
+def train(
+    tiny,
+    training,
+    vae_params,
+    data,
+    folder,
+    *,
+    mesh=None,
+    save_every=2000,
+    log_every=100,
+    log=lambda line: None,
+):
     mesh = mesh or sharding.make_mesh()
     cfg = loop.LoopConfig(save_every=save_every, log_every=log_every, tensorboard=False)
-    return loop.run(mini.recipe(tiny, training, vae_params, data, mesh), None, cfg, folder, mesh, log=log).state
+    return loop.run(
+        mini.recipe(tiny, training, vae_params, data, mesh), None, cfg, folder, mesh, log=log
+    ).state
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +59,21 @@ def straight(tiny, training, data, vae_params, tmp_path_factory):
         return folder, train(tiny, training, vae_params, data, folder)
 
 
-def test_stopped_and_resumed_is_the_run_that_was_not(tiny, training, data, vae_params, straight, tmp_path):
+def test_stopped_and_resumed_is_the_run_that_was_not(
+    tiny, training, data, vae_params, straight, tmp_path
+):
     # Stopped at step 4 of 16, one after a save; then a fresh start from that checkpoint.
     with pytest.raises(KeyboardInterrupt):
-        train(tiny, training, vae_params, data, tmp_path, save_every=3, log_every=1, log=interrupt_after("step 4"))
+        train(
+            tiny,
+            training,
+            vae_params,
+            data,
+            tmp_path,
+            save_every=3,
+            log_every=1,
+            log=interrupt_after("step 4"),
+        )
     assert int(straight[1]["step"]) == training.steps
     lines = []
     resumed = train(tiny, training, vae_params, data, tmp_path, log=lines.append)
@@ -49,6 +85,7 @@ def interrupt_after(text):
     def log(line):
         if text in line:
             raise KeyboardInterrupt
+
     return log
 
 
@@ -57,22 +94,41 @@ def test_other_settings_are_refused(tiny, training, data, vae_params, straight):
         train(tiny, dataclasses.replace(training, steps=17), vae_params, data, straight[0])
 
 
-def test_every_trained_parameter_gets_a_gradient_once_the_zero_convolutions_have_moved(tiny, training, straight):
-    before, after = jax.device_get((diffusion.init_state(tiny, training)[1]["params"], straight[1]["params"]))
+def test_every_trained_parameter_gets_a_gradient_once_the_zero_convolutions_have_moved(
+    tiny, training, straight
+):
+    before, after = jax.device_get(
+        (diffusion.init_state(tiny, training)[1]["params"], straight[1]["params"])
+    )
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
     # Decay alone moves weights too, but never more than its share.
     decayed = training.learning_rate * training.weight_decay * training.steps
-    moved = jax.tree.map(lambda a, b: float((np.abs(a - b) > 2 * decayed * np.abs(a)).mean()), before, after)
-    still = [jax.tree_util.keystr(path) for path, share in jax.tree_util.tree_leaves_with_path(moved) if share == 0]
+    moved = jax.tree.map(
+        lambda a, b: float((np.abs(a - b) > 2 * decayed * np.abs(a)).mean()), before, after
+    )
+    still = [
+        jax.tree_util.keystr(path)
+        for path, share in jax.tree_util.tree_leaves_with_path(moved)
+        if share == 0
+    ]
     # The bias of attention keys changes no softmax; everything else must have moved.
     assert all("key" in name and "bias" in name for name in still), still
 
 
 def test_batches_pair_colour_words_with_colour(tiny, training, data):
-    cfg = dataclasses.replace(training, batch=64, to_grey=0.5, drop_text=0.0, replace_background=0.0)
-    marked = dict(data, captions=np.broadcast_to(np.array([1, 2, 3], np.int32)[None, None, :, None], data["captions"].shape))
+    cfg = dataclasses.replace(
+        training, batch=64, to_grey=0.5, drop_text=0.0, replace_background=0.0
+    )
+    marked = dict(
+        data,
+        captions=np.broadcast_to(
+            np.array([1, 2, 3], np.int32)[None, None, :, None], data["captions"].shape
+        ),
+    )
     placed = place(marked)
-    batch = jax.jit(lambda d, k: diffusion.draw(d, k, cfg, tiny.image_size))(placed, jax.random.key(0))
+    batch = jax.jit(lambda d, k: diffusion.draw(d, k, cfg, tiny.image_size))(
+        placed, jax.random.key(0)
+    )
     pictures = np.asarray(batch["pictures"])
     grey = np.abs(pictures - pictures.mean(-1, keepdims=True)).max((1, 2, 3)) < 1e-3
     assert 0.2 < grey.mean() < 0.95
@@ -82,11 +138,15 @@ def test_batches_pair_colour_words_with_colour(tiny, training, data):
 
 
 def test_a_new_background_is_seen_and_named(tiny, training, data):
-    cfg = dataclasses.replace(training, batch=64, to_grey=0.0, drop_text=0.0, replace_background=1.0, colour_share=1.0)
+    cfg = dataclasses.replace(
+        training, batch=64, to_grey=0.0, drop_text=0.0, replace_background=1.0, colour_share=1.0
+    )
     captions = np.full(data["captions"].shape, 99, np.int32)
     captions[..., 0] = 1
     placed = place(dict(data, captions=captions))
-    batch = jax.jit(lambda d, k: diffusion.draw(d, k, cfg, tiny.image_size))(placed, jax.random.key(0))
+    batch = jax.jit(lambda d, k: diffusion.draw(d, k, cfg, tiny.image_size))(
+        placed, jax.random.key(0)
+    )
     # The person mask is empty, so the background is all that there is.
     seen = np.asarray(batch["pictures"]).mean((1, 2)) / 2 + 0.5
     ids = np.asarray(batch["token_ids"])
@@ -99,7 +159,14 @@ def test_a_new_background_is_seen_and_named(tiny, training, data):
 
 def test_joined_captions_are_what_the_tokenizer_makes_of_the_whole_sentence():
     encode = ClipTokenizer()
-    first, second = ["a photo of a person", "a portrait photo of a smiling person, in red clothes", " ".join(["word"] * 75)], ", a dark blue background"
+    first, second = (
+        [
+            "a photo of a person",
+            "a portrait photo of a smiling person, in red clothes",
+            " ".join(["word"] * 75),
+        ],
+        ", a dark blue background",
+    )
     more = np.repeat(encode([second], 12)[:, 1:], len(first), axis=0)
     joined = np.asarray(diffusion.join_captions(jnp.asarray(encode(first)), jnp.asarray(more)))
     np.testing.assert_array_equal(joined[:2], encode([sentence + second for sentence in first[:2]]))
@@ -109,5 +176,8 @@ def test_joined_captions_are_what_the_tokenizer_makes_of_the_whole_sentence():
 def test_error_of_x0_counts_one_where_only_noise_is_left(training):
     alpha = np.array([0.0, 0.01, 0.5, 0.9, 0.999])
     of_v = np.asarray(diffusion.noise_weight(jnp.asarray(alpha, jnp.float32), training, "v"))
-    # An error e of x0 is an error e / sqrt(1 - alpha) of v, so its weight is that of v over 1 - alpha.
-    np.testing.assert_allclose(of_v / (1 - alpha), np.minimum(alpha / (1 - alpha) + 1, training.min_snr), rtol=2e-5)
+    # An error e of x0 is an error e / sqrt(1 - alpha) of v, so its weight is that of v over 1 -
+    # alpha.
+    np.testing.assert_allclose(
+        of_v / (1 - alpha), np.minimum(alpha / (1 - alpha) + 1, training.min_snr), rtol=2e-5
+    )

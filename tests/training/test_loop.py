@@ -1,4 +1,6 @@
-"""The loop: its order, what it draws, where it stops, what it writes, and that nothing waits for a step."""
+"""The loop: its order, what it draws, where it stops, what it writes, and that nothing waits for a
+step.
+"""
 
 import json
 
@@ -8,7 +10,8 @@ import pytest
 import tiny_recipe
 
 from caphuman_jax.errors import DataError, SettingError
-from caphuman_jax.training import loop, sharding
+from caphuman_jax.runtime import sharding
+from caphuman_jax.training import loop
 
 QUIET = {"tensorboard": False, "log_every": 4}
 
@@ -16,15 +19,28 @@ QUIET = {"tensorboard": False, "log_every": 4}
 def run(folder, recipe=None, batches=None, log=lambda line: None, devices=1, **kinds):
     recipe = recipe or tiny_recipe.recipe()
     cfg = loop.LoopConfig(**QUIET | {k: v for k, v in kinds.items() if k != "profile"})
-    return loop.run(recipe, batches or tiny_recipe.Numbered(recipe.batch), cfg, folder, sharding.make_mesh(devices=jax.devices()[:devices]),
-                    profile=kinds.get("profile", 0), log=log)
+    return loop.run(
+        recipe,
+        batches or tiny_recipe.Numbered(recipe.batch),
+        cfg,
+        folder,
+        sharding.make_mesh(devices=jax.devices()[:devices]),
+        profile=kinds.get("profile", 0),
+        log=log,
+    )
 
 
 def test_look_then_save_then_fetch_then_step(tmp_path):
     order = []
     plain = tiny_recipe.recipe(tiny_recipe.Training(steps=4))
-    noted = lambda name, function: lambda *args: order.append(f"{name} {args[2]}") or function(*args)
-    recipe = tiny_recipe.recipe(tiny_recipe.Training(steps=4), evaluate=noted("evaluate", plain.evaluate), pictures=noted("pictures", plain.pictures))
+    noted = lambda name, function: (
+        lambda *args: order.append(f"{name} {args[2]}") or function(*args)
+    )
+    recipe = tiny_recipe.recipe(
+        tiny_recipe.Training(steps=4),
+        evaluate=noted("evaluate", plain.evaluate),
+        pictures=noted("pictures", plain.pictures),
+    )
     training = loop._Training
     before = training.save, training.fetch
     try:
@@ -33,42 +49,106 @@ def test_look_then_save_then_fetch_then_step(tmp_path):
         run(tmp_path, recipe, evaluate_every=2, pictures_every=2, save_every=2)
     finally:
         training.save, training.fetch = before
-    assert order == ["fetch 0", "fetch 1", "evaluate 2", "pictures 2", "save 2", "fetch 2", "fetch 3", "evaluate 4", "pictures 4", "save 4"]
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["kernel-00000002.png", "kernel-00000004.png"]
+    assert order == [
+        "fetch 0",
+        "fetch 1",
+        "evaluate 2",
+        "pictures 2",
+        "save 2",
+        "fetch 2",
+        "fetch 3",
+        "evaluate 4",
+        "pictures 4",
+        "save 4",
+    ]
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "kernel-00000002.png",
+        "kernel-00000004.png",
+    ]
 
 
 def test_an_evaluation_belongs_to_its_own_step(tmp_path):
-    run(tmp_path, tiny_recipe.recipe(evaluate=lambda params, frozen, step: {"loss": {3: 0.2}.get(step, 0.5)}), evaluate_every=3, save_every=5, best="loss")
-    kept = {path.name: json.loads((path / "metrics" / "metrics").read_text()) for path in (tmp_path / "checkpoints").iterdir()}
+    run(
+        tmp_path,
+        tiny_recipe.recipe(evaluate=lambda params, frozen, step: {"loss": {3: 0.2}.get(step, 0.5)}),
+        evaluate_every=3,
+        save_every=5,
+        best="loss",
+    )
+    kept = {
+        path.name: json.loads((path / "metrics" / "metrics").read_text())
+        for path in (tmp_path / "checkpoints").iterdir()
+    }
     # The best, saved although no checkpoint was due, and the newest two.
-    assert set(kept) == {"3", "10", "12"} and kept["3"] == {"loss": 0.2} and "loss" not in kept["10"] and kept["12"] == {"loss": 0.5}
+    assert (
+        set(kept) == {"3", "10", "12"}
+        and kept["3"] == {"loss": 0.2}
+        and "loss" not in kept["10"]
+        and kept["12"] == {"loss": 0.5}
+    )
 
 
 def test_an_evaluation_has_bands(tmp_path):
     bands = {"loss_by_time": np.asarray([2.0, 0.0]), "loss_by_time_count": np.asarray([4.0, 0.0])}
     told = []
-    run(tmp_path, tiny_recipe.recipe(evaluate=lambda *_: {"loss": np.float32(0.5), **bands}), log=told.append, evaluate_every=12, best="loss")
+    run(
+        tmp_path,
+        tiny_recipe.recipe(evaluate=lambda *_: {"loss": np.float32(0.5), **bands}),
+        log=told.append,
+        evaluate_every=12,
+        best="loss",
+    )
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1] == {"step": 12, "evaluation/loss": 0.5, "evaluation/loss_by_time": [0.5, None]}
     assert "step 12 evaluation: loss 0.5" in told
-    assert json.loads((tmp_path / "checkpoints" / "12" / "metrics" / "metrics").read_text()) == {"loss": 0.5}
+    assert json.loads((tmp_path / "checkpoints" / "12" / "metrics" / "metrics").read_text()) == {
+        "loss": 0.5
+    }
 
 
 def test_numbers_of_pictures_count_for_the_best(tmp_path):
-    """They come with the pictures; what is measured without pictures comes as often as it is asked for, and both may be of one step."""
-    recipe = tiny_recipe.recipe(tiny_recipe.Training(steps=6), judge=lambda params, frozen, step: {"likeness": {3: 0.9}.get(step, 0.1)})
+    """They come with the pictures; what is measured without pictures comes as often as it is asked
+    for, and both may be of one step.
+    """
+    recipe = tiny_recipe.recipe(
+        tiny_recipe.Training(steps=6),
+        judge=lambda params, frozen, step: {"likeness": {3: 0.9}.get(step, 0.1)},
+    )
     told = []
-    run(tmp_path, recipe, log=told.append, evaluate_every=2, pictures_every=3, save_every=0, best="likeness", best_highest=True, keep=1)
+    run(
+        tmp_path,
+        recipe,
+        log=told.append,
+        evaluate_every=2,
+        pictures_every=3,
+        save_every=0,
+        best="likeness",
+        best_highest=True,
+        keep=1,
+    )
     evaluations = [line for line in told if "evaluation" in line]
-    assert [("loss" in line, "likeness" in line) for line in evaluations] == [(True, False), (False, True), (True, False), (True, True)]
+    assert [("loss" in line, "likeness" in line) for line in evaluations] == [
+        (True, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    ]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
 
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_operations_of_a_step(monkeypatch, tmp_path, devices):
-    """Two products forward and three backward of the trained layers, one of the frozen layer; whatever the compiler calls for them."""
+    """Two products forward and three backward of the trained layers, one of the frozen layer;
+    whatever the compiler calls for them.
+    """
     found = []
-    monkeypatch.setattr(loop, "Report", lambda *args, flops, report=loop.Report, **named: found.append(flops) or report(*args, flops=flops, **named))
+    monkeypatch.setattr(
+        loop,
+        "Report",
+        lambda *args, flops, report=loop.Report, **named: (
+            found.append(flops) or report(*args, flops=flops, **named)
+        ),
+    )
     run(tmp_path, devices=devices)
     batch, width, hidden = 16, tiny_recipe.WIDTH, tiny_recipe.HIDDEN
     bands = 2 * batch * tiny_recipe.BANDS  # errors are added up by band, as a product too
@@ -78,7 +158,9 @@ def test_operations_of_a_step(monkeypatch, tmp_path, devices):
 def test_a_run_that_goes_on_draws_where_it_left_off(tmp_path):
     batches = tiny_recipe.Numbered(16)
     run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=8)), batches, save_every=3)
-    assert batches.started == [0] and np.concatenate(batches.drawn)[: 8 * 16].tolist() == list(range(8 * 16))
+    assert batches.started == [0] and np.concatenate(batches.drawn)[: 8 * 16].tolist() == list(
+        range(8 * 16)
+    )
     (tmp_path / "checkpoints" / "8").rename(tmp_path / "lost")
     again = tiny_recipe.Numbered(16)
     told = []
@@ -96,22 +178,34 @@ def test_numbers_that_are_none_stop_the_run_with_evidence(tmp_path):
     recipe = tiny_recipe.recipe(tiny_recipe.Training(bad_at=6))
     result = run(tmp_path, recipe, log=told.append, save_every=5)
     assert result.exit_code == 1 and result.state is None and result.step == 7
-    assert told[-1].startswith("caphuman: error: loss of step 7 is not a number") and "step 5 stays" in told[-1]
+    assert (
+        told[-1].startswith("caphuman: error: loss of step 7 is not a number")
+        and "step 5 stays" in told[-1]
+    )
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
     with np.load(tmp_path / "nan-7" / "batch-0.npz") as batch:  # the very rows of the step
         np.testing.assert_array_equal(batch["index"], np.arange(6 * 16, 7 * 16))
         np.testing.assert_array_equal(batch["x"], tiny_recipe.rows(batch["index"])["x"])
     written = json.loads((tmp_path / "nan-7" / "step.json").read_text())
-    assert written["step"] == 7 and written["metrics"]["loss"] == "nan" and written["settings"]["training"]["bad_at"] == 6
+    assert (
+        written["step"] == 7
+        and written["metrics"]["loss"] == "nan"
+        and written["settings"]["training"]["bad_at"] == 6
+    )
 
 
 def test_parameters_that_are_none_are_never_saved(tmp_path):
-    # The loss of step 5 is sound; its gradient is not, and neither would be the checkpoint after it.
+    # The loss of step 5 is sound; its gradient is not, and neither would be the checkpoint after
+    # it.
     plain = tiny_recipe.recipe()
 
     def step(state, frozen, batch):
         after, metrics = plain.step(state, frozen, batch)
-        return after, metrics | {"gradient": jax.numpy.where(after["step"] == 5, jax.numpy.float32(jax.numpy.inf), metrics["gradient"])}
+        return after, metrics | {
+            "gradient": jax.numpy.where(
+                after["step"] == 5, jax.numpy.float32(jax.numpy.inf), metrics["gradient"]
+            )
+        }
 
     result = run(tmp_path, tiny_recipe.recipe(step=step), save_every=5)
     assert result.exit_code == 1 and not list((tmp_path / "checkpoints").glob("*"))
@@ -119,7 +213,9 @@ def test_parameters_that_are_none_are_never_saved(tmp_path):
 
 def test_another_runs_folder_is_refused_by_name_of_what_differs(tmp_path):
     run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=1)))
-    with pytest.raises(DataError, match="settings.training.batch was 16, is 32; settings.training.seed was 0, is 3"):
+    with pytest.raises(
+        DataError, match="settings.training.batch was 16, is 32; settings.training.seed was 0, is 3"
+    ):
         run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=1, batch=32, seed=3)))
 
 
@@ -146,10 +242,16 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 
 
 def test_no_step_is_waited_for(tmp_path, monkeypatch):
-    """Metrics are looked at when `AHEAD` further steps are under way, and never sooner between two lines of the report."""
+    """Metrics are looked at when `AHEAD` further steps are under way, and never sooner between two
+    lines of the report.
+    """
     looked = []
     before = loop._Training.check_oldest
-    monkeypatch.setattr(loop._Training, "check_oldest", lambda self: looked.append((self.pending[0][0], self.step)) or before(self))
+    monkeypatch.setattr(
+        loop._Training,
+        "check_oldest",
+        lambda self: looked.append((self.pending[0][0], self.step)) or before(self),
+    )
     run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=9)), log_every=100, save_every=0)
     assert looked[0] == (1, 1)  # the first line
     assert looked[1:6] == [(step, step + loop.AHEAD) for step in range(2, 7)]
@@ -169,5 +271,10 @@ def test_settings_of_the_loop_are_checked():
 def test_where_a_run_came_from_is_noted(tmp_path):
     run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=1)))
     start = json.loads((tmp_path / "starts.jsonl").read_text())
-    assert start["step"] == 0 and start["devices"] == {"cpu": 8} and start["hosts"] == 1 and start["jax"] == jax.__version__
+    assert (
+        start["step"] == 0
+        and start["devices"] == {"cpu": 8}
+        and start["hosts"] == 1
+        and start["jax"] == jax.__version__
+    )
     assert set(start["git"]) in ({"commit", "dirty"}, set())

@@ -1,4 +1,6 @@
-"""mini as a recipe of the loop: several devices, evidence of a broken step, and the whole way from records to a model folder."""
+"""mini as a recipe of the loop: several devices, evidence of a broken step, and the whole way from
+records to a model folder.
+"""
 
 import dataclasses
 import json
@@ -7,25 +9,43 @@ import jax
 import numpy as np
 import pytest
 
-from caphuman_jax import cli, models
-from caphuman_jax.training import diffusion, loop, mini, sharding
-from caphuman_jax.weights.folder import load_params, read_config, verify_model
+from caphuman_jax.cli import app
+from caphuman_jax.models import registry
+from caphuman_jax.runtime import sharding
+from caphuman_jax.training import diffusion, loop
+from caphuman_jax.training.recipes import mini
+from caphuman_jax.weights.model_folder import load_params, read_config, verify_model
 
 
 def run(folder, recipe, mesh, **kinds):
     cfg = loop.LoopConfig(tensorboard=False, log_every=1, save_every=0, **kinds)
     result = loop.run(recipe, None, cfg, folder, mesh, log=lambda line: None)
-    return result, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return result, [
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def test_what_a_broken_step_drew_is_written(tiny, training, data, vae_params, tmp_path):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     plain = mini.recipe(tiny, training, vae_params, data, mesh)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), plain.shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), plain.init_params())
-    broken = dataclasses.replace(plain, step=lambda state, frozen, _: (state | {"step": state["step"] + 1}, {"loss": jax.numpy.float32(np.nan)}))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), plain.shapes) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), plain.init_params()
+    )
+    broken = dataclasses.replace(
+        plain,
+        step=lambda state, frozen, _: (
+            state | {"step": state["step"] + 1},
+            {"loss": jax.numpy.float32(np.nan)},
+        ),
+    )
     result, _ = run(tmp_path, broken, mesh)
     assert result.exit_code == 1
-    batch = diffusion.draw(mini.resident(data), jax.random.split(diffusion.step_key(training, 0), 3)[0], training, tiny.image_size)
+    batch = diffusion.draw(
+        mini.resident(data),
+        jax.random.split(diffusion.step_key(training, 0), 3)[0],
+        training,
+        tiny.image_size,
+    )
     with np.load(tmp_path / "nan-1" / "batch-0.npz") as written:
         assert set(written.files) == set(batch)
         np.testing.assert_array_equal(written["token_ids"], batch["token_ids"])
@@ -33,12 +53,20 @@ def test_what_a_broken_step_drew_is_written(tiny, training, data, vae_params, tm
 
 
 @pytest.mark.slow
-def test_the_same_loss_on_one_and_eight_devices_in_float32(tiny, training, data, vae_params, tmp_path):
+def test_the_same_loss_on_one_and_eight_devices_in_float32(
+    tiny, training, data, vae_params, tmp_path
+):
     cfg = dataclasses.replace(training, steps=2, batch=8, dtype="float32")
 
     def losses(mode, devices, fsdp):
         mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-        lines = run(tmp_path / f"{mode}{devices}", mini.recipe(tiny, cfg, vae_params, data, mesh), mesh, sharding=mode, fsdp=fsdp)[1]
+        lines = run(
+            tmp_path / f"{mode}{devices}",
+            mini.recipe(tiny, cfg, vae_params, data, mesh),
+            mesh,
+            sharding=mode,
+            fsdp=fsdp,
+        )[1]
         return [line["loss"] for line in lines]
 
     reference = losses("replicated", 1, 1)
@@ -46,7 +74,7 @@ def test_the_same_loss_on_one_and_eight_devices_in_float32(tiny, training, data,
     np.testing.assert_allclose(losses("fsdp", 8, 8), reference, rtol=0, atol=1e-5)
 
 
-TINY_CONFIG = '''
+TINY_CONFIG = """
 import dataclasses
 
 from caphuman_jax.config import MINI, CapFaceConfig, TextConfig, UNetConfig, VAEConfig
@@ -65,7 +93,7 @@ def get_config():
     config.training.update({"steps": 2, "batch": 4})
     config.loop.update({"log_every": 1, "evaluate_every": 2, "pictures_every": 2})
     return config
-'''
+"""
 
 
 @pytest.mark.slow
@@ -74,23 +102,53 @@ def test_from_records_to_a_model_folder_on_the_command_line(tmp_path, capsys, mo
 
     make_mesh, one = sharding.make_mesh, jax.devices()[:1]
     monkeypatch.setattr(sharding, "make_mesh", lambda fsdp=1, devices=None: make_mesh(fsdp, one))
-    records = write_standin(tmp_path / "records", 9, test=4, albedo=(4801, 3),
-                            change=lambda record, number: record | {"attributes": json.dumps({"kind": "colour", "smile": "smiling"})})
+    records = write_standin(
+        tmp_path / "records",
+        9,
+        test=4,
+        albedo=(4801, 3),
+        change=lambda record, number: (
+            record | {"attributes": json.dumps({"kind": "colour", "smile": "smiling"})}
+        ),
+    )
     (tmp_path / "small.py").write_text(TINY_CONFIG)
     workdir = tmp_path / "run"
-    train = lambda: cli.main(["train", "--config", str(tmp_path / "small.py"), f"--config.data={records}", "--workdir", str(workdir)])
+    train = lambda: app.main(
+        [
+            "train",
+            "--config",
+            str(tmp_path / "small.py"),
+            f"--config.data={records}",
+            "--workdir",
+            str(workdir),
+        ]
+    )
     assert train() == 0
     said = capsys.readouterr().out
-    assert "9 photos to train on, 4 of other people held out" in said and "step 2/2 · loss" in said and f"{workdir / 'model'} after 2 steps" in said
+    assert (
+        "9 photos to train on, 4 of other people held out" in said
+        and "step 2/2 · loss" in said
+        and f"{workdir / 'model'} after 2 steps" in said
+    )
     assert "step 2 evaluation: denoise" in said
-    evaluation = [line for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()) if "evaluation/loss" in line]
+    evaluation = [
+        line
+        for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        if "evaluation/loss" in line
+    ]
     assert len(evaluation[0]["evaluation/loss_by_time"]) == 10
     assert verify_model(workdir / "model") is None and list((workdir / "tensorboard").iterdir())
     # The frozen autoencoder is what it was, to the bits that a model folder keeps.
-    shapes = {"vae": models.abstract(read_config(workdir / "model"))["vae"][1]}
-    before, after = (load_params(workdir / name, shapes)["vae"] for name in ("autoencoder", "model"))
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(np.float16(a), b), before, after)))
-    assert cli.main(["export", str(workdir), str(tmp_path / "again"), "--step", "best"]) == 0
+    shapes = {"vae": registry.abstract(read_config(workdir / "model"))["vae"][1]}
+    before, after = (
+        load_params(workdir / name, shapes)["vae"] for name in ("autoencoder", "model")
+    )
+    assert all(
+        jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(np.float16(a), b), before, after))
+    )
+    assert app.main(["export", str(workdir), str(tmp_path / "again"), "--step", "best"]) == 0
     for name in ("unet", "vae"):
-        assert (tmp_path / "again" / f"{name}.safetensors").read_bytes() == (workdir / "model" / f"{name}.safetensors").read_bytes()
+        assert (tmp_path / "again" / f"{name}.safetensors").read_bytes() == (
+            workdir / "model" / f"{name}.safetensors"
+        ).read_bytes()
     assert train() == 0 and "resumed at step 2" in capsys.readouterr().out

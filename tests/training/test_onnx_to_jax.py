@@ -26,7 +26,9 @@ def network(name):
 
 def picture(name):
     batch, side, top = NETWORKS[name]
-    return np.random.default_rng(0).random((batch, side, side, 3), dtype=np.float32) * np.float32(top)
+    return np.random.default_rng(0).random((batch, side, side, 3), dtype=np.float32) * np.float32(
+        top
+    )
 
 
 def run_onnxruntime(model, x):
@@ -41,7 +43,9 @@ def assert_close(ours, theirs, tolerance=1e-4):
     assert set(ours) == set(theirs)
     for name, expected in theirs.items():
         assert ours[name].shape == expected.shape
-        scale = max(np.abs(expected).max(), 0.1)  # a probability near 0 is compared on the scale of probabilities
+        scale = max(
+            np.abs(expected).max(), 0.1
+        )  # a probability near 0 is compared on the scale of probabilities
         assert np.abs(np.asarray(ours[name]) - expected).max() <= tolerance * scale, name
 
 
@@ -55,9 +59,14 @@ def test_equals_onnxruntime(name):
 @pytest.mark.parametrize(
     ("name", "inner"),
     [
-        ("mobilefacenet_192", ["MobileFaceNet/MobileFaceNet/SeparableConv2d/add",
-                               "MobileFaceNet/MobileFaceNet/Conv2d_2_InvResBlock_4/Add",
-                               "MobileFaceNet/MobileFaceNet/Conv2d_7/add"]),
+        (
+            "mobilefacenet_192",
+            [
+                "MobileFaceNet/MobileFaceNet/SeparableConv2d/add",
+                "MobileFaceNet/MobileFaceNet/Conv2d_2_InvResBlock_4/Add",
+                "MobileFaceNet/MobileFaceNet/Conv2d_7/add",
+            ],
+        ),
         ("dlib_resnet_128", ["t37", "t76", "t138"]),
     ],
 )
@@ -68,7 +77,10 @@ def test_inner_tensors_equal_onnxruntime(name, inner):
     x = picture(name)
     params, apply = load_onnx(network(name))
     assert set(inner) <= set(tensor_names(network(name)))
-    assert_close(jax.jit(lambda p, x: apply(p, x, inner))(params, x), run_onnxruntime(model.SerializeToString(), x))
+    assert_close(
+        jax.jit(lambda p, x: apply(p, x, inner))(params, x),
+        run_onnxruntime(model.SerializeToString(), x),
+    )
 
 
 def test_gradient_equals_finite_difference():
@@ -106,7 +118,9 @@ def test_layers_after_the_last_wanted_tensor_are_not_traced():
 
 def save_one_node(path, op_type, **attributes):
     node = onnx.helper.make_node(op_type, ["x"], ["y"], **attributes)
-    info = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 1, 4, 4]) for n in "xy"]
+    info = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 1, 4, 4]) for n in "xy"
+    ]
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", info[:1], info[1:])), path)
 
 

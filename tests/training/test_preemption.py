@@ -7,8 +7,9 @@ import jax
 import pytest
 import tiny_recipe
 
-from caphuman_jax.training import loop, preemption, sharding
-from caphuman_jax.training.preemption import Preemption
+from caphuman_jax.runtime import preemption, sharding
+from caphuman_jax.runtime.preemption import Preemption
+from caphuman_jax.training import loop
 
 
 def test_signals_are_noted_and_their_handlers_put_back():
@@ -36,11 +37,16 @@ def test_time_is_looked_at_now_and_then(monkeypatch):
         assert not stop.reached(7) and stop.reached(20) and stop.exit_code == 0
 
 
-@pytest.mark.parametrize("number, code, words", [(signal.SIGTERM, 75, "told to stop"), (signal.SIGINT, 130, "interrupted")])
+@pytest.mark.parametrize(
+    "number, code, words",
+    [(signal.SIGTERM, 75, "told to stop"), (signal.SIGINT, 130, "interrupted")],
+)
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_later(tmp_path, number, code, words):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     cfg = loop.LoopConfig(log_every=1, save_every=0, tensorboard=False)
-    run = lambda folder, log: loop.run(tiny_recipe.recipe(), tiny_recipe.Numbered(16), cfg, folder, mesh, log=log)
+    run = lambda folder, log: loop.run(
+        tiny_recipe.recipe(), tiny_recipe.Numbered(16), cfg, folder, mesh, log=log
+    )
     told = []
 
     def log(line):
@@ -54,4 +60,8 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_later(tmp_path, number, co
     assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["7"]
     finished, undisturbed = run(tmp_path / "a", told.append), run(tmp_path / "b", lambda line: None)
     assert "resumed at step 7" in told and finished.exit_code == 0
-    assert all(jax.tree.leaves(jax.tree.map(lambda x, y: (x == y).all(), finished.state, undisturbed.state)))
+    assert all(
+        jax.tree.leaves(
+            jax.tree.map(lambda x, y: (x == y).all(), finished.state, undisturbed.state)
+        )
+    )

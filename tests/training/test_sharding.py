@@ -1,4 +1,6 @@
-"""Where arrays live: the table of shardings on SD1.5's shapes, meshes of one and several slices, arrays born in place."""
+"""Where arrays live: the table of shardings on SD1.5's shapes, meshes of one and several slices,
+arrays born in place.
+"""
 
 import dataclasses
 
@@ -9,10 +11,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from caphuman_jax import models
 from caphuman_jax.config import SD15
 from caphuman_jax.errors import SettingError
-from caphuman_jax.training import sharding
+from caphuman_jax.models import registry
+from caphuman_jax.runtime import sharding
 
 ALL = ("data", "fsdp")
 
@@ -20,24 +22,53 @@ ALL = ("data", "fsdp")
 @pytest.fixture(scope="module")
 def sd15():
     """Shapes of the state that CapHuman trains, and of what is frozen."""
-    networks = {name: params for name, (_, params) in models.abstract(SD15, only=("capface", "identity", "text")).items()}
-    params = {name: networks[name] for name in models.TRAINABLE}
-    state = jax.eval_shape(lambda p: {"params": p, "ema": p, "opt": optax.adamw(1e-4).init(p), "step": jnp.int32(0)}, params)
-    return state, {"text": networks["text"], "data": {"kernel": jax.ShapeDtypeStruct((2**16, 8), jnp.uint8)}}
+    networks = {
+        name: params
+        for name, (_, params) in registry.abstract(
+            SD15, only=("capface", "identity", "text")
+        ).items()
+    }
+    params = {name: networks[name] for name in registry.TRAINABLE}
+    state = jax.eval_shape(
+        lambda p: {"params": p, "ema": p, "opt": optax.adamw(1e-4).init(p), "step": jnp.int32(0)},
+        params,
+    )
+    return state, {
+        "text": networks["text"],
+        "data": {"kernel": jax.ShapeDtypeStruct((2**16, 8), jnp.uint8)},
+    }
 
 
 def specs(tree):
-    return {sharding.path_name(path): where.spec for path, where in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        sharding.path_name(path): where.spec
+        for path, where in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 LARGE = "capface/encoder/down/1/res_0/conv_1/kernel"  # (3, 3, 320, 640)
 PINNED = {
-    "replicated": {f"params/{LARGE}": P(), f"ema/{LARGE}": P(), f"opt/0/mu/{LARGE}": P(), "step": P()},
-    "zero": {f"params/{LARGE}": P(), f"ema/{LARGE}": P(None, None, None, ALL), f"opt/0/mu/{LARGE}": P(None, None, None, ALL),
-             "opt/0/nu/identity/image/kernel": P(ALL), "step": P(), "opt/0/count": P(),
-             "ema/capface/encoder/down/1/res_0/conv_1/bias": P()},
-    "fsdp": {f"params/{LARGE}": P(None, None, None, ("fsdp",)), f"opt/0/nu/{LARGE}": P(None, None, None, ("fsdp",)),
-             "params/identity/image/kernel": P(("fsdp",)), "opt/0/count": P()},
+    "replicated": {
+        f"params/{LARGE}": P(),
+        f"ema/{LARGE}": P(),
+        f"opt/0/mu/{LARGE}": P(),
+        "step": P(),
+    },
+    "zero": {
+        f"params/{LARGE}": P(),
+        f"ema/{LARGE}": P(None, None, None, ALL),
+        f"opt/0/mu/{LARGE}": P(None, None, None, ALL),
+        "opt/0/nu/identity/image/kernel": P(ALL),
+        "step": P(),
+        "opt/0/count": P(),
+        "ema/capface/encoder/down/1/res_0/conv_1/bias": P(),
+    },
+    "fsdp": {
+        f"params/{LARGE}": P(None, None, None, ("fsdp",)),
+        f"opt/0/nu/{LARGE}": P(None, None, None, ("fsdp",)),
+        "params/identity/image/kernel": P(("fsdp",)),
+        "opt/0/count": P(),
+    },
 }
 
 
@@ -49,7 +80,12 @@ def test_shardings_of_sd15_are_these(sd15, mode):
 
 
 def test_memory_of_sd15_a_device(sd15):
-    gigabytes = lambda mode, fsdp: sharding.bytes_per_device(sd15[0], sharding.state_shardings(sharding.make_mesh(fsdp), sd15[0], mode)) / 1e9
+    gigabytes = lambda mode, fsdp: (
+        sharding.bytes_per_device(
+            sd15[0], sharding.state_shardings(sharding.make_mesh(fsdp), sd15[0], mode)
+        )
+        / 1e9
+    )
     whole = 4 * 4 * 362_464_049 / 1e9  # parameters, average and two moments, float32
     assert gigabytes("replicated", 1) == pytest.approx(whole, rel=1e-3)
     assert gigabytes("zero", 1) == pytest.approx(whole / 4 + whole * 3 / 4 / 8, rel=0.01)
@@ -70,7 +106,11 @@ def test_what_cannot_be_divided_by_all_is_divided_by_some(sd15):
     mesh = sharding.make_mesh(2)  # 4 × 2
     shape = lambda *s: {"ema": jax.ShapeDtypeStruct(s, jnp.float32)}
     spec = lambda *s: sharding.state_shardings(mesh, shape(*s), "zero")["ema"].spec
-    assert spec(4 * 1001, 33) == P(("data",)) and spec(2 * 9999, 3) == P(("fsdp",)) and spec(20001, 3) == P()
+    assert (
+        spec(4 * 1001, 33) == P(("data",))
+        and spec(2 * 9999, 3) == P(("fsdp",))
+        and spec(20001, 3) == P()
+    )
     assert spec(3, 3, 320, 320) == P(None, None, None, ALL)  # the last among equals
 
 
@@ -92,14 +132,24 @@ class Chip:
 
 
 def test_slices_come_first_and_hosts_keep_together():
-    chips = [Chip(id=16 * s + 4 * h + c, process_index=2 * s + h, slice_index=s) for s in (1, 0) for h in (1, 0) for c in (3, 1, 0, 2)]
+    chips = [
+        Chip(id=16 * s + 4 * h + c, process_index=2 * s + h, slice_index=s)
+        for s in (1, 0)
+        for h in (1, 0)
+        for c in (3, 1, 0, 2)
+    ]
     mesh = sharding.make_mesh(0, chips)
     assert dict(mesh.shape) == {"slice": 2, "data": 1, "fsdp": 8}
-    assert [[chip.process_index for chip in row] for row in mesh.devices.reshape(2, 8)] == [[0] * 4 + [1] * 4, [2] * 4 + [3] * 4]
+    assert [[chip.process_index for chip in row] for row in mesh.devices.reshape(2, 8)] == [
+        [0] * 4 + [1] * 4,
+        [2] * 4 + [3] * 4,
+    ]
     assert sharding.by_batch(sharding.make_mesh(2, chips)).spec == P(("slice", "data", "fsdp"))
     state = {"opt": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
     # Nothing is split between slices: only gradients cross their slow network.
-    assert sharding.state_shardings(sharding.make_mesh(2, chips), state, "zero")["opt"].spec == P(None, ALL)
+    assert sharding.state_shardings(sharding.make_mesh(2, chips), state, "zero")["opt"].spec == P(
+        None, ALL
+    )
     with pytest.raises(SettingError, match="16 devices in 2 slices cannot be grouped by fsdp = 16"):
         sharding.make_mesh(16, chips)
 
@@ -119,12 +169,17 @@ def test_each_device_is_given_its_own_part_alone():
     placed = sharding.place({"params": numbers}, shardings)["params"]
     assert {shard.data.shape for shard in placed.addressable_shards} == {(32, 128)}
     np.testing.assert_array_equal(sharding.on_host(placed), numbers)
-    jax.make_array_from_callback(numbers.shape, shardings["params"], lambda index: numbers.view(Watched)[index])
+    jax.make_array_from_callback(
+        numbers.shape, shardings["params"], lambda index: numbers.view(Watched)[index]
+    )
     assert asked == [32 * 128] * 8
 
 
 def test_a_batch_is_split_over_all_devices():
     mesh = sharding.make_mesh(2)
     placed = sharding.place_batch({"x": np.arange(16), "y": np.ones((16, 3), np.float32)}, mesh)
-    assert [shard.data.tolist() for shard in sorted(placed["x"].addressable_shards, key=lambda s: s.index)] == [[2 * i, 2 * i + 1] for i in range(8)]
+    assert [
+        shard.data.tolist()
+        for shard in sorted(placed["x"].addressable_shards, key=lambda s: s.index)
+    ] == [[2 * i, 2 * i + 1] for i in range(8)]
     assert placed["y"].sharding.shard_shape((16, 3)) == (2, 3)

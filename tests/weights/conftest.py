@@ -25,5 +25,7 @@ def caphuman(tmp_path_factory) -> Path:
     from weight_standins import EXTRAS, state_dict
 
     file = tmp_path_factory.mktemp("caphuman") / "caphuman.ckpt"
-    torch.save({"epoch": 2, "global_step": 5, "state_dict": state_dict() | EXTRAS, "callbacks": {}}, file)
+    torch.save(
+        {"epoch": 2, "global_step": 5, "state_dict": state_dict() | EXTRAS, "callbacks": {}}, file
+    )
     return file

@@ -1,23 +1,30 @@
 import numpy as np
 import pytest
 
-from caphuman_jax import models
 from caphuman_jax.config import SD15, IdentityConfig, ModelConfig, UNetConfig
 from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.models import registry
 from caphuman_jax.weights.convert import from_pytorch
 from caphuman_jax.weights.names import table
 
-SMALL = ModelConfig(unet=UNetConfig(context_width=3), identity=IdentityConfig(recognition_width=2, image_width=4))
+SMALL = ModelConfig(
+    unet=UNetConfig(context_width=3), identity=IdentityConfig(recognition_width=2, image_width=4)
+)
 
 
 @pytest.fixture
 def shapes():
-    return models.abstract(SMALL, only=("identity",))["identity"][1]
+    return registry.abstract(SMALL, only=("identity",))["identity"][1]
 
 
 @pytest.fixture
 def arrays():
-    shapes = {"id_linear.weight": (3, 2), "id_linear.bias": (3,), "img_linear.weight": (3, 4), "img_linear.bias": (3,)}
+    shapes = {
+        "id_linear.weight": (3, 2),
+        "id_linear.bias": (3,),
+        "img_linear.weight": (3, 4),
+        "img_linear.bias": (3,),
+    }
     return {name: np.random.default_rng(0).standard_normal(shape) for name, shape in shapes.items()}
 
 
@@ -29,8 +36,14 @@ def test_fills_transposed_in_float32(shapes, arrays):
 
 
 def test_prefix_and_known_buffers(shapes, arrays):
-    arrays = {f"model.{name}": x for name, x in arrays.items()} | {"other.weight": np.zeros(3), "model.position_ids": np.zeros(77)}
-    assert set(from_pytorch("identity", SMALL, shapes, arrays, prefix="model.")) == {"image", "recognition"}
+    arrays = {f"model.{name}": x for name, x in arrays.items()} | {
+        "other.weight": np.zeros(3),
+        "model.position_ids": np.zeros(77),
+    }
+    assert set(from_pytorch("identity", SMALL, shapes, arrays, prefix="model.")) == {
+        "image",
+        "recognition",
+    }
 
 
 def test_every_fault_is_named(shapes, arrays):
@@ -38,7 +51,11 @@ def test_every_fault_is_named(shapes, arrays):
     arrays |= {"img_linear.weight": np.zeros((4, 3)), "extra.weight": np.zeros(1)}
     with pytest.raises(ModelFolderError) as caught:
         from_pytorch("identity", SMALL, shapes, arrays)
-    for part in ("missing id_linear.bias", "surplus extra.weight", "img_linear.weight has shape (4, 3)"):
+    for part in (
+        "missing id_linear.bias",
+        "surplus extra.weight",
+        "img_linear.weight has shape (4, 3)",
+    ):
         assert part in str(caught.value)
 
 
@@ -52,6 +69,8 @@ def test_each_array_is_put_at_once(shapes, arrays):
 def test_tables_are_one_to_one_and_complete(network):
     from flax import traverse_util
 
-    paths = traverse_util.flatten_dict(models.abstract(SD15, only=(network,))[network][1], sep=".")
+    paths = traverse_util.flatten_dict(
+        registry.abstract(SD15, only=(network,))[network][1], sep="."
+    )
     names = table(network, SD15, paths)
     assert sorted(names.values()) == sorted(paths)

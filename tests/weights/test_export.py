@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from weight_standins import PARITY, TINY, state_dict, value
 
-from caphuman_jax import models
-from caphuman_jax.cli import main
+from caphuman_jax.cli.app import main
 from caphuman_jax.config import MINI, SD15
 from caphuman_jax.errors import ModelFolderError, SettingError
-from caphuman_jax.weights import convert, folder
+from caphuman_jax.models import registry
+from caphuman_jax.weights import convert, model_folder
 from caphuman_jax.weights.exporter import export_model
 from caphuman_jax.weights.importer import import_model
 from caphuman_jax.weights.names import PREFIXES, table
@@ -30,14 +30,28 @@ def model(tmp_path_factory):
     """A model folder with a ControlNet, and the tensors that it was made from."""
     place = tmp_path_factory.mktemp("model")
     torch.save({"state_dict": mixed()}, place / "caphuman.ckpt")
-    control = {name: x for name, x in state_dict("control_model.", seed=4).items() if "mask_predict" not in name}
-    torch.save(control | {"control_model.input_hint_block.0.weight": value("hint", (4, 3, 3, 3), 4)}, place / "control_sd15_pose.pth")
-    import_model(place / "m", caphuman=place / "caphuman.ckpt", config=TINY, controlnets=[(place / "control_sd15_pose.pth", None)])
+    control = {
+        name: x
+        for name, x in state_dict("control_model.", seed=4).items()
+        if "mask_predict" not in name
+    }
+    torch.save(
+        control | {"control_model.input_hint_block.0.weight": value("hint", (4, 3, 3, 3), 4)},
+        place / "control_sd15_pose.pth",
+    )
+    import_model(
+        place / "m",
+        caphuman=place / "caphuman.ckpt",
+        config=TINY,
+        controlnets=[(place / "control_sd15_pose.pth", None)],
+    )
     return place / "m"
 
 
 def same_weights(a, b) -> bool:
-    """Every file of the manifest has the same checksum, so the same bits, and the configurations agree."""
+    """Every file of the manifest has the same checksum, so the same bits, and the configurations
+    agree.
+    """
     a, b = (json.loads((path / "config.json").read_text()) for path in (a, b))
     assert a["metadata"]["trained_with_head"] == b["metadata"]["trained_with_head"] == "flame"
     return a["files"] == b["files"] and a["config"] == b["config"] and len(a["files"]) == 7
@@ -50,25 +64,53 @@ def test_ldm_is_what_was_imported(tmp_path, model):
     assert set(exported) == set(original)
     for name, x in original.items():
         assert exported[name].dtype == x.dtype and torch.equal(exported[name], x), name
-    import_model(tmp_path / "m", caphuman=tmp_path / "out.safetensors", controlnets=[(tmp_path / "out.controlnet_pose.safetensors", "pose")])
+    import_model(
+        tmp_path / "m",
+        caphuman=tmp_path / "out.safetensors",
+        controlnets=[(tmp_path / "out.controlnet_pose.safetensors", "pose")],
+    )
     assert same_weights(tmp_path / "m", model)
 
 
 def test_diffusers_and_back(tmp_path, model):
     export_model(model, tmp_path / "out", "diffusers")
-    assert sorted(os.listdir(tmp_path / "out")) == ["capface", "caphuman.json", "controlnet_pose", "identity", "image_encoder", "model_index.json", "scheduler",
-                                                   "text_encoder", "tokenizer", "unet", "vae"]
+    assert sorted(os.listdir(tmp_path / "out")) == [
+        "capface",
+        "caphuman.json",
+        "controlnet_pose",
+        "identity",
+        "image_encoder",
+        "model_index.json",
+        "scheduler",
+        "text_encoder",
+        "tokenizer",
+        "unet",
+        "vae",
+    ]
     import_model(tmp_path / "m", caphuman=tmp_path / "out")
     assert same_weights(tmp_path / "m", model)
     for name in ("vocab.json", "merges.txt"):
-        assert (tmp_path / "m" / "tokenizer" / name).read_bytes() == (model / "tokenizer" / name).read_bytes()
-    import_model(tmp_path / "n", caphuman=tmp_path / "out", base=tmp_path / "out", vae=tmp_path / "out", clip=tmp_path / "out", image_encoder=tmp_path / "out",
-                 dtype="float32")
-    assert (tmp_path / "n" / "unet.safetensors").stat().st_size > (model / "unet.safetensors").stat().st_size
+        assert (tmp_path / "m" / "tokenizer" / name).read_bytes() == (
+            model / "tokenizer" / name
+        ).read_bytes()
+    import_model(
+        tmp_path / "n",
+        caphuman=tmp_path / "out",
+        base=tmp_path / "out",
+        vae=tmp_path / "out",
+        clip=tmp_path / "out",
+        image_encoder=tmp_path / "out",
+        dtype="float32",
+    )
+    assert (tmp_path / "n" / "unet.safetensors").stat().st_size > (
+        model / "unet.safetensors"
+    ).stat().st_size
 
 
 def test_diffusers_loads_it(tmp_path, model):
-    """from_pretrained takes the folder, without a missing or surplus weight, and its UNet computes what ours does."""
+    """from_pretrained takes the folder, without a missing or surplus weight, and its UNet computes
+    what ours does.
+    """
     import jax
     import jax.numpy as jnp
     from diffusers import StableDiffusionPipeline
@@ -79,40 +121,56 @@ def test_diffusers_loads_it(tmp_path, model):
     assert pipeline.scheduler.config.prediction_type == "epsilon"
     latents, context = value("x", (1, 4, 8, 8)), value("c", (1, 5, 16))
     with torch.no_grad():
-        theirs = pipeline.unet(latents, torch.tensor([801]), context).sample.numpy().transpose(0, 2, 3, 1)
+        theirs = (
+            pipeline.unet(latents, torch.tensor([801]), context)
+            .sample.numpy()
+            .transpose(0, 2, 3, 1)
+        )
         picture = pipeline.vae.decode(latents).sample.numpy().transpose(0, 2, 3, 1)
         ids = torch.tensor([[49406, 320, 1125, 49407]])
         hidden = pipeline.text_encoder(ids).last_hidden_state.numpy()
 
-    config = folder.read_config(model)
-    shapes = {name: models.abstract(config, only=(name,))[name] for name in ("unet", "vae", "text")}
-    params = folder.load_params(model, {name: tree for name, (_, tree) in shapes.items()})
+    config = model_folder.read_config(model)
+    shapes = {
+        name: registry.abstract(config, only=(name,))[name] for name in ("unet", "vae", "text")
+    }
+    params = model_folder.load_params(model, {name: tree for name, (_, tree) in shapes.items()})
     unet, vae, text = (nnx.merge(shapes[name][0], params[name]) for name in ("unet", "vae", "text"))
     x = jnp.asarray(latents.numpy().transpose(0, 2, 3, 1))
-    for mine, reference in ((jax.jit(unet.__call__)(x, jnp.asarray([801.0]), jnp.asarray(context.numpy())), theirs), (jax.jit(vae.decode)(x), picture),
-                            (jax.jit(text.__call__)(jnp.asarray(ids.numpy(), jnp.int32))[0], hidden)):
+    for mine, reference in (
+        (jax.jit(unet.__call__)(x, jnp.asarray([801.0]), jnp.asarray(context.numpy())), theirs),
+        (jax.jit(vae.decode)(x), picture),
+        (jax.jit(text.__call__)(jnp.asarray(ids.numpy(), jnp.int32))[0], hidden),
+    ):
         assert np.abs(np.asarray(mine) - reference).max() < 1e-4 * np.abs(reference).max()
 
 
 def test_diffusers_folders_are_bases(tmp_path, model, caphuman):
-    """As diffusers itself saves them, in half precision; with the scheduler's settings, and the VAE's attention as it was named early."""
+    """As diffusers itself saves them, in half precision; with the scheduler's settings, and the
+    VAE's attention as it was named early.
+    """
     from diffusers import StableDiffusionPipeline
 
     export_model(model, tmp_path / "out", "diffusers", dtype="float32")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None)
-    pipeline.scheduler.register_to_config(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    pipeline.scheduler.register_to_config(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True
+    )
     pipeline.to(torch.float16).save_pretrained(tmp_path / "saved", variant="fp16")
     vae = tmp_path / "saved" / "vae" / "diffusion_pytorch_model.fp16.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     sd = safetensors.torch.load_file(vae)
     for new, early in old.items():
-        sd = {name.replace(f"attentions.0.{new}.", f"attentions.0.{early}."): x for name, x in sd.items()}
+        sd = {
+            name.replace(f"attentions.0.{new}.", f"attentions.0.{early}."): x
+            for name, x in sd.items()
+        }
     assert any("proj_attn" in name for name in sd)
     torch.save(sd, vae.with_name("diffusion_pytorch_model.bin"))
     vae.unlink()
 
     import_model(tmp_path / "m", caphuman=caphuman, base=tmp_path / "saved", config=TINY)
-    config = folder.read_config(tmp_path / "m")
+    config = model_folder.read_config(tmp_path / "m")
     assert (config.diffusion.prediction, config.diffusion.zero_terminal_snr) == ("v", True)
     export_model(tmp_path / "m", tmp_path / "again.safetensors", "ldm")
     again = safetensors.torch.load_file(tmp_path / "again.safetensors")
@@ -125,7 +183,9 @@ def test_diffusers_folders_are_bases(tmp_path, model, caphuman):
     with pytest.raises(ModelFolderError, match="scales latents by 0.13025"):
         import_model(tmp_path / "n", caphuman=caphuman, vae=tmp_path / "saved" / "vae", config=TINY)
 
-    (tmp_path / "saved" / "unet" / "config.json").write_text(json.dumps({"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}))
+    (tmp_path / "saved" / "unet" / "config.json").write_text(
+        json.dumps({"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True})
+    )
     with pytest.raises(ModelFolderError, match="saved is Stable Diffusion 2"):
         import_model(tmp_path / "n", caphuman=caphuman, base=tmp_path / "saved", config=TINY)
 
@@ -137,12 +197,16 @@ def test_shapes_at_full_size_are_the_published_ones():
     recorded = json.loads((PARITY / "full_parameters.json").read_text())
     clip = json.loads((PARITY / "clip_parameters.json").read_text())
     recorded |= {PREFIXES["text"] + name: shape for name, shape in clip["clip_text"].items()}
-    recorded |= {PREFIXES["image_encoder"] + name: shape for name, shape in clip["clip_vision"].items()}
+    recorded |= {
+        PREFIXES["image_encoder"] + name: shape for name, shape in clip["clip_vision"].items()
+    }
     ours = {}
-    for network, (_, tree) in models.abstract(SD15).items():
+    for network, (_, tree) in registry.abstract(SD15).items():
         shapes = traverse_util.flatten_dict(tree, sep=".")
         for name, path in table(network, SD15, shapes).items():
-            ours[PREFIXES[network] + name] = list(convert.shape_of_theirs(path, name, tuple(shapes[path].shape)))
+            ours[PREFIXES[network] + name] = list(
+                convert.shape_of_theirs(path, name, tuple(shapes[path].shape))
+            )
     assert ours == recorded
 
 
@@ -156,27 +220,41 @@ def test_what_cannot_be_exported(tmp_path, model):
     (tmp_path / "x.safetensors").write_text("mine")
     with pytest.raises(ModelFolderError, match="exists already"):
         export_model(model, tmp_path / "x.safetensors", "ldm")
-    assert (tmp_path / "x.safetensors").read_text() == "mine" and os.listdir(tmp_path) == ["x.safetensors"]
+    assert (tmp_path / "x.safetensors").read_text() == "mine" and os.listdir(tmp_path) == [
+        "x.safetensors"
+    ]
 
 
 def test_mini_goes_out_and_comes_back(tmp_path):
     """The shipped model, whose parts are of other makes, has names too."""
-    mini = folder.find_model("mini")
+    mini = model_folder.find_model("mini")
     export_model("mini", tmp_path / "mini.safetensors", "ldm")
     import_model(tmp_path / "m", caphuman=tmp_path / "mini.safetensors")
     a, b = (json.loads((path / "config.json").read_text()) for path in (mini, tmp_path / "m"))
-    assert folder.read_metadata(tmp_path / "m")["trained_with_head"] == "anny"
-    assert folder.read_config(tmp_path / "m") == folder.read_config(mini) and MINI.image_encoder is None
+    assert model_folder.read_metadata(tmp_path / "m")["trained_with_head"] == "anny"
+    assert (
+        model_folder.read_config(tmp_path / "m") == model_folder.read_config(mini)
+        and MINI.image_encoder is None
+    )
     for name, entry in a["files"].items():
-        ours, theirs = (safetensors.torch.load_file(path / entry["file"]) for path in (tmp_path / "m", mini))
+        ours, theirs = (
+            safetensors.torch.load_file(path / entry["file"]) for path in (tmp_path / "m", mini)
+        )
         assert set(ours) == set(theirs) and all(torch.equal(ours[key], theirs[key]) for key in ours)
         assert name in b["files"]
 
 
 def test_a_damaged_description_is_said(tmp_path):
     sd = {name: x for name, x in mixed().items() if name.startswith("id_")}
-    for described in ("{", "[]", '{"config": 3}', '{"config": {"unet": {"colour": 3}}, "trained_with_head": null}'):
-        safetensors.torch.save_file(sd, tmp_path / "x.safetensors", metadata={"caphuman_jax": described})
+    for described in (
+        "{",
+        "[]",
+        '{"config": 3}',
+        '{"config": {"unet": {"colour": 3}}, "trained_with_head": null}',
+    ):
+        safetensors.torch.save_file(
+            sd, tmp_path / "x.safetensors", metadata={"caphuman_jax": described}
+        )
         with pytest.raises(ModelFolderError, match="configuration in|config of unet"):
             import_model(tmp_path / "m", caphuman=tmp_path / "x.safetensors")
 
@@ -195,9 +273,25 @@ def test_a_damaged_folder_is_not_exported(tmp_path, model):
 
 
 def test_command(tmp_path, model, capsys):
-    assert main(["export", str(model), str(tmp_path / "x.safetensors"), "--to", "ldm", "--dtype", "float16"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                str(model),
+                str(tmp_path / "x.safetensors"),
+                "--to",
+                "ldm",
+                "--dtype",
+                "float16",
+            ]
+        )
+        == 0
+    )
     assert "769 tensors" in capsys.readouterr().out
-    assert all(x.dtype == torch.float16 for x in safetensors.torch.load_file(tmp_path / "x.safetensors").values())
+    assert all(
+        x.dtype == torch.float16
+        for x in safetensors.torch.load_file(tmp_path / "x.safetensors").values()
+    )
     assert main(["export", str(model), str(tmp_path / "x.ckpt"), "--to", "ldm"]) == 2
     error = capsys.readouterr().err
     assert "pickles" in error and error.count("\n") == 1

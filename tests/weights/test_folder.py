@@ -11,16 +11,20 @@ from safetensors.numpy import load_file, save_file
 
 from caphuman_jax.config import SD15, ModelConfig, UNetConfig
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.weights import folder
+from caphuman_jax.weights import model_folder
 
-CONFIG = ModelConfig(name="tiny", image_size=64, unet=UNetConfig(channels=8, multipliers=(1, 2)), image_encoder=None)
+CONFIG = ModelConfig(
+    name="tiny", image_size=64, unet=UNetConfig(channels=8, multipliers=(1, 2)), image_encoder=None
+)
 
 
 def make_params():
     generator = np.random.default_rng(0)
     return {
-        "unet": {"in": {"kernel": generator.standard_normal((3, 3, 4, 8), dtype=np.float32)},
-                 "blocks": {"0": {"bias": generator.standard_normal(8, dtype=np.float32)}}},
+        "unet": {
+            "in": {"kernel": generator.standard_normal((3, 3, 4, 8), dtype=np.float32)},
+            "blocks": {"0": {"bias": generator.standard_normal(8, dtype=np.float32)}},
+        },
         "vae": {"scale": np.ones((), np.float32), "out": jnp.arange(4, dtype=jnp.float32)},
     }
 
@@ -31,59 +35,71 @@ def shapes_of(params):
 
 @pytest.fixture
 def saved(tmp_path):
-    folder.save_model(tmp_path / "tiny", CONFIG, make_params(), metadata={"steps": 7})
+    model_folder.save_model(tmp_path / "tiny", CONFIG, make_params(), metadata={"steps": 7})
     return tmp_path / "tiny"
 
 
 def test_round_trip(saved):
     params = make_params()
-    loaded = folder.load_params(saved, shapes_of(params))
+    loaded = model_folder.load_params(saved, shapes_of(params))
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
-    assert folder.read_config(saved) == CONFIG and folder.read_metadata(saved) == {"steps": 7}
-    folder.verify_model(saved)
-    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "unet.safetensors", "vae.safetensors"]
+    assert model_folder.read_config(saved) == CONFIG and model_folder.read_metadata(saved) == {
+        "steps": 7
+    }
+    model_folder.verify_model(saved)
+    assert sorted(p.name for p in saved.iterdir()) == [
+        "config.json",
+        "unet.safetensors",
+        "vae.safetensors",
+    ]
     assert set(load_file(saved / "unet.safetensors")) == {"in.kernel", "blocks.0.bias"}
 
 
 def test_default_configuration_survives_json(tmp_path):
-    folder.save_model(tmp_path / "sd", SD15, {})
-    assert folder.read_config(tmp_path / "sd") == SD15
+    model_folder.save_model(tmp_path / "sd", SD15, {})
+    assert model_folder.read_config(tmp_path / "sd") == SD15
 
 
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16])
 def test_low_precision_on_disk_is_float32_in_memory(tmp_path, stored):
     params = make_params()
-    folder.save_model(tmp_path / "tiny", CONFIG, params, dtype=stored)
-    loaded = folder.load_params(tmp_path / "tiny", shapes_of(params))
+    model_folder.save_model(tmp_path / "tiny", CONFIG, params, dtype=stored)
+    loaded = model_folder.load_params(tmp_path / "tiny", shapes_of(params))
     expected = jax.tree.map(lambda a: np.asarray(a).astype(stored).astype(np.float32), params)
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(loaded))
-    kept = folder.load_params(tmp_path / "tiny", shapes_of(params), dtype=stored)
+    kept = model_folder.load_params(tmp_path / "tiny", shapes_of(params), dtype=stored)
     assert all(leaf.dtype == stored for leaf in jax.tree.leaves(kept))
 
 
 def test_one_network_alone(saved):
-    loaded = folder.load_params(saved, {"vae": shapes_of(make_params())["vae"]})
+    loaded = model_folder.load_params(saved, {"vae": shapes_of(make_params())["vae"]})
     assert set(loaded) == {"vae"}
 
 
 def test_every_wrong_weight_is_named(saved):
     shapes = shapes_of(make_params())
-    shapes["unet"] = {"in": {"kernel": jax.ShapeDtypeStruct((3, 3, 9, 8), jnp.float32)},
-                      "extra": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    shapes["unet"] = {
+        "in": {"kernel": jax.ShapeDtypeStruct((3, 3, 9, 8), jnp.float32)},
+        "extra": jax.ShapeDtypeStruct((2,), jnp.float32),
+    }
     with pytest.raises(ModelFolderError) as error:
-        folder.load_params(saved, shapes)
-    for part in ("missing extra (2,)", "surplus blocks.0.bias (8,)", "in.kernel is (3, 3, 4, 8), not (3, 3, 9, 8)"):
+        model_folder.load_params(saved, shapes)
+    for part in (
+        "missing extra (2,)",
+        "surplus blocks.0.bias (8,)",
+        "in.kernel is (3, 3, 4, 8), not (3, 3, 9, 8)",
+    ):
         assert part in str(error.value)
 
 
 def test_missing_network_and_missing_file(saved):
     with pytest.raises(ModelFolderError, match="has no text; it has unet, vae"):
-        folder.load_params(saved, {"text": {}})
+        model_folder.load_params(saved, {"text": {}})
     (saved / "vae.safetensors").unlink()
     for verify in (True, False):
         with pytest.raises(ModelFolderError, match="vae.safetensors is missing"):
-            folder.load_params(saved, shapes_of(make_params()), verify=verify)
+            model_folder.load_params(saved, shapes_of(make_params()), verify=verify)
 
 
 def test_one_changed_byte_is_found(saved):
@@ -91,17 +107,19 @@ def test_one_changed_byte_is_found(saved):
     data[-1] ^= 1
     (saved / "unet.safetensors").write_bytes(data)
     with pytest.raises(ModelFolderError, match="unet.safetensors is damaged or was changed"):
-        folder.load_params(saved, shapes_of(make_params()))
+        model_folder.load_params(saved, shapes_of(make_params()))
     with pytest.raises(ModelFolderError, match="checksum"):
-        folder.verify_model(saved)
+        model_folder.verify_model(saved)
 
 
-@pytest.mark.parametrize("damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"\xff" * 64])
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[: len(d) // 2], lambda d: b"", lambda d: b"\xff" * 64]
+)
 def test_damaged_files_are_errors_without_checksums_too(saved, damage):
     file = saved / "unet.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(ModelFolderError, match="unet.safetensors is damaged"):
-        folder.load_params(saved, shapes_of(make_params()), verify=False)
+        model_folder.load_params(saved, shapes_of(make_params()), verify=False)
 
 
 @pytest.mark.parametrize(
@@ -118,53 +136,57 @@ def test_wrong_descriptions(saved, change, message):
     file = saved / "config.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     with pytest.raises(ModelFolderError, match=message):
-        folder.read_config(saved)
+        model_folder.read_config(saved)
 
 
 def test_unreadable_description(saved):
     (saved / "config.json").write_text("{ half")
     with pytest.raises(ModelFolderError, match="config.json cannot be read"):
-        folder.read_config(saved)
+        model_folder.read_config(saved)
 
 
 def test_a_failed_save_leaves_nothing(tmp_path):
     params = make_params() | {"text": {"table": np.full(2, 1e30, np.float32)}}
     with pytest.raises(ModelFolderError, match="text: table has values too large for float16"):
-        folder.save_model(tmp_path / "tiny", CONFIG, params, dtype=np.float16)
+        model_folder.save_model(tmp_path / "tiny", CONFIG, params, dtype=np.float16)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_overwriting_must_be_allowed_and_keeps_the_model_card(saved):
     with pytest.raises(ModelFolderError, match="exists already"):
-        folder.save_model(saved, CONFIG, make_params())
+        model_folder.save_model(saved, CONFIG, make_params())
     (saved / "MODEL_CARD.md").write_text("card")
     params = {"unet": make_params()["unet"]}
-    folder.save_model(saved, CONFIG, params, overwrite=True)
-    assert sorted(p.name for p in saved.iterdir()) == ["MODEL_CARD.md", "config.json", "unet.safetensors"]
+    model_folder.save_model(saved, CONFIG, params, overwrite=True)
+    assert sorted(p.name for p in saved.iterdir()) == [
+        "MODEL_CARD.md",
+        "config.json",
+        "unet.safetensors",
+    ]
     assert [p.name for p in saved.parent.iterdir()] == ["tiny"]
 
     other = saved.parent / "photos"
     other.mkdir()
     with pytest.raises(ModelFolderError, match="is no model folder; it is left"):
-        folder.save_model(other, CONFIG, params, overwrite=True)
+        model_folder.save_model(other, CONFIG, params, overwrite=True)
 
 
 def test_find_model(saved, tmp_path, monkeypatch):
-    assert folder.find_model(saved) == saved and folder.find_model(str(saved)) == saved
+    assert model_folder.find_model(saved) == saved and model_folder.find_model(str(saved)) == saved
     with pytest.raises(ModelFolderError, match="no model named huge .*shipped models:"):
-        folder.find_model("huge")
+        model_folder.find_model("huge")
     with pytest.raises(ModelFolderError, match="no config.json"):
-        folder.find_model(tmp_path)
+        model_folder.find_model(tmp_path)
     package = tmp_path / "package" / "assets"
-    folder.save_model(package / "mini", CONFIG, {})
-    monkeypatch.setattr(folder, "files", lambda name: tmp_path / "package")
-    assert folder.find_model("mini") == package / "mini"
+    model_folder.save_model(package / "mini", CONFIG, {})
+    monkeypatch.setattr(model_folder, "files", lambda name: tmp_path / "package")
+    assert model_folder.find_model("mini") == package / "mini"
     with pytest.raises(ModelFolderError, match="shipped models: mini"):
-        folder.find_model("huge")
+        model_folder.find_model("huge")
 
 
 def test_a_tensor_that_is_not_ours_is_surplus(saved):
     file = saved / "vae.safetensors"
     save_file(load_file(file) | {"stray": np.zeros(1, np.float32)}, file)
     with pytest.raises(ModelFolderError, match=r"surplus stray \(1,\)"):
-        folder.load_params(saved, shapes_of(make_params()), verify=False)
+        model_folder.load_params(saved, shapes_of(make_params()), verify=False)

@@ -1,4 +1,6 @@
-"""Names against those that diffusers' own networks and the recorded checkpoint have: the same set, nothing more, nothing less."""
+"""Names against those that diffusers' own networks and the recorded checkpoint have: the same set,
+nothing more, nothing less.
+"""
 
 import json
 import math
@@ -8,27 +10,50 @@ import pytest
 import torch
 from flax import traverse_util
 
-from caphuman_jax import models
 from caphuman_jax.config import MINI, SD15, CapFaceConfig, ModelConfig, UNetConfig, VAEConfig
+from caphuman_jax.models import registry
 from caphuman_jax.weights.names import FORMS, PREFIXES, modern_name, prefix, table
 
 PARITY = Path(__file__).parents[1] / "parity" / "data"
 TINY = ModelConfig(
-    unet=UNetConfig(channels=32, multipliers=(1, 2, 2), res_blocks=1, attention_downsamplings=(2,), heads=4, context_width=24, groups=8),
-    capface=CapFaceConfig(hint_widths=(4, 8, 12)), controlnet=CapFaceConfig(hint_channels=3, hint_widths=(4, 8)),
-    vae=VAEConfig(encoder_channels=16, decoder_channels=16, multipliers=(1, 2, 2), res_blocks=1, groups=8),
-    controlnets=("pose",), image_encoder=None,
+    unet=UNetConfig(
+        channels=32,
+        multipliers=(1, 2, 2),
+        res_blocks=1,
+        attention_downsamplings=(2,),
+        heads=4,
+        context_width=24,
+        groups=8,
+    ),
+    capface=CapFaceConfig(hint_widths=(4, 8, 12)),
+    controlnet=CapFaceConfig(hint_channels=3, hint_widths=(4, 8)),
+    vae=VAEConfig(
+        encoder_channels=16, decoder_channels=16, multipliers=(1, 2, 2), res_blocks=1, groups=8
+    ),
+    controlnets=("pose",),
+    image_encoder=None,
 )
 DEEP = ModelConfig(
-    unet=UNetConfig(channels=16, multipliers=(1, 1, 2, 3), res_blocks=3, attention_downsamplings=(1, 4, 8), heads=2, context_width=8, groups=8),
-    vae=VAEConfig(encoder_channels=8, decoder_channels=8, multipliers=(1, 2, 3, 4, 5), res_blocks=3, groups=8), controlnets=("pose",),
+    unet=UNetConfig(
+        channels=16,
+        multipliers=(1, 1, 2, 3),
+        res_blocks=3,
+        attention_downsamplings=(1, 4, 8),
+        heads=2,
+        context_width=8,
+        groups=8,
+    ),
+    vae=VAEConfig(
+        encoder_channels=8, decoder_channels=8, multipliers=(1, 2, 3, 4, 5), res_blocks=3, groups=8
+    ),
+    controlnets=("pose",),
 )
 FULL = ModelConfig(controlnets=("pose",))
 
 
 def sizes(cfg, network, form):
     """{PyTorch name: number of elements} that our network would be filled from."""
-    paths = traverse_util.flatten_dict(models.abstract(cfg, only=(network,))[network][1], sep=".")
+    paths = traverse_util.flatten_dict(registry.abstract(cfg, only=(network,))[network][1], sep=".")
     names = table(network, cfg, paths, form)
     assert sorted(names.values()) == sorted(paths)
     return {name: math.prod(paths[path].shape) for name, path in names.items()}
@@ -41,9 +66,13 @@ def theirs(module):
 def unet_settings(cfg):
     attends = [2**level in cfg.attention_downsamplings for level in range(len(cfg.multipliers))]
     return dict(
-        in_channels=cfg.in_channels, block_out_channels=[cfg.channels * m for m in cfg.multipliers], layers_per_block=cfg.res_blocks,
+        in_channels=cfg.in_channels,
+        block_out_channels=[cfg.channels * m for m in cfg.multipliers],
+        layers_per_block=cfg.res_blocks,
         down_block_types=["CrossAttnDownBlock2D" if x else "DownBlock2D" for x in attends],
-        cross_attention_dim=cfg.context_width, attention_head_dim=cfg.heads, norm_num_groups=cfg.groups,
+        cross_attention_dim=cfg.context_width,
+        attention_head_dim=cfg.heads,
+        norm_num_groups=cfg.groups,
     ), ["CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(attends)]
 
 
@@ -54,7 +83,9 @@ class TestDiffusers:
 
         settings, up = unet_settings(cfg.unet)
         with torch.device("meta"):
-            module = UNet2DConditionModel(**settings, up_block_types=up, out_channels=cfg.unet.out_channels)
+            module = UNet2DConditionModel(
+                **settings, up_block_types=up, out_channels=cfg.unet.out_channels
+            )
         assert sizes(cfg, "unet", "diffusers") == theirs(module)
 
     def test_controlnet_and_capface(self, cfg):
@@ -64,13 +95,19 @@ class TestDiffusers:
         for network, hint in (("controlnet_pose", cfg.controlnet), ("capface", cfg.capface)):
             with torch.device("meta"):
                 module = ControlNetModel(
-                    **settings, conditioning_channels=hint.hint_channels, conditioning_embedding_out_channels=hint.hint_widths
+                    **settings,
+                    conditioning_channels=hint.hint_channels,
+                    conditioning_embedding_out_channels=hint.hint_widths,
                 )
             ours = sizes(cfg, network, "diffusers")
             mask = {name: ours.pop(name) for name in list(ours) if name.startswith("mask_predict.")}
             assert ours == theirs(module)
             width = cfg.unet.channels
-            assert mask == ({"mask_predict.0.weight": 9 * width, "mask_predict.0.bias": 1} if network == "capface" else {})
+            assert mask == (
+                {"mask_predict.0.weight": 9 * width, "mask_predict.0.bias": 1}
+                if network == "capface"
+                else {}
+            )
 
     def test_vae(self, cfg):
         from diffusers import AutoencoderKL
@@ -79,39 +116,58 @@ class TestDiffusers:
         levels = len(vae.multipliers)
         with torch.device("meta"):
             module = AutoencoderKL(
-                block_out_channels=[vae.encoder_channels * m for m in vae.multipliers], layers_per_block=vae.res_blocks,
-                norm_num_groups=vae.groups, latent_channels=vae.latent_channels,
-                down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels,
+                block_out_channels=[vae.encoder_channels * m for m in vae.multipliers],
+                layers_per_block=vae.res_blocks,
+                norm_num_groups=vae.groups,
+                latent_channels=vae.latent_channels,
+                down_block_types=["DownEncoderBlock2D"] * levels,
+                up_block_types=["UpDecoderBlock2D"] * levels,
             )
         assert sizes(cfg, "vae", "diffusers") == theirs(module)
 
 
 @pytest.mark.parametrize("network", ["unet", "capface", "identity", "vae"])
 def test_ldm_names_are_those_of_the_checkpoint(network):
-    recorded = {name: math.prod(shape) for name, shape in json.loads((PARITY / "full_parameters.json").read_text()).items()}
+    recorded = {
+        name: math.prod(shape)
+        for name, shape in json.loads((PARITY / "full_parameters.json").read_text()).items()
+    }
     first = ("id_linear.", "img_linear.") if network == "identity" else (PREFIXES[network],)
     ours = {prefix(network) + name: size for name, size in sizes(SD15, network, "ldm").items()}
     assert ours == {name: size for name, size in recorded.items() if name.startswith(first)}
 
 
 def test_a_controlnet_has_capfaces_names_but_for_the_mask():
-    """The names in control_v11p_sd15_openpose.pth: the control_model of the code that CapHuman is built on."""
+    """The names in control_v11p_sd15_openpose.pth: the control_model of the code that CapHuman is
+    built on.
+    """
     ours = {prefix("controlnet_pose") + name for name in sizes(FULL, "controlnet_pose", "ldm")}
-    recorded = {name for name in json.loads((PARITY / "full_parameters.json").read_text()) if name.startswith("control_model.")}
-    assert recorded - ours == {"control_model.mask_predict.0.weight", "control_model.mask_predict.0.bias"}
+    recorded = {
+        name
+        for name in json.loads((PARITY / "full_parameters.json").read_text())
+        if name.startswith("control_model.")
+    }
+    assert recorded - ours == {
+        "control_model.mask_predict.0.weight",
+        "control_model.mask_predict.0.bias",
+    }
     assert ours < recorded
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("network", "part"), [("text", "clip_text"), ("image_encoder", "clip_vision")])
+@pytest.mark.parametrize(
+    ("network", "part"), [("text", "clip_text"), ("image_encoder", "clip_vision")]
+)
 def test_clip_has_transformers_names_in_both_forms(network, part, form):
     recorded = json.loads((PARITY / "clip_parameters.json").read_text())[part]
-    assert set(sizes(SD15, network, form)) == {name for name in recorded if not name.endswith("position_ids")}
+    assert set(sizes(SD15, network, form)) == {
+        name for name in recorded if not name.endswith("position_ids")
+    }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_network_of_the_small_model_has_names(form):
-    for network in models.abstract(MINI):
+    for network in registry.abstract(MINI):
         assert sizes(MINI, network, form)
 
 
@@ -127,7 +183,12 @@ def test_early_and_late_names_are_understood():
     assert [modern_name(attention + name) for name in early] == [attention + name for name in today]
     for name in sizes(TINY, "vae", "diffusers").keys() | sizes(TINY, "unet", "diffusers").keys():
         assert modern_name(name) == name
-    for network, top in (("text", "text_model."), ("image_encoder", "vision_model.")):  # with and without the first part
+    for network, top in (
+        ("text", "text_model."),
+        ("image_encoder", "vision_model."),
+    ):  # with and without the first part
         for name in sizes(SD15, network, "diffusers"):
-            assert modern_name(name, network) == modern_name(name.removeprefix(top), network) == name
+            assert (
+                modern_name(name, network) == modern_name(name.removeprefix(top), network) == name
+            )
     assert modern_name("encoder.conv_in.weight", "vae") == "encoder.conv_in.weight"

@@ -1,4 +1,6 @@
-"""Imported models make pictures: the whole pipeline on stand-ins, with a v-predicting base of zero terminal SNR, ControlNets and LoRAs."""
+"""Imported models make pictures: the whole pipeline on stand-ins, with a v-predicting base of zero
+terminal SNR, ControlNets and LoRAs.
+"""
 
 import dataclasses
 
@@ -8,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from weight_standins import TINY, state_dict, value
 
-from caphuman_jax import pipeline
-from caphuman_jax.person import measure
+from caphuman_jax.person.person import measure
+from caphuman_jax.pipeline import pipeline
 from caphuman_jax.weights.importer import import_model
 
 PROMPT = "a photo of a person"
@@ -17,14 +19,20 @@ PROMPT = "a photo of a person"
 
 @pytest.fixture(scope="module")
 def person(astronaut_png):
-    """The astronaut, as a model of TINY's sizes that knows people by FaceNet and CLIP would see her."""
-    from caphuman_jax.head.morphable import load_head
+    """The astronaut, as a model of TINY's sizes that knows people by FaceNet and CLIP would see
+    her.
+    """
+    from caphuman_jax.head.base import load_head
 
     measured = measure(load_head(), astronaut_png, 64)
     rng = np.random.default_rng(0)
     vector = rng.standard_normal((1, 8), np.float32)
-    return dataclasses.replace(measured, vectors=vector / np.linalg.norm(vector), image_tokens=rng.standard_normal((1, 5, 24), np.float32),
-                               known_by="facenet and clip")
+    return dataclasses.replace(
+        measured,
+        vectors=vector / np.linalg.norm(vector),
+        image_tokens=rng.standard_normal((1, 5, 24), np.float32),
+        known_by="facenet and clip",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +43,49 @@ def astronaut_png():
 
 
 def test_everything_together(tmp_path, caphuman, person):
-    control = {name: tensor for name, tensor in state_dict("control_model.").items() if "mask_predict" not in name}
+    control = {
+        name: tensor
+        for name, tensor in state_dict("control_model.").items()
+        if "mask_predict" not in name
+    }
     first = "control_model.input_hint_block.0.weight"
     control[first] = value(first, (control[first].shape[0], 3, 3, 3))
     torch.save(control, tmp_path / "control_v11p_sd15_openpose.pth")
     layer = "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_q"
-    save_file({f"{layer}.lora_down.weight": torch.ones(2, 64) / 8, f"{layer}.lora_up.weight": torch.ones(64, 2)}, tmp_path / "style.safetensors")
-    import_model(tmp_path / "model", caphuman=caphuman, config=TINY, controlnets=[(tmp_path / "control_v11p_sd15_openpose.pth", None)])
+    save_file(
+        {
+            f"{layer}.lora_down.weight": torch.ones(2, 64) / 8,
+            f"{layer}.lora_up.weight": torch.ones(64, 2),
+        },
+        tmp_path / "style.safetensors",
+    )
+    import_model(
+        tmp_path / "model",
+        caphuman=caphuman,
+        config=TINY,
+        controlnets=[(tmp_path / "control_v11p_sd15_openpose.pth", None)],
+    )
     pipe = pipeline.load(tmp_path / "model", cache=False)
     call = lambda **more: pipe(reference=person, prompt=PROMPT, steps=2, **more)
     base = call(size=(128, 64))
     assert base.pictures.shape == (1, 64, 128, 3) and base.pictures.std() > 5
-    controlled = call(size=(128, 64), controls=[{"name": "openpose", "picture": "landmarks", "strength": 0.5}])
+    controlled = call(
+        size=(128, 64), controls=[{"name": "openpose", "picture": "landmarks", "strength": 0.5}]
+    )
     assert (controlled.pictures != base.pictures).any()
     pipe.use_loras([(tmp_path / "style.safetensors", 0.8)])
     assert (call(size=(128, 64)).pictures != base.pictures).any()
 
     # The same LoRA merged while importing gives the same picture.
-    import_model(tmp_path / "styled", caphuman=caphuman, config=TINY, loras=[(tmp_path / "style.safetensors", 0.8)])
-    styled = pipeline.load(tmp_path / "styled", cache=False)(reference=person, prompt=PROMPT, steps=2, size=(128, 64))
+    import_model(
+        tmp_path / "styled",
+        caphuman=caphuman,
+        config=TINY,
+        loras=[(tmp_path / "style.safetensors", 0.8)],
+    )
+    styled = pipeline.load(tmp_path / "styled", cache=False)(
+        reference=person, prompt=PROMPT, steps=2, size=(128, 64)
+    )
     assert np.abs(styled.pictures.astype(int) - call(size=(128, 64)).pictures).max() <= 1
 
 

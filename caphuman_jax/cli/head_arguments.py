@@ -1,0 +1,142 @@
+"""The arguments that say which head is wanted, shared by `caphuman generate` and `caphuman head`.
+Nothing heavy is imported before they are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from caphuman_jax.errors import SettingError
+
+OPTIONS = (
+    "face",
+    "head_from",
+    "take",
+    "framing",
+    "head_face",
+    "yaw",
+    "pitch",
+    "roll",
+    "expression",
+    "light",
+    "position",
+)
+OF_THE_PHOTO = ("take", "framing", "head_face")
+"""Those that say how a head photo is used."""
+
+
+def add_head_arguments(parser: argparse.ArgumentParser) -> None:
+    """The group of arguments; what is not given is None."""
+    head = parser.add_argument_group("the head, as in the reference photo where nothing is said")
+    head.add_argument("--head-from", metavar="PHOTO", help="take the head from this photo")
+    head.add_argument(
+        "--take",
+        default=None,
+        metavar="PARTS",
+        help="position,pose,expression,lighting or all (default position,pose)",
+    )
+    head.add_argument(
+        "--framing",
+        choices=("head", "photo"),
+        default=None,
+        help="frame the head photo around its head (default), or keep the head where it stands in "
+        "that photo",
+    )
+    head.add_argument("--head-face", type=int, metavar="N", help="which face of the head photo")
+    head.add_argument(
+        "--yaw", type=float, metavar="DEG", help="positive: towards the right side of the picture"
+    )
+    head.add_argument("--pitch", type=float, metavar="DEG", help="positive: up")
+    head.add_argument("--roll", type=float, metavar="DEG", help="positive: clockwise")
+    head.add_argument(
+        "--expression",
+        metavar="NAME=W,…",
+        help="ARKit names and presets with weights from 0 to 1: smile=0.8,jawOpen=0.3; "
+        "presets: neutral, smile, laugh, surprised, sad, angry, wink, eyes-closed, mouth-open, "
+        "kiss",
+    )
+    head.add_argument(
+        "--light",
+        metavar="LIGHT",
+        help="soft, front, left, right, top, bottom, top-left, top-right, back, with a strength "
+        "from 0 to 1 (left=0.8), or X,Y,Z,STRENGTH: direction right, up, towards the viewer; or 27 "
+        "SH numbers (9 × red, green, "
+        "blue): a list, or a JSON file of one",
+    )
+    head.add_argument(
+        "--position",
+        metavar="X,Y,SIZE",
+        help="middle of the head and height of the face, as parts of the picture: 0.5,0.5,0.5",
+    )
+
+
+def wanted_head(args):
+    """The `person.WantedHead` that the arguments ask for. Raises SettingError, HeadError."""
+    from caphuman_jax.person.person import WantedHead
+
+    head = {
+        "photo": args.head_from,
+        "take": args.take,
+        "framing": args.framing,
+        "photo_face": args.head_face,
+        "yaw": args.yaw,
+        "pitch": args.pitch,
+        "roll": args.roll,
+        "expression": args.expression,
+        "light": light(args.light),
+        "position": None if args.position is None else numbers(args.position, "--position", ","),
+    }
+    return WantedHead(**{name: value for name, value in head.items() if value is not None})
+
+
+def light(text: str | None):
+    """--light: a JSON list, or the list or the entry "light" of a JSON file, as that list; anything
+    else as it is.
+    """
+    if text is None:
+        return None
+    source = text.strip()
+    if not source.startswith("["):
+        if not source.lower().endswith(".json"):
+            return text
+        try:
+            source = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"--light {text} cannot be read ({error})") from error
+    try:
+        found = json.loads(source)
+        found = found["light"] if isinstance(found, dict) else found
+        flat = [
+            float(number) for row in found for number in (row if isinstance(row, list) else [row])
+        ]
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingError(f"--light {text[:60]} holds no list of numbers ({error})") from error
+    if len(flat) != 27:
+        raise SettingError(
+            f"--light takes 27 numbers (9 functions × red, green, blue), not {len(flat)}"
+        )
+    return [flat[i : i + 3] for i in range(0, 27, 3)]
+
+
+def numbers(text: str, option: str, separator: str) -> list[float]:
+    """ "0.5,0.4,0.6" → the numbers. Raises SettingError."""
+    try:
+        return [float(part) for part in text.split(separator)]
+    except ValueError:
+        raise SettingError(
+            f"{option} takes numbers separated by {separator!r}, not {text!r}"
+        ) from None
+
+
+def pixels(text: str) -> int | list[int]:
+    """--size: "256" → 256, "256x320" → [256, 320], width and height. Raises SettingError."""
+    try:
+        sides = [int(side) for side in text.lower().split("x")]
+    except ValueError:
+        raise SettingError(
+            f"--size is a side in pixels or WIDTHxHEIGHT, such as 256 or 256x320; {text!r} is no "
+            f"number"
+        ) from None
+    return sides[0] if len(sides) == 1 else sides

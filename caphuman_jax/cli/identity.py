@@ -1,0 +1,57 @@
+"""`caphuman identity`: photos of one person → a file that takes their place."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from caphuman_jax.errors import CapHumanError, SettingError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `caphuman identity`."""
+    parser.add_argument(
+        "--reference",
+        metavar="PHOTO",
+        nargs="+",
+        required=True,
+        help="photos of one person; the head is the first photo's",
+    )
+    parser.add_argument(
+        "--face", type=int, metavar="N", help="which face of the photos, 0 the largest"
+    )
+    parser.add_argument(
+        "--photos",
+        choices=("average", "stack"),
+        default="average",
+        help="several photos: their identity tokens are averaged (default), or all of them kept",
+    )
+    parser.add_argument(
+        "--model",
+        default="mini",
+        metavar="NAME|FOLDER",
+        help="the model that the file is for, default mini",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.identity")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure the photos and write the file. Raises CapHumanError."""
+    from caphuman_jax.person import identity_file
+    from caphuman_jax.person.person import together
+    from caphuman_jax.pipeline import pipeline  # brings jax, which `--help` has no use for
+
+    if args.out.suffix != identity_file.ENDING:
+        raise SettingError(
+            f"--out {args.out}: the name of an identity file ends in {identity_file.ENDING}"
+        )
+    if args.out.exists() and not args.overwrite:
+        raise SettingError(f"{args.out} exists already; choose another name or allow --overwrite")
+    pipe = pipeline.load(args.model)
+    person = together([pipe.person(photo, args.face) for photo in args.reference], args.photos)
+    try:
+        identity_file.save(args.out, person, pipe.head_name)
+    except OSError as error:
+        raise CapHumanError(f"the identity cannot be written to {args.out} ({error})") from error
+    print(f"{args.out}: {person.name}, fit {person.confidence:.2f}, known by {person.known_by}")

@@ -1,0 +1,159 @@
+"""`caphuman import`: weight files → a model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_DTYPES = ("keep", "float32", "float16", "bfloat16")
+
+
+def add_arguments(parser) -> None:
+    """The command's options."""
+    parser.add_argument("out", metavar="OUT", help="the model folder to make")
+    parts = parser.add_argument_group(
+        "from what (.ckpt, .pth, .bin, .safetensors; diffusers or transformers folders)"
+    )
+    parts.add_argument(
+        "--caphuman", metavar="FILE", help="caphuman.ckpt: CapFace, projector and everything else"
+    )
+    parts.add_argument(
+        "--base",
+        metavar="FILE|DIR",
+        help="another Stable Diffusion 1: its UNet, VAE and text encoder",
+    )
+    parts.add_argument("--vae", metavar="FILE|DIR", help="another VAE")
+    parts.add_argument(
+        "--clip",
+        metavar="FILE|DIR",
+        help="CLIP ViT-L/14: text encoder, and image encoder if it is in it",
+    )
+    parts.add_argument("--image-encoder", metavar="FILE|DIR", help="CLIP ViT-L/14's image encoder")
+    parts.add_argument(
+        "--lora",
+        metavar="FILE[:S[,T]]",
+        action="append",
+        default=[],
+        help="add a LoRA for good, at strength S (default 1), or S for the UNet and T for the text "
+        "encoder; repeat for more",
+    )
+    parts.add_argument(
+        "--controlnet",
+        metavar="FILE[=NAME]",
+        action="append",
+        default=[],
+        help="bring a ControlNet along; repeat for more",
+    )
+    parts.add_argument(
+        "--facenet",
+        metavar="FILE",
+        help="FaceNet, 20180402-114759-vggface2.pt: the recogniser that CapHuman was trained with",
+    )
+    parts.add_argument(
+        "--face-parsing",
+        metavar="FILE",
+        help="BiSeNet, 79999_iter.pth: what is face in a photo; default: what the landmarks say",
+    )
+    parts.add_argument(
+        "--mtcnn",
+        metavar="DIR",
+        help="folder of pnet.pt, rnet.pt, onet.pt: how FaceNet's crops are cut; default: by the "
+        "landmarks",
+    )
+    parts.add_argument(
+        "--deca",
+        metavar="FILE",
+        help="DECA, deca_model.tar: heads are measured and drawn as CapHuman was trained with "
+        "them; brings "
+        "--head flame along",
+    )
+    parts.add_argument(
+        "--flame",
+        metavar="DIR",
+        help="FLAME's folder, to check that all is there; it stays where it is, and CAPHUMAN_FLAME "
+        "names it",
+    )
+    parts.add_argument(
+        "--init",
+        action="store_true",
+        help="without --caphuman: CapFace begins as a copy of the UNet's encoder, to be trained",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--dtype",
+        choices=_DTYPES,
+        default="keep",
+        help="type of the stored weights; default: each as it comes",
+    )
+    how.add_argument(
+        "--ema", action="store_true", help="take the moving averages of a training file"
+    )
+    how.add_argument(
+        "--config",
+        metavar="sd15|FILE.json",
+        help="sizes; default: those of Stable Diffusion 1.5, or what an exported file says",
+    )
+    how.add_argument(
+        "--prediction",
+        choices=("epsilon", "v"),
+        help="what the UNet predicts; default: what the base says, else epsilon",
+    )
+    how.add_argument(
+        "--zero-snr",
+        action="store_true",
+        default=None,
+        help="the base was trained with zero terminal SNR (needs v)",
+    )
+    how.add_argument(
+        "--head",
+        choices=("anny", "flame"),
+        help="head model that hints are drawn with; default anny, which is shipped",
+    )
+    how.add_argument(
+        "--ignore",
+        metavar="PREFIX",
+        action="append",
+        default=[],
+        help="leave out keys that begin so; repeat for more",
+    )
+    how.add_argument("--name", help="name of the model, default sd15")
+    how.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
+
+
+def run(args) -> None:
+    """Makes the folder and prints the report."""
+    from caphuman_jax.weights import lora
+    from caphuman_jax.weights.importer import import_model, read_configuration
+
+    report = import_model(
+        args.out,
+        caphuman=args.caphuman,
+        base=args.base,
+        vae=args.vae,
+        clip=args.clip,
+        image_encoder=args.image_encoder,
+        facenet=args.facenet,
+        face_parsing=args.face_parsing,
+        mtcnn=args.mtcnn,
+        deca=args.deca,
+        flame=args.flame,
+        loras=[lora.parse(text) for text in args.lora],
+        controlnets=[_controlnet(text) for text in args.controlnet],
+        dtype=args.dtype,
+        ema=args.ema,
+        config=read_configuration(args.config) if args.config else None,
+        prediction=args.prediction,
+        zero_snr=args.zero_snr,
+        name=args.name,
+        head=args.head,
+        init=args.init,
+        ignore=args.ignore,
+        overwrite=args.overwrite,
+    )
+    print("\n".join(report))
+
+
+def _controlnet(text: str) -> tuple[Path, str | None]:
+    path, equals, name = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return Path(text), None
+    return Path(path), name

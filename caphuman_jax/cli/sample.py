@@ -1,0 +1,314 @@
+"""`caphuman sample`: a file of jobs → pictures in a folder, in full batches, on any number of
+machines; interrupted, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from caphuman_jax.errors import SettingError
+
+SOME_FAILED = 3
+"""Exit code where all jobs were worked on and some of them could not be done."""
+_MOST_TOLD = 20
+_OFTEN, _SELDOM = 0.5, 30.0  # seconds between two progress lines, on a terminal and in a log
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `caphuman sample`."""
+    what = parser.add_argument_group(
+        "what is made: the jobs of a file, or every person with every prompt under every head"
+    )
+    what.add_argument(
+        "--jobs",
+        type=Path,
+        metavar="FILE.jsonl",
+        help='a job a line: {"reference": "me.jpg", "prompt": "a photo", '
+        '"head": {"yaw": 20}, "num": 4, …}, with whatever generate takes',
+    )
+    what.add_argument(
+        "--identities",
+        type=Path,
+        metavar="DIR|FILE",
+        help="photos or identity files: a folder, or one a line",
+    )
+    what.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line")
+    what.add_argument(
+        "--heads",
+        type=Path,
+        metavar="FILE.jsonl",
+        help='a head a line, such as {"yaw": 20}; {} is the person\'s own',
+    )
+    what.add_argument(
+        "--default",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for jobs that do not say: num=3, steps=20, guidance=5 …",
+    )
+    what.add_argument(
+        "--check",
+        action="store_true",
+        help="say what is wrong with the jobs, or how many pictures they are; make none",
+    )
+
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--model",
+        default="mini",
+        metavar="NAME|FOLDER",
+        help="a shipped model or a model folder, default mini",
+    )
+    how.add_argument(
+        "--lora",
+        metavar="FILE[:S[,T]]",
+        action="append",
+        help="a LoRA file at strength S (default 1), or S for the UNet and T for the "
+        "text encoder; once for each",
+    )
+    how.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="default: float32 on a CPU, bfloat16 elsewhere",
+    )
+    how.add_argument(
+        "--batch",
+        type=int,
+        metavar="B",
+        help="pictures at a time on each device; default: 1 on a CPU, 8 elsewhere",
+    )
+    how.add_argument(
+        "--memory",
+        choices=("full", "normal", "low", "least"),
+        default="normal",
+        help="as of caphuman generate",
+    )
+    how.add_argument(
+        "--fsdp",
+        action="store_true",
+        help="divide the weights between this machine's devices: less memory, more traffic",
+    )
+    how.add_argument(
+        "--share",
+        metavar="I/N",
+        help="make only the I-th of N parts, from 1; needed only where the machines' common folder "
+        "has "
+        "no locks",
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the pictures; the same command goes on where it stopped",
+    )
+    output.add_argument(
+        "--format", choices=("png", "jpeg", "array_record"), default="png", help="default png"
+    )
+    output.add_argument(
+        "--retry-failed", action="store_true", help="try once more what failed before"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make the pictures; the exit code: 0, SOME_FAILED, or that of an interruption. Raises
+    CapHumanError.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from caphuman_jax.cli.generate import _notices
+    from caphuman_jax.jobs import jobs
+    from caphuman_jax.jobs.order import Plan
+    from caphuman_jax.jobs.validate import Checker
+    from caphuman_jax.weights import model_folder
+
+    if args.batch is not None and args.batch < 1:
+        raise SettingError(f"--batch must be at least 1, not {args.batch}")
+    share = _share(args.share)
+    with _notices(once=True):
+        asked = _jobs(
+            args, jobs, Checker(model_folder.read_config(model_folder.find_model(args.model)))
+        )
+        if asked.problems:
+            shown = asked.problems if args.check else asked.problems[:_MOST_TOLD]
+            print(*(f"caphuman: {problem}" for problem in shown), sep="\n", file=sys.stderr)
+            rest = (
+                f" ({len(asked.problems) - len(shown)} more: --check shows all)"
+                if len(shown) < len(asked.problems)
+                else ""
+            )
+            raise SettingError(
+                f"{len(asked.problems)} wrong "
+                f"{'entry' if len(asked.problems) == 1 else 'entries'}{rest}; nothing was made"
+            )
+        plan = Plan(asked.jobs)
+        groups = f"{plan.groups} {'group' if plan.groups == 1 else 'groups'} of settings"
+        print(f"{plan.total} pictures in {len(asked.jobs)} jobs, of {groups}", file=sys.stderr)
+        if args.check:
+            return 0
+        if args.out is None:
+            raise SettingError("--out DIR is needed: where do the pictures go?")
+        return _make(args, asked, plan, share)
+
+
+def _make(args, asked, plan, share) -> int:
+    from caphuman_jax.jobs import multi_device
+    from caphuman_jax.jobs.outputs import output
+    from caphuman_jax.jobs.run_folder import RunFolder
+    from caphuman_jax.jobs.runner import Runner
+    from caphuman_jax.runtime.preemption import Preemption
+    from caphuman_jax.weights import lora
+
+    pipe, batch = multi_device.load(
+        args.model, dtype=args.dtype, batch=args.batch, fsdp=args.fsdp, memory=args.memory
+    )
+    if args.lora:
+        pipe.use_loras([lora.parse(text) for text in args.lora])
+    facts = {
+        "jobs": asked.fingerprint,
+        "weights": pipe.record["weights"],
+        "LoRAs": pipe.record.get("loras", []),
+        "precision (--dtype)": pipe.record["dtype"],
+        "memory setting (--memory)": pipe.record.get("memory"),
+        "files (--format)": args.format,
+        "units": plan.size,
+    }
+    run_folder = RunFolder(args.out, facts, plan.total, plan.units)
+    if args.retry_failed:
+        run_folder.reopen_failed()
+    numbers = {job.id: job.number for job in asked.jobs}
+    started = time.perf_counter()
+    with Preemption() as stop, _Progress(plan.total, run_folder) as progress:
+        runner = Runner(
+            pipe,
+            plan,
+            run_folder,
+            output(args.out, args.format),
+            batch,
+            progress.told,
+            progress.compiling,
+            share,
+            lambda: stop.reason is not None,
+        )
+        runner.run()
+    made, failed = run_folder.write_index(numbers.__getitem__)
+    rate = progress.rate
+    print(
+        f"{progress.made} pictures made in {time.perf_counter() - started:.1f} "
+        f"s{f' ({rate:.2f}/s once begun)' if rate else ''}; "
+        f"{made} of {plan.total} are there, {failed} failed",
+        file=sys.stderr,
+    )
+    if made + failed == plan.total:
+        run_folder.tidy()
+    run_folder.close()
+    if stop.reason is not None:
+        print("caphuman: stopped; the same command goes on from here", file=sys.stderr)
+        return stop.exit_code
+    print(args.out / "index.jsonl")
+    if failed:
+        print(
+            f"caphuman: {args.out / 'failed.jsonl'} says what failed and why; --retry-failed tries "
+            f"it again",
+            file=sys.stderr,
+        )
+    return SOME_FAILED if failed else 0
+
+
+def _jobs(args, jobs, checker):
+    defaults = jobs.parse_defaults(args.default)
+    lists = (args.identities, args.prompts, args.heads)
+    if args.jobs is not None:
+        if any(lists):
+            raise SettingError("either --jobs, or --identities with --prompts and --heads")
+        return jobs.read_jobs(args.jobs, checker, defaults)
+    if args.identities is None or (args.prompts is None and "prompt" not in defaults):
+        raise SettingError(
+            "--jobs FILE.jsonl is needed, or --identities with --prompts (and --heads): what is to "
+            "be made?"
+        )
+    return jobs.product_jobs(*lists, checker, defaults)
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    """ "2/4" → (1, 4)."""
+    if text is None:
+        return 0, 1
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise SettingError(
+            f"--share takes a part and how many there are, such as 1/4, not {text!r}"
+        )
+    return int(part) - 1, int(parts)
+
+
+class _Progress:
+    """A line of what is done; as a context."""
+
+    def __init__(self, total: int, run_folder):
+        self.made, self._failed, self._total, self._folder, self.bar = 0, 0, total, run_folder, None
+        self._guard, self._compile, self._first, self._last = threading.Lock(), 0.0, 0.0, 0.0
+
+    @property
+    def rate(self) -> float | None:
+        """Pictures a second since the first was made, so that compiling does not count; None where
+        there are too few.
+        """
+        return (
+            (self.made - 1) / (self._last - self._first)
+            if self.made > 1 and self._last > self._first
+            else None
+        )
+
+    def __enter__(self):
+        from tqdm import tqdm
+
+        made, failed = self._folder.counts()
+        self._failed = failed
+        every = _OFTEN if sys.stderr.isatty() else _SELDOM
+        self.bar = tqdm(
+            total=self._total,
+            initial=made + failed,
+            unit="picture",
+            desc="sampling",
+            file=sys.stderr,
+            mininterval=every,
+            maxinterval=every,
+        )
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def told(self, made: int, failed: int, there: int) -> None:
+        """So many pictures more; from any thread."""
+        with self._guard:
+            if made:
+                self._last = time.perf_counter()
+                self._first = self._first or self._last
+            self.made += made
+            self._failed += failed
+            if self._failed:
+                self.bar.set_postfix_str(f"{self._failed} failed", refresh=False)
+            self.bar.update(made + failed + there)
+
+    def compiling(self, stage: str, done: int, total: int) -> None:
+        """See `pipeline.Progress`."""
+        from tqdm import tqdm
+
+        if stage == "compile" and done == 0:
+            self._compile = time.perf_counter()
+            tqdm.write(
+                "preparing the sampler (compiled once for these shapes and settings) …",
+                file=sys.stderr,
+            )
+        elif stage == "compile":
+            tqdm.write(
+                f"preparing the sampler: {time.perf_counter() - self._compile:.1f} s",
+                file=sys.stderr,
+            )

@@ -1,0 +1,86 @@
+"""What colours a portrait has: of background, clothes, hair and face, as numbers and as words."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+# Lab (D65) of the colour words, by eye on portraits' backgrounds and clothes.
+SURFACE = {
+    "black": (12, 0, 0),
+    "dark grey": (32, 0, 0),
+    "grey": (55, 0, 0),
+    "light grey": (77, 0, 0),
+    "white": (93, 0, 0),
+    "dark blue": (22, 6, -22),
+    "blue": (45, 4, -34),
+    "light blue": (72, -6, -20),
+    "green": (42, -28, 20),
+    "teal": (45, -20, -8),
+    "brown": (35, 14, 22),
+    "beige": (74, 4, 17),
+    "red": (42, 52, 30),
+    "dark red": (26, 32, 16),
+    "pink": (68, 32, 4),
+    "purple": (36, 30, -30),
+    "yellow": (78, 4, 58),
+    "orange": (62, 38, 52),
+}
+BACKGROUND, CLOTHES, HAIR, FACE, WHOLE = range(5)
+
+
+def measure_colours(
+    crop: np.ndarray, person: np.ndarray, landmarks: np.ndarray, covered: np.ndarray
+) -> np.ndarray:
+    """(5, 4) float32: Lab medians and share of pixels of background, clothes, hair above the brow,
+    face, whole square.
+
+    Lab as OpenCV's float form: L 0–100, a and b about ±127. NaN where a part has too few pixels to
+    say."""
+    small = cv2.resize(crop, (256, 256), interpolation=cv2.INTER_AREA)
+    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    y, x = np.mgrid[:256, :256] / 256.0
+    inside = (x > covered[0]) & (x < covered[2]) & (y > covered[1]) & (y < covered[3])
+    low, high = landmarks[:, :2].min(0), landmarks[:, :2].max(0)
+    tall, middle = high[1] - low[1], (low[0] + high[0]) / 2
+    top = landmarks[10, 1]
+    parts = [
+        inside & (person < 0.1),
+        inside & (person > 0.9) & (y > high[1] + 0.2 * tall),
+        inside
+        & (person > 0.6)
+        & (y < top - 0.03 * tall)
+        & (y > top - 0.2 * tall)
+        & (abs(x - middle) < 0.3 * tall),
+        (x > low[0]) & (x < high[0]) & (y > low[1]) & (y < high[1]) & inside,
+        inside,
+    ]
+    result = np.full((5, 4), np.nan, np.float32)
+    for row, mask in zip(result, parts):
+        row[3] = mask.mean()
+        if mask.sum() >= 60:
+            row[:3] = np.median(lab[mask], axis=0)
+    return result
+
+
+def colour_word(lab: np.ndarray, words: dict[str, tuple[int, int, int]] = SURFACE) -> str | None:
+    """The nearest colour word, or None for NaN. Chroma counts more than lightness, as in speech."""
+    if not np.all(np.isfinite(lab)):
+        return None
+    names = list(words)
+    difference = np.array([words[n] for n in names], np.float32) - np.asarray(lab, np.float32)
+    return names[int(np.argmin(np.sum((difference * (0.7, 1.0, 1.0)) ** 2, axis=1)))]
+
+
+def is_monochrome(colours: np.ndarray) -> bool:
+    """No colours in the picture, or one tint all over (sepia, a green or blue print): every part
+    has the same hue.
+    """
+    parts = colours[np.isfinite(colours[:, 0]), 1:3]
+    if np.all(np.abs(parts - parts.mean(0)) < 7) and np.all(np.linalg.norm(parts, axis=1) < 24):
+        return True
+    tinted = parts[np.linalg.norm(parts, axis=1) > 4]
+    if len(tinted) < len(parts) - 1:
+        return False
+    hues = np.angle(tinted[:, 0] + 1j * tinted[:, 1])
+    return bool(np.all(np.abs(np.angle(np.exp(1j * (hues - hues[0])))) < np.deg2rad(10)))

@@ -1,0 +1,240 @@
+"""A head in numbers for people: degrees, expressions by name, a place in the picture; read from
+JSON, edited by hand, and put back.
+
+The entries, all of which may be left out: yaw, pitch, roll    degrees, signs as in `pose` position
+  [x, y, size]: middle of the head and height of the face, as parts of the picture (see
+  `control.from_numbers`);
+                      or x, y and size as entries of their own
+  expression          {name: weight}, or text such as "smile=0.8,jawOpen=0.3": the whole expression
+  any expression name its weight alone, the others staying as they are
+  light               a preset, "x,y,z,strength", or 27 SH numbers (9 × red, green, blue)
+  picture             [width, height] in pixels of the picture that the head was measured in
+  model, identity, albedo   whose head it is; taken where no photo says so
+  fit, reference, frame, time, file, name   for the reader; not used
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from caphuman_jax.errors import HeadError
+from caphuman_jax.head import editing
+from caphuman_jax.head import head as heads
+from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.head import Head
+
+_ANGLES, _PLACE = ("yaw", "pitch", "roll"), ("x", "y", "size")
+_WHOSE = ("model", "identity", "albedo", "picture")
+_NOT_USED = ("fit", "reference", "frame", "time", "timecode", "file", "name", "note")
+
+
+def of(model: Morphable, head: Head, whose: bool = True, **facts) -> dict:
+    """The record of a head as JSON types, without model, identity and albedo where it is not to say
+    `whose` it is; `facts` are further entries of _NOT_USED, such as fit.
+    """
+    numbers = heads.to_numbers(head, model)
+    height, width = (int(side) for side in np.asarray(head.size))
+    record = {
+        **facts,
+        **{name: numbers[name] + 0.0 for name in _ANGLES},
+        "position": [round(value, 6) for value in editing.position_of(model, head)],
+        "expression": numbers["expression"],
+        "light": numbers["light"],
+    }
+    if not whose:
+        return record
+    return {
+        "model": model.name,
+        **record,
+        "picture": [width, height],
+        "identity": numbers["identity"],
+        "albedo": _albedo_text(np.asarray(head.albedo)),
+    }
+
+
+def text(record: Mapping) -> str:
+    """JSON with an entry a line; expressions a name a line."""
+    plain = lambda value: json.dumps(value, ensure_ascii=False)
+    lines = []
+    for name, value in record.items():
+        if isinstance(value, Mapping) and value:
+            inner = ",\n".join(f"    {plain(key)}: {plain(part)}" for key, part in value.items())
+            lines.append(f"  {plain(name)}: {{\n{inner}\n  }}")
+        else:
+            lines.append(f"  {plain(name)}: {plain(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def read(path: str | os.PathLike) -> dict:
+    """The record in a JSON file. Raises HeadError where there is none."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HeadError(f"the numbers {path} cannot be read ({error.strerror or error})") from error
+    except ValueError as error:  # also text that is no UTF-8
+        raise HeadError(f"the numbers {path} are no JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise HeadError(
+            f'the numbers {path} are a {type(record).__name__}; a head is {{"yaw": 10, …}}'
+        )
+    return record
+
+
+def apply(model: Morphable, head: Head, numbers: Mapping) -> Head:
+    """A head with what the numbers say; identity and albedo stay its own. What is None or missing
+    stays as it is.
+
+    A single expression name replaces the weight of that expression. (Of a FLAME head this holds for
+    its own coefficients; ARKit names and presets together replace the rest, since they have no
+    weight of their own to keep.) Raises HeadError for unknown entries and numbers out of range."""
+    given = {
+        name: value
+        for name, value in numbers.items()
+        if value is not None and name not in (*_NOT_USED, *_WHOSE)
+    }
+    asked = {
+        name: given.pop(name)
+        for name in (*_ANGLES, "position", "expression", "light")
+        if name in given
+    }
+    place = {name: given.pop(name) for name in _PLACE if name in given}
+    if place:
+        if "position" in asked:
+            raise HeadError("a head has a position, or x, y and size, not both")
+        asked["position"] = [
+            place.get(name, own) for name, own in zip(_PLACE, editing.position_of(model, head))
+        ]
+    if "position" in asked and not (
+        isinstance(asked["position"], (list, tuple)) and len(asked["position"]) == 3
+    ):
+        raise HeadError(f"position takes three numbers, x, y and size, not {asked['position']!r}")
+    head = editing.from_numbers(model, head, **asked) if asked else head
+    return (
+        dataclasses.replace(head, expression=jnp.asarray(_single(model, head, given)))
+        if given
+        else head
+    )
+
+
+def build(model: Morphable, numbers: Mapping, size: int = 512) -> Head:
+    """A head from numbers alone: what they do not say is that of the mean head, level in the middle
+    of a picture of `size` pixels lit from the front, mid-grey. Raises HeadError.
+    """
+    named = numbers.get("model", model.name)
+    if named != model.name:
+        raise HeadError(f"these numbers belong to the head model {named!r}, not {model.name!r}")
+    width, height = _array(numbers, "picture", (2,), [size, size])
+    if not (16 <= width <= 1e5 and 16 <= height <= 1e5):
+        raise HeadError(
+            f"picture is its width and height in pixels, not {numbers.get('picture')!r}"
+        )
+    head = Head(
+        identity=jnp.asarray(
+            _array(
+                numbers,
+                "identity",
+                (len(model.identity_basis),),
+                np.zeros(len(model.identity_basis)),
+            )
+        ),
+        expression=jnp.zeros(len(model.expression_names), jnp.float32),
+        rotation=jnp.eye(3, dtype=jnp.float32),
+        scale=jnp.float32(1),
+        translation=jnp.zeros(2, jnp.float32),
+        size=jnp.asarray([height, width], jnp.float32),
+        light=jnp.asarray(editing.parse_light("front")),
+        albedo=jnp.asarray(_read_albedo(model, numbers.get("albedo"))),
+        residual=jnp.float32(0),
+    )
+    return apply(model, editing.from_numbers(model, head, position=(0.5, 0.5, 0.5)), numbers)
+
+
+def _single(model, head, weights):
+    """The expression (E,) of a head with the weights of single names in place of its own."""
+    names = {
+        name.lower(): name
+        for name in (*editing.PRESETS, *getattr(model, "arkit_names", ()), *model.expression_names)
+    }
+    weights = {
+        names.get(name.lower(), name): value for name, value in weights.items()
+    }  # capture programs write JawOpen
+    expression = np.array(head.expression, np.float32)
+    known = set(names.values())
+    unknown = [name for name in weights if name not in known]
+    if unknown:
+        editing.expression_vector(model, {unknown[0]: 1.0})  # raises, naming what is near
+    own = {name: value for name, value in weights.items() if name in model.expression_names}
+    others = {name: value for name, value in weights.items() if name not in own}
+    if hasattr(model, "arkit"):
+        expression = editing.expression_vector(model, others) if others else expression
+    else:
+        for name, value in others.items():
+            if editing.PRESETS[name]:
+                preset = editing.expression_vector(model, {name: value})
+                touched = [
+                    model.expression_names.index(part)
+                    for part in editing.PRESETS[name]
+                    if part in model.expression_names
+                ]
+                expression[touched] = preset[touched]
+            else:
+                expression[:] = 0  # "neutral"
+    for name, value in own.items():
+        expression[model.expression_names.index(name)] = editing.expression_vector(
+            model, {name: value}
+        )[model.expression_names.index(name)]
+    return expression
+
+
+def _array(numbers, name, shape, default):
+    try:
+        array = np.asarray(default if numbers.get(name) is None else numbers[name], np.float32)
+    except (TypeError, ValueError):
+        array = np.asarray(np.nan)
+    if array.shape != shape or not np.all(np.isfinite(array)):
+        raise HeadError(f"{name} takes {' × '.join(map(str, shape))} numbers")
+    return array
+
+
+def _albedo_text(albedo):
+    """Colours per vertex (V,3), or a texture (S,S,3), as a PNG picture in base64."""
+    pixels = np.rint(np.clip(albedo, 0, 1) * 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels if pixels.ndim == 3 else pixels[None]).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _read_albedo(model, coded):
+    count = len(model.mean)
+    if coded is None:
+        return np.full((count, 3), 0.5, np.float32)
+    try:
+        pixels = (
+            np.asarray(
+                Image.open(io.BytesIO(base64.b64decode(coded, validate=True))).convert("RGB"),
+                np.float32,
+            )
+            / 255
+        )
+    except Exception as error:  # whatever a damaged picture makes Pillow raise
+        raise HeadError(
+            f"the albedo of these numbers is damaged ({error}); take it out to have a grey head"
+        ) from error
+    if pixels.shape[0] == 1:
+        pixels = pixels[0]
+    textured = pixels.ndim == 3 and getattr(getattr(model, "flame", None), "uv", None) is not None
+    if not textured and pixels.shape != (count, 3):
+        raise HeadError(
+            "the albedo of these numbers is of another head model; take it out to have a grey head"
+        )
+    return pixels

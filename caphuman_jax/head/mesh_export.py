@@ -1,0 +1,99 @@
+"""A head for other programs: an OBJ mesh with vertex colours, and turntable pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from caphuman_jax.head import editing, pose
+from caphuman_jax.head.base import Morphable, vertices
+from caphuman_jax.head.head import Head, stack
+from caphuman_jax.head.hints import render_hints_batch
+
+_GREY = 0.38
+_TOGETHER = 6  # heads rendered at a time
+
+
+def to_obj(model: Morphable, head: Head) -> str:
+    """The head's mesh as an OBJ file: `v x y z r g b` (colours in [0,1], an extension that Blender,
+    MeshLab and CloudCompare read) and `f a b c`. Identity and expression are in it, position and
+    pose are not: it looks along +z, y is up, in the model's unit.
+    """
+    points, colours = (
+        np.asarray(vertices(model, head.identity, head.expression)),
+        vertex_colours(model, head),
+    )
+    lines = [
+        f"# head model {model.name}: x to the right of the viewer, y up, z towards the viewer; "
+        f"vertex colours are albedo"
+    ]
+    lines += [
+        "v {:.6f} {:.6f} {:.6f} {:.4f} {:.4f} {:.4f}".format(*point, *colour)
+        for point, colour in zip(points, colours)
+    ]
+    lines += ["f {} {} {}".format(*triangle) for triangle in np.asarray(model.triangles) + 1]
+    return "\n".join(lines) + "\n"
+
+
+def vertex_colours(model: Morphable, head: Head) -> np.ndarray:
+    """Albedo (V,3) in [0,1]; of a textured head the texture's colours where its vertices lie in it."""
+    albedo = np.asarray(head.albedo)
+    if albedo.ndim == 2:
+        return np.clip(albedo, 0, 1)
+    from caphuman_jax.head.models.flame import sample_texture
+
+    place = np.zeros(len(model.mean), np.int32)
+    place[np.asarray(model.triangles).reshape(-1)] = np.asarray(model.flame.uv_triangles).reshape(
+        -1
+    )
+    return np.clip(
+        np.asarray(
+            sample_texture(jnp.asarray(albedo), jnp.asarray(np.asarray(model.flame.uv)[place]))
+        ),
+        0,
+        1,
+    )
+
+
+def turntable(model: Morphable, head: Head, side: int = 256, count: int = 36) -> np.ndarray:
+    """Pictures (count, side, side, 3) uint8 of the head turning once about itself to the right,
+    level and in the middle, the light standing where it is; on grey. The back of a head is not in a
+    photo: it has the colours of its surroundings.
+    """
+    middle = editing.from_numbers(
+        model,
+        dataclasses.replace(head, size=jnp.full(2, side, jnp.float32)),
+        position=(0.5, 0.5, 0.55),
+    )
+    turned = [
+        dataclasses.replace(middle, rotation=pose.rotation_matrix(360 * i / count, 0, 0))
+        for i in range(count)
+    ]
+    return np.stack([picture for _, picture in rendered(model, turned, side, side)])
+
+
+def rendered(
+    model: Morphable, heads: Sequence[Head], height: int, width: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each head its hints (H, W, 9) float32, see `hints`, and its render on grey (H, W, 3)
+    uint8; a few at a time are made at once.
+    """
+    for start in range(0, len(heads), _TOGETHER):
+        part = list(heads[start : start + _TOGETHER])
+        full = part + part[-1:] * (
+            _TOGETHER - len(part) if len(heads) > _TOGETHER else 0
+        )  # one shape, compiled once
+        hints, alpha = (
+            np.asarray(array)
+            for array in render_hints_batch(model, stack(full), height, width, True)
+        )
+        for one, where, _ in zip(hints, alpha, part):
+            yield (
+                one,
+                np.rint(255 * (one[..., 6:].clip(0, 1) * where + _GREY * (1 - where))).astype(
+                    np.uint8
+                ),
+            )

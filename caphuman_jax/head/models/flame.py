@@ -1,0 +1,242 @@
+"""FLAME (Li et al. 2017, "Learning a model of facial shape and expression from 4D scans"): a
+skinned head with five joints.
+
+Everything here is in FLAME's own frame and unit: metres, x to the person's left, y up, z out of the
+face; and, as in FLAME, the global turn is one about the root joint, which depends on the shape.
+`flame_files` reads the model, `deca` draws it as DECA does.
+
+FLAME as a head model among others is `flame_head.FlameHead`: a `Morphable`, so that fit, camera,
+light, hints and control work on it as on the shipped head. What those need of a model is small, and
+this is how FLAME gives it: identity is FLAME's; expression is FLAME's followed by the turns of
+neck, jaw and eyes (`expression` means both in CapHuman); the global turn, scale and shift are the
+camera's; units are the shipped head's (0.1 m) and the origin lies between the ears; landmarks are
+those of the 478 that FLAME's 68 correspond to; and the albedo is colours at vertices, or a texture
+(S, S, 3) that is looked up at every pixel as DECA does."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from caphuman_jax.errors import HeadError
+from caphuman_jax.head import pose as rotations
+from caphuman_jax.head.rasterizer import interpolate
+
+VERTICES = 5023
+JOINTS = ("root", "neck", "jaw", "left_eye", "right_eye")
+PARENTS = (-1, 0, 1, 1, 1)
+POSE = 3 * len(JOINTS)
+LARGEST_YAW = 39  # degrees, to which the contour is followed
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        "mean",
+        "shape_basis",
+        "expression_basis",
+        "pose_basis",
+        "joints_mean",
+        "joints_shape",
+        "joints_expression",
+        "weights",
+        "triangles",
+        "vertex_triangles",
+        "static",
+        "contour",
+        "full",
+        "uv",
+        "uv_triangles",
+    ],
+    meta_fields=["name"],
+)
+@dataclasses.dataclass(frozen=True)
+class Flame:
+    """FLAME's arrays; a pytree (V vertices, T triangles, K shape and E expression directions, 5
+    joints).
+
+    mean (V,3); shape_basis (K,V,3), expression_basis (E,V,3), pose_basis (36,V,3); joints_mean
+    (5,3), joints_shape (K,5,3) and joints_expression (E,5,3): where the joints are, by shape;
+    weights (V,5) of the skin; triangles (T,3) int32; vertex_triangles (V,D) int32, see
+    `morphable.incident_triangles`. Landmarks, each as corners (…,3) int32 and weights (…,3): static
+    (51): brows, nose, eyes, mouth; contour (79,17): the outline as seen at yaw 0 … 39, -1 … -39
+    degrees; full (68): all of them, fixed. None where the model came without an embedding. uv
+    (U,2), with v up, and uv_triangles (T,3) int32: where a triangle's corners lie in the texture;
+    None without a template."""
+
+    mean: jax.Array
+    shape_basis: jax.Array
+    expression_basis: jax.Array
+    pose_basis: jax.Array
+    joints_mean: jax.Array
+    joints_shape: jax.Array
+    joints_expression: jax.Array
+    weights: jax.Array
+    triangles: jax.Array
+    vertex_triangles: jax.Array
+    static: tuple[jax.Array, jax.Array] | None
+    contour: tuple[jax.Array, jax.Array] | None
+    full: tuple[jax.Array, jax.Array] | None
+    uv: jax.Array | None
+    uv_triangles: jax.Array | None
+    name: str
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["mean", "basis"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class TextureSpace:
+    """FLAME's albedo: mean (S,S,3) and basis (N,S,S,3), RGB where [0,1] is black to white."""
+
+    mean: jax.Array
+    basis: jax.Array
+
+
+def full_pose(
+    pose: jax.Array, neck: jax.Array | None = None, eyes: jax.Array | None = None
+) -> jax.Array:
+    """DECA's pose (…,6), global turn and jaw as axis-angle in radians → FLAME's (…,15) in the order
+    of JOINTS.
+
+    neck (…,3) and eyes (…,6), left then right, are 0 if not given.
+    """
+    zeros = lambda count: jnp.zeros((*pose.shape[:-1], count), pose.dtype)
+    neck, eyes = zeros(3) if neck is None else neck, zeros(6) if eyes is None else eyes
+    return jnp.concatenate([pose[..., :3], neck, pose[..., 3:], eyes], axis=-1)
+
+
+def vertices(flame: Flame, shape: jax.Array, expression: jax.Array, pose: jax.Array) -> jax.Array:
+    """Vertices (V,3) for shape (K,), expression (E,) and pose (15,), axis-angle in radians in the
+    order of JOINTS.
+
+    Linear blend skinning with pose correctives (equations 2–5 of the paper).
+    """
+    rest = _combine(flame.mean, shape, flame.shape_basis, expression, flame.expression_basis)
+    turns = _turns(pose)
+    correction = (turns[1:] - jnp.eye(3, dtype=turns.dtype)).reshape(-1)
+    rest = rest + jnp.tensordot(
+        correction, jnp.asarray(flame.pose_basis), axes=1, precision=_HIGHEST
+    )
+    rotation, shift = _skeleton(joints(flame, shape, expression), turns)
+    weights = jnp.asarray(flame.weights)
+    turned = jnp.einsum("vj,jab,vb->va", weights, rotation, rest, precision=_HIGHEST)
+    return turned + jnp.matmul(weights, shift, precision=_HIGHEST)
+
+
+def joints(flame: Flame, shape: jax.Array, expression: jax.Array) -> jax.Array:
+    """Where the joints (5,3) are before any turn."""
+    return _combine(
+        flame.joints_mean, shape, flame.joints_shape, expression, flame.joints_expression
+    )
+
+
+def static_landmarks(flame: Flame, points: jax.Array) -> jax.Array:
+    """The 51 inner landmarks (51,3) of vertices (V,3): iBUG's points 18–68."""
+    return _embedded(flame.static, points)
+
+
+def contour_landmarks(flame: Flame, points: jax.Array, pose: jax.Array) -> jax.Array:
+    """The 17 landmarks (17,3) of the outline as it is seen at this pose (15,): they move with the
+    yaw, whole degrees up to ±39.
+    """
+    turns = _turns(pose[:6])
+    matrix = jnp.matmul(turns[0], turns[1], precision=_HIGHEST)
+    yaw = jnp.rad2deg(jnp.arctan2(-matrix[2, 0], jnp.hypot(matrix[0, 0], matrix[1, 0])))
+    yaw = jnp.clip(jnp.round(yaw), -LARGEST_YAW, LARGEST_YAW).astype(jnp.int32)
+    row = jnp.where(yaw < 0, LARGEST_YAW - yaw, yaw)
+    return _embedded(tuple(jnp.asarray(part)[row] for part in flame.contour), points)
+
+
+def landmarks(flame: Flame, points: jax.Array, pose: jax.Array) -> jax.Array:
+    """The 68 landmarks (68,3) in iBUG's order, the outline as it is seen at this pose."""
+    return jnp.concatenate(
+        [contour_landmarks(flame, points, pose), static_landmarks(flame, points)]
+    )
+
+
+def fixed_landmarks(flame: Flame, points: jax.Array) -> jax.Array:
+    """The 68 landmarks (68,3) in iBUG's order, each always at the same place of the head."""
+    return _embedded(flame.full, points)
+
+
+def texture(space: TextureSpace, coefficients: jax.Array) -> jax.Array:
+    """Albedo (S,S,3) RGB, about [0,1], of coefficients (n,), n at most the number of components;
+    row 0 is v = 1.
+    """
+    count = coefficients.shape[-1]
+    return jnp.asarray(space.mean) + jnp.tensordot(
+        coefficients, jnp.asarray(space.basis)[:count], axes=1, precision=_HIGHEST
+    )
+
+
+def sample_texture(image: jax.Array, uv: jax.Array) -> jax.Array:
+    """Bilinear look-up (…,C) of a texture (S,S,C) at uv (…,2) in [0,1], v up; 0 beyond the
+    texture's edge.
+
+    The texture spans [0,1], so the outermost pixels' centres lie half a pixel inside
+    ("align_corners" off)."""
+    height, width = image.shape[:2]
+    x, y = uv[..., 0] * width - 0.5, (1 - uv[..., 1]) * height - 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    total = jnp.zeros((), image.dtype)
+    for row, row_weight in ((top, top + 1 - y), (top + 1, y - top)):
+        for column, column_weight in ((left, left + 1 - x), (left + 1, x - left)):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            weight = jnp.where(inside, row_weight * column_weight, 0)
+            at = (
+                jnp.clip(row, 0, height - 1).astype(jnp.int32),
+                jnp.clip(column, 0, width - 1).astype(jnp.int32),
+            )
+            total = total + image[at] * weight[..., None]
+    return total
+
+
+def texture_at(flame: Flame, image: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
+    """Colours (H,W,C) of a texture (S,S,C) at pixels: triangles ids (H,W), barycentric weights
+    (H,W,3); 0 where ids is -1.
+
+    Raises HeadError for a model without texture coordinates.
+    """
+    if flame.uv is None:
+        raise HeadError(
+            "this FLAME model has no texture coordinates; put head_template.obj beside it"
+        )
+    colours = sample_texture(
+        image, interpolate(jnp.asarray(flame.uv), flame.uv_triangles, ids, weights)
+    )
+    return jnp.where((ids >= 0)[..., None], colours, 0)
+
+
+def _combine(mean, shape, shape_basis, expression, expression_basis):
+    sum_of = lambda weights, basis: jnp.tensordot(
+        weights, jnp.asarray(basis), axes=1, precision=_HIGHEST
+    )
+    return jnp.asarray(mean) + sum_of(shape, shape_basis) + sum_of(expression, expression_basis)
+
+
+def _turns(pose):
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(rotations.from_vector)(pose.reshape(-1, 3))
+
+
+def _skeleton(places, turns):
+    """Of every joint the map x → rotation (5,3,3) @ x + shift (5,3) from rest to pose."""
+    product = functools.partial(jnp.matmul, precision=_HIGHEST)
+    rotation, position = [turns[0]], [places[0]]
+    for joint, parent in list(enumerate(PARENTS))[1:]:
+        position.append(
+            position[parent] + product(rotation[parent], places[joint] - places[parent])
+        )
+        rotation.append(product(rotation[parent], turns[joint]))
+    rotation = jnp.stack(rotation)
+    return rotation, jnp.stack(position) - jnp.einsum(
+        "jab,jb->ja", rotation, places, precision=_HIGHEST
+    )
+
+
+def _embedded(embedding, points):
+    corners, weights = (jnp.asarray(part) for part in embedding)
+    return jnp.sum(points[corners] * weights[..., None], axis=-2)

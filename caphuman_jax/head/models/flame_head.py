@@ -1,0 +1,372 @@
+"""FLAME as a head model like the shipped one: see the docstring of `flame` for how its numbers
+become those of a `Head`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caphuman_jax.errors import HeadError
+from caphuman_jax.head import base
+from caphuman_jax.head.base import LANDMARKS, LEFT_EYE, RIGHT_EYE, SKIN, Morphable
+from caphuman_jax.head.landmarks68 import IBUG_68
+from caphuman_jax.head.models import flame, flame_files
+from caphuman_jax.head.models.flame import Flame
+
+UNITS = 10.0  # of the shipped head, 0.1 m, in a metre
+JOINT_NAMES = tuple(f"{joint}_{axis}" for joint in flame.JOINTS[1:] for axis in "xyz")
+MEDIAPIPE = "mediapipe_landmark_embedding.npz"
+# In a fit to landmarks: deviation, least and largest of an expression coefficient, and of each turn
+# in radians. Neck and eyes are held: the camera turns the whole head, and no landmark says where an
+# eye looks.
+_EXPRESSION_FIT = (0.7, -3.0, 3.0)
+_JAW_FIT = ((0.2, -0.05, 0.7), (0.02, -0.15, 0.15), (0.02, -0.1, 0.1))
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=[
+        *(
+            field.name
+            for field in dataclasses.fields(Morphable)
+            if field.name not in ("name", "expression_names")
+        ),
+        "flame",
+        "origin",
+        "landmarks_fitted",
+        "arkit",
+    ],
+    meta_fields=["name", "expression_names", "arkit_names"],
+)
+@dataclasses.dataclass(frozen=True)
+class FlameHead(Morphable):
+    """FLAME behind the fields of a `Morphable`; V, K and E + 12 as there.
+
+    expression: FLAME's coefficients, then the turns of neck, jaw, left and right eye as axis-angle
+    in radians (see JOINT_NAMES); its rows of expression_basis are the derivatives at rest.
+    landmark_valid: the landmarks whose place FLAME's own tables give, also as numbers in
+    landmarks_fitted; the others' places are carried over from the shipped head and good to a few
+    millimetres.
+    flame: the model itself; origin (3,): our origin in its frame, in metres. arkit (N,E+12): the
+    expression that moves the landmarks nearest to how the shipped head's expression of that name in
+    arkit_names does, at weight 1."""
+
+    flame: Flame
+    origin: jax.Array
+    landmarks_fitted: jax.Array
+    arkit: jax.Array
+    arkit_names: tuple[str, ...]
+
+    def vertices(self, identity: jax.Array, expression: jax.Array) -> jax.Array:
+        """See `morphable.vertices`."""
+        coefficients, pose = self.split_expression(expression)
+        return (
+            flame.vertices(self.flame, identity, coefficients, pose) - jnp.asarray(self.origin)
+        ) * UNITS
+
+    def turned_origin(
+        self, identity: jax.Array, expression: jax.Array, rotation: jax.Array
+    ) -> jax.Array:
+        """Where our origin (3,) comes to lie in FLAME's frame, in metres: FLAME turns about its
+        root, which depends on the shape.
+        """
+        root = flame.joints(self.flame, identity, self.split_expression(expression)[0])[0]
+        return jnp.matmul(rotation, jnp.asarray(self.origin) - root, precision=_HIGHEST) + root
+
+    @jax.jit
+    def camera_shift(self, head) -> jax.Array:
+        """Pixels (2,) from where the camera of a `Head` puts the origin of FLAME's frame to where
+        it puts ours.
+        """
+        origin = self.turned_origin(head.identity, head.expression, head.rotation)
+        return origin[:2] * jnp.asarray([1, -1], jnp.float32) * (UNITS * head.scale)
+
+    def split_expression(self, expression: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """expression (…,E+12) → FLAME's coefficients (…,E) and its pose (…,15) without a global
+        turn.
+        """
+        count = expression.shape[-1] - len(JOINT_NAMES)
+        turns = expression[..., count:]
+        return expression[..., :count], jnp.concatenate(
+            [jnp.zeros_like(turns[..., :3]), turns], axis=-1
+        )
+
+    def landmarks_of(self, identity: jax.Array, expression: jax.Array) -> jax.Array:
+        """Landmarks (478,3); 0 where they are not fitted. Cheap: only the vertices round them are
+        bent.
+        """
+        fitted = jnp.asarray(self.landmarks_fitted)
+        corners = jnp.asarray(self.landmark_vertices)[fitted]
+        at = lambda basis: jnp.asarray(basis)[..., corners.reshape(-1), :]
+        part = dataclasses.replace(
+            self,
+            flame=dataclasses.replace(
+                self.flame,
+                mean=at(self.flame.mean),
+                shape_basis=at(self.flame.shape_basis),
+                pose_basis=at(self.flame.pose_basis),
+                expression_basis=at(self.flame.expression_basis),
+                weights=jnp.asarray(self.flame.weights)[corners.reshape(-1)],
+            ),
+        )
+        points = part.vertices(identity, expression).reshape(*corners.shape, 3)
+        points = jnp.sum(points * jnp.asarray(self.landmark_weights)[fitted][..., None], axis=-2)
+        return jnp.zeros((LANDMARKS, 3), points.dtype).at[fitted].set(points)
+
+    def expression_limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Deviation, least and largest value (E+12,) of each number of the expression in a fit."""
+        held = (1.0, 0.0, 0.0)
+        rows = (
+            [_EXPRESSION_FIT] * (len(self.expression_names) - len(JOINT_NAMES))
+            + [held] * 3
+            + list(_JAW_FIT)
+            + [held] * 6
+        )
+        return tuple(np.asarray(rows, np.float32).T)
+
+    def mirrored_expression(self, expression: jax.Array) -> jax.Array:
+        """The expression (E+12,) of the mirrored face: nearest coefficients, turns mirrored, eyes
+        exchanged.
+        """
+        count = expression.shape[0] - len(JOINT_NAMES)
+        flip = jnp.asarray([-1.0, 1.0, 1.0], jnp.float32)
+        basis = jnp.asarray(self.expression_basis)[:count]
+        offset = (
+            jnp.tensordot(expression[:count], basis, axes=1, precision=_HIGHEST)[
+                jnp.asarray(self.mirror)
+            ]
+            * flip
+        )
+        flat = basis.reshape(count, -1)
+        normal = jnp.matmul(flat, flat.T, precision=_HIGHEST)
+        ridge = 1e-6 * jnp.trace(normal) / count * jnp.eye(count, dtype=jnp.float32)
+        mirrored = jnp.linalg.solve(
+            normal + ridge, jnp.matmul(flat, offset.reshape(-1), precision=_HIGHEST)
+        )
+        neck, jaw, left, right = expression[count:].reshape(4, 3) * -flip
+        return jnp.concatenate([mirrored, neck, jaw, right, left])
+
+
+def load_flame_head(path: str | Path, **options) -> FlameHead:
+    """`flame_files.load_flame` as a head model; `options` are its. The landmark embedding must be
+    given or lie beside the model.
+
+    Where FLAME's own mediapipe_landmark_embedding.npz lies beside it, its 105 landmarks are used
+    besides the outline. Raises HeadError."""
+    path = Path(path).expanduser()
+    table = (path if path.is_dir() else path.parent) / MEDIAPIPE
+    return as_head(
+        flame_files.load_flame(path, **options),
+        flame_files.read_mediapipe(table) if table.is_file() else None,
+    )
+
+
+def as_head(
+    model: Flame, mediapipe: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+) -> FlameHead:
+    """FLAME as a head model. mediapipe: numbers (N,) of landmarks, their triangles (N,) and
+    barycentric weights (N,3).
+
+    Raises HeadError where the model has no landmarks.
+    """
+    if model.static is None:
+        raise HeadError(
+            f"the FLAME model {model.name} has no landmarks; put {flame_files.EMBEDDING} beside it"
+        )
+    origin = model.joints_mean[flame.JOINTS.index("jaw")] * np.asarray(
+        [0, 1, 1], np.float32
+    )  # Its hinge lies between the ears.
+    mean = (model.mean - origin) * np.float32(UNITS)
+    triangles = model.triangles
+    corners, weights, fitted = _landmarks(model, mean, mediapipe)
+    parts = _parts(mean, triangles)
+    turns = _turn_derivatives(model) * np.float32(UNITS)
+    valid = np.zeros(LANDMARKS, bool)
+    valid[fitted] = True
+    expressions = len(model.expression_basis)
+    basis = np.concatenate([model.expression_basis * np.float32(UNITS), turns])
+    shipped = base.load_head()
+    return FlameHead(
+        mean=mean,
+        identity_basis=model.shape_basis * np.float32(UNITS),
+        identity_bound=np.full(len(model.shape_basis), 3, np.float32),
+        expression_basis=basis,
+        triangles=triangles,
+        landmark_vertices=corners,
+        landmark_weights=weights,
+        landmark_valid=valid,
+        mirror=base.mirror_map(mean),
+        parts=parts,
+        vertex_triangles=model.vertex_triangles,
+        neighbours=base._neighbours(triangles, len(mean)),
+        face_weight=base._face_weight(mean, corners[list(base.FACE_OVAL)], corners, parts).astype(
+            np.float32
+        ),
+        name="flame",
+        expression_names=tuple(f"expression_{i}" for i in range(expressions)) + JOINT_NAMES,
+        flame=model,
+        origin=origin,
+        landmarks_fitted=fitted,
+        arkit=_arkit(shipped, basis, corners, weights, fitted),
+        arkit_names=shipped.expression_names,
+    )
+
+
+def _turn_derivatives(model: Flame) -> np.ndarray:
+    """How vertices move (12,V,3) as neck, jaw and eyes begin to turn, from the mean head: the
+    skin's turn and the correctives'.
+    """
+    moves = []
+    for joint in range(1, len(flame.JOINTS)):
+        carried = [j for j in range(len(flame.JOINTS)) if j == joint or flame.PARENTS[j] == joint]
+        share = model.weights[:, carried].sum(axis=1, keepdims=True)
+        for axis in np.eye(3, dtype=np.float32):
+            skew = np.cross(np.eye(3, dtype=np.float32), axis)
+            corrective = np.tensordot(
+                skew.reshape(-1), model.pose_basis[9 * joint - 9 : 9 * joint], axes=1
+            )
+            moves.append(share * np.cross(axis, model.mean - model.joints_mean[joint]) + corrective)
+    return np.stack(moves).astype(np.float32)
+
+
+def _arkit(
+    shipped: Morphable,
+    basis: np.ndarray,
+    corners: np.ndarray,
+    weights: np.ndarray,
+    fitted: np.ndarray,
+) -> np.ndarray:
+    """Expressions (N,E+12) nearest to the shipped head's N, by how the given landmarks move: least
+    squares with the fit's priors.
+    """
+    numbers = fitted[shipped.landmark_valid[fitted]]
+    wanted = (
+        shipped.expression_basis[:, shipped.landmark_vertices[numbers]]
+        * shipped.landmark_weights[numbers][..., None]
+    ).sum(axis=2)
+    moves = (basis[:, corners[numbers]] * weights[numbers][..., None]).sum(axis=2)
+    turns = [0.0] * 3 + [deviation for deviation, _, _ in _JAW_FIT] + [0.0] * 6
+    deviations = np.asarray([_EXPRESSION_FIT[0]] * (len(basis) - len(turns)) + turns, np.float64)
+    eyes = shipped.landmark_vertices[list(base.OUTER_EYE_CORNERS)]
+    noise = 0.01 * np.ptp(shipped.mean[eyes, 0].mean(axis=1))
+    scaled = moves.reshape(len(moves), -1) * deviations[:, None] / noise
+    solution = np.linalg.solve(
+        scaled @ scaled.T + np.eye(len(scaled)), scaled @ wanted.reshape(len(wanted), -1).T / noise
+    )
+    return (solution * deviations[:, None]).T.astype(np.float32)
+
+
+def _landmarks(
+    model: Flame, mean: np.ndarray, mediapipe
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Corners (478,3) int32 and weights (478,3) float32 of the landmarks on the mesh, and the
+    numbers of those that are given.
+
+    Given are the 68 of FLAME's tables, or the outline of those and the 105 of `mediapipe`. The
+    others: the shipped head's mean landmarks, warped so that the given ones meet (thin-plate
+    spline), then the nearest place on the mesh."""
+    from scipy.interpolate import RBFInterpolator
+
+    contour = (
+        tuple(part[0] for part in model.contour)
+        if model.full is None
+        else tuple(part[:17] for part in model.full)
+    )
+    numbers = np.asarray(IBUG_68)
+    corners, weights = (
+        np.concatenate([outline, inner]) for outline, inner in zip(contour, model.static)
+    )
+    if mediapipe is not None:
+        extra, faces, barycentric = mediapipe
+        if faces.max() >= len(model.triangles):
+            raise HeadError(
+                f"{MEDIAPIPE} does not belong to this FLAME model: it names a triangle that there "
+                f"is not"
+            )
+        keep = np.flatnonzero(~np.isin(numbers[:17], extra))
+        numbers, corners, weights = (
+            np.concatenate([ours[keep], theirs])
+            for ours, theirs in (
+                (numbers, extra),
+                (corners, model.triangles[faces]),
+                (weights, barycentric),
+            )
+        )
+    shipped = base.load_head()
+    source = np.asarray(
+        (shipped.mean[shipped.landmark_vertices] * shipped.landmark_weights[..., None]).sum(axis=1),
+        np.float64,
+    )
+    target = (mean[corners] * weights[..., None]).sum(axis=1)
+    known = shipped.landmark_valid[numbers]
+    # A little slack: neighbours that two tables put at slightly different places must not fold the
+    # face.
+    warp = RBFInterpolator(
+        source[numbers[known]], target[known], kernel="thin_plate_spline", smoothing=1e-3
+    )
+    carried = np.flatnonzero(shipped.landmark_valid & ~np.isin(np.arange(LANDMARKS), numbers))
+    all_corners, all_weights = (
+        np.zeros((LANDMARKS, 3), np.int32),
+        np.full((LANDMARKS, 3), 1 / 3, np.float32),
+    )
+    all_corners[carried], all_weights[carried] = _nearest_on_mesh(
+        warp(source[carried]), mean, model.triangles
+    )
+    all_corners[numbers], all_weights[numbers] = corners, weights
+    return all_corners, all_weights, np.sort(numbers).astype(np.int32)
+
+
+def _nearest_on_mesh(
+    points: np.ndarray, mesh: np.ndarray, triangles: np.ndarray, candidates: int = 12
+) -> tuple[np.ndarray, np.ndarray]:
+    """For points (N,3) the triangle's corners (N,3) and barycentric weights (N,3) of the nearest
+    place on the mesh, among the triangles whose centres are nearest.
+    """
+    from scipy.spatial import cKDTree
+
+    corner = mesh[triangles].astype(np.float64)
+    chosen = (
+        cKDTree(corner.mean(axis=1))
+        .query(points, min(candidates, len(triangles)))[1]
+        .reshape(len(points), -1)
+    )
+    a, b, c = (corner[chosen, i] for i in range(3))
+    edges = np.stack([b - a, c - a], axis=-1)
+    gram = np.einsum("nkxi,nkxj->nkij", edges, edges) + 1e-12 * np.eye(2)
+    second = np.linalg.solve(
+        gram, np.einsum("nkxi,nkx->nki", edges, points[:, None] - a)[..., None]
+    )[..., 0]
+    weights = np.concatenate([1 - second.sum(axis=-1, keepdims=True), second], axis=-1)
+    weights = np.maximum(
+        weights, 0
+    )  # Beyond an edge: near enough to the nearest place for what this is used for.
+    weights /= weights.sum(axis=-1, keepdims=True)
+    place = np.einsum("nki,nkix->nkx", weights, corner[chosen])
+    best = np.linalg.norm(place - points[:, None], axis=-1).argmin(axis=1)
+    rows = np.arange(len(points))
+    return triangles[chosen[rows, best]], weights[rows, best].astype(np.float32)
+
+
+def _parts(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Part label (V,) int32: the largest connected part is the skin; of the others those at +x are
+    the person's left eye.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = np.concatenate([triangles[:, :2], triangles[:, 1:]])
+    labels = connected_components(
+        coo_matrix((np.ones(len(pairs)), pairs.T), shape=(len(points),) * 2), directed=False
+    )[1]
+    parts = np.full(len(points), SKIN, np.int32)
+    for label in set(labels) - {np.bincount(labels).argmax()}:
+        part = labels == label
+        parts[part] = LEFT_EYE if points[part, 0].mean() > 0 else RIGHT_EYE
+    return parts

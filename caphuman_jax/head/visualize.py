@@ -1,0 +1,66 @@
+"""Pictures of a head for the eye: the fitted head over the photo, and hints as colours."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from caphuman_jax.head.base import SKIN, Morphable
+from caphuman_jax.head.head import Head
+from caphuman_jax.head.hints import fit_to_size, render_hints
+from caphuman_jax.head.lighting import posed
+
+
+def overlay(
+    model: Morphable,
+    head: Head,
+    photo: np.ndarray,
+    landmarks: np.ndarray | None = None,
+    opacity: float = 0.5,
+    wireframe: bool = True,
+) -> np.ndarray:
+    """The head over its photo (H,W,3) uint8 RGB: its render blended in by `opacity`, its front mesh
+    as lines, and landmarks (N,2 or more) in the photo's pixels as dots. The photo may have another
+    size than `head.size`; landmarks are the photo's.
+    """
+    height, width = photo.shape[:2]
+    hints, alpha = (
+        np.asarray(a) for a in render_hints(model, head, height, width, with_alpha=True)
+    )
+    share = opacity * alpha
+    picture = np.ascontiguousarray(
+        np.rint(photo * (1 - share) + 255 * hints[..., 6:].clip(0, 1) * share).astype(np.uint8)
+    )
+    if wireframe:
+        picture = _wires(model, head, picture)
+    if landmarks is not None:
+        points = np.asarray(landmarks)[:, :2]
+        radius = int(np.ptp(points[:, 0]) / 200)
+        for x, y in points:
+            cv2.circle(picture, (int(x), int(y)), radius, (60, 230, 90), -1)
+    return picture
+
+
+def _wires(model: Morphable, head: Head, picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[:2]
+    points, normals = (np.asarray(a) for a in posed(model, fit_to_size(head, height, width)))
+    triangles = model.triangles[(np.asarray(model.parts)[model.triangles] == SKIN).all(axis=1)]
+    triangles = triangles[(normals[triangles, 2] > 0.1).all(axis=1)]
+    lines = picture.copy()
+    outline = np.rint(points[triangles, :2] * 16).astype(np.int32)
+    cv2.polylines(lines, list(outline), True, (235, 240, 255), 1, cv2.LINE_AA, 4)
+    return cv2.addWeighted(lines, 0.25, picture, 0.75, 0)
+
+
+def hint_pictures(hints: np.ndarray) -> list[np.ndarray]:
+    """Hints (H,W,9) → three pictures (H,W,3) uint8: normals (x/2 + 1/2, mid-grey where there is no
+    head), albedo, render.
+    """
+    hints = np.asarray(hints)
+    parts = (hints[..., :3] / 2 + 0.5, hints[..., 3:6], hints[..., 6:])
+    return [np.rint(np.clip(part, 0, 1) * 255).astype(np.uint8) for part in parts]
+
+
+def hint_strip(hints: np.ndarray) -> np.ndarray:
+    """`hint_pictures` side by side, (H, 3 W, 3) uint8."""
+    return np.concatenate(hint_pictures(hints), axis=1)

@@ -1,0 +1,164 @@
+"""Files here or in a bucket (gs://, s3://, hdfs:// …, through Apache Beam's file systems), whole or
+not at all.
+
+A file is written beside its place under another name and then renamed, so that one that is there is
+complete, whenever its writer was killed. On this machine it is flushed to the disk before. In a
+bucket a file appears when it is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from caphuman_jax.errors import DataError
+
+_DELETED = 1000  # files in one request
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is one of this machine's files."""
+    return "://" not in path
+
+
+def join(*parts: str) -> str:
+    """A path inside a folder."""
+    return (
+        "/".join([parts[0].rstrip("/") or "/", *parts[1:]])
+        if not is_local(parts[0])
+        else os.path.join(*parts)
+    )
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file (in a bucket) or file or folder (here)."""
+    return os.path.exists(path) if is_local(path) else _beam().exists(path)
+
+
+def read(path: str, offset: int = 0, length: int | None = None) -> bytes:
+    """The bytes of a file, or a part. Raises OSError, also where there are fewer than `length`."""
+    with (
+        open(path, "rb")
+        if is_local(path)
+        else _beam().open(path, compression_type=_uncompressed()) as file
+    ):
+        if offset:
+            file.seek(offset)
+        data = file.read() if length is None else file.read(length)
+    if length is not None and len(data) != length:
+        raise OSError(f"{path} ends too early")
+    return data
+
+
+def write(path: str, data: bytes) -> None:
+    """A file with this content, replacing one that is there."""
+    with written(path) as beside:
+        Path(beside).write_bytes(data)
+
+
+@contextlib.contextmanager
+def written(path: str) -> Iterator[str]:
+    """Gives the path of a local file to write, which stands at `path` afterwards; nothing does if
+    the block raises.
+    """
+    if is_local(path):
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        folder, name = os.path.split(path)
+        beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.part")
+    else:
+        beside = os.path.join(tempfile.gettempdir(), f"caphuman-{uuid.uuid4().hex}.part")
+    try:
+        yield beside
+        if is_local(path):
+            _into_place(beside, path)
+        else:
+            with (
+                open(beside, "rb") as source,
+                _beam().create(path, compression_type=_uncompressed()) as target,
+            ):
+                shutil.copyfileobj(source, target, 1 << 22)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(beside)
+
+
+def names(folder: str, below: str = "") -> list[str]:
+    """Names of the files in a folder, or with below="*" in its folders, sorted; none where there is
+    no such folder. Unfinished ones are left out.
+    """
+    if is_local(folder):
+        return sorted(
+            path.name
+            for path in Path(folder).glob(f"{below}/*" if below else "*")
+            if not path.name.startswith(".")
+        )
+    found = _beam().match([join(folder, *([below] if below else []), "*")])[0].metadata_list
+    return sorted(entry.path.rsplit("/", 1)[-1] for entry in found)
+
+
+def folders(folder: str, prefix: str) -> list[str]:
+    """Names of the folders in a folder that begin with `prefix`, sorted; in a bucket, of those that
+    hold a file directly.
+    """
+    if is_local(folder):
+        try:
+            return sorted(
+                entry.name
+                for entry in os.scandir(folder)
+                if entry.is_dir() and entry.name.startswith(prefix)
+            )
+        except FileNotFoundError:
+            return []
+    found = _beam().match([join(folder, f"{prefix}*", "*")])[0].metadata_list
+    return sorted({entry.path.rsplit("/", 2)[-2] for entry in found})
+
+
+def remove(folder: str) -> None:
+    """A folder and what is in it, if it is there."""
+    if is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    paths = [
+        entry.path for entry in _beam().match([join(folder, "**")])[0].metadata_list
+    ]  # not every system removes what lies deeper
+    for start in range(0, len(paths), _DELETED):
+        _beam().delete(paths[start : start + _DELETED])
+
+
+def explained(error: OSError, path: str) -> DataError | OSError:
+    """One line for what a person can do something about: a full disk, a folder that may not be
+    written.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DataError(
+            f"no space is left for {path}; make room and give the same command again: it goes on "
+            f"where it stopped"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return DataError(
+            f"{error.filename or path} may not be written ({error.strerror}); choose another --out"
+        )
+    return error
+
+
+def _into_place(beside: str, path: str) -> None:
+    with open(beside, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def _beam():
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems
+
+
+def _uncompressed():
+    from apache_beam.io.filesystem import CompressionTypes
+
+    return CompressionTypes.UNCOMPRESSED

@@ -1,0 +1,230 @@
+"""Reading photos from anywhere, and writing PNG files with what was used to make them.
+
+Everything else in the package sees pictures as uint8 RGB arrays (H, W, 3).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from caphuman_jax.errors import PhotoError
+
+MAX_PIXELS = 24_000_000
+"""Larger photos are shrunk to about this many pixels."""
+MAX_SIDE = 16_384
+"""Longer photos are shrunk to this side (OpenCV stops at 32,767)."""
+DECODE_LIMIT = 178_000_000
+"""Larger photos are not decoded: a small file may unpack to more than the memory. Just below
+Pillow's own limit.
+"""
+MIN_SIDE = 16
+
+# What Pillow raises, depending on the format, for files that are damaged.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    KeyError,
+    IndexError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+PhotoSource = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+
+def read_photo(source: PhotoSource) -> np.ndarray:
+    """RGB uint8 picture (H, W, 3) from a path, the bytes of a file, a PIL picture or an array.
+
+    Turned upright by its EXIF orientation, transparency over white, 16 bits to 8, grey, palette and
+    CMYK to RGB, shrunk when above MAX_PIXELS or MAX_SIDE. Arrays are uint8, uint16 or floats in [0,
+    1], of shape (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4). Raises PhotoError naming the
+    photo when it cannot be read or is under MIN_SIDE pixels."""
+    name = photo_name(source)
+    if isinstance(source, np.ndarray):
+        picture = _from_array(source, name)
+    elif isinstance(source, Image.Image):
+        picture = _decode(source, name)
+    elif isinstance(source, (str, os.PathLike, bytes, bytearray)):
+        picture = _open(source, name)
+    else:
+        raise PhotoError(
+            f"a photo is a path, bytes, a PIL picture or an array, not {type(source).__name__}"
+        )
+    picture = _shrink(picture)
+    if min(picture.size) < MIN_SIDE:
+        raise PhotoError(
+            f"{name} is only {picture.width}x{picture.height} pixels; use a photo of at least "
+            f"{MIN_SIDE} a side"
+        )
+    return np.array(picture)
+
+
+def write_png(
+    path: str | os.PathLike, image: np.ndarray, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a picture as `encode_png` makes it, beside `path` first and then renamed. Raises
+    OSError if the folder cannot be written.
+    """
+    path = pathlib.Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_bytes(encode_png(image, metadata))
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def encode_png(image: np.ndarray, metadata: dict[str, str] | None = None) -> bytes:
+    """An RGB or grey uint8 picture as a PNG file with text entries: in Latin-1 as tEXt chunks,
+    others as iTXt.
+    """
+    info, target = PngImagePlugin.PngInfo(), io.BytesIO()
+    for key, text in (metadata or {}).items():
+        info.add_text(key, text)  # falls back to iTXt for what Latin-1 lacks
+    Image.fromarray(image).save(target, format="PNG", pnginfo=info)
+    return target.getvalue()
+
+
+def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Text entries of a PNG file. Raises PhotoError if it is not a PNG file."""
+    try:
+        with Image.open(path) as picture:
+            if picture.format != "PNG":
+                raise PhotoError(
+                    f"{path} is a {picture.format} file; only PNG files carry the entries"
+                )
+            picture.load()  # entries may stand behind the pixels
+            return {key: str(text) for key, text in picture.text.items()}
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
+        raise PhotoError(f"{path} cannot be read as a PNG file ({error})") from error
+
+
+def photo_name(source: PhotoSource) -> str:
+    """What to call a photo in messages: its path where it has one."""
+    if isinstance(source, (str, os.PathLike)):
+        return str(source)
+    if isinstance(source, np.ndarray):
+        return "the array"
+    return str(getattr(source, "filename", "")) or "the photo"
+
+
+def _open(source, name):
+    if not isinstance(source, (bytes, bytearray)):
+        path = pathlib.Path(source)
+        if path.is_dir():
+            raise PhotoError(f"{name} is a folder; name the photo in it")
+        if not path.exists():
+            raise PhotoError(f"{name} does not exist; check the path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(
+                io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source
+            )
+    except UnidentifiedImageError as error:
+        raise PhotoError(
+            f"{name} is not a picture in a format that can be read; save it as JPEG or PNG"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise PhotoError(_too_large(name)) from error
+    except PermissionError as error:
+        raise PhotoError(f"{name} may not be read; check its permissions") from error
+    except _DAMAGE as error:
+        raise PhotoError(_damaged(name, error)) from error
+    with picture:
+        if picture.width * picture.height > 4 * MAX_PIXELS:
+            # Where the format can (JPEG), decode at half size, in a quarter of the memory.
+            picture.draft(None, (picture.width // 2, picture.height // 2))
+        return _decode(picture, name)
+
+
+def _decode(picture, name):
+    """RGB picture, upright."""
+    if picture.width * picture.height > DECODE_LIMIT:
+        raise PhotoError(_too_large(name))
+    try:
+        picture.load()
+        picture = _upright(picture)
+        if picture.mode.startswith("I") or picture.mode == "F":
+            return _from_array(np.asarray(picture), name, deep=True)
+        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+            return _over_white(picture.convert("RGBA"))
+        return picture.convert("RGB")
+    except _DAMAGE as error:
+        raise PhotoError(_damaged(name, error)) from error
+
+
+def _upright(picture):
+    """Turned as the EXIF orientation says; as it is where the EXIF part cannot be read."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except _DAMAGE:
+        return picture
+
+
+def _damaged(name, error):
+    return f"{name} is damaged or incomplete ({error}); fetch or save it again"
+
+
+def _too_large(name):
+    return f"{name} is too large; shrink it to under {DECODE_LIMIT // 10**6} megapixels"
+
+
+def _over_white(picture):
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB")
+
+
+def _from_array(array, name, deep=False):
+    """RGB picture of an array; `deep` marks integers that count to 65535 in a wider type."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[-1] not in (1, 2, 3, 4) or 0 in array.shape:
+        raise PhotoError(f"{name} has shape {array.shape}; a picture is (H, W) or (H, W, 1 to 4)")
+    array = _to_uint8(array, name, deep)
+    if array.shape[-1] in (2, 4):
+        return _over_white(Image.fromarray(array).convert("RGBA"))
+    return Image.fromarray(
+        np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else np.ascontiguousarray(array)
+    )
+
+
+def _to_uint8(array, name, deep):
+    if array.dtype == np.uint8:
+        return np.ascontiguousarray(array)
+    if array.dtype == np.uint16 or (deep and array.dtype.kind in "iu"):
+        return np.round(np.clip(array.astype(np.float32), 0, 65535) / 257).astype(np.uint8)
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise PhotoError(f"{name} holds values that are not finite")
+        if array.min() < -1e-3 or array.max() > 1 + 1e-3:
+            raise PhotoError(
+                f"{name} holds floats from {array.min():.4g} to {array.max():.4g}; give floats in "
+                f"[0, 1] or uint8"
+            )
+        return np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)
+    raise PhotoError(
+        f"{name} has numbers of type {array.dtype}; give uint8, uint16 or floats in [0, 1]"
+    )
+
+
+def _shrink(picture):
+    scale = min(
+        (MAX_PIXELS / (picture.width * picture.height)) ** 0.5, MAX_SIDE / max(picture.size)
+    )
+    if scale >= 1:
+        return picture
+    size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.BOX, reducing_gap=2.0)

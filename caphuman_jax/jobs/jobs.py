@@ -1,0 +1,282 @@
+"""Jobs files: lines and products of lists → jobs; every entry is checked before anything is
+computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from caphuman_jax.errors import SettingError
+from caphuman_jax.jobs.validate import Checker
+
+PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".identity"}
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Job:
+    """id: of its pictures' names; where: file and line, for messages; number: among all jobs;
+    options: arguments of `Pipeline.request`, with people as their one way of naming persons and
+    photos as absolute paths.
+    """
+
+    id: str
+    where: str
+    number: int
+    options: Mapping
+
+    @property
+    def pictures(self) -> range:
+        """The numbers of its pictures."""
+        first = int(self.options.get("first", 0))
+        return range(first, first + int(self.options.get("num", 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Jobs:
+    """All jobs of a run; fingerprint: of everything that was asked for; problems: a line for every
+    wrong entry ("jobs.jsonl:3: head.yaw: …").
+
+    With problems, `jobs` holds only those without.
+    """
+
+    jobs: list[Job]
+    fingerprint: str
+    problems: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A job as it is written: fields, paths relative to `folder`."""
+
+    id: str
+    where: str
+    folder: Path
+    fields: Mapping
+
+
+def read_jobs(path: Path, checker: Checker, defaults: Mapping) -> Jobs:
+    """The jobs of a JSON Lines file; `defaults`: fields of jobs that do not have them. Raises
+    SettingError where the file cannot be read.
+    """
+    return _collect(_of_lines(path), checker, defaults, path.name)
+
+
+def product_jobs(
+    identities: Path, prompts: Path, heads: Path | None, checker: Checker, defaults: Mapping
+) -> Jobs:
+    """Every person with every prompt under every head. identities: a folder of photos and identity
+    files, or a file of a path a line, or (.jsonl) of fields a line: "reference", "face", "id" …;
+    prompts: a text a line, or .jsonl; heads: .jsonl of heads. Raises SettingError.
+    """
+    folder = identities if identities.is_dir() else identities.parent
+    axes = [
+        _axis(path, field, folder)
+        for path, field in ((identities, "reference"), (prompts, "prompt"), (heads, "head"))
+        if path
+    ]
+
+    def entries():
+        for chosen in itertools.product(*axes):
+            fields = {name: value for entry in chosen for name, value in entry.fields.items()}
+            yield _Entry(
+                "_".join(entry.id for entry in chosen),
+                " × ".join(entry.where for entry in chosen),
+                folder,
+                fields,
+            )
+
+    return _collect(entries(), checker, defaults, identities.name)
+
+
+def _collect(entries: Iterable, checker: Checker, defaults: Mapping, name: str) -> Jobs:
+    jobs, ids, problems, digest = [], {}, {}, hashlib.sha256()
+    for entry in entries:
+        if isinstance(entry, str):
+            problems[entry] = None
+            continue
+        fields = {**defaults, **entry.fields}
+        wrong, options = checker(fields, entry.folder)
+        if not _ID.fullmatch(entry.id):
+            wrong.append(
+                f"id: {entry.id!r} cannot be part of a file's name; take up to 120 letters, "
+                f"digits, dots, - and _"
+            )
+        if ids.setdefault(entry.id.casefold(), entry.where) is not entry.where:
+            wrong.append(f"id: {entry.id!r} is that of {ids[entry.id.casefold()]} already")
+        problems |= {f"{entry.where}: {problem}": None for problem in wrong}
+        if not wrong:
+            jobs.append(Job(entry.id, entry.where, len(jobs), options))
+            digest.update(json.dumps([entry.id, fields], sort_keys=True).encode())
+    if not jobs and not problems:
+        raise SettingError(f"{name} holds no jobs")
+    return Jobs(jobs, digest.hexdigest(), list(problems))
+
+
+def _of_lines(path: Path) -> Iterator[_Entry | str]:
+    """Jobs of the lines of a file, or what is wrong with a line."""
+    lines = _lines(path)
+    digits = len(str(lines[-1][0])) if lines else 1
+    for number, text in lines:
+        where = f"{path.name}:{number}"
+        fields = _object(text)
+        if isinstance(fields, str):
+            yield f"{where}: {fields}"
+            continue
+        given = fields.pop("id", None)
+        if given is not None and not isinstance(given, (str, int)):
+            yield f"{where}: id: must be a text or a whole number, not {given!r}"
+            continue
+        name = f"{number:0{digits}d}" if given is None else str(given)
+        if "product" in fields:
+            yield from _product(fields, name, where, path.parent)
+        else:
+            yield _Entry(name, where, path.parent, fields)
+
+
+def _product(fields: dict, name: str, where: str, folder: Path) -> Iterator[_Entry | str]:
+    """All combinations of the lists in the field "product", in their order."""
+    axes = fields.pop("product")
+    if (
+        not isinstance(axes, dict)
+        or not axes
+        or not all(isinstance(values, list) and values for values in axes.values())
+    ):
+        yield f'{where}: product: must be fields with a list of values each, such as {{"prompt": ["…", "…"], "head": [{{"yaw": 20}}]}}'
+        return
+    for twice in sorted(set(axes) & set(fields)):
+        yield f"{where}: product.{twice}: the field stands outside of the product too"
+        return
+    digits = [len(str(len(values) - 1)) for values in axes.values()]
+    for chosen in itertools.product(*(enumerate(values) for values in axes.values())):
+        numbers = "_".join(f"{i:0{width}d}" for (i, _), width in zip(chosen, digits))
+        yield _Entry(
+            f"{name}_{numbers}",
+            where,
+            folder,
+            {**fields, **dict(zip(axes, (value for _, value in chosen)))},
+        )
+
+
+def _axis(path: Path, field: str, base: Path) -> list[_Entry]:
+    """The entries of one list of a product, each with an id of its own: its own, the photo's name,
+    or its number. Raises SettingError.
+    """
+    if path.is_dir():
+        found = sorted(file.name for file in path.iterdir() if file.suffix.lower() in PHOTO_ENDINGS)
+        folder, rows = path, [(name, {field: name}) for name in found]
+    else:
+        folder, rows = (
+            path.parent,
+            [
+                (f"{path.name}:{number}", _row(path, number, text, field))
+                for number, text in _lines(path)
+            ],
+        )
+    if not rows:
+        raise SettingError(f"{path} holds no {field}s")
+    digits, taken, entries = len(str(len(rows) - 1)), set(), []
+    for number, (where, fields) in enumerate(rows):
+        name, photo = fields.pop("id", None), fields.get("reference")
+        if name is None and isinstance(photo, str):
+            stem = re.sub(r"[^A-Za-z0-9._-]", "-", Path(photo).stem)
+            name = None if stem in taken else stem
+        name = f"{field[0]}{number:0{digits}d}" if name is None else str(name)
+        taken.add(name)
+        entries.append(_Entry(name, where, base, _moved(fields, os.path.relpath(folder, base))))
+    return entries
+
+
+def _row(path: Path, number: int, text: str, field: str) -> dict:
+    """The fields of a line of a list: plain text, or of .jsonl an object of fields, a head's
+    numbers, or the one value.
+    """
+    if path.suffix != ".jsonl":
+        return {field: text.strip()}
+    value = _json(text)
+    if isinstance(value, _Wrong):
+        raise SettingError(f"{path.name}:{number}: {value}")
+    if not isinstance(value, dict):
+        return {field: value}
+    return (
+        value
+        if field != "head"
+        else {"head": value, **({"id": value.pop("id")} if "id" in value else {})}
+    )
+
+
+def _moved(fields: dict, folder: str) -> dict:
+    """The photos of a list's entry as seen from another folder."""
+    at = lambda photo: (
+        os.path.join(folder, photo) if isinstance(photo, str) and folder != "." else photo
+    )
+    moved = dict(fields)
+    if "reference" in fields:
+        moved["reference"] = (
+            list(map(at, fields["reference"]))
+            if isinstance(fields["reference"], list)
+            else at(fields["reference"])
+        )
+    if isinstance(fields.get("head"), dict):
+        moved["head"] = {
+            name: at(value) if name == "photo" else value for name, value in fields["head"].items()
+        }
+    elif "head" in fields:
+        moved["head"] = at(fields["head"])
+    return moved
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """(number from 1, text) of the lines that are not empty and do not begin with #. Raises
+    SettingError.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SettingError(f"{path} does not exist; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} cannot be read ({error})") from error
+    return [
+        (i, line)
+        for i, line in enumerate(text.split("\n"), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+
+
+class _Wrong(str):
+    """What is wrong with a line."""
+
+
+def _json(text: str):
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        return _Wrong(f"is no JSON ({error})")
+
+
+def _object(text: str) -> dict | str:
+    value = _json(text)
+    if isinstance(value, (_Wrong, dict)):
+        return value
+    return 'must be an object such as {"reference": "me.jpg", "prompt": "a photo of a person"}'
+
+
+def parse_defaults(texts: Iterable[str]) -> dict:
+    """["steps=20", "negative=blurry"] → the fields; values are JSON, or else text. Raises
+    SettingError.
+    """
+    defaults = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise SettingError(f"--default takes NAME=VALUE, such as steps=20, not {text!r}")
+        parsed = _json(value)
+        defaults[name.strip().replace("-", "_")] = value if isinstance(parsed, _Wrong) else parsed
+    return defaults

@@ -1,0 +1,133 @@
+"""Where pictures go: a PNG or JPEG file each, or array_record files of a unit's pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from caphuman_jax.io import files, metadata
+from caphuman_jax.io.images import encode_png
+from caphuman_jax.jobs.order import Picture
+from data_pipeline.records import tf_example
+from data_pipeline.records.schema import Feature
+
+FORMATS = ("png", "jpeg", "array_record")
+RECORD = (
+    Feature("id", "text"),
+    Feature("number", "array", (), "int64"),
+    Feature("picture", "image", encoding="png"),
+    Feature("settings", "text"),
+)
+"""A record of an array_record file, a tf.Example: the job's id, the picture's number, the PNG file,
+and how it was made (JSON).
+"""
+_JPEG_QUALITY = 95
+
+
+class Files:
+    """A file for each picture, FOLDER/ID_NN.png or .jpg."""
+
+    def __init__(self, folder: Path, kind: str):
+        self.folder, self.kind = folder, kind
+        self.encode = encode_png_picture if kind == "png" else encode_jpeg
+
+    def there(self, picture: Picture) -> dict | None:
+        """What `store` says of a picture that is there already; None where it is not, or not whole."""
+        path = self.folder / self._name(picture)
+        try:
+            data = path.read_bytes()
+            with Image.open(io.BytesIO(data)) as opened:
+                opened.load()
+        except (OSError, SyntaxError, UnidentifiedImageError):
+            return None
+        return self._line(picture, data)
+
+    def store(
+        self, picture: Picture, pixels: np.ndarray, settings: dict
+    ) -> tuple[dict, bytes | None]:
+        """Write a picture; what the index says of it, and what `finish` needs."""
+        data = self.encode(pixels, settings)
+        files.write(str(self.folder / self._name(picture)), data)
+        return self._line(picture, data), None
+
+    def finish(
+        self, unit: int, units: int, lines: Sequence[dict], payloads: Sequence
+    ) -> list[dict]:
+        """Called when all pictures of a unit are stored."""
+        return list(lines)
+
+    def _name(self, picture):
+        return f"{picture.job.id}_{picture.number:02d}.{'png' if self.kind == 'png' else 'jpg'}"
+
+    def _line(self, picture, data):
+        return {"file": self._name(picture), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+class Shards:
+    """FOLDER/pictures-NNNNN-of-NNNNN.array_record, a unit's pictures each; they wait in memory
+    until the unit is complete.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def there(self, picture: Picture) -> None:
+        """A file of pictures is whole or made anew."""
+
+    def store(self, picture: Picture, pixels: np.ndarray, settings: dict) -> tuple[dict, bytes]:
+        """See `Files.store`."""
+        data = encode_png_picture(pixels, settings)
+        record = {
+            "id": picture.job.id,
+            "number": np.int64(picture.number),
+            "picture": data,
+            "settings": json.dumps(settings, ensure_ascii=False),
+        }
+        return {"sha256": hashlib.sha256(data).hexdigest()}, tf_example.encode(RECORD, record)
+
+    def finish(
+        self, unit: int, units: int, lines: Sequence[dict], payloads: Sequence[bytes]
+    ) -> list[dict]:
+        """Write the unit's file."""
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        name = f"pictures-{unit:05d}-of-{units:05d}.array_record"
+        if payloads:
+            with files.written(str(self.folder / name)) as beside:
+                writer = ArrayRecordWriter(beside, "group_size:1")
+                for message in payloads:
+                    writer.write(message)
+                writer.close()
+        return [line | {"file": name, "record": i} for i, line in enumerate(lines)]
+
+
+def output(folder: Path, kind: str) -> Files | Shards:
+    """The output of one of FORMATS."""
+    return Shards(folder) if kind == "array_record" else Files(folder, kind)
+
+
+def encode_png_picture(pixels: np.ndarray, settings: dict) -> bytes:
+    """The PNG file that `caphuman generate` writes of a picture."""
+    return encode_png(pixels, metadata.metadata(settings))
+
+
+def encode_jpeg(pixels: np.ndarray, settings: dict) -> bytes:
+    """A JPEG file with the AI-generated mark (XMP) and the settings (JSON, as its comment)."""
+    target, comment = io.BytesIO(), json.dumps(settings, ensure_ascii=False).encode()
+    if len(comment) > 65_000:  # what a comment can hold
+        comment = b"AI-generated"
+    Image.fromarray(pixels).save(
+        target,
+        format="JPEG",
+        quality=_JPEG_QUALITY,
+        subsampling=0,
+        xmp=metadata.XMP.encode(),
+        comment=comment,
+    )
+    return target.getvalue()

@@ -1,0 +1,40 @@
+"""Identity tokens: what CapFace's cross-attention sees of a person."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from caphuman_jax.config import IdentityConfig
+from caphuman_jax.nn.layers import linear
+
+
+class IdentityProjector(nnx.Module):
+    """Brings image tokens and the recognition vector to the width of the UNet's context."""
+
+    def __init__(self, cfg: IdentityConfig, width: int, dtype=jnp.float32, *, rngs: nnx.Rngs):
+        self.image = linear(cfg.image_width, width, dtype=dtype, rngs=rngs)
+        self.recognition = linear(cfg.recognition_width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, image_tokens: jax.Array, recognition: jax.Array) -> jax.Array:
+        """image_tokens (B, N, image_width), recognition (B, recognition_width), L2-normalised
+        → (B, N + 1, width): the image tokens, then the recognition token."""
+        return jnp.concatenate(
+            [self.image(image_tokens), self.recognition(recognition)[:, None]], axis=1
+        )
+
+
+def drop_identity(tokens: jax.Array, timesteps: jax.Array, tau: float | jax.Array) -> jax.Array:
+    """Identity dropout in time: tokens are multiplied by 0 where the timestep is above `tau`; tau 0
+    keeps them always.
+
+    tokens (B, N, D), timesteps (B,) float32, tau a number in training steps → (B, N, D).
+    """
+    return tokens * keeps_identity(timesteps, tau)[:, None, None].astype(tokens.dtype)
+
+
+def keeps_identity(timesteps: jax.Array, tau: float | jax.Array) -> jax.Array:
+    """At which of the timesteps, float32, identity tokens are kept: bool of the same shape."""
+    tau = jnp.asarray(tau, jnp.float32)
+    return (timesteps <= tau) | (tau == 0)

@@ -1,0 +1,123 @@
+"""The networks, one a file, and how to build them from a configuration.
+
+A network is used as a pair: `graphdef` (its static structure, hashable, holds the compute dtype)
+and `params` (nested dicts of float32 arrays with string keys). In a jitted function:
+`nnx.merge(graphdef, params)(…)`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.models.capface import CapFace
+from caphuman_jax.models.clip_image import ImageEncoder
+from caphuman_jax.models.clip_text import TextEncoder
+from caphuman_jax.models.controlnet import ControlNet
+from caphuman_jax.models.identity_projector import IdentityProjector
+from caphuman_jax.models.unet import UNet
+from caphuman_jax.models.vae import VAE
+from caphuman_jax.nn.initializers import HostNumbers, NoNumbers
+
+Network = tuple[nnx.GraphDef, dict]
+
+TRAINABLE = ("capface", "identity")
+"""The networks that CapHuman trains on a frozen base."""
+
+OPTIONAL = ("facenet", "face_parsing", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet", "deca_encoder")
+"""Networks of one fixed form that a model folder may hold: what its identities and heads were
+measured with in training.
+"""
+
+
+def abstract(
+    cfg: ModelConfig, dtype=jnp.float32, *, only: Collection[str] | None = None
+) -> dict[str, Network]:
+    """Every network's (graphdef, params) with `jax.ShapeDtypeStruct` leaves; nothing is allocated
+    or computed.
+
+    Keys: unet, capface, identity, vae, text; image_encoder if the configuration has one;
+    controlnet_NAME for each of its ControlNets. `only` picks some of them, and may name those of
+    OPTIONAL. `dtype` is the compute dtype."""
+    makers = _makers(cfg, dtype) | (_optional(dtype) if only and set(OPTIONAL) & set(only) else {})
+    return {name: _abstract(make) for name, make in makers.items() if only is None or name in only}
+
+
+def init(
+    cfg: ModelConfig, key: jax.Array, dtype=jnp.float32, *, only: Collection[str] | None = None
+) -> dict[str, Network]:
+    """Every network's (graphdef, params), or those of `only`, freshly initialised; the same key
+    gives the same parameters.
+
+    The numbers are drawn on the host (nn/initializers.py says why), so this cannot be called inside
+    a compiled function."""
+    networks = {}
+    for number, (name, make) in enumerate(_makers(cfg, dtype).items()):
+        if only is not None and name not in only:
+            continue
+        networks[name] = split(make(HostNumbers(jax.random.fold_in(key, number))))
+    return networks
+
+
+def split(module: nnx.Module) -> Network:
+    """A module → (graphdef, params)."""
+    graphdef, state = nnx.split(module)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def count(params: dict) -> int:
+    """Number of parameters in a tree of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def trainable_parameters(cfg: ModelConfig) -> int:
+    """Number of parameters that CapHuman trains: CapFace and the identity projector; 362,464,049 at
+    SD1.5 size.
+    """
+    return sum(count(params) for _, params in abstract(cfg, only=TRAINABLE).values())
+
+
+def _abstract(make: Callable[[Any], nnx.Module]) -> Network:
+    return split(nnx.eval_shape(lambda: make(NoNumbers())))
+
+
+def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[Any], nnx.Module]]:
+    makers = {
+        "unet": lambda rngs: UNet(cfg.unet, dtype, rngs=rngs),
+        "capface": lambda rngs: CapFace(cfg.unet, cfg.capface, dtype, rngs=rngs),
+        "identity": lambda rngs: IdentityProjector(
+            cfg.identity, cfg.unet.context_width, dtype, rngs=rngs
+        ),
+        "vae": lambda rngs: VAE(cfg.vae, dtype, rngs=rngs),
+        "text": lambda rngs: TextEncoder(cfg.text, dtype, rngs=rngs),
+    }
+    if cfg.image_encoder is not None:
+        makers["image_encoder"] = lambda rngs: ImageEncoder(cfg.image_encoder, dtype, rngs=rngs)
+    for name in cfg.controlnets:
+        makers[f"controlnet_{name}"] = lambda rngs: ControlNet(
+            cfg.unet, cfg.controlnet, dtype, rngs=rngs
+        )
+    return makers
+
+
+def _optional(dtype) -> dict[str, Callable[[Any], nnx.Module]]:
+    from caphuman_jax.models import (  # which import this module
+        deca_encoder,
+        face_parsing,
+        facenet,
+        mtcnn,
+    )
+
+    return {
+        "facenet": lambda rngs: facenet.FaceNet(dtype, rngs=rngs),
+        "face_parsing": lambda rngs: face_parsing.BiSeNet(dtype, rngs=rngs),
+        "mtcnn_pnet": lambda rngs: mtcnn.ProposalNet(rngs=rngs),
+        "mtcnn_rnet": lambda rngs: mtcnn.RefinementNet(rngs=rngs),
+        "mtcnn_onet": lambda rngs: mtcnn.OutputNet(rngs=rngs),
+        "deca_encoder": lambda rngs: deca_encoder.DecaEncoder(rngs=rngs),
+    }

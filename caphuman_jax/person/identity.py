@@ -1,0 +1,167 @@
+"""What a model knows a person by: the recognition vector and the image tokens that its identity
+projector takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.face import arcface, recognition, segmentation
+from caphuman_jax.models import face_parsing, facenet, mtcnn
+from caphuman_jax.models.clip_image import normalise
+from caphuman_jax.models.registry import OPTIONAL
+
+RECOGNISERS = ("mobilefacenet", "facenet", "arcface")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """A face as the recognisers get it: `square` (S, S, 3) uint8 around the head and `region` (S,
+    S) bool, where the face is in it; `context` (C, C, 3) uint8, a wider square of the same
+    resolution, and `landmarks` (478, 3) in its pixels.
+    """
+
+    square: np.ndarray
+    region: np.ndarray
+    context: np.ndarray
+    landmarks: np.ndarray
+
+
+class Identifier:
+    """identify(view) → recognition vector (R,) and image tokens (N, W), both float32, by the
+    networks that the model asks for.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig | None = None,
+        params: dict | None = None,
+        graphs: dict | None = None,
+    ):
+        """Without arguments: the shipped recogniser for both. params and graphs: of
+        "image_encoder", and of those of `models.OPTIONAL` that the model folder holds.
+        """
+        known = config.identity if config else None
+        self.recogniser, self.tokens = (
+            (known.recogniser, known.image_tokens) if known else ("mobilefacenet", "recogniser")
+        )
+        self.model = config.name if config else "mini"
+        self.clip_side = (
+            config.image_encoder.image_size if config and config.image_encoder else None
+        )
+        self.networks = {
+            name: (graphs[name], params[name])
+            for name in ("image_encoder", *OPTIONAL)
+            if params and name in params
+        }
+        if self.tokens not in ("clip", "recogniser") or (
+            self.tokens == "recogniser" and self.recogniser != "mobilefacenet"
+        ):
+            raise ModelFolderError(
+                f"the model {self.model} takes its image tokens from {self.tokens} of "
+                f"{self.recogniser}; known: clip, "
+                "or recogniser of mobilefacenet"
+            )
+        if self.recogniser.partition("/")[0] not in RECOGNISERS:
+            raise ModelFolderError(
+                f"the model {self.model} knows people by {self.recogniser}; known: "
+                f"{', '.join(RECOGNISERS)}"
+            )
+
+    @property
+    def name(self) -> str:
+        """The two networks in words; people measured by others do not fit."""
+        return f"{self.recogniser} and {self.tokens}"
+
+    def __call__(self, view: View) -> tuple[np.ndarray, np.ndarray]:
+        """Raises ModelFolderError where the model lacks a network that it needs."""
+        if self.tokens == "recogniser":
+            return recognition.identity(view.context, view.landmarks)
+        return self.vectors([view])[0], np.asarray(
+            image_tokens(*self.networks["image_encoder"], self.picture(view)[None]), np.float32
+        )[0]
+
+    def vectors(self, views: Sequence[View]) -> np.ndarray:
+        """The recognition vectors (N, R) alone."""
+        kind, _, which = self.recogniser.partition("/")
+        if kind != "facenet":
+            crops = np.stack(
+                [recognition.mobilefacenet_crop(view.context, view.landmarks) for view in views]
+            )  # aligned to ArcFace's own five points
+            return (
+                recognition.mobilefacenet(crops)[0]
+                if kind == "mobilefacenet"
+                else self._arcface(which)(crops)
+            )
+        if "facenet" not in self.networks:
+            raise ModelFolderError(
+                f"the model {self.model} knows people by FaceNet, whose weights are not in its "
+                f"folder; import it again with "
+                "--facenet 20180402-114759-vggface2.pt, or give an identity file"
+            )
+        return np.asarray(
+            facenet.embed(
+                *self.networks["facenet"], np.stack([self._facenet_crop(view) for view in views])
+            ),
+            np.float32,
+        )
+
+    def picture(self, view: View) -> np.ndarray:
+        """(C, C, 3) uint8, what CLIP's image tokens are computed from: the face, white around it."""
+        region = view.region
+        if "face_parsing" in self.networks:
+            region = face_parsing.face_region(
+                face_parsing.parse(self.networks["face_parsing"], view.square)
+            )
+        painted = Image.fromarray(segmentation.paint_outside_white(view.square, region))
+        return np.asarray(painted.resize((self.clip_side,) * 2, Image.Resampling.BICUBIC))
+
+    def _arcface(self, which):
+        network = arcface.find()
+        if which and network.name != which:
+            raise ModelFolderError(
+                f"the model {self.model} was trained with the ArcFace network {which}, and "
+                f"{network.path} is another; name "
+                "the right one in CAPHUMAN_ARCFACE, or give an identity file"
+            )
+        return network
+
+    def _facenet_crop(self, view):
+        """By MTCNN where the model has it and it sees the face."""
+        stages = [self.networks.get(f"mtcnn_{stage}") for stage in ("pnet", "rnet", "onet")]
+        found = (
+            mtcnn.face_crop(tuple(stages), view.context, view.landmarks) if all(stages) else None
+        )
+        return facenet_crop(view.context, view.landmarks) if found is None else found
+
+
+def facenet_crop(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """(160, 160, 3) uint8: the landmarks' box, which is about MTCNN's, stretched to a square as
+    MTCNN's is.
+    """
+    height, width = image.shape[:2]
+    low, high = landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)
+    box = np.clip([*low, *high], 0, [width, height] * 2)
+    return np.asarray(
+        Image.fromarray(image).resize(
+            (facenet.SIZE,) * 2, Image.Resampling.BILINEAR, box=tuple(map(float, box))
+        )
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def image_tokens(graph, params: dict, pictures: jax.Array) -> jax.Array:
+    """CLIP's tokens (B, N, W) of pictures (B, C, C, 3) uint8, by an image encoder; compiled once
+    for each B.
+    """
+    return nnx.merge(graph, params)(normalise(pictures.astype(jnp.float32) / 255))[0]

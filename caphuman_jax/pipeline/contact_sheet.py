@@ -1,0 +1,86 @@
+"""One picture that shows a run: reference, fitted head, wanted head, hints and results, each with
+its label.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from caphuman_jax.head import visualize
+from caphuman_jax.head.base import Morphable
+
+_LABEL, _GAP, _GREY = 20, 8, 96
+_COLUMNS, _WIDEST = 6, 8
+
+
+def sheet(model: Morphable, result, tile: int = 256) -> np.ndarray:
+    """A `pipeline.Result` as one picture (H, W, 3) uint8; `tile` is the height of its parts in
+    pixels.
+    """
+    settings = result.settings
+    height, width = result.hints.shape[:2]
+    blank, parts = np.full((height, width, 3), _GREY, np.uint8), []
+    for look in result.people:
+        tiles = [
+            ("reference", look.person.square),
+            (f"fitted head (confidence {look.person.confidence:.2f})", _fitted(model, look.person)),
+        ]
+        if look.lender is not None:
+            tiles.append(("head from", _fitted(model, look.lender)))
+        yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(look.head.angles))
+        wanted = visualize.overlay(model, look.head, blank, opacity=1.0, wireframe=False)
+        tiles.append((f"wanted: yaw {yaw} pitch {pitch} roll {roll}", wanted))
+        tiles += zip(("normals", "albedo", "rendered"), visualize.hint_pictures(look.hints))
+        parts.append(tiles)
+    parts[0] += result.controls.items()
+    results = [
+        (f"picture {settings['first'] + i}", picture) for i, picture in enumerate(result.pictures)
+    ]
+    title = (
+        f"\u201c{settings['prompt']}\u201d   seed {settings['seed']}, {settings['steps']} steps of "
+        f"{settings['sampler']}, guidance {settings['guidance']:g}, "
+        f"strength {settings['strength']:g}, model {settings['model']}; pictures are AI-generated"
+    )
+    return _lay_out(title, parts, results, tile)
+
+
+def _fitted(model, person):
+    return visualize.overlay(model, person.head, person.square, person.landmarks)
+
+
+def _lay_out(title, inputs, results, tile):
+    scaled = [
+        [(label, _scale(picture, tile)) for label, picture in part] for part in (*inputs, results)
+    ]
+    columns = max(min(max(map(len, inputs)), _WIDEST), min(_COLUMNS, len(results)))
+    rows = [part[i : i + columns] for part in scaled for i in range(0, len(part), columns)]
+    width = max(sum(picture.width + _GAP for _, picture in row) for row in rows) + _GAP
+    lines = textwrap.wrap(title, max(20, math.floor(width / 7.5)))
+    top = len(lines) * _LABEL + _GAP
+    page = Image.new("RGB", (width, top + len(rows) * (tile + _LABEL + _GAP) + _GAP), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for i, line in enumerate(lines):
+        pen.text((_GAP, 4 + i * _LABEL), line, "black", font)
+    y = top
+    for row in rows:
+        x = _GAP
+        for label, picture in row:
+            pen.text((x, y + 2), label, "black", font)
+            page.paste(picture, (x, y + _LABEL))
+            x += picture.width + _GAP
+        y += tile + _LABEL + _GAP
+    return np.asarray(page)
+
+
+def _scale(picture, tile):
+    height, width = picture.shape[:2]
+    image = Image.fromarray(picture)
+    return (
+        image
+        if height == tile
+        else image.resize((max(1, round(width * tile / height)), tile), Image.Resampling.LANCZOS)
+    )

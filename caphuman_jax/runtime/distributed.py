@@ -1,0 +1,115 @@
+"""From a cluster's environment variables, or flags, to the arguments of
+`jax.distributed.initialize`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from caphuman_jax.errors import SettingError
+
+
+def distributed_arguments(
+    environment: Mapping[str, str],
+    *,
+    coordinator: str | None = None,
+    process_id: int | None = None,
+    process_count: int | None = None,
+) -> dict[str, Any] | None:
+    """Keyword arguments for `jax.distributed.initialize`, or None where there is one process alone.
+
+    Flags come first, all three together; then CAPHUMAN_COORDINATOR, CAPHUMAN_PROCESS_ID and
+    CAPHUMAN_PROCESS_COUNT (what launch/ sets on Kubernetes, where JOB_COMPLETION_INDEX stands in
+    for the second); then a Slurm step of more than one task (inside `srun`); then TPU hosts, which
+    JAX finds out itself. Raises SettingError for what is incomplete or no number."""
+    flags = {
+        "--coordinator": coordinator,
+        "--process-id": process_id,
+        "--process-count": process_count,
+    }
+    if any(value is not None for value in flags.values()):
+        return _arguments(flags)
+    names = ("CAPHUMAN_COORDINATOR", "CAPHUMAN_PROCESS_ID", "CAPHUMAN_PROCESS_COUNT")
+    if any(name in environment for name in names):
+        given = {name: environment.get(name) for name in names}
+        given[names[1]] = given[names[1]] or environment.get("JOB_COMPLETION_INDEX")
+        return _arguments(given)
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return _slurm(environment)
+    if (
+        "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+        or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1
+    ):
+        return {}
+    return None
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
+    missing = [name for name, value in given.items() if value in (None, "")]
+    if missing:
+        raise SettingError(f"{', '.join(missing)} missing: {', '.join(given)} are given together")
+    address, number, count = given.values()
+    try:
+        number, count = int(number), int(count)
+    except ValueError as error:
+        raise SettingError(f"{', '.join(list(given)[1:])} are whole numbers: {error}") from error
+    if not re.fullmatch(r".+:\d+", str(address)):
+        raise SettingError(
+            f"{next(iter(given))} is {address!r}; HOST:PORT of process 0 is wanted, such as "
+            f"10.0.0.1:8476"
+        )
+    if not 0 <= number < count:
+        raise SettingError(f"process {number} of {count}: processes are counted from 0")
+    if count == 1:
+        return None
+    return {
+        "coordinator_address": str(address),
+        "num_processes": count,
+        "process_id": number,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
+    """One process a node with all of its devices, or as many as the node has tasks, each with the
+    device of its number.
+    """
+    host = first_node(environment["SLURM_STEP_NODELIST"])
+    port = 61440 + int(environment["SLURM_JOB_ID"]) % 4096  # jobs on one node do not meet
+    arguments = {
+        "coordinator_address": f"{host}:{port}",
+        "num_processes": int(environment["SLURM_STEP_NUM_TASKS"]),
+        "process_id": int(environment["SLURM_PROCID"]),
+        "cluster_detection_method": "deactivate",
+    }
+    alone = re.fullmatch(
+        r"1(\(x\d+\))?(,1(\(x\d+\))?)*", environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
+    )
+    bound = "SLURM_GPUS_PER_TASK" in environment  # then each task sees its own devices alone
+    return (
+        arguments
+        if alone or bound
+        else arguments | {"local_device_ids": [int(environment["SLURM_LOCALID"])]}
+    )
+
+
+def first_node(nodes: str) -> str:
+    """The first host of a Slurm node list: "gpu[003-005,9],login" → "gpu003"."""
+    found = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
+    if not found:
+        raise SettingError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no host")
+    return "".join(part or "" for part in found.groups())
+
+
+def join(arguments: dict[str, Any] | None) -> None:
+    """Joins the other processes; to be called before anything else of JAX. On CPUs they talk
+    through gloo.
+    """
+    if arguments is None:
+        return
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(**arguments)

@@ -1,0 +1,328 @@
+"""What a person sees of a run: the progress line, metrics.jsonl, TensorBoard, W&B, and where the
+run came from.
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import importlib.util
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from caphuman_jax import __version__
+from caphuman_jax.errors import SettingError
+from caphuman_jax.io.images import write_png
+from caphuman_jax.runtime.device_specs import peak_flops
+
+
+class Report:
+    """Collects the metrics of steps and writes them; on every host but the first it does nothing.
+
+    batch: pictures of a step; steps: of the whole run; first: the step that the run starts or goes
+    on at; flops: of a step over all devices, None where unknown. Metrics: scalars, and vectors NAME
+    of sums with NAME_count, of which the quotients are written."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        batch: int,
+        steps: int,
+        first: int = 0,
+        flops: float | None = None,
+        tensorboard: bool = True,
+        wandb: str = "",
+        settings: Mapping[str, Any] | None = None,
+        log: Callable[[str], None] = print,
+    ):
+        self.batch, self.steps, self.flops, self.log, self.workdir = (
+            batch,
+            steps,
+            flops,
+            log,
+            Path(workdir),
+        )
+        self.writers = []
+        if jax.process_index() == 0:
+            check_writers(tensorboard, wandb)
+            self.writers.append(_Lines(self.workdir / "metrics.jsonl", first))
+            if tensorboard:
+                self.writers.append(_TensorBoard(self.workdir / "tensorboard", first))
+            if wandb:
+                self.writers.append(_WandB(self.workdir, wandb, settings))
+        self._begin(first)
+
+    def _begin(self, step: int) -> None:
+        self._sums: dict[str, np.ndarray] = {}
+        self._count, self._from, self._waited, self._since = 0, step, 0.0, time.perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        """So long a step waited for its data."""
+        self._waited += seconds
+
+    def apart(self, seconds: float) -> None:
+        """So long something else was done (looking, saving): it does not count for the speed."""
+        self._since += seconds
+
+    def add(self, metrics: Mapping[str, np.ndarray]) -> None:
+        """The metrics of one step."""
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, 0) + np.asarray(value, np.float64)
+        self._count += 1
+
+    def write(self, step: int) -> None:
+        """The means since the last time, and the line; `step` steps were taken."""
+        if not self._count:
+            return
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        means = quotients(self._sums, self._count)
+        speed = {
+            "samples_per_second": self.batch * (step - self._from) / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        peak = peak_flops(jax.devices()[0].device_kind)
+        if self.flops and peak:
+            speed["mfu"] = self.flops * (step - self._from) / seconds / (peak * jax.device_count())
+        if self.writers:
+            self._write(step, means | speed)
+            self.log(progress_line(step, self.steps, means, speed, self.batch))
+        self._begin(step)
+
+    def measured(self, step: int, values: Mapping[str, float | list], under: str) -> None:
+        """Further numbers, such as those of held-out people, named UNDER/NAME; the line names those
+        that are no lists.
+        """
+        if self.writers:
+            self._write(step, {f"{under}/{name}": value for name, value in values.items()})
+            self.log(
+                f"step {step} {under}: "
+                + " ".join(
+                    f"{name} {value:.4g}"
+                    for name, value in values.items()
+                    if not isinstance(value, list)
+                )
+            )
+
+    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Pictures (H, W, 3) uint8 by name: WORKDIR/pictures/NAME-STEP.png, TensorBoard and W&B."""
+        if not self.writers:
+            return
+        (self.workdir / "pictures").mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            write_png(self.workdir / "pictures" / f"{name}-{step:08d}.png", picture)
+        for writer in self.writers:
+            writer.pictures(step, pictures)
+
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        for writer in self.writers:
+            writer.scalars(step, values)
+
+    def close(self) -> None:
+        for writer in self.writers:
+            writer.close()
+
+
+def check_writers(tensorboard: bool, wandb: str) -> None:
+    """Raises SettingError where what is asked for is not installed."""
+    if tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise SettingError(
+            "for TensorBoard's files install tensorboardX (pip install 'caphuman-jax[train]'), "
+            "or leave them out with --config.loop.tensorboard=false"
+        )
+    if wandb and importlib.util.find_spec("wandb") is None:
+        raise SettingError(f"loop.wandb = {wandb!r} needs W&B: pip install wandb")
+
+
+def quotients(sums: Mapping[str, np.ndarray], count: int) -> dict[str, Any]:
+    """Means over `count` steps: scalars as float; vectors that have a NAME_count as lists of sum /
+    count, None where nothing was counted.
+    """
+    means: dict[str, Any] = {}
+    for name, value in sums.items():
+        counts = sums.get(f"{name}_count")
+        if counts is not None:
+            means[name] = [
+                float(total / n) if n else None
+                for total, n in zip(np.ravel(value), np.ravel(counts))
+            ]
+        elif np.ndim(value) == 0:
+            means[name] = float(value) / count
+    return means
+
+
+def progress_line(
+    step: int, steps: int, means: Mapping[str, Any], speed: Mapping[str, float], batch: int
+) -> str:
+    """One line for people."""
+    parts = [f"step {step}/{steps}", f"loss {means.get('loss', math.nan):.5g}"]
+    parts += [f"{name} {means[name]:.3g}" for name in ("gradient",) if name in means]
+    parts.append(f"{speed['samples_per_second']:.4g} samples/s")
+    parts += [f"MFU {100 * speed['mfu']:.1f} %"] if "mfu" in speed else []
+    parts.append(f"waiting for data {100 * speed['data_wait']:.1f} %")
+    if speed["samples_per_second"] > 0 and step < steps:
+        left = round((steps - step) * batch / speed["samples_per_second"])
+        parts.append(f"{datetime.timedelta(seconds=left)} left")
+    return " · ".join(parts)
+
+
+class _Lines:
+    """metrics.jsonl: one JSON object a line. Lines of steps that a resumed run takes again are
+    dropped.
+    """
+
+    def __init__(self, path: Path, first: int):
+        if path.exists():
+            kept = [
+                line
+                for line in path.read_text().splitlines()
+                if _step_of(line) is not None and _step_of(line) <= first
+            ]
+            beside = path.with_suffix(".partial")
+            beside.write_text("".join(line + "\n" for line in kept))
+            os.replace(beside, path)
+        self.file = open(path, "a")
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        self.file.write(
+            json.dumps({"step": step, **{name: _number(value) for name, value in values.items()}})
+            + "\n"
+        )
+        self.file.flush()
+
+    def pictures(self, step: int, pictures) -> None:
+        pass
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None  # half a line, of a run that was killed while writing it
+
+
+def _number(value):
+    if isinstance(value, list):
+        return [_number(v) for v in value]
+    return value if value is None or math.isfinite(value) else str(value)
+
+
+class _TensorBoard:
+    """Event files by tensorboardX, which needs neither TensorFlow nor TensorBoard."""
+
+    def __init__(self, folder: Path, first: int):
+        from tensorboardX import SummaryWriter
+
+        self.writer = SummaryWriter(
+            str(folder), purge_step=first + 1 if first else None, flush_secs=30
+        )
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        for name, value in _flat(values).items():
+            self.writer.add_scalar(name, value, step)
+
+    def pictures(self, step: int, pictures) -> None:
+        for name, picture in pictures.items():
+            self.writer.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _WandB:
+    """Weights & Biases, where it is installed and a project is named."""
+
+    def __init__(self, workdir: Path, project: str, settings: Mapping[str, Any] | None):
+        import wandb
+
+        self.wandb = wandb
+        # The same work folder goes on with the same run.
+        mark = workdir / "wandb_run"
+        if not mark.exists():
+            mark.write_text(wandb.util.generate_id())
+        self.run = wandb.init(
+            project=project,
+            id=mark.read_text().strip(),
+            resume="allow",
+            dir=str(workdir),
+            config=dict(settings or {}),
+        )
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        self.run.log(_flat(values), step=step)
+
+    def pictures(self, step: int, pictures) -> None:
+        self.run.log(
+            {name: self.wandb.Image(picture) for name, picture in pictures.items()}, step=step
+        )
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, float]:
+    """Lists as NAME/0, NAME/1 …, without what is None."""
+    flat = {}
+    for name, value in values.items():
+        entries = (
+            {f"{name}/{i}": v for i, v in enumerate(value)}
+            if isinstance(value, list)
+            else {name: value}
+        )
+        flat |= {key: v for key, v in entries.items() if v is not None}
+    return flat
+
+
+def git_state() -> dict[str, Any]:
+    """{"commit", "dirty": changed files} of the checkout that this code runs from; {} where it is
+    none.
+    """
+    here = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit = subprocess.run(
+            [*here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            [*here, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit, "dirty": [line[3:] for line in changed.stdout.splitlines()]}
+
+
+def note_start(workdir: Path, step: int) -> None:
+    """Adds a line to WORKDIR/starts.jsonl: when, at which step, by which code, versions and
+    devices.
+    """
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    entry = {
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "step": step,
+        "arguments": sys.argv[1:],
+        "caphuman_jax": __version__,
+        "git": git_state(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "devices": dict(kinds),
+        "hosts": jax.process_count(),
+    }
+    with open(Path(workdir) / "starts.jsonl", "a") as file:
+        file.write(json.dumps(entry) + "\n")

@@ -1,0 +1,337 @@
+"""Model folders: config.json and one safetensors file for each network. docs/model-folder.md
+describes the format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.io import safetensors_file
+from caphuman_jax.io.pickle_reader import guarded
+from caphuman_jax.io.torch_pickle import File
+
+FORMAT, FORMAT_VERSION = "caphuman_jax", 1
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """The folder of a shipped model ("mini") or of a path. Raises ModelFolderError that says what
+    there is instead.
+    """
+    shipped = _shipped_models()
+    if str(name_or_path) in shipped:
+        return shipped[str(name_or_path)]
+    path = Path(name_or_path).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    if path.is_dir():
+        raise ModelFolderError(f"{path} is no model folder: it has no config.json")
+    known = ", ".join(shipped) or "none"
+    raise ModelFolderError(
+        f"no model named {name_or_path} and no folder of that path; shipped models: {known}"
+    )
+
+
+def save_model(
+    path: str | Path,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    *,
+    dtype: Any = np.float32,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder.
+
+    params: {network: nested dicts of float arrays}; dtype: what they are stored as, None: as they
+    are; metadata: JSON values kept in config.json (training steps, licence …). All is written
+    beside `path` and renamed at the end, so a stopped run leaves no half of a folder. `overwrite`
+    replaces an existing model folder and keeps files in it that are not ours (a model card,
+    notices). Raises ModelFolderError where the folder exists, or a weight does not fit into
+    `dtype`."""
+    with writing(path, overwrite=overwrite) as beside:
+        manifest = {
+            name: _write_network(beside, name, tree, dtype) for name, tree in params.items()
+        }
+        write_description(beside, config, manifest, metadata)
+
+
+@contextmanager
+def writing(
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    kind: str = "model folder",
+    marker: str = "config.json",
+) -> Iterator[Path]:
+    """An empty folder beside `path` to write into, renamed to `path` if all goes well and removed
+    if not.
+
+    marker: the file by which an existing folder is known to be of this kind, and may be replaced
+    with `overwrite`; files in it that its description does not name are kept. Raises
+    ModelFolderError where something is in the way."""
+    path = Path(path).expanduser()
+    if path.exists() and not overwrite:
+        raise ModelFolderError(f"{path} exists already; choose another folder or allow overwriting")
+    if path.exists() and not (path / marker).is_file():
+        raise ModelFolderError(f"{path} exists and is no {kind}; it is left as it is")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    beside.mkdir()
+    try:
+        yield beside
+        if path.exists():
+            if marker == "config.json":
+                _carry_over(path, beside)
+            old = beside.with_suffix(".old")
+            os.rename(path, old)
+            os.rename(beside, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(beside, path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_description(
+    folder: Path,
+    config: ModelConfig,
+    manifest: Mapping[str, Any],
+    metadata: Mapping[str, Any] | None,
+) -> None:
+    """config.json. manifest: what `safetensors_file.write` gave, for each network."""
+    document = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": config.to_dict(),
+        "files": dict(manifest),
+        "metadata": dict(metadata or {}),
+    }
+    (folder / "config.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
+
+
+def tokenizer_files(path: str | Path) -> tuple[Path, Path] | None:
+    """A model folder's own tokeniser, (vocab.json, merges.txt) in the form of transformers; None:
+    CLIP's, which comes with the package.
+    """
+    files = Path(path) / "tokenizer" / "vocab.json", Path(path) / "tokenizer" / "merges.txt"
+    return files if all(file.is_file() for file in files) else None
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The configuration of a model folder. Raises ModelFolderError."""
+    return ModelConfig.from_dict(_read_document(Path(path))["config"])
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What `save_model` was given as `metadata`. Raises ModelFolderError."""
+    return _read_document(Path(path))["metadata"]
+
+
+def load_params(
+    path: str | Path, shapes: Mapping[str, Any], *, dtype: Any = np.float32, verify: bool = True
+) -> dict[str, Any]:
+    """The weights of the networks named in `shapes`, as nested dicts of numpy arrays of `dtype`;
+    None: of the types that they are stored in.
+
+    shapes: {network: nested dicts with `.shape` leaves}, such as `jax.ShapeDtypeStruct`; networks
+    that the folder has and `shapes` does not name are not read. `verify` compares each file with
+    the checksum in config.json. Raises ModelFolderError for a missing or damaged file, and with
+    every missing, surplus or misshapen weight named."""
+    path = Path(path)
+    manifest = _read_document(path)["files"]
+    absent = [name for name in shapes if name not in manifest]
+    if absent:
+        raise ModelFolderError(
+            f"{path} has no {', '.join(absent)}; it has {', '.join(manifest) or 'no networks'}"
+        )
+    if verify:
+        for name in shapes:
+            _check_sum(path, manifest[name])
+    return {
+        name: _read_network(path / manifest[name]["file"], tree, dtype)
+        for name, tree in shapes.items()
+    }
+
+
+def verify_model(path: str | Path) -> None:
+    """Compare every file of a model folder with its checksum. Raises ModelFolderError for the first
+    that differs.
+    """
+    for entry in _read_document(Path(path))["files"].values():
+        _check_sum(Path(path), entry)
+
+
+def verify_network(path: str | Path, name: str) -> None:
+    """Compare one network's file with its checksum. Raises ModelFolderError."""
+    _check_sum(Path(path), _read_document(Path(path))["files"][name])
+
+
+def _shipped_models() -> dict[str, Path]:
+    assets = Path(str(files("caphuman_jax") / "assets"))
+    return {config.parent.name: config.parent for config in sorted(assets.glob("*/config.json"))}
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads((path / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise ModelFolderError(f"{path} is no model folder: it has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ModelFolderError(f"{path / 'config.json'} is not the description of a {FORMAT} model")
+    if document.get("format_version") != FORMAT_VERSION:
+        raise ModelFolderError(
+            f"{path} has format version {document.get('format_version')}; this program reads "
+            f"{FORMAT_VERSION}: "
+            "update the program or convert the model again"
+        )
+    missing = [
+        key for key in ("config", "files", "metadata") if not isinstance(document.get(key), dict)
+    ]
+    if missing:
+        raise ModelFolderError(f"{path / 'config.json'} lacks {', '.join(missing)}")
+    return document
+
+
+def _write_network(folder: Path, name: str, tree: Any, dtype: Any) -> dict[str, Any]:
+    leaves = _flatten(tree)
+    specs = {
+        key: (np.dtype(dtype or value.dtype), tuple(value.shape)) for key, value in leaves.items()
+    }
+    arrays = (
+        cast(np.asarray(leaves[key]), specs[key][0], f"{name}: {key}")
+        for key in safetensors_file.order(specs)
+    )
+    return safetensors_file.write(folder / f"{name}.safetensors", specs, arrays)
+
+
+def cast(value: np.ndarray, dtype: Any, name: str) -> np.ndarray:
+    """`value` as `dtype`. Raises ModelFolderError where finite numbers are too large for it."""
+    if value.dtype == dtype:
+        return value
+    with np.errstate(over="ignore"):
+        stored = value.astype(dtype, order="C")
+    narrow = np.dtype(dtype).itemsize < value.dtype.itemsize or np.dtype(dtype) == np.float16
+    if (
+        narrow
+        and not np.isfinite(stored.astype(np.float32, copy=False)).all()
+        and np.isfinite(value.astype(np.float32)).all()
+    ):
+        raise ModelFolderError(f"{name} has values too large for {np.dtype(dtype).name}")
+    return stored
+
+
+@contextmanager
+def stored_networks(path: str | Path) -> Iterator[dict[str, dict[str, safetensors_file.Tensor]]]:
+    """{network: {dotted path: tensor with .shape, .dtype and .read()}} of a model folder, each
+    tensor read when it is asked for.
+    """
+    path = Path(path)
+    files: list[File] = []
+
+    def tensors(file):
+        files.append(File(file))
+        return safetensors_file.read_header(files[-1])[0]
+
+    try:
+        entries = _read_document(path)["files"]
+        yield {
+            name: guarded(path / entry["file"], lambda file=path / entry["file"]: tensors(file))
+            for name, entry in entries.items()
+        }
+    finally:
+        for file in files:
+            file.close()
+
+
+def _read_network(file: Path, tree: Any, dtype: Any) -> Any:
+    wanted = _flatten(tree)
+
+    def read():
+        stored = File(file)
+        try:
+            tensors, _ = safetensors_file.read_header(stored)
+            _check_shapes(
+                file,
+                {key: tuple(leaf.shape) for key, leaf in wanted.items()},
+                {key: t.shape for key, t in tensors.items()},
+            )
+            return {
+                key: (read := tensors[key].read()).astype(dtype or read.dtype, copy=False)
+                for key in wanted
+            }
+        finally:
+            stored.close()
+
+    return _unflatten(tree, guarded(file, read))
+
+
+def _check_shapes(file: Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:
+    problems = [f"missing {key} {wanted[key]}" for key in wanted if key not in found]
+    problems += [f"surplus {key} {found[key]}" for key in found if key not in wanted]
+    problems += [
+        f"{key} is {found[key]}, not {wanted[key]}"
+        for key in wanted
+        if key in found and found[key] != wanted[key]
+    ]
+    if problems:
+        raise ModelFolderError(f"{file} does not fit its configuration: " + "; ".join(problems))
+
+
+def _check_sum(folder: Path, entry: dict[str, Any]) -> None:
+    file = folder / entry["file"]
+    if not file.is_file():
+        raise ModelFolderError(f"{file} is missing")
+    if _sha256(file) != entry["sha256"]:
+        raise ModelFolderError(
+            f"{file} is damaged or was changed: its checksum is not the one in config.json"
+        )
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _carry_over(old: Path, new: Path) -> None:
+    """Copy what the new folder lacks and the old one's manifest does not name."""
+    ours = {entry["file"] for entry in _read_document(old)["files"].values()}
+    for item in old.iterdir():
+        if item.name not in ours and not (new / item.name).exists():
+            copy = shutil.copytree if item.is_dir() else shutil.copy2
+            copy(item, new / item.name)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts → {"a.b.c": leaf}."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _unflatten(tree: Any, values: dict[str, Any], prefix: str = "") -> Any:
+    """{"a.b.c": leaf} → the nesting of `tree`."""
+    if not isinstance(tree, Mapping):
+        return values[prefix]
+    return {
+        key: _unflatten(value, values, f"{prefix}.{key}" if prefix else str(key))
+        for key, value in tree.items()
+    }

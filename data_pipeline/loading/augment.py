@@ -1,0 +1,139 @@
+"""Small changes of position, size, roll and side, made on the accelerator.
+
+A training picture, its nine hint channels, its face mask and its area of validity are stored once,
+around the face and with a margin, and are warped together: what is seen and what is asked for stay
+in step."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Ranges of the changes: `scale` is log-uniform in [1/scale, scale], `shift` a part of the
+    picture's side.
+    """
+
+    scale: float = 1.25
+    shift: float = 0.10
+    roll_degrees: float = 12.0
+    roll_limit: float = 30.0
+    mirror: float = 0.5
+
+
+def sample_transforms(key, count: int, cfg: AugmentConfig):
+    """Draws `count` changes: dict of `scale`, `angle` (radians, clockwise as seen), `shift` (n, 2),
+    `mirror` (bool).
+
+    `angle` is normal with standard deviation `roll_degrees`, clipped at `roll_limit`.
+    """
+    k = jax.random.split(key, 4)
+    limit = jnp.log(jnp.float32(cfg.scale))
+    angle = jnp.clip(
+        jax.random.normal(k[1], (count,)) * cfg.roll_degrees, -cfg.roll_limit, cfg.roll_limit
+    )
+    return {
+        "scale": jnp.exp(jax.random.uniform(k[0], (count,), minval=-limit, maxval=limit)),
+        "angle": jnp.deg2rad(angle),
+        "shift": jax.random.uniform(k[2], (count, 2), minval=-cfg.shift, maxval=cfg.shift),
+        "mirror": jax.random.uniform(k[3], (count,)) < cfg.mirror,
+    }
+
+
+def identity_transforms(count: int):
+    """The transforms that only cut the middle out."""
+    return {
+        "scale": jnp.ones((count,)),
+        "angle": jnp.zeros((count,)),
+        "shift": jnp.zeros((count, 2)),
+        "mirror": jnp.zeros((count,), bool),
+    }
+
+
+def source_coordinates(transforms, stored: int, size: int):
+    """Where each pixel of a (size, size) result lies in the (stored, stored) source: (B, size,
+    size, 2) as (x, y).
+
+    One pixel of the result is one pixel of the source at scale 1; pixel centres are at integers.
+    """
+    centre = (size - 1) / 2
+    grid = jnp.arange(size, dtype=jnp.float32) - centre
+    x, y = jnp.meshgrid(grid, grid)
+    n = transforms["scale"].shape[0]
+    shift = transforms["shift"] * size
+    x = x[None] - shift[:, 0].reshape(n, 1, 1)
+    y = y[None] - shift[:, 1].reshape(n, 1, 1)
+    cos = (jnp.cos(transforms["angle"]) / transforms["scale"]).reshape(n, 1, 1)
+    sin = (jnp.sin(transforms["angle"]) / transforms["scale"]).reshape(n, 1, 1)
+    sx, sy = cos * x + sin * y, -sin * x + cos * y
+    sx = jnp.where(transforms["mirror"].reshape(n, 1, 1), -sx, sx)
+    middle = (stored - 1) / 2
+    return jnp.stack([sx + middle, sy + middle], axis=-1)
+
+
+def warp(images, coordinates):
+    """Bilinear samples of `images` (B, H, W, C; any dtype) at `coordinates` (B, h, w, 2); float32,
+    edges repeated.
+    """
+    height, width = images.shape[1:3]
+    x = jnp.clip(coordinates[..., 0], 0.0, width - 1.0)
+    y = jnp.clip(coordinates[..., 1], 0.0, height - 1.0)
+    x0, y0 = jnp.floor(x), jnp.floor(y)
+    fx, fy = (x - x0)[..., None], (y - y0)[..., None]
+    x0, y0 = x0.astype(jnp.int32), y0.astype(jnp.int32)
+    x1, y1 = jnp.minimum(x0 + 1, width - 1), jnp.minimum(y0 + 1, height - 1)
+    pick = jax.vmap(lambda image, yy, xx: image[yy, xx])
+    top = (
+        pick(images, y0, x0).astype(jnp.float32) * (1 - fx)
+        + pick(images, y0, x1).astype(jnp.float32) * fx
+    )
+    bottom = (
+        pick(images, y1, x0).astype(jnp.float32) * (1 - fx)
+        + pick(images, y1, x1).astype(jnp.float32) * fx
+    )
+    return top * (1 - fy) + bottom * fy
+
+
+def valid_area(coordinates, rectangle):
+    """1 where a sample lies inside the photo, 0 in the padding: `rectangle` (B, 4) is x0, y0, x1,
+    y1 in source pixels.
+    """
+    x, y = coordinates[..., 0], coordinates[..., 1]
+    r = rectangle[:, :, None, None]
+    inside = (x >= r[:, 0]) & (y >= r[:, 1]) & (x <= r[:, 2]) & (y <= r[:, 3])
+    return inside[..., None].astype(jnp.float32)
+
+
+def turn_normals(normals, transforms):
+    """Normals (B, H, W, 3; x right, y up, z to the viewer) after the picture was mirrored and
+    rolled.
+    """
+    n = transforms["angle"].shape[0]
+    cos, sin = (
+        jnp.cos(transforms["angle"]).reshape(n, 1, 1),
+        jnp.sin(transforms["angle"]).reshape(n, 1, 1),
+    )
+    x = jnp.where(transforms["mirror"].reshape(n, 1, 1), -normals[..., 0], normals[..., 0])
+    y = normals[..., 1]
+    # Clockwise as seen, with y up.
+    return jnp.stack([cos * x + sin * y, -sin * x + cos * y, normals[..., 2]], axis=-1)
+
+
+def plain_background(colour, slope, size: int):
+    """Smooth backgrounds (B, size, size, 3) in [0, 1] of `colour` (B, 3), up to a quarter brighter
+    or darker across and towards the
+    corners: `slope` (B, 3) in [-1, 1] along x, along y and outwards.
+    """
+    across = jnp.linspace(-1.0, 1.0, size)
+    x, y = jnp.meshgrid(across, across)
+    shade = jnp.einsum(
+        "bk,khw->bhw",
+        slope,
+        jnp.stack([0.12 * x, 0.12 * y, 0.07 * (x**2 + y**2 - 1)]),
+        precision="highest",
+    )
+    return jnp.clip(colour[:, None, None] * (1 + shade[..., None]), 0.0, 1.0)

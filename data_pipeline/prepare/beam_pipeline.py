@@ -1,0 +1,166 @@
+"""Photos to shards as one Apache Beam pipeline, for any of its runners; nothing but numbers of
+chunks and shards goes through it.
+
+    listing files → their chunks → measured, a chunk a file → (all done) → plan → shards, each
+    written by one worker
+
+Work is passed on in files of the work folder (data_pipeline.prepare.workdir), so whatever runs this
+again goes on from there. On one machine the workers are processes that this one starts;
+data_pipeline.prepare.worker_process sees to it that they end with it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import sys
+import threading
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import create_runner
+
+from caphuman_jax.errors import CapHumanError
+from caphuman_jax.io import files
+from data_pipeline.prepare import plan, shards, workdir
+from data_pipeline.prepare.worker_process import marked, told
+
+# "DirectRunner" has come to mean a program that is downloaded first; this one is a part of the
+# package, and can have several processes.
+LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+_MEASURING = threading.Lock()
+# Results must not depend on how many workers share the cores, and threads of several workers would
+# stand in each other's way.
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+}
+_XLA_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+def run(job: workdir.Job, arguments: list[str]) -> None:
+    """Run the pipeline to its end. Raises DataError for what a worker found wrong, and what the
+    runner raises otherwise.
+
+    arguments: Beam's own (`--runner`, and the runner's options); without a runner the local one, in
+    this process."""
+    options = PipelineOptions(arguments)
+    name = options.get_all_options()["runner"] or LOCAL_RUNNER
+    runner = _local_runner(options) if name == LOCAL_RUNNER else create_runner(name)
+    try:
+        with beam.Pipeline(runner=runner, options=options) as pipeline:
+            build(pipeline, job)
+    except Exception as error:
+        if line := told(str(error)):
+            raise CapHumanError(line) from error
+        raise
+
+
+def build(pipeline: beam.Pipeline, job: workdir.Job) -> beam.PCollection:
+    """Add the steps to a pipeline; shards' descriptions as `shards.write_shard` gives them."""
+    listing = workdir.read_listing(job.folder)
+    measured = (
+        pipeline
+        | "listing files" >> beam.Create(range(-(-listing.chunks // workdir.LINES)))
+        | "chunks" >> beam.FlatMap(workdir.chunk_places, folder=job.folder)
+        | "spread chunks" >> beam.Reshuffle()
+        | "measure" >> beam.ParDo(_Measure(job))
+        | "all measured" >> beam.CombineGlobally(sum)
+    )
+    return (
+        measured
+        | "plan" >> beam.ParDo(_Plan(job, listing.chunks))
+        | "spread shards" >> beam.Reshuffle()
+        | "write" >> beam.ParDo(_Write(job))
+    )
+
+
+class _Step(beam.DoFn):
+    """Work of a job. What a person should know of an error is marked in its text, which is all that
+    runners pass on.
+    """
+
+    def __init__(self, job: workdir.Job):
+        self.job = job
+
+    def setup(self):
+        one_thread()
+
+    def process(self, element):
+        try:
+            yield from self.do(element)
+        except CapHumanError as error:
+            raise RuntimeError(marked(error)) from error
+        except OSError as error:
+            explained = files.explained(error, self.job.out)
+            raise RuntimeError(
+                marked(explained) if isinstance(explained, CapHumanError) else str(error)
+            ) from error
+
+
+class _Measure(_Step):
+    def do(self, place):
+        number = place[0]
+        if not workdir.is_measured(self.job.folder, number):
+            with (
+                _MEASURING
+            ):  # some runners have many threads in a process, and the networks are there once
+                source, item_type, measurer, features = _tools(pickle.dumps(self.job))
+                items = workdir.read_items(place, self.job.folder, item_type)
+                workdir.measure_chunk(items, number, self.job.folder, features, source, measurer)
+        yield 1
+
+
+class _Plan(_Step):
+    def __init__(self, job: workdir.Job, chunks: int):
+        super().__init__(job)
+        self.chunks = chunks
+
+    def do(self, measured):
+        if measured != self.chunks:
+            raise RuntimeError(f"{measured} of {self.chunks} chunks were measured")
+        yield from plan.make_plan(self.job)
+
+
+class _Write(_Step):
+    def do(self, shard):
+        yield shards.write_shard(self.job, shard)
+
+
+@functools.lru_cache(maxsize=1)
+def _tools(pickled: bytes) -> tuple:
+    """Source, type of its items, measurer and features of a job: made once in a process."""
+    from data_pipeline.sources.base import Item
+
+    job = pickle.loads(pickled)
+    return job.open_source(), Item, job.measurer(job.settings), job.features()
+
+
+def one_thread() -> None:
+    """Let numerical libraries that are loaded from here on use one thread."""
+    os.environ.update(ONE_THREAD)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault(
+        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+    )  # several workers share an accelerator
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _XLA_ONE_THREAD not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_XLA_ONE_THREAD}".strip()
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(1)
+
+
+def _local_runner(options: PipelineOptions):
+    from apache_beam.portability.api import beam_provision_api_pb2
+    from apache_beam.runners.portability.fn_api_runner import fn_runner
+    from apache_beam.runners.portability.portable_runner import JobServiceHandle
+
+    encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+    return fn_runner.FnApiRunner(
+        provision_info=fn_runner.ExtendedProvisionInfo(
+            beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
+        )
+    )

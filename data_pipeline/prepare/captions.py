@@ -1,0 +1,182 @@
+"""Captions from what can be measured in a photo: kind of picture, expression, glasses, hair,
+clothes, background.
+
+Nothing about sex, age or origin is estimated: a caption says "person". The words are few on
+purpose, so that a small text encoder learns each of them from some thousand photos; prompts that
+use these words are followed best."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.face.colors import BACKGROUND, CLOTHES, HAIR, colour_word, is_monochrome
+
+# Lab (D65) of the words for hair, by eye on portraits.
+_HAIR = {
+    "black": (12, 1, 2),
+    "dark brown": (24, 5, 8),
+    "brown": (36, 9, 16),
+    "fair": (58, 8, 26),
+    "red": (40, 24, 28),
+    "grey": (52, 0, 2),
+    "white": (78, 0, 4),
+}
+PROBES = ("glasses", "beard", "moustache", "bald", "long hair", "drawing")
+
+
+def attributes(
+    expression: dict[str, float], colours: np.ndarray, probes: dict[str, bool] | None = None
+) -> dict[str, str | bool]:
+    """What a caption may mention, as words. `expression` ARKit weights by name; `colours` (5, 4) of
+    `measure_colours`.
+    """
+    smile = (expression["mouthSmileLeft"] + expression["mouthSmileRight"]) / 2
+    found: dict[str, str | bool] = {
+        "smile": "smiling" if smile > 0.45 else "serious" if smile < 0.12 else "slight"
+    }
+    found["mouth open"] = expression["jawOpen"] > 0.18
+    found["eyes closed"] = (expression["eyeBlinkLeft"] + expression["eyeBlinkRight"]) / 2 > 0.6
+    found["frown"] = (expression["browDownLeft"] + expression["browDownRight"]) / 2 > 0.45
+    if is_monochrome(colours):
+        tint = np.linalg.norm(np.nanmean(colours[:, 1:3], axis=0))
+        found["kind"] = "sepia" if tint > 6 else "black-and-white"
+    else:
+        found["kind"] = "colour"
+        found["background"] = (
+            colour_word(colours[BACKGROUND, :3]) if colours[BACKGROUND, 3] > 0.04 else None
+        )
+        found["clothes"] = colour_word(colours[CLOTHES, :3]) if colours[CLOTHES, 3] > 0.02 else None
+        found["hair"] = colour_word(colours[HAIR, :3], _HAIR) if colours[HAIR, 3] > 0.006 else None
+    if found["kind"] != "colour":
+        for part, row in (("background", BACKGROUND), ("clothes", CLOTHES)):
+            lightness = colours[row, 0] if colours[row, 3] > 0.03 else np.nan
+            found[part] = (
+                None
+                if not np.isfinite(lightness)
+                else "dark"
+                if lightness < 35
+                else "light"
+                if lightness > 70
+                else "grey"
+            )
+    found.update(probes or {})
+    return {k: v for k, v in found.items() if v}
+
+
+def compose(found: dict[str, str | bool], rng: np.random.Generator, keep: float = 0.8) -> str:
+    """One caption of many possible ones; each attribute is mentioned with probability `keep`."""
+    say = lambda key: key in found and rng.random() < keep
+    kind = {
+        "colour": ["a photo", "a portrait photo", "a colour photo"],
+        "black-and-white": ["a black-and-white photo", "a black and white portrait"],
+        "sepia": ["a sepia photo", "an old sepia photo"],
+    }[found["kind"]]
+    head = rng.choice(kind) if found["kind"] != "colour" or rng.random() < 0.9 else "a picture"
+    if found.get("drawing"):
+        head = (
+            rng.choice(["a drawing", "a painting"])
+            if found["kind"] == "colour"
+            else rng.choice(["an engraving", "a drawing"])
+        )
+    adjective = ""
+    if say("smile"):
+        adjective = {"smiling": "smiling ", "serious": "serious ", "slight": ""}[found["smile"]]
+    person = f"{head} of a {adjective}person"
+    details = []
+    if say("glasses"):
+        details.append("wearing glasses")
+    hair = [found["hair"]] if say("hair") and not found.get("bald") else []
+    hair += ["long"] if say("long hair") else []
+    if found.get("bald") and rng.random() < keep:
+        details.append("bald")
+    elif hair:
+        details.append("with " + " ".join(reversed(hair)) + " hair")
+    facial = [w for w in ("beard", "moustache") if say(w)]
+    if facial:
+        details.append("with a " + " and a ".join(facial))
+    if say("mouth open"):
+        details.append("with an open mouth")
+    if say("eyes closed"):
+        details.append("with closed eyes")
+    if say("frown"):
+        details.append("frowning")
+    if say("clothes"):
+        details.append(f"in {found['clothes']} clothes")
+    if say("background"):
+        article = "a " if rng.random() < 0.7 else ""
+        details.append(f"{article}{found['background']} background")
+    if rng.random() < 0.3:
+        rng.shuffle(details)
+    return ", ".join([person, *details])
+
+
+MENTIONED = (0.3, 0.8)
+"""How much of what could be said captions say: few words are what people type, many teach more."""
+
+
+def compose_several(found: dict[str, str | bool], key: str, seed: int, count: int) -> list[str]:
+    """`count` captions of one photo, by its key and the seed alone."""
+    rng = np.random.default_rng(
+        [seed, int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")]
+    )
+    return [compose(found, rng, keep=rng.choice(MENTIONED)) for _ in range(count)]
+
+
+def transformers_captioner(
+    model_dir: str | os.PathLike, batch: int = 8, words: int = 40
+) -> Callable[[Sequence[np.ndarray]], list[str]]:
+    """pictures (H, W, 3) uint8 → a caption each, by an image-to-text model (BLIP, GIT, ViT-GPT2 …)
+    that lies in a folder as transformers saves it. Nothing is fetched; greedy, at most `words`
+    tokens, so the same picture has the same caption.
+
+    Raises ModelFolderError where transformers or PyTorch is missing, or the folder holds no such
+    model."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ModelFolderError(
+            f"a captioning model needs the packages transformers and torch ({error}); install them"
+        ) from error
+    if not os.path.isfile(os.path.join(model_dir, "config.json")):
+        raise ModelFolderError(f"{model_dir} holds no model of transformers: it has no config.json")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
+            model_dir, local_files_only=True
+        ).eval()
+        processor = transformers.AutoProcessor.from_pretrained(model_dir, local_files_only=True)
+        tokenizer = getattr(processor, "tokenizer", None)
+        images = getattr(processor, "image_processor", processor)
+        if tokenizer is None:  # a model of two, whose folder has an image processor and a tokeniser
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelFolderError(
+            f"{model_dir} holds no image-to-text model that transformers can read ({first})"
+        ) from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)
+
+    def caption(pictures: Sequence[np.ndarray]) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(pictures), batch):
+            pixels = images(images=list(pictures[start : start + batch]), return_tensors="pt")[
+                "pixel_values"
+            ].to(device)
+            with torch.no_grad():
+                tokens = model.generate(
+                    pixel_values=pixels, max_new_tokens=words, do_sample=False, num_beams=1
+                )
+            texts += [
+                " ".join(text.split())
+                for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)
+            ]
+        return texts
+
+    return caption

@@ -1,0 +1,434 @@
+"""One photo → what its record holds. Photos are looked at one by one; recognition, heads and
+encodings then run in batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caphuman_jax.errors import DataError, HeadError, PhotoError
+from caphuman_jax.face import attributes, recognition, segmentation
+from caphuman_jax.face.colors import measure_colours
+from caphuman_jax.face.crop import crop_square, head_square
+from caphuman_jax.face.face import Face, find_faces
+from caphuman_jax.face.landmarks import expression_names
+from caphuman_jax.face.onnx_runner import network, providers
+from caphuman_jax.head import fitting, hints, pose
+from caphuman_jax.head.base import expression_in_order, load_head
+from caphuman_jax.head.camera import transform_head
+from caphuman_jax.head.head import Head
+from caphuman_jax.head.models import deca_head
+from caphuman_jax.io.images import read_photo
+from caphuman_jax.models import registry
+from caphuman_jax.models.tokenizer import ClipTokenizer
+from caphuman_jax.person.identity import Identifier, View
+from caphuman_jax.weights import model_folder
+from data_pipeline.prepare import captions, quality_filter
+from data_pipeline.prepare.encode import Encoder, batches
+from data_pipeline.prepare.settings import PrepareSettings
+from data_pipeline.records.schema import MASK_SIZE, features
+from data_pipeline.records.tf_example import encode_image
+from data_pipeline.sources.base import Item
+
+HEADS = 8  # fitted at a time; one number, so that nothing is compiled twice
+# of the picture that a head's colours are read from, at most; as `fit.head_from_photo` does
+_FIT_SIDE = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """A photo that is left out; reason is one of `gate.REASONS`."""
+
+    key: str
+    reason: str
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """record: by feature name, see features.py, without `partners`; dhash: 64 bits of
+    `gate.difference_hash`.
+    """
+
+    key: str
+    record: dict
+    dhash: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Look:
+    """A face that passed the first gate. square (S, S, 3) uint8, the stored one; landmarks (478, 3)
+    in its pixels; place (2, 3): the photo's pixels to the square's; covered (4,) in its pixels;
+    head: DECA's, or None.
+    """
+
+    item: Item
+    sha256: str
+    face: Face
+    pixels: float
+    sharpness: float
+    square: np.ndarray
+    landmarks: np.ndarray
+    covered: np.ndarray
+    head: Head | None
+
+
+class Measurer:
+    """measure(batch) with the networks loaded once; what it gives depends on the settings and the
+    photos alone.
+
+    On a CPU that holds to the bit, whatever is in the same batch and however many threads there
+    are."""
+
+    def __init__(self, settings: PrepareSettings):
+        """Raises ModelFolderError or HeadError where a network or a head model is missing."""
+        cv2.setNumThreads(1)
+        self.settings = settings
+        self._features = {feature.name: feature for feature in features(settings.layout())}
+        self._head_model = load_head(settings.head_model)
+        config, self._identify, encoder = settings.config, Identifier(), None
+        if config:
+            networks = registry.abstract(
+                config, only=[n for n in settings.networks() if n in registry.OPTIONAL]
+            )
+            params = model_folder.load_params(
+                settings.model_folder, {name: shapes for name, (_, shapes) in networks.items()}
+            )
+            params = {name: jax.device_put(tree) for name, tree in params.items()}
+            graphs = {name: graph for name, (graph, _) in networks.items()}
+            self._identify = Identifier(config, params, graphs)
+            encoder = (
+                (graphs["deca_encoder"], params["deca_encoder"])
+                if "deca_encoder" in params
+                else None
+            )
+        self._head_of = deca_head.estimator(settings.head_model, self._head_model, encoder)
+        self._encode = Encoder(settings) if settings.encode else None
+        self._tokenize = ClipTokenizer(
+            model_folder.tokenizer_files(settings.model_folder) if config else None
+        )
+        self._caption = (
+            captions.transformers_captioner(settings.captioner) if settings.captioner else None
+        )
+
+    def measure(self, batch: Sequence[tuple[Item, bytes | DataError]]) -> list[Measured | Dropped]:
+        """What is found of each item, in order. Nothing that is wrong with a photo raises."""
+        results: list = [self._look(item, data) for item, data in batch]
+        for stage in (self._recognised, self._fitted, self._recorded):
+            there = [i for i, result in enumerate(results) if not isinstance(result, Dropped)]
+            for i, result in zip(there, stage([results[i] for i in there]) if there else []):
+                results[i] = result
+        return results
+
+    def _look(self, item: Item, data: bytes | DataError) -> _Look | Dropped:
+        if isinstance(data, DataError):
+            return Dropped(item.key, "unreadable", str(data))
+        try:
+            photo = read_photo(data)
+        except PhotoError as problem:
+            return Dropped(item.key, "unreadable", str(problem))
+        faces = find_faces(photo)
+        if not faces:
+            return Dropped(item.key, "no_face")
+        if len(faces) > 1 and self.settings.gate.faces == "one":
+            return Dropped(item.key, "several_faces", f"{len(faces)} faces")
+        face = faces[0]
+        size = self.settings.stored
+        centre, side = head_square(face.landmarks, self.settings.head_square)
+        square, place, covered = crop_square(photo, centre, side, size)
+        sharp = quality_filter.sharpness(photo, face.landmarks)
+        bad = (
+            quality_filter.by_landmarks(
+                self.settings, face.landmarks, face.presence, photo.shape[:2]
+            )
+            or quality_filter.by_covered(self.settings, covered)
+            or quality_filter.by_sharpness(self.settings, sharp)
+        )
+        if bad:
+            return Dropped(item.key, *bad)
+        landmarks = face.landmarks * np.float32(size / side)
+        landmarks[:, :2] += place[:, 2].astype(np.float32)
+        head = None
+        if self._head_of:
+            try:
+                head = transform_head(
+                    self._head_of(photo, face.landmarks), self._head_model, place, size, size
+                )
+            except (HeadError, PhotoError) as problem:
+                return Dropped(item.key, "no_head", str(problem))
+        pixels = quality_filter.face_pixels(face.landmarks)
+        return _Look(
+            item,
+            hashlib.sha256(data).hexdigest(),
+            face,
+            pixels,
+            sharp,
+            square,
+            landmarks,
+            covered,
+            head,
+        )
+
+    def _recognised(self, looks: list[_Look]) -> list:
+        """(look, recognition vectors by feature, scores of the probes), or Dropped."""
+        crop = lambda cut: np.stack([cut(look.square, look.landmarks) for look in looks])
+        vectors, maps = _run(recognition.mobilefacenet, crop(recognition.mobilefacenet_crop))
+        found = {
+            "mobilefacenet": vectors,
+            "dlib": _run(lambda crops: (recognition.dlib(crops),), crop(recognition.dlib_crop))[0],
+        }
+        own = self.settings.recogniser
+        if own:
+            views = [self._view(look) for look in looks]
+            found[own] = np.concatenate(
+                [
+                    self._identify.vectors(rows)[:count]
+                    for rows, count in batches(np.array(views, object), HEADS)
+                ]
+            )
+        scores = attributes.scores(maps)
+        drawings = scores[:, attributes.names().index("drawing")]
+        results = []
+        for i, look in enumerate(looks):
+            bad = quality_filter.by_drawing(self.settings, drawings[i])
+            numbers = {
+                f"recognition/{name}": rows[i].astype(np.float32) for name, rows in found.items()
+            }
+            results.append(Dropped(look.item.key, *bad) if bad else (look, numbers, scores[i]))
+        return results
+
+    def _fitted(self, found: list) -> list:
+        """The same with the head, as arrays of numpy in the stored square's pixels, or Dropped."""
+        looks = [look for look, *_ in found]
+        heads = [jax.device_get(look.head) for look in looks] if self._head_of else self._fit(looks)
+        angles = np.asarray(_angles(np.stack([head.rotation for head in heads])))
+        results = []
+        for (look, *rest), head, turned in zip(found, heads, angles):
+            bad = quality_filter.by_head(self.settings, turned, float(head.confidence))
+            results.append(Dropped(look.item.key, *bad) if bad else (look, *rest, head))
+        return results
+
+    def _fit(self, looks: list[_Look]) -> list[Head]:
+        """Heads fitted to landmarks, coloured from the middle of the square: of one size for all
+        photos.
+        """
+        size, stored = self.settings.size, self.settings.stored
+        side, offset = min(size, _FIT_SIDE), np.float32((stored - size) / 2)
+        scale = np.float32(side / size)
+        pictures, masks, marks = [], [], []
+        for look in looks:
+            picture = self._middle(look.square)
+            pictures.append(
+                picture
+                if side == size
+                else cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+            )
+            marks.append((look.landmarks - np.array([offset, offset, 0], np.float32)) * scale)
+            seen = np.zeros((side, side), np.float32)
+            left, top, right, bottom = np.clip((look.covered - offset) * scale, 0, side).astype(int)
+            seen[top:bottom, left:right] = 1
+            masks.append(
+                seen * segmentation.face_mask(segmentation.parse_face(marks[-1], (side, side)))
+            )
+        expressions = expression_in_order(
+            self._head_model, expression_names(), np.stack([look.face.expression for look in looks])
+        )
+        heads: list[Head] = []
+        parts = (batches(np.stack(rows), HEADS) for rows in (pictures, marks, expressions, masks))
+        for (photos, count), *others in zip(*parts):
+            fitted = jax.device_get(
+                fitting.heads_from_photos(
+                    self._head_model, photos.astype(np.float32) / 255, *(rows for rows, _ in others)
+                )
+            )
+            heads += [jax.tree.map(lambda leaf: leaf[i], fitted) for i in range(count)]
+        return [
+            dataclasses.replace(
+                head,
+                scale=head.scale / scale,
+                translation=head.translation / scale + offset,
+                size=np.full(2, stored, np.float32),
+            )
+            for head in heads
+        ]
+
+    def _recorded(self, found: list) -> list[Measured]:
+        records = [self._record(*one) for one in found]
+        looks = [look for look, *_ in found]
+        for record, texts in zip(records, self._captions(looks, records)):
+            rows = self._tokenize(texts[: self.settings.captions])
+            record["captions"], record["caption_ids"] = (
+                texts,
+                rows[np.arange(self.settings.captions) % len(rows)],
+            )
+        pictures = [record.pop("identity_input") for record in records]
+        if self._encode:
+            squares, ids = (
+                np.stack([self._middle(look.square) for look in looks]),
+                np.stack([record["caption_ids"] for record in records]),
+            )
+            for name, rows in self._encode(squares, ids, np.stack(pictures)).items():
+                for record, row in zip(records, rows):
+                    record[name] = row
+        if self.settings.hints == "pictures":
+            for record, picture in zip(records, self._hints(records)):
+                record["hints"] = self._image("hints", picture)
+        for record, picture in zip(records, pictures):
+            record["identity_input"] = self._image("identity_input", picture)
+        return [
+            Measured(look.item.key, record, quality_filter.difference_hash(look.square))
+            for look, record in zip(looks, records)
+        ]
+
+    def _record(self, look: _Look, numbers: dict, scores: np.ndarray, head: Head) -> dict:
+        """All but captions, encodings and hints; identity_input is not yet encoded."""
+        size = np.float32(self.settings.stored)
+        small = cv2.resize(look.square, (MASK_SIZE, MASK_SIZE), interpolation=cv2.INTER_AREA)
+        person = np.clip(
+            network("person_segmentation")(small[None].astype(np.float32) / 255)[0].reshape(
+                MASK_SIZE, MASK_SIZE
+            ),
+            0,
+            1,
+        )
+        region = segmentation.face_mask(
+            segmentation.parse_face(look.landmarks * (MASK_SIZE / size), (MASK_SIZE, MASK_SIZE))
+        )
+        marks, covered = look.landmarks / size, np.clip(look.covered / size, 0, 1)
+        colours = measure_colours(look.square, person, marks, covered)
+        expression = np.clip(look.face.expression, 0, 1).astype(np.float32)
+        worn = dict(zip(attributes.names(), (scores > 0).tolist()))
+        said = captions.attributes(
+            dict(zip(expression_names(), expression.tolist())), colours, worn
+        )
+        scalar = lambda value: np.asarray(value, np.float32)
+        clip = self._identify.tokens == "clip"
+        picture = (
+            self._identify.picture(self._view(look))
+            if clip
+            else recognition.mobilefacenet_crop(look.square, look.landmarks)
+        )
+        shape = {
+            f"head/{name}": np.asarray(getattr(head, name), np.float32)
+            for name in (
+                "identity",
+                "expression",
+                "rotation",
+                "scale",
+                "translation",
+                "light",
+                "residual",
+            )
+        }
+        return (
+            numbers
+            | shape
+            | {
+                "key": look.item.key,
+                "person": look.item.person,
+                "sha256": look.sha256,
+                "photo": self._image("photo", look.square),
+                "covered": covered.astype(np.float32),
+                "landmarks": marks.astype(np.float32),
+                "expression": expression,
+                "presence": scalar(look.face.presence),
+                "face_px": scalar(look.pixels),
+                "sharpness": scalar(look.sharpness),
+                "colours": colours,
+                "region": self._image("region", region[..., None].astype(np.uint8) * 255),
+                "person_mask": self._image(
+                    "person_mask", np.rint(person * 255).astype(np.uint8)[..., None]
+                ),
+                "head/albedo": np.rint(np.clip(head.albedo, 0, 1) * 255).astype(np.uint8),
+                "identity_input": picture,
+                "attributes": json.dumps(said, sort_keys=True),
+            }
+        )
+
+    def _captions(self, looks: list[_Look], records: list[dict]) -> list[list[str]]:
+        """Given ones, else a captioner's, else made of what was measured."""
+        told = iter(
+            self._caption([self._middle(look.square) for look in looks if not look.item.captions])
+            if self._caption
+            else []
+        )
+        texts = []
+        for look, record in zip(looks, records):
+            given = list(look.item.captions) or ([next(told)] if self._caption else [])
+            texts.append(
+                given
+                if any(given)
+                else captions.compose_several(
+                    json.loads(record["attributes"]),
+                    look.item.key,
+                    self.settings.seed,
+                    self.settings.captions,
+                )
+            )
+        return texts
+
+    def _hints(self, records: list[dict]):
+        """Hint pictures (3S, S, 3) uint8 of the heads as the records have them."""
+        stored, fields = self.settings.stored, [field.name for field in dataclasses.fields(Head)]
+        stacked = {
+            name: np.stack([record[f"head/{name}"] for record in records])
+            for name in fields
+            if name != "size"
+        }
+        stacked |= {
+            "albedo": stacked["albedo"].astype(np.float32) / 255,
+            "size": np.full((len(records), 2), stored, np.float32),
+        }
+        for parts in zip(*(batches(stacked[name], HEADS) for name in fields)):
+            heads, count = (
+                Head(**{name: rows for name, (rows, _) in zip(fields, parts)}),
+                parts[0][1],
+            )
+            yield from np.asarray(_hint_pictures(self._head_model, heads, stored))[:count]
+
+    def _view(self, look: _Look) -> View:
+        """As `person.measure` gives it to the recognisers in use."""
+        size, stored = self.settings.size, self.settings.stored
+        inner = look.landmarks - np.array([(stored - size) / 2] * 2 + [0], np.float32)
+        region = segmentation.face_mask(segmentation.parse_face(inner, (size, size)))
+        return View(self._middle(look.square), region, look.square, look.landmarks)
+
+    def _middle(self, square: np.ndarray) -> np.ndarray:
+        """The part (size, size, 3) that training sees when nothing is shifted or turned."""
+        edge = (self.settings.stored - self.settings.size) // 2
+        return square[edge : edge + self.settings.size, edge : edge + self.settings.size]
+
+    def _image(self, name: str, pixels: np.ndarray) -> bytes:
+        return encode_image(self._features[name], pixels, self.settings.quality)
+
+
+def _run(function: Callable, crops: np.ndarray) -> list[np.ndarray]:
+    """A recognition network on crops: one by one on a CPU, where more at a time are no faster, in
+    batches of one size on a GPU.
+    """
+    size = 16 if "CUDAExecutionProvider" in providers() else 1
+    parts = [[output[:count] for output in function(rows)] for rows, count in batches(crops, size)]
+    return [np.concatenate(outputs) for outputs in zip(*parts)]
+
+
+@jax.jit
+def _angles(rotations: jax.Array) -> jax.Array:
+    return pose.angles(rotations)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _hint_pictures(model, heads: Head, size: int) -> jax.Array:
+    """(B, 3·size, size, 3) uint8: normals x/2 + 1/2, albedo, rendered below each other."""
+    drawn = hints.render_hints_batch(model, heads, size, size)
+    drawn = jnp.concatenate([drawn[..., :3] / 2 + 0.5, jnp.clip(drawn[..., 3:], 0, 1)], axis=-1)
+    parts = jnp.round(drawn * 255).astype(jnp.uint8)
+    return jnp.concatenate([parts[..., i : i + 3] for i in (0, 3, 6)], axis=1)

@@ -1,0 +1,302 @@
+"""Unfinished work: what a run of `prepare` leaves on its way, so that another goes on from there.
+
+    DIR/.work-FINGERPRINT/ listing/000000.jsonl …   the photos, sorted by key and cut into chunks: a
+      line a chunk, LINES lines a file listing/listing.json     how many photos and chunks there
+      are, and the hash of the listing; written last chunks/0000/0000000.records, .index   the
+      records of a chunk one after another, and what has to be known of all photos; the index last
+      plan/train-00000.json …, plan.json    which records make which shard; see
+      data_pipeline.prepare.plan shards/NAME.json         of each shard that is finished: its size
+      and hash version/                 the folder that will be DIR/caphuman_records/1.0.0
+
+Every file appears whole (caphuman_jax.io.files). What is there is not made again; anything that is
+made twice is made alike."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import itertools
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+import cv2
+import numpy as np
+
+from caphuman_jax.errors import CapHumanError, DataError
+from caphuman_jax.io import files
+from data_pipeline.records import tf_example
+from data_pipeline.records.manifest import version_folder
+from data_pipeline.records.schema import Feature, features
+
+CHUNK = 32  # photos that are measured together; what a kill can cost
+LINES = 1024  # chunks of one listing file
+PREFIX = ".work-"
+# What a photo can do to code that measures it. Others (no memory, a lost device, a full disk) are
+# not the photo's fault and stop the run.
+_PHOTO_ERRORS = (
+    CapHumanError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AssertionError,
+    cv2.error,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Everything that workers need to know; pickled to them.
+
+    folder: the work folder. source, options: for `sources.open_source`. settings: PrepareSettings,
+    or what has its methods layout and fields gate, hold_out, same_person and seed. measurer: a
+    function of a module, settings → what has `measure` as measure.Measurer."""
+
+    out: str
+    folder: str
+    source: str
+    options: dict
+    settings: object
+    file_format: str
+    measurer: Callable
+    opener: Callable
+
+    @property
+    def version(self) -> str:
+        """Where the shards are written: beside, if a folder can be renamed into its place at once."""
+        return (
+            files.join(self.folder, "version")
+            if files.is_local(self.out)
+            else version_folder(self.out)
+        )
+
+    def features(self) -> tuple[Feature, ...]:
+        """The records' features."""
+        return features(self.settings.layout())
+
+    def path(self, *parts: str) -> str:
+        """A path in the work folder."""
+        return files.join(self.folder, *parts)
+
+    def open_source(self):
+        """The photos."""
+        return self.opener(self.source, **self.options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """Numbers of photos and chunks, and the sha256 of keys, persons and captions: of what is there,
+    wherever it lies.
+    """
+
+    photos: int
+    chunks: int
+    sha256: str
+
+
+def write_listing(items: Iterable, folder: str | None) -> Listing:
+    """Write listing/ of the work folder `folder`, or only say what it would be. Raises DataError if
+    two photos have one key, or keys are not sorted.
+    """
+    names, photos, chunks, last = hashlib.sha256(), 0, 0, None
+    lines: list[bytes] = []
+    items = iter(items)
+    while chunk := list(itertools.islice(items, CHUNK)):
+        for item in chunk:
+            if last is not None and item.key <= last:
+                raise DataError(
+                    f"two photos have the name {item.key!r}; names must be unique"
+                    if item.key == last
+                    else f"the source lists {item.key!r} after {last!r}; it must be sorted"
+                )
+            last = item.key
+            names.update(json.dumps([item.key, item.person, list(item.captions)]).encode())
+        photos, chunks = photos + len(chunk), chunks + 1
+        if folder:
+            lines.append(json.dumps([_fields(item) for item in chunk]).encode() + b"\n")
+        if len(lines) == LINES:
+            files.write(_listing_file(folder, chunks - 1), b"".join(lines))
+            lines = []
+    if lines:
+        files.write(_listing_file(folder, chunks - 1), b"".join(lines))
+    listing = Listing(photos, chunks, names.hexdigest())
+    if folder:
+        files.write(
+            files.join(folder, "listing", "listing.json"),
+            json.dumps(dataclasses.asdict(listing)).encode(),
+        )
+    return listing
+
+
+def read_listing(folder: str) -> Listing | None:
+    """What `write_listing` wrote, or None."""
+    path = files.join(folder, "listing", "listing.json")
+    return Listing(**json.loads(files.read(path))) if files.exists(path) else None
+
+
+def chunk_places(listing_file: int, folder: str) -> Iterator[tuple[int, int, int]]:
+    """Number of every chunk of a listing file, and offset and length of its line."""
+    offset = 0
+    for number, line in enumerate(
+        files.read(_listing_file(folder, listing_file * LINES)).splitlines(keepends=True)
+    ):
+        yield listing_file * LINES + number, offset, len(line)
+        offset += len(line)
+
+
+def read_items(place: tuple[int, int, int], folder: str, item_type: Callable) -> list:
+    """The items of a chunk."""
+    number, offset, length = place
+    return [
+        item_type(*_tuples(fields))
+        for fields in json.loads(files.read(_listing_file(folder, number), offset, length))
+    ]
+
+
+def chunk_path(folder: str, number: int, ending: str) -> str:
+    """chunks/…/0000012.index or .records."""
+    return files.join(folder, "chunks", f"{number // 1000:04d}", f"{number:07d}.{ending}")
+
+
+def is_measured(folder: str, number: int) -> bool:
+    """Whether a chunk is done."""
+    return files.exists(chunk_path(folder, number, "index"))
+
+
+def measured_chunks(folder: str) -> Iterator[int]:
+    """Numbers of the chunks that are done, in no order."""
+    for name in files.names(files.join(folder, "chunks"), below="*"):
+        if name.endswith(".index"):
+            yield int(name.partition(".")[0])
+
+
+def measure_chunk(
+    items: list, number: int, folder: str, found: tuple[Feature, ...], source, measurer
+) -> dict:
+    """Measure a chunk's photos and write it; the index's first line, {"kept", "dropped": {reason:
+    number}}.
+    """
+    messages, entries, offset = [], [], 0
+    without_partners = [feature for feature in found if feature.name != "partners"]
+    for item, measured in zip(items, _measured(items, source, measurer), strict=True):
+        if hasattr(measured, "reason"):
+            entries.append({"key": item.key, "reason": measured.reason, "detail": measured.detail})
+            continue
+        record = measured.record
+        message = tf_example.encode(without_partners, record)
+        entries.append(
+            {
+                "key": item.key,
+                "person": record["person"],
+                "sha256": record["sha256"],
+                "dhash": int(measured.dhash),
+                "recognition": base64.b64encode(
+                    np.asarray(record["recognition/mobilefacenet"], "<f4").tobytes()
+                ).decode(),
+                "place": [number, offset, len(message), zlib.crc32(message)],
+            }
+        )
+        messages.append(message)
+        offset += len(message)
+    summary = {
+        "kept": len(messages),
+        "dropped": dict(sorted(Counter(e["reason"] for e in entries if "reason" in e).items())),
+    }
+    files.write(chunk_path(folder, number, "records"), b"".join(messages))
+    files.write(
+        chunk_path(folder, number, "index"),
+        b"".join(json.dumps(line).encode() + b"\n" for line in (summary, *entries)),
+    )
+    return summary
+
+
+def read_summary(folder: str, number: int) -> dict:
+    """A measured chunk's {"kept", "dropped": {reason: number}}."""
+    return json.loads(files.read(chunk_path(folder, number, "index")).partition(b"\n")[0])
+
+
+def read_index(folder: str, number: int) -> list[dict]:
+    """A measured chunk's photos. Raises DataError for an index that is damaged."""
+    path = chunk_path(folder, number, "index")
+    try:
+        _, *lines = files.read(path).splitlines()
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise DataError(f"{path} is damaged; remove it and give the same command again") from error
+
+
+def recognition(entry: dict) -> np.ndarray:
+    """The recognition vector of an entry of the index, (D,) float32."""
+    return np.frombuffer(base64.b64decode(entry["recognition"]), "<f4")
+
+
+def read_record(folder: str, place: list[int]) -> bytes:
+    """A record's message without partners, by its place in the index. Raises DataError if it is
+    damaged.
+    """
+    number, offset, length, crc = place
+    path = chunk_path(folder, number, "records")
+    try:
+        message = files.read(path, offset, length)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{path} is missing; remove {path.removesuffix('records')}index and give the same "
+            f"command again"
+        ) from error
+    except OSError as error:
+        if "too early" not in str(error):
+            raise
+        message = b""
+    if zlib.crc32(message) != crc:
+        raise DataError(
+            f"{path} is damaged; remove {path.removesuffix('records')}index and give the same "
+            f"command again"
+        )
+    return message
+
+
+def _measured(items, source, measurer) -> list:
+    """What the measurer says of every item. A photo that makes it stumble is dropped, and the
+    others are measured without it.
+    """
+    batch = [(item, _read(source, item)) for item in items]
+    try:
+        return measurer.measure(batch)
+    except _PHOTO_ERRORS:
+        return [_measured_alone(measurer, *one) for one in batch]
+
+
+def _measured_alone(measurer, item, data):
+    try:
+        return measurer.measure([(item, data)])[0]
+    except _PHOTO_ERRORS as error:
+        return _Failed(item.key, "error", f"{type(error).__name__}: {error}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Failed:
+    key: str
+    reason: str
+    detail: str
+
+
+def _read(source, item) -> bytes | DataError:
+    try:
+        return source.read(item)
+    except DataError as error:
+        return error
+
+
+def _listing_file(folder: str, chunk: int) -> str:
+    return files.join(folder, "listing", f"{chunk // LINES:06d}.jsonl")
+
+
+def _fields(item) -> list:
+    return [getattr(item, field.name) for field in dataclasses.fields(item)]
+
+
+def _tuples(value):
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

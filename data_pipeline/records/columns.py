@@ -1,0 +1,177 @@
+"""The records of a dataset as columns in memory, for the small model; and who is held out of
+training, and who is the same person.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import os
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from caphuman_jax.errors import DataError
+from caphuman_jax.head.head import Head
+from data_pipeline.records.reader import RecordsFolder, array_record_reader
+from data_pipeline.records.schema import MASK_SIZE, PARTNERS
+
+HELD_OUT_PARTS = 16  # one file name in so many, by hash, is held out
+# cosine of recognition vectors above which two photos show one person; strangers with old
+# engravings or like beards reach 0.7
+SAME_PERSON = 0.72
+
+HEAD_FIELDS = tuple(
+    field.name for field in dataclasses.fields(Head) if field.name != "size"
+)  # which is the stored square's
+_COLUMNS = {
+    "covered": "covered",
+    "landmarks": "landmarks",
+    "expression": "expression",
+    "face_px": "face_px",
+    "colours": "colours",
+    "mobilefacenet": "recognition/mobilefacenet",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Records:
+    """Columns over N photos, those to train on first; lengths in parts of the stored square's side
+    S.
+
+    name: keys; test: who is held out; pictures (N, S, S, 3), person (N, 256, 256) uint8;
+    attributes: dicts, see `captions.attributes`;
+    heads: `Head` with a leading axis, in pixels of the square; partners (N, 3): numbers of other
+    photos of the person among these, or -1."""
+
+    name: np.ndarray
+    test: np.ndarray
+    pictures: np.ndarray
+    person: np.ndarray
+    covered: np.ndarray
+    landmarks: np.ndarray
+    expression: np.ndarray
+    face_px: np.ndarray
+    colours: np.ndarray
+    mobilefacenet: np.ndarray
+    attributes: np.ndarray
+    heads: Head
+    partners: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.name)
+
+    def take(self, index: np.ndarray) -> Records:
+        """The records of an index or mask; who is not among them is nobody's partner any more."""
+        index = np.arange(len(self))[index]
+        place = np.full(len(self) + 1, -1, np.int64)  # the last one for -1
+        place[index] = np.arange(len(index))
+        columns = {
+            f.name: jax.tree.map(lambda column: column[index], getattr(self, f.name))
+            for f in dataclasses.fields(self)
+        }
+        return Records(**columns | {"partners": place[columns["partners"]]})
+
+
+def load_records(folder: str | os.PathLike, size: int | None = None) -> Records:
+    """Everything in memory (about 0.5 MB a photo at 256²). size: of the pictures that are to be
+    trained on.
+
+    Raises DataError for a folder that is missing, damaged or made for another size.
+    """
+    if (Path(folder) / "records.npz").is_file():
+        raise DataError(
+            f"{folder} was written by caphuman precompute, which is no more; make the records with "
+            f"caphuman prepare --photos PHOTOS --out DIR"
+        )
+    source = RecordsFolder(folder)
+    array_record_reader()  # says what to install
+    if size not in (None, source.size):
+        raise DataError(
+            f"{folder} holds records for {source.size}² pictures, the model is trained on {size}²; "
+            f"make them with caphuman prepare --size {size}"
+        )
+    splits = [split for split in ("train", "test") if source.splits.get(split)]
+    if splits[:1] != ["train"]:
+        raise DataError(
+            f"{source.path} has no records to train on; prepare more photos, or hold fewer out"
+        )
+    places = [(split, index) for split in splits for index in range(source.splits[split])]
+    wanted = {feature.name: feature.shape for feature in source.features}
+    stored, count = wanted["photo"][0], len(places)
+    columns = {
+        ours: np.empty((count, *wanted[theirs]), np.float32) for ours, theirs in _COLUMNS.items()
+    }
+    heads = {name: np.empty((count, *wanted[f"head/{name}"]), np.float32) for name in HEAD_FIELDS}
+    pictures, person = (
+        np.empty((count, stored, stored, 3), np.uint8),
+        np.empty((count, MASK_SIZE, MASK_SIZE), np.uint8),
+    )
+    names, attributes, partners = (
+        [""] * count,
+        np.empty(count, object),
+        np.empty((count, PARTNERS), np.int64),
+    )
+    only = {
+        "key",
+        "photo",
+        "person_mask",
+        "attributes",
+        "partners",
+        *_COLUMNS.values(),
+        *(f"head/{name}" for name in HEAD_FIELDS),
+    }
+    first = {
+        split: next(i for i, (other, _) in enumerate(places) if other == split) for split in splits
+    }
+
+    def decode(i: int) -> None:
+        split, index = places[i]
+        with source.naming(split, index):
+            record = source.record(split, index, only)
+            names[i], attributes[i] = record["key"], _attributes(record["attributes"])
+            pictures[i], person[i] = (
+                source.pixels("photo", record["photo"]),
+                source.pixels("person_mask", record["person_mask"])[..., 0],
+            )
+            partners[i] = np.where(record["partners"] >= 0, record["partners"] + first[split], -1)
+        for column, name in _COLUMNS.items():
+            columns[column][i] = record[name]
+        for name, column in heads.items():
+            column[i] = record[f"head/{name}"]
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(decode, range(count)))
+    heads["albedo"] /= 255
+    return Records(
+        name=np.array(names),
+        test=np.array([split == "test" for split, _ in places]),
+        pictures=pictures,
+        person=person,
+        attributes=attributes,
+        heads=Head(size=np.full((count, 2), stored, np.float32), **heads),
+        partners=partners,
+        **columns,
+    )
+
+
+def _attributes(text: str) -> dict:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"attributes is no JSON: {error}") from error
+
+
+def held_out(names: np.ndarray, parts: int = HELD_OUT_PARTS) -> np.ndarray:
+    """Mask of the photos to measure on: a hash of the file's name decides, so it never changes as
+    photos are added.
+    """
+    return np.array([zlib.crc32(str(n).encode()) % parts == 0 for n in names])
+
+
+def training_split(records: Records) -> tuple[np.ndarray, np.ndarray]:
+    """Indices to train on and to measure on, as `prepare` split them."""
+    return np.flatnonzero(~records.test), np.flatnonzero(records.test)

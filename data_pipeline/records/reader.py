@@ -1,0 +1,261 @@
+"""Records by their number, in any order: what `caphuman prepare` wrote, read from its array_record
+files without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import os
+import threading
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from caphuman_jax.errors import DataError
+from data_pipeline.records import tf_example
+from data_pipeline.records.manifest import MANIFEST
+from data_pipeline.records.schema import NAME, VERSION, Feature
+
+# records of a split above which the files' own indices (38 bytes a record in memory) stay on disk
+_OFFLOAD = 1_000_000
+_SPARE_FILES = 256  # for whatever else the process has open
+
+
+class RecordsFolder:
+    """A dataset: `folder` as the user named it, or the folder of its version inside. Safe to use
+    from many threads, and can be pickled.
+
+    path: the version's folder. manifest: its manifest.json. features: of its records. size: side in
+    pixels of the pictures that they are for.
+    splits: number of records by split. files: paths and numbers of records of a split's files.
+    Raises DataError for a folder that is missing, unfinished, of another version or incomplete.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        if "://" in os.fspath(folder):
+            raise DataError(
+                f"{folder} is in a bucket, which training reads through a mount: mount it "
+                f"(gcsfuse, mount-s3 …) and give the folder there"
+            )
+        self.path = version_folder(Path(folder))
+        self.manifest = _json(self.path / MANIFEST)
+        try:
+            if (kind := self.manifest["file_format"]) != "array_record":
+                raise DataError(
+                    f"{self.path} holds {kind} files, which cannot be read in any order; make the "
+                    f"records again as array_record files"
+                )
+            self.features = tuple(Feature.from_dict(fields) for fields in self.manifest["features"])
+            self.size = int(self.manifest["settings"]["size"])
+            self.files = {
+                split: [
+                    (self.path / shard["file"], int(shard["records"])) for shard in found["shards"]
+                ]
+                for split, found in self.manifest["splits"].items()
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.path / MANIFEST} is damaged: it lacks {error}; make the records again with "
+                f"caphuman prepare"
+            ) from error
+        self._ends = {
+            split: list(itertools.accumulate(count for _, count in files))
+            for split, files in self.files.items()
+        }
+        self.splits = {split: ends[-1] if ends else 0 for split, ends in self._ends.items()}
+        for file, _ in itertools.chain(*self.files.values()):
+            if not file.is_file():
+                raise DataError(
+                    f"{file} is missing; copy it there again, or make the records again with "
+                    f"caphuman prepare"
+                )
+        self._readers, self._lock = {}, threading.Lock()
+
+    def __getstate__(self):
+        return {**self.__dict__, "_readers": None, "_lock": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _readers={}, _lock=threading.Lock())
+
+    def feature(self, name: str) -> Feature | None:
+        """The feature of that name, None where records have none."""
+        return next((f for f in self.features if f.name == name), None)
+
+    def count(self, split: str) -> int:
+        """Number of records of a split. Raises DataError for one that there is not, or that is
+        empty.
+        """
+        if not self.splits.get(split):
+            having = ", ".join(f"{name} ({n})" for name, n in sorted(self.splits.items()))
+            raise DataError(
+                f"{self.path} has no records in split {split!r}; splits and their records: "
+                f"{having or 'none'}"
+            )
+        return self.splits[split]
+
+    def place(self, split: str, index: int) -> tuple[Path, int]:
+        """File of record `index` of a split, and its number in that file."""
+        number = bisect.bisect_right(self._ends[split], index)
+        file, count = self.files[split][number]
+        return file, index - self._ends[split][number] + count
+
+    def read(self, split: str, indices: Iterable[int]) -> list[bytes]:
+        """The messages of records, in the order asked for. Raises DataError naming file and record
+        for one that is damaged.
+        """
+        total, found = self.count(split), {}
+        indices = [int(i) for i in indices]
+        for index in indices:
+            if not 0 <= index < total:
+                raise DataError(
+                    f"{self.path}: there is no record {index} in split {split!r}; they are "
+                    f"numbered from 0 to {total - 1}"
+                )
+            file, place = self.place(split, index)
+            found.setdefault(file, {})[place] = index
+        messages = {}
+        for file, places in found.items():
+            messages.update(zip(places.values(), self._read_file(split, file, list(places))))
+        return [messages[index] for index in indices]
+
+    def decode(self, message: bytes, only: Collection[str] | None = None) -> dict:
+        """See `example.decode`."""
+        return tf_example.decode(self.features, message, only)
+
+    def record(self, split: str, index: int, only: Collection[str] | None = None) -> dict:
+        """One record, decoded; images stay encoded (`pixels`). Raises DataError naming file and
+        record.
+        """
+        with self.naming(split, index):
+            return self.decode(self.read(split, [index])[0], only)
+
+    def pixels(self, name: str, encoded: bytes) -> np.ndarray:
+        """Pixels of an image entry. Raises DataError."""
+        return tf_example.decode_image(self.feature(name), encoded)
+
+    def naming(self, split: str, index: int) -> _Naming:
+        """A context in which a DataError gets the file's and record's names."""
+        return _Naming(self, split, index)
+
+    def _read_file(self, split: str, file: Path, places: list[int]) -> list[bytes]:
+        reader = self._reader(split, file)
+        try:
+            return reader.read(places)
+        except RuntimeError as error:
+            for place in places:  # which of them it is
+                try:
+                    reader.read([place])
+                except RuntimeError as one:
+                    raise DataError(
+                        f"{_named(file, place)} is damaged: {one}; make the records again, or copy "
+                        f"that file anew"
+                    ) from error
+            raise DataError(f"{file} cannot be read: {error}") from error
+
+    def _reader(self, split: str, file: Path):
+        if file in self._readers:
+            return self._readers[file]
+        with self._lock:
+            if file not in self._readers:
+                self._readers[file] = self._open(split, file)
+            return self._readers[file]
+
+    def _open(self, split: str, file: Path):
+        reader_type = array_record_reader()
+        _allow_open_files(sum(map(len, self.files.values())))
+        options = "readahead_buffer_size:0,max_parallelism:0"
+        if self.splits[split] > _OFFLOAD:
+            options += ",index_storage_option:offloaded,footer_prefetch_bytes:0"
+        count = dict(self.files[split])[file]
+        reader = reader_type(os.fspath(file), options=options, file_reader_buffer_size=1 << 15)
+        if not reader.ok() or reader.num_records() != count:
+            raise DataError(
+                f"{file} is damaged or cut off: it has {reader.num_records()} readable records of "
+                f"{count}; copy it anew, or make the records again"
+            )
+        return reader
+
+
+class _Naming:
+    def __init__(self, folder: RecordsFolder, split: str, index: int):
+        self._place = folder, split, index
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, DataError):
+            folder, split, index = self._place
+            named = _named(*folder.place(split, index))
+            if named not in str(error):
+                raise DataError(f"{named} (number {index} of {split}): {error}") from error
+
+
+def _named(file: Path, place: int) -> str:
+    return f"{file}, record {place}"
+
+
+def version_folder(folder: Path) -> Path:
+    """The folder that holds the manifest; DataError in one line that says what there is instead."""
+    for path in (folder / NAME / VERSION, folder):
+        if (path / MANIFEST).is_file():
+            version = _json(path / MANIFEST).get("version", VERSION)
+            if version != VERSION:
+                raise DataError(
+                    f"{path} holds records of version {version}, this program reads {VERSION}; "
+                    f"make them again with caphuman prepare"
+                )
+            return path
+    others = sorted(p.parent.name for p in (folder / NAME).glob(f"*/{MANIFEST}"))
+    if others:
+        raise DataError(
+            f"{folder} holds records of version {', '.join(others)}, this program reads {VERSION}; "
+            f"make them again with caphuman prepare"
+        )
+    if any(folder.glob(".work-*")):
+        raise DataError(
+            f"the records in {folder} are unfinished; run the same caphuman prepare again, it goes "
+            f"on where it stopped"
+        )
+    raise DataError(
+        f"{folder}: no records there; make them with caphuman prepare --photos PHOTOS --out "
+        f"{folder}"
+    )
+
+
+def _json(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{file} cannot be read: {error}; make the records again with caphuman prepare"
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file} is damaged; make the records again with caphuman prepare")
+    return content
+
+
+def array_record_reader():
+    """The class that reads array_record files. Raises DataError where the package is missing."""
+    try:
+        from array_record.python.array_record_module import ArrayRecordReader
+    except ImportError as error:
+        raise DataError(
+            f"records are read with the package array_record, which is not here: pip install "
+            f"'.[data]' ({error})"
+        ) from error
+    return ArrayRecordReader
+
+
+def _allow_open_files(count: int) -> None:
+    """Every file of a dataset stays open; the usual limit is 1,024 of them."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
