@@ -8,7 +8,7 @@ EXTRAS = {
     "train": [
         "onnx",
         "tensorboardX",
-    ],  # recognisers as losses; TensorBoard's files without TensorFlow
+    ],  # recognizers as losses; TensorBoard's files without TensorFlow
     # importlib-resources: tensorflow-datasets imports it without asking for it
     "data": [
         "tensorflow-cpu",

@@ -41,7 +41,7 @@ FULL = Layout(
     albedo=(4801, 3),
     identity_side=224,
     captions=4,
-    recogniser="facenet",
+    recognizer="facenet",
     moments=(64, 64, 8),
     text=768,
     image_tokens=(257, 1024),
@@ -224,7 +224,7 @@ def make_up(folder: Path, count: int, hints: bool, options: str) -> Path:
 
 def _hints(layout: Layout) -> np.ndarray:
     """Hints of a head in the middle as they are stored, (3S, S, 3) uint8."""
-    from rasteriser import heads
+    from rasterizer import heads
 
     from caphuman_jax.head.base import load_head
     from caphuman_jax.head.head import unstack

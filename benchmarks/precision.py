@@ -137,9 +137,9 @@ def recorded(parity, cfg, size):
     inputs = {
         "x": parity.image("in/x", (batch, channels, height, width)),
         "t": jnp.asarray(forward["t"], jnp.float32),
-        "text": parity.tokens("in/text", (batch, 77, cfg.unet.context_width)),
+        "text": parity.tokens("in/text", (batch, 77, cfg.unet.cross_attention_dim)),
         "hints": parity.image("in/hint", (batch, 9, 8 * height, 8 * width)),
-        "empty": parity.tokens("in/uncond_text", (batch, 77, cfg.unet.context_width)),
+        "empty": parity.tokens("in/uncond_text", (batch, 77, cfg.unet.cross_attention_dim)),
         "image_tokens": parity.tokens("in/image_tokens", (batch, 257, cfg.identity.image_width)),
         "recognition": parity.tokens("in/id", (batch, 1, 512))[:, 0],
         "mask": jnp.asarray(forward["mask"].transpose(0, 2, 3, 1)),

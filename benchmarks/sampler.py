@@ -1,4 +1,4 @@
-"""The sampler: pictures a second and latency, memory, utilisation; and what its savings cost in
+"""The sampler: pictures a second and latency, memory, utilization; and what its savings cost in
 likeness to pictures of 50 steps.
 
     python benchmarks/sampler.py [--model mini|sd15|FOLDER] [--batch 1 8] [--size 512] [--steps 20] [--guidance 7] [--memory normal]
@@ -176,7 +176,7 @@ def measure(pipe, variants, batch, args) -> list[dict]:
                 limit = args.devices * peak / line["tflop_a_picture"] / 1e12
                 line |= {
                     "limit_pictures_a_second": limit,
-                    "utilisation": line["pictures_a_second"] / limit,
+                    "utilization": line["pictures_a_second"] / limit,
                 }
         print(
             json.dumps(
@@ -342,7 +342,7 @@ def likeness(pipe, variants, count: int) -> list[dict]:
 
 
 def look(pipe, picture):
-    """dlib's vector and the recogniser's feature map, at length 1, of the face in a picture; None
+    """dlib's vector and the recognizer's feature map, at length 1, of the face in a picture; None
     where there is none.
     """
     try:

@@ -49,11 +49,11 @@ MODELS = {
         image_size=64,
         unet=UNetConfig(
             channels=32,
-            multipliers=(1, 2),
-            res_blocks=1,
-            attention_downsamplings=(1, 2),
+            channel_multipliers=(1, 2),
+            blocks_per_level=1,
+            attention_resolutions=(1, 2),
             heads=2,
-            context_width=32,
+            cross_attention_dim=32,
             groups=8,
         ),
     ),
@@ -161,7 +161,7 @@ def measure(
     shapes = capface.stored_batch(model, cfg.batch)
     empty = {
         "ids": np.zeros(model.text.length, np.int32),
-        "text": np.zeros((model.text.length, model.unet.context_width), np.float32),
+        "text": np.zeros((model.text.length, model.unet.cross_attention_dim), np.float32),
     }
     recipe = capface.make_recipe(model, cfg, base, shapes, mesh=mesh, empty_text=empty, hashes={})
     state = frozen = rows = None

@@ -13,18 +13,18 @@ from caphuman_jax.errors import ModelFolderError
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Denoising UNet. `attention_downsamplings` are the factors (1, 2, 4 …) at which transformer
+    """Denoising UNet. `attention_resolutions` are the factors (1, 2, 4 …) at which transformer
     blocks sit.
     """
 
     in_channels: int = 4
     out_channels: int = 4
     channels: int = 320
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    res_blocks: int = 2
-    attention_downsamplings: tuple[int, ...] = (1, 2, 4)
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks_per_level: int = 2
+    attention_resolutions: tuple[int, ...] = (1, 2, 4)
     heads: int = 8
-    context_width: int = 768
+    cross_attention_dim: int = 768
     groups: int = 32
 
 
@@ -42,28 +42,28 @@ class CapFaceConfig:
 class IdentityConfig:
     """Identity projector and where its inputs come from.
 
-    `recogniser` names the face recognition network that the weights were trained with;
-    `image_tokens` is "clip" (CLIP ViT last hidden state) or "recogniser" (its last feature map).
+    `recognizer` names the face recognition network that the weights were trained with;
+    `image_tokens` is "clip" (CLIP ViT last hidden state) or "recognizer" (its last feature map).
     """
 
     recognition_width: int = 512
     image_width: int = 1024
-    recogniser: str = "facenet"
+    recognizer: str = "facenet"
     image_tokens: str = "clip"
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
     """KL autoencoder. `patch` > 1 begins and ends with space-to-depth; downsampling = patch *
-    2**(len(multipliers)-1).
+    2**(len(channel_multipliers)-1).
     """
 
     image_channels: int = 3
     patch: int = 1
     encoder_channels: int = 128
     decoder_channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    res_blocks: int = 2
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks_per_level: int = 2
     latent_channels: int = 4
     groups: int = 32
     scale: float = 0.18215
@@ -71,7 +71,7 @@ class VAEConfig:
     @property
     def downsampling(self) -> int:
         """Picture side over latent side."""
-        return self.patch * 2 ** (len(self.multipliers) - 1)
+        return self.patch * 2 ** (len(self.channel_multipliers) - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class DiffusionConfig:
     `zero_terminal_snr`: betas rescaled so that the last step is noise alone (arXiv 2305.08891,
     algorithm 1); needs "v"."""
 
-    train_steps: int = 1000
+    num_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     prediction: str = "epsilon"
@@ -133,7 +133,7 @@ class SamplingConfig:
 class ModelConfig:
     """Everything that decides the shapes of a model's weights.
 
-    `image_encoder` None: image tokens come from the recogniser. `controlnets` names the ControlNets
+    `image_encoder` None: image tokens come from the recognizer. `controlnets` names the ControlNets
     (arXiv 2302.05543) that come with the model, each a network "controlnet_NAME" of the shape that
     `controlnet` gives."""
 
@@ -198,26 +198,26 @@ MINI = ModelConfig(
         in_channels=8,
         out_channels=8,
         channels=64,
-        multipliers=(1, 2, 2),
-        res_blocks=1,
-        attention_downsamplings=(2, 4),
+        channel_multipliers=(1, 2, 2),
+        blocks_per_level=1,
+        attention_resolutions=(2, 4),
         heads=4,
-        context_width=128,
+        cross_attention_dim=128,
         groups=16,
     ),
     capface=CapFaceConfig(hint_widths=(16, 32, 64, 96)),
     identity=IdentityConfig(
         recognition_width=192,
         image_width=512,
-        recogniser="mobilefacenet",
-        image_tokens="recogniser",
+        recognizer="mobilefacenet",
+        image_tokens="recognizer",
     ),
     vae=VAEConfig(
         patch=2,
         encoder_channels=32,
         decoder_channels=48,
-        multipliers=(1, 2, 3),
-        res_blocks=1,
+        channel_multipliers=(1, 2, 3),
+        blocks_per_level=1,
         latent_channels=8,
         groups=16,
         scale=1.0,

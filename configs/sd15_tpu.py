@@ -1,4 +1,4 @@
-"""`sd15` for TPU slices: the optimiser split over the chips (ZeRO), eight pictures a chip on a
+"""`sd15` for TPU slices: the optimizer split over the chips (ZeRO), eight pictures a chip on a
 v5e-16; docs/compile.md has what fits where.
 """
 

@@ -18,7 +18,7 @@ from caphuman_jax.config import DiffusionConfig
 from caphuman_jax.diffusion.loss import BANDS
 
 HELD_OUT = "evaluation/loss"
-TIMESTEPS = DiffusionConfig().train_steps
+TIMESTEPS = DiffusionConfig().num_timesteps
 
 
 def main() -> None:

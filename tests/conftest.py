@@ -12,7 +12,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-# LLVM's optimisation takes up to two thirds of compiling, and the networks here are tiny. XLA's own
+# LLVM's optimization takes up to two thirds of compiling, and the networks here are tiny. XLA's own
 # passes all run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 

@@ -19,7 +19,7 @@ from caphuman_jax.models import registry
 
 
 def entries(shipped):
-    """The shipped head in FLAME's form and metres: 300 + 100 directions, joints by a regressor, a
+    """The shipped head in FLAME's form and meters: 300 + 100 directions, joints by a regressor, a
     jaw that bends.
     """
     mean = shipped.mean / np.float64(10)

@@ -71,8 +71,8 @@ def test_the_compiler_knows_its_options():
 
 
 def convolving() -> Recipe:
-    """A 3×3 convolution that learns to copy, large enough for its optimiser to be split."""
-    optimiser, frozen = (
+    """A 3×3 convolution that learns to copy, large enough for its optimizer to be split."""
+    optimizer, frozen = (
         optax.adamw(1e-2),
         {"base": {"conv": {"kernel": np.full((3, 3, 64, 64), 0.01, np.float32)}}},
     )
@@ -92,7 +92,7 @@ def convolving() -> Recipe:
             )
 
         loss, grads = jax.value_and_grad(loss_fn)(state["params"])
-        params, opt = update(optimiser, grads, state["opt"], state["params"])
+        params, opt = update(optimizer, grads, state["opt"], state["params"])
         return {"params": params, "opt": opt, "ema": {}, "step": state["step"] + 1}, {"loss": loss}
 
     init = lambda: {
@@ -107,7 +107,7 @@ def convolving() -> Recipe:
     }
     begin = lambda params: {
         "params": params,
-        "opt": optimiser.init(params),
+        "opt": optimizer.init(params),
         "ema": {},
         "step": jnp.int32(0),
     }

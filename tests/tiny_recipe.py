@@ -33,7 +33,7 @@ class Training:
 
 
 def recipe(cfg: Training = Training(), **changes) -> Recipe:
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
     frozen = {
         "base": {
             "kernel": np.random.default_rng(cfg.frozen_seed)
@@ -54,7 +54,7 @@ def recipe(cfg: Training = Training(), **changes) -> Recipe:
     def begin(params):
         return {
             "params": params,
-            "opt": optimiser.init(params),
+            "opt": optimizer.init(params),
             "ema": jax.tree.map(jnp.copy, params),
             "step": jnp.int32(0),
         }
@@ -79,7 +79,7 @@ def recipe(cfg: Training = Training(), **changes) -> Recipe:
         (loss, error), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state["params"], frozen, batch["x"], noise, state["step"] == cfg.bad_at
         )
-        params, opt = update(optimiser, grads, state["opt"], state["params"])
+        params, opt = update(optimizer, grads, state["opt"], state["params"])
         after = state["step"] + 1
         metrics = {
             "loss": loss,

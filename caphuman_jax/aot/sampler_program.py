@@ -105,7 +105,7 @@ def conditions(model: ModelConfig, count: int) -> dict[str, Any]:
     encoder, side, length = model.image_encoder, model.image_size, model.text.length
     tokens = (
         (encoder.image_size // encoder.patch) ** 2 + 1 if encoder else 49
-    )  # the recogniser's last feature map has 7 × 7
+    )  # the recognizer's last feature map has 7 × 7
     array = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.float32)
     ids = jax.ShapeDtypeStruct((count, length), jnp.int32)
     return {

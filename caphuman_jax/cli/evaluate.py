@@ -11,7 +11,7 @@ from pathlib import Path
 from caphuman_jax.errors import CapHumanError, DataError
 from caphuman_jax.evaluation import design
 
-# Two recognised faces are the least that "other people" can mean.
+# Two recognized faces are the least that "other people" can mean.
 _FEWEST = 2
 
 

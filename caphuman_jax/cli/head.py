@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         metavar="PHOTO",
-        help="photo of the person, or an identity file; whose shape and colours the head has",
+        help="photo of the person, or an identity file; whose shape and colors the head has",
     )
     parser.add_argument(
         "--numbers",
         metavar="FILE.json",
         help="a head.json, edited or not, or a few of its entries; with --reference the shape and "
-        "colours are the reference's",
+        "colors are the reference's",
     )
     parser.add_argument(
         "--sequence",
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also hints.npz: the nine channels as numbers, hints (H, W, 9)",
     )
     parser.add_argument("--turntable", action="store_true", help="also turntable.gif")
-    parser.add_argument("--obj", action="store_true", help="also head.obj, with vertex colours")
+    parser.add_argument("--obj", action="store_true", help="also head.obj, with vertex colors")
     parser.add_argument(
         "--model",
         default="mini",

@@ -46,7 +46,7 @@ def add_arguments(parser) -> None:
     parts.add_argument(
         "--facenet",
         metavar="FILE",
-        help="FaceNet, 20180402-114759-vggface2.pt: the recogniser that CapHuman was trained with",
+        help="FaceNet, 20180402-114759-vggface2.pt: the recognizer that CapHuman was trained with",
     )
     parts.add_argument(
         "--face-parsing",

@@ -124,7 +124,7 @@ def _ddim(config: DiffusionConfig, steps: int, spacing: str, eta: float) -> Plan
     else:
         # Diffusers' rule, which people's pictures were made with: the stride is whole even where
         # the timesteps' is not, so that a step need not end quite where the next begins.
-        before = np.maximum(times - config.train_steps // steps, 0)
+        before = np.maximum(times - config.num_timesteps // steps, 0)
     alpha, after = levels[times], levels[before]
     variance = eta**2 * (1 - after) / (1 - alpha) * (1 - alpha / after)
     signal, spread = np.sqrt(alpha), np.sqrt(1 - alpha)
@@ -152,8 +152,8 @@ def _dpmpp_2m_karras(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
     """The same on the noise levels of arXiv 2206.00364, eq. 5 with ρ = 7, and the nearest whole
     timesteps; `spacing` is not used.
     """
-    if not 1 <= steps <= config.train_steps:
-        raise SettingError(f"steps is {steps}; it must lie between 1 and {config.train_steps}")
+    if not 1 <= steps <= config.num_timesteps:
+        raise SettingError(f"steps is {steps}; it must lie between 1 and {config.num_timesteps}")
     # From float32 levels, as everywhere: 1 − ᾱ₀ loses four digits, and whole timesteps hang on it.
     # Reproducing pictures needs the same.
     known = _sigmas(config, np.float32)
@@ -220,8 +220,8 @@ def _euler_a(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
     """
     times = schedule.timesteps(config, steps, spacing)
     if spacing == "linspace":  # fractional timesteps are kept, as in Diffusers
-        times = np.linspace(0, config.train_steps - 1, steps)[::-1]
-    sigmas = np.append(np.interp(times, np.arange(config.train_steps), _sigmas(config)), 0.0)
+        times = np.linspace(0, config.num_timesteps - 1, steps)[::-1]
+    sigmas = np.append(np.interp(times, np.arange(config.num_timesteps), _sigmas(config)), 0.0)
     signal, spread = _signal_and_spread(sigmas)
     shrink = np.square(sigmas[1:] / sigmas[:-1])
     return Plan(
@@ -242,12 +242,12 @@ def _lcm(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
     10."""
     if not 1 <= steps <= LCM_STEPS:
         raise SettingError(f"lcm takes 1 to {LCM_STEPS} steps, best 2 to 8, not {steps}")
-    if config.train_steps < LCM_STEPS:
+    if config.num_timesteps < LCM_STEPS:
         raise SettingError(
             f"lcm needs a schedule of at least {LCM_STEPS} timesteps; this model's has "
-            f"{config.train_steps}"
+            f"{config.num_timesteps}"
         )
-    known = np.arange(LCM_STEPS, 0, -1) * (config.train_steps // LCM_STEPS) - 1
+    known = np.arange(LCM_STEPS, 0, -1) * (config.num_timesteps // LCM_STEPS) - 1
     times = known[np.floor(np.linspace(0, LCM_STEPS, steps, endpoint=False)).astype(int)]
     alpha = schedule.alphas(config, np.float64)[times]
     after = np.append(alpha[1:], 1.0)
@@ -264,7 +264,7 @@ def _lcm(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
 
 
 def _sigmas(config: DiffusionConfig, precision=np.float64) -> np.ndarray:
-    """σ (train_steps,) float64, ascending and finite, of levels of that precision."""
+    """σ (num_timesteps,) float64, ascending and finite, of levels of that precision."""
     levels = np.maximum(schedule.alphas(config, precision).astype(np.float64), _NEARLY_ZERO)
     return np.sqrt((1 - levels) / levels)
 

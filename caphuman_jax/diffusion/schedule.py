@@ -14,7 +14,7 @@ SPACINGS = ("original", "leading", "trailing", "linspace")
 
 
 def alphas(config: DiffusionConfig, dtype=np.float32) -> np.ndarray:
-    """Cumulative signal levels (train_steps,), computed in float64.
+    """Cumulative signal levels (num_timesteps,), computed in float64.
 
     With `zero_terminal_snr` the square roots are shifted and stretched so that the first stays and
     the last is exactly 0 (arXiv 2305.08891, algorithm 1). Raises SettingError where that meets
@@ -32,7 +32,7 @@ def alphas(config: DiffusionConfig, dtype=np.float32) -> np.ndarray:
 
 
 def betas(config: DiffusionConfig) -> np.ndarray:
-    """Variances (train_steps,) float64, linear in the square root of beta as Stable Diffusion has
+    """Variances (num_timesteps,) float64, linear in the square root of beta as Stable Diffusion has
     them; the last 1 with `zero_terminal_snr`.
     """
     if not config.zero_terminal_snr:
@@ -47,14 +47,14 @@ def timesteps(
     """Timesteps (S,) int32, noisiest first, S at most `steps` but for "original".
 
     "original": 1, 1 + ⌊T/steps⌋, … as CapHuman and the first Stable Diffusion code do, which gives
-    one step more where `steps` does not divide T = train_steps. "leading": the same stride, never
+    one step more where `steps` does not divide T = num_timesteps. "leading": the same stride, never
     more than `steps`. "trailing": evenly back from T − 1. "linspace": evenly from T − 1 to 0 (the
     last three as arXiv 2305.08891, table 2, names them). Values are held below T, so that no step
     falls off the schedule (with the original spacing 3 steps would ask for t = 1000).
 
     end_is_counted: "leading" and "linspace" are laid out for one point more, and the last one, near
     0, is left out: it is where the last step of a solver ends. Raises SettingError."""
-    total, points = config.train_steps, steps + end_is_counted
+    total, points = config.num_timesteps, steps + end_is_counted
     check_spacing(spacing)
     most = total - end_is_counted if spacing != "trailing" else total
     if not 1 <= steps <= most:
@@ -81,7 +81,7 @@ def check_spacing(spacing: str) -> None:
 def _plain_betas(config: DiffusionConfig) -> np.ndarray:
     return (
         np.linspace(
-            config.beta_start**0.5, config.beta_end**0.5, config.train_steps, dtype=np.float64
+            config.beta_start**0.5, config.beta_end**0.5, config.num_timesteps, dtype=np.float64
         )
         ** 2
     )

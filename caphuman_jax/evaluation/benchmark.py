@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from caphuman_jax.errors import CapHumanError, DataError
 from caphuman_jax.evaluation import design
-from caphuman_jax.evaluation.measure import RECOGNISERS, HeadNumbers, Seen, look
+from caphuman_jax.evaluation.measure import RECOGNIZERS, HeadNumbers, Seen, look
 from caphuman_jax.face import align
 from caphuman_jax.head.base import Morphable
 from caphuman_jax.head.camera import transform_head
@@ -36,7 +36,7 @@ class Subject:
     """One person of the run. name: the photo's file name; picture (S, S, 3) uint8: the photo as the
     model frames it;
     head: fitted in it; person: whatever the generator wants back; vectors: of the photo, by each of
-    RECOGNISERS.
+    RECOGNIZERS.
     """
 
     name: str
@@ -230,7 +230,7 @@ def outcome_record(model: Morphable, outcome: Outcome, subjects: Sequence[Subjec
         "measured": numbers_record(model, outcome.seen.numbers) if found else None,
         "distance": {
             name: _rounded(np.linalg.norm(outcome.seen.vectors[name] - own[name]))
-            for name in RECOGNISERS
+            for name in RECOGNIZERS
         }
         if found
         else None,

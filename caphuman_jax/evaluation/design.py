@@ -132,14 +132,14 @@ def check_heads(model: Morphable, own: Head, heads: tuple[str, ...]) -> None:
 
 
 def asked_background(prompt: str) -> str | None:
-    """The colour word before "background" in a prompt: "…, dark blue background" gives "blue"; None
+    """The color word before "background" in a prompt: "…, dark blue background" gives "blue"; None
     if there is none.
     """
     found = re.search(r"(\w+) background", prompt)
     return found.group(1) if found else None
 
 
-def asks_without_colour(prompt: str) -> bool:
+def asks_without_color(prompt: str) -> bool:
     """Whether a prompt asks for a black-and-white picture."""
     return "black-and-white" in prompt or "black and white" in prompt
 

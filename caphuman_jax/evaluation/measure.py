@@ -1,4 +1,4 @@
-"""What a finished picture shows, estimated anew: face, head, recognition vectors, colours."""
+"""What a finished picture shows, estimated anew: face, head, recognition vectors, colors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from caphuman_jax.face import recognition, segmentation
-from caphuman_jax.face.colors import BACKGROUND, colour_word, measure_colours
+from caphuman_jax.face.colors import BACKGROUND, color_word, measure_colors
 from caphuman_jax.face.face import Face, find_faces
 from caphuman_jax.face.landmarks import expression_names
 from caphuman_jax.head import editing
@@ -19,7 +19,7 @@ from caphuman_jax.head.fitting import heads_from_photos
 from caphuman_jax.head.head import Head, unstack
 from caphuman_jax.head.lighting import SH_CONSTANTS
 
-RECOGNISERS = ("dlib", "mobilefacenet")
+RECOGNIZERS = ("dlib", "mobilefacenet")
 GREY_CHROMA = 6.0  # mean Lab chroma below which a picture counts as black-and-white
 
 
@@ -56,7 +56,7 @@ def light_from(light: np.ndarray) -> np.ndarray:
     """(2,) how much more light comes from the right of the picture and from above than evenly, from
     SH light (9, 3).
 
-    The first-order terms along x and y over the constant one, colours averaged. 0: as much from
+    The first-order terms along x and y over the constant one, colors averaged. 0: as much from
     either side."""
     terms = np.asarray(light, np.float64).mean(axis=-1) * SH_CONSTANTS
     return terms[1:3] / max(terms[0], 1e-6)
@@ -65,8 +65,8 @@ def light_from(light: np.ndarray) -> np.ndarray:
 @dataclasses.dataclass(frozen=True)
 class Seen:
     """What a picture shows: faces found; numbers of the largest face's head; vectors (a
-    recogniser's name to a vector; NaN without a face); chroma, the mean over the picture in Lab;
-    background, its colour word or None.
+    recognizer's name to a vector; NaN without a face); chroma, the mean over the picture in Lab;
+    background, its color word or None.
     """
 
     faces: int
@@ -88,7 +88,7 @@ def look(model: Morphable, pictures: Sequence[np.ndarray]) -> list[Seen]:
 
 
 def recognition_vectors(picture: np.ndarray, landmarks: np.ndarray) -> dict[str, np.ndarray]:
-    """Vectors of one face by each of RECOGNISERS."""
+    """Vectors of one face by each of RECOGNIZERS."""
     return {
         "dlib": recognition.dlib_vector(picture, landmarks),
         "mobilefacenet": recognition.identity(picture, landmarks)[0],
@@ -137,8 +137,8 @@ def _seen(model, picture, faces, head):
     size = picture.shape[0]
     landmarks = faces[0].landmarks
     person = cv2.resize(segmentation.person_mask(picture), (256, 256), interpolation=cv2.INTER_AREA)
-    colours = measure_colours(picture, person, landmarks / size, np.array([0, 0, 1, 1], np.float32))
-    background = colour_word(colours[BACKGROUND, :3]) if colours[BACKGROUND, 3] > 0.04 else None
+    colors = measure_colors(picture, person, landmarks / size, np.array([0, 0, 1, 1], np.float32))
+    background = color_word(colors[BACKGROUND, :3]) if colors[BACKGROUND, 3] > 0.04 else None
     return Seen(
         len(faces),
         HeadNumbers.of(model, head),

@@ -170,21 +170,21 @@ def _main_rows(results, floor):
         ]
 
     rows = [row("face found", "face_found", True)]
-    for recogniser, mark in (("dlib", ""), ("mobilefacenet", ", conditioned on")):
+    for recognizer, mark in (("dlib", ""), ("mobilefacenet", ", conditioned on")):
         rows += [
-            row(f"identity AUC ({recogniser}{mark})", f"identity.{recogniser}.auc"),
+            row(f"identity AUC ({recognizer}{mark})", f"identity.{recognizer}.auc"),
             row(
-                f"identity AUC by centred cosine ({recogniser}{mark})",
-                f"identity.{recogniser}.auc_centred_cosine",
+                f"identity AUC by centered cosine ({recognizer}{mark})",
+                f"identity.{recognizer}.auc_centered_cosine",
             ),
             row(
-                f"rank-1 among all ({recogniser}{mark})",
-                f"identity.{recogniser}.rank1_among_all",
+                f"rank-1 among all ({recognizer}{mark})",
+                f"identity.{recognizer}.rank1_among_all",
                 True,
             ),
             row(
-                f"rank-1 among {RANKED_AMONG} ({recogniser}{mark})",
-                f"identity.{recogniser}.rank1_among_{RANKED_AMONG}",
+                f"rank-1 among {RANKED_AMONG} ({recognizer}{mark})",
+                f"identity.{recognizer}.rank1_among_{RANKED_AMONG}",
                 True,
             ),
         ]
@@ -249,14 +249,14 @@ def _prompt_lines(prompts):
         )
     if background := prompts.get("background"):
         words = "; ".join(
-            f"{colour}: {_percent(share)}" for colour, share in background["by_colour"].items()
+            f"{color}: {_percent(share)}" for color, share in background["by_color"].items()
         )
         lines.append(
-            f"* background of the colour asked for: {_percent(background['value'])} (chance "
+            f"* background of the color asked for: {_percent(background['value'])} (chance "
             f"{_percent(background['chance'])}); {words}."
         )
     return lines or [
-        "No prompt asked for what is measured here (black-and-white; a background colour)."
+        "No prompt asked for what is measured here (black-and-white; a background color)."
     ]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from caphuman_jax.evaluation import design, metrics
 from caphuman_jax.evaluation.benchmark import Outcome, Subject
-from caphuman_jax.evaluation.measure import GREY_CHROMA, RECOGNISERS
+from caphuman_jax.evaluation.measure import GREY_CHROMA, RECOGNIZERS
 from caphuman_jax.head.base import Morphable
 
 # mobilefacenet cosine above which two reference photos show one person; they are not "other people"
@@ -61,7 +61,7 @@ def compute(
             "interval": metrics.interval(np.mean, [found], person, seed),
         },
         "more_than_one_face": float(np.mean([o.seen.faces > 1 for o in outcomes])),
-        "identity": {name: identity(name, subjects, outcomes, seed) for name in RECOGNISERS},
+        "identity": {name: identity(name, subjects, outcomes, seed) for name in RECOGNIZERS},
         "pose": pose(outcomes, person, seed),
         "expression": expression(model, outcomes, person, seed),
         "light": {
@@ -93,7 +93,7 @@ def goals(report: dict) -> dict[str, dict]:
 
 
 def identity(
-    recogniser: str, subjects: Sequence[Subject], outcomes: Sequence[Outcome], seed: int
+    recognizer: str, subjects: Sequence[Subject], outcomes: Sequence[Outcome], seed: int
 ) -> dict:
     """How surely a result is told to show its own reference person rather than another of the run.
 
@@ -101,23 +101,23 @@ def identity(
     sides: raw cosines of dlib's vectors all lie near 1. AUC by chance is 0.5, rank-1 is 1 in the
     number of people."""
     person = np.array([o.person for o in outcomes])
-    references = np.stack([s.vectors[recogniser] for s in subjects]).astype(np.float64)
-    results = np.stack([o.seen.vectors[recogniser] for o in outcomes]).astype(np.float64)
+    references = np.stack([s.vectors[recognizer] for s in subjects]).astype(np.float64)
+    results = np.stack([o.seen.vectors[recognizer] for o in outcomes]).astype(np.float64)
     comparable = different_people(subjects)[person]
     distance = np.linalg.norm(results[:, None] - references[None], axis=-1)
-    centre = references.mean(axis=0) if len(references) > 1 else 0.0
-    cosine = _unit(results - centre) @ _unit(references - centre).T
+    center = references.mean(axis=0) if len(references) > 1 else 0.0
+    cosine = _unit(results - center) @ _unit(references - center).T
     others = comparable & np.isfinite(distance)
     others[np.arange(len(person)), person] = False
     own = np.take_along_axis(cosine, person[:, None], axis=1)[:, 0]
     answer = {
-        "conditioned_on": recogniser == "mobilefacenet",
+        "conditioned_on": recognizer == "mobilefacenet",
         "auc": _auc(distance, person, comparable, seed),
-        "auc_centred_cosine": _auc(-cosine, person, comparable, seed),
+        "auc_centered_cosine": _auc(-cosine, person, comparable, seed),
         "own_distance": _spread(distance[np.arange(len(person)), person]),
         "other_distance": _spread(distance[others]),
-        "own_centred_cosine": _spread(own),
-        "other_centred_cosine": _spread(cosine[others]),
+        "own_centered_cosine": _spread(own),
+        "other_centered_cosine": _spread(cosine[others]),
         "pairs_left_out_as_same_person": int((~different_people(subjects)).sum() // 2),
     }
     nearer, count = metrics.closer_people(distance, person, comparable)
@@ -227,10 +227,10 @@ def prompts(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
 
     black_and_white: how often a result is black-and-white (chroma below GREY_CHROMA) exactly when
     that is asked for;
-    background: of results whose prompt names a background colour and that show a face, how often it
+    background: of results whose prompt names a background color and that show a face, how often it
     is measured to be so ("dark blue" counts as blue)."""
     answer: dict = {}
-    grey_asked = np.array([float(design.asks_without_colour(o.request.prompt)) for o in outcomes])
+    grey_asked = np.array([float(design.asks_without_color(o.request.prompt)) for o in outcomes])
     chroma = np.array([o.seen.chroma for o in outcomes])
     if 0 < grey_asked.mean() < 1:
         right = lambda a, m: float(np.mean(a == (m < GREY_CHROMA)))
@@ -247,7 +247,7 @@ def prompts(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
         answer["background"] = metrics.summary(
             same, asked[kept], shown[kept], person[kept], seed
         ) | {
-            "by_colour": {
+            "by_color": {
                 c: same(asked[kept & (asked == c)], shown[kept & (asked == c)])
                 for c in sorted(set(asked[kept]))
             },

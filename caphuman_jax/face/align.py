@@ -81,7 +81,7 @@ def warp(
     shrink = int(1 / scale) if scale < 0.5 else 1
     if shrink > 1:
         image, matrix = _shrink_part(image, matrix, (height, width), shrink)
-    # cv2 counts from pixel centres.
+    # cv2 counts from pixel centers.
     matrix = matrix.copy()
     matrix[:, 2] += 0.5 * matrix[:, :2].sum(1) - 0.5
     mode = {"black": cv2.BORDER_CONSTANT, "repeat": cv2.BORDER_REPLICATE}[border]

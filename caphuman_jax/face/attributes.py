@@ -1,6 +1,6 @@
-"""What a face wears: linear probes on the recogniser's feature map, for captions.
+"""What a face wears: linear probes on the recognizer's feature map, for captions.
 
-Made here by logistic regression on 360 hand-labelled portraits; held-out area under the curve 0.94
+Made here by logistic regression on 360 hand-labeled portraits; held-out area under the curve 0.94
 (beard) to 0.99 (long hair), 0.98 for glasses. A drawing or painting is told from a photo the same
 way. Nothing about a person's sex, age or origin is estimated."""
 
@@ -26,7 +26,7 @@ def names() -> tuple[str, ...]:
 
 
 def scores(features: np.ndarray) -> np.ndarray:
-    """(N, A) scores from feature maps (N, 49, 512) of `recognise.mobilefacenet`; above 0: the
+    """(N, A) scores from feature maps (N, 49, 512) of `recognize.mobilefacenet`; above 0: the
     attribute is there.
 
     The upper three rows below the topmost (eyes, hair) and the lower three (nose, mouth, chin) are

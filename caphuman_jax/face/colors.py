@@ -1,11 +1,11 @@
-"""What colours a portrait has: of background, clothes, hair and face, as numbers and as words."""
+"""What colors a portrait has: of background, clothes, hair and face, as numbers and as words."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-# Lab (D65) of the colour words, by eye on portraits' backgrounds and clothes.
+# Lab (D65) of the color words, by eye on portraits' backgrounds and clothes.
 SURFACE = {
     "black": (12, 0, 0),
     "dark grey": (32, 0, 0),
@@ -29,7 +29,7 @@ SURFACE = {
 BACKGROUND, CLOTHES, HAIR, FACE, WHOLE = range(5)
 
 
-def measure_colours(
+def measure_colors(
     crop: np.ndarray, person: np.ndarray, landmarks: np.ndarray, covered: np.ndarray
 ) -> np.ndarray:
     """(5, 4) float32: Lab medians and share of pixels of background, clothes, hair above the brow,
@@ -63,8 +63,8 @@ def measure_colours(
     return result
 
 
-def colour_word(lab: np.ndarray, words: dict[str, tuple[int, int, int]] = SURFACE) -> str | None:
-    """The nearest colour word, or None for NaN. Chroma counts more than lightness, as in speech."""
+def color_word(lab: np.ndarray, words: dict[str, tuple[int, int, int]] = SURFACE) -> str | None:
+    """The nearest color word, or None for NaN. Chroma counts more than lightness, as in speech."""
     if not np.all(np.isfinite(lab)):
         return None
     names = list(words)
@@ -72,11 +72,11 @@ def colour_word(lab: np.ndarray, words: dict[str, tuple[int, int, int]] = SURFAC
     return names[int(np.argmin(np.sum((difference * (0.7, 1.0, 1.0)) ** 2, axis=1)))]
 
 
-def is_monochrome(colours: np.ndarray) -> bool:
-    """No colours in the picture, or one tint all over (sepia, a green or blue print): every part
+def is_monochrome(colors: np.ndarray) -> bool:
+    """No colors in the picture, or one tint all over (sepia, a green or blue print): every part
     has the same hue.
     """
-    parts = colours[np.isfinite(colours[:, 0]), 1:3]
+    parts = colors[np.isfinite(colors[:, 0]), 1:3]
     if np.all(np.abs(parts - parts.mean(0)) < 7) and np.all(np.linalg.norm(parts, axis=1) < 24):
         return True
     tinted = parts[np.linalg.norm(parts, axis=1) > 4]

@@ -11,7 +11,7 @@ _EYE_CORNERS = (33, 263)
 
 
 def head_square(landmarks: np.ndarray, factor: float = HEAD_SQUARE) -> tuple[np.ndarray, float]:
-    """Centre (x, y) and side, in photo pixels, of the upright square around the head with these
+    """Center (x, y) and side, in photo pixels, of the upright square around the head with these
     landmarks (478, 2+).
 
     The landmarks fill a little over half of it; hair, ears and a collar have room.

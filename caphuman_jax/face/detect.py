@@ -62,13 +62,13 @@ def search(image: np.ndarray, min_score: float = MIN_SCORE) -> Iterator[list[Det
 
 @functools.cache
 def anchors() -> np.ndarray:
-    """(896, 2) anchor centres (x, y) in [0, 1]: a 16x16 grid with 2 per cell, then an 8x8 grid with
+    """(896, 2) anchor centers (x, y) in [0, 1]: a 16x16 grid with 2 per cell, then an 8x8 grid with
     6.
     """
     parts = []
     for cells, repeats in ((16, 2), (8, 6)):
-        centres = (np.arange(cells) + 0.5) / cells
-        x, y = np.meshgrid(centres, centres)
+        centers = (np.arange(cells) + 0.5) / cells
+        x, y = np.meshgrid(centers, centers)
         parts.append(np.repeat(np.stack([x.ravel(), y.ravel()], 1), repeats, axis=0))
     return np.concatenate(parts).astype(np.float32)
 
@@ -82,8 +82,8 @@ def decode(
     scores = 1 / (1 + np.exp(-np.clip(logits, -80, 80)))
     keep = (scores >= min_score) & (regressors[:, 2:4] > 0).all(axis=1)
     r, a = regressors[keep] / SIZE, anchors()[keep]
-    centre, size = r[:, :2] + a, r[:, 2:4]
-    boxes = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
+    center, size = r[:, :2] + a, r[:, 2:4]
+    boxes = np.concatenate([center - size / 2, center + size / 2], axis=1)
     keypoints = r[:, 4:].reshape(-1, 6, 2) + a[:, None]
     return [Detection(b, float(s), k) for b, s, k in zip(boxes, scores[keep], keypoints)]
 

@@ -122,7 +122,7 @@ class FaceResult:
         return segmentation.face_mask(self.labels)
 
 
-def analyse(photo: PhotoSource, index: int | None = None) -> FaceResult:
+def analyze(photo: PhotoSource, index: int | None = None) -> FaceResult:
     """Read a photo (see images.read_photo), choose a face (see choose_face) and find all that is
     needed of it.
 

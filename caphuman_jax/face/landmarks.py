@@ -78,7 +78,7 @@ def _turned_axes(angle):
 
 
 def _upright_box(points, angle):
-    """Centre (in the picture) and larger side of the points' bounding box along the turned axes."""
+    """Center (in the picture) and larger side of the points' bounding box along the turned axes."""
     axes = _turned_axes(angle)
     turned = points @ axes.T
     low, high = turned.min(0), turned.max(0)

@@ -49,7 +49,7 @@ def mobilefacenet(crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dlib(crops: np.ndarray) -> np.ndarray:
-    """From aligned uint8 crops (N, 150, 150, 3): vectors (N, 128) float32, not normalised.
+    """From aligned uint8 crops (N, 150, 150, 3): vectors (N, 128) float32, not normalized.
 
     Distance below 0.6 means the same person; cosines sit between 0.8 and 1.
     """

@@ -139,6 +139,6 @@ def paint_outside_white(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _fill(labels, points, label):
-    # cv2 counts from pixel centres, in fixed-point fractions.
+    # cv2 counts from pixel centers, in fixed-point fractions.
     fixed = np.round((points - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32)
     cv2.fillPoly(labels, [fixed], int(label), shift=_SUBPIXEL_BITS)

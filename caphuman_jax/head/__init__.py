@@ -1,3 +1,3 @@
-"""Face → head → hints: morphable head, fit, pose, camera, light, albedo, rasteriser, and the mixing
+"""Face → head → hints: morphable head, fit, pose, camera, light, albedo, rasterizer, and the mixing
 of heads.
 """

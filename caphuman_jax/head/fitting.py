@@ -65,7 +65,7 @@ def heads_from_photos(
 
     photos (B,H,W,3) float32 in [0,1]; landmarks (B,478,3) in their pixels; expressions (B,52) in
     the model's order (see `morphable.expression_in_order`); masks (B,H,W) where each photo shows
-    the face, or None. Best on crops whose face is 100-400 px wide: each vertex takes the colour of
+    the face, or None. Best on crops whose face is 100-400 px wide: each vertex takes the color of
     one place of the photo."""
     batch, height, width = photos.shape[:3]
     sizes = jnp.broadcast_to(jnp.asarray([height, width], jnp.float32), (batch, 2))
@@ -85,7 +85,7 @@ def head_from_photo(
     photo's pixels.
 
     photo (H,W,3) uint8 RGB; landmarks (478,3) in its pixels; expression (E,) in the model's order;
-    mask (H,W) where the photo shows the face, or None. Colours are read from a 512-pixel square cut
+    mask (H,W) where the photo shows the face, or None. Colors are read from a 512-pixel square cut
     round the head: of one size for every photo, so that nothing is compiled twice. Raises HeadError
     if landmarks or photo are not that, or if the landmarks are not a face's."""
     photo, landmarks = np.asarray(photo), np.asarray(landmarks, np.float32)
@@ -101,8 +101,8 @@ def head_from_photo(
         )
     if np.ptp(landmarks[:, :2], axis=0).min() < 4:
         raise HeadError("the face is under 4 pixels wide in this photo; use a larger photo")
-    centre, side = crop.head_square(landmarks)
-    square, matrix, (left, top, right, bottom) = crop.crop_square(photo, centre, side, _SQUARE)
+    center, side = crop.head_square(landmarks)
+    square, matrix, (left, top, right, bottom) = crop.crop_square(photo, center, side, _SQUARE)
     factor, shift = np.float32(_SQUARE / side), matrix[:, 2].astype(np.float32)
     trusted = np.zeros((_SQUARE, _SQUARE), np.float32)
     trusted[int(top) : int(bottom), int(left) : int(right)] = 1
@@ -110,7 +110,7 @@ def head_from_photo(
         painted = np.repeat(np.asarray(mask, np.float32)[..., None] * 255, 3, axis=-1).astype(
             np.uint8
         )
-        trusted *= crop.crop_square(painted, centre, side, _SQUARE)[0][..., 0] / np.float32(255)
+        trusted *= crop.crop_square(painted, center, side, _SQUARE)[0][..., 0] / np.float32(255)
     inside = landmarks * factor + np.append(shift, np.float32(0))
     heads = heads_from_photos(
         model,
@@ -138,8 +138,8 @@ def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: ja
     unit = jnp.maximum(jnp.linalg.norm(eyes[0] - eyes[1]), 1e-3)
     # In profile the eyes are close together in the picture: the face's height then gives the unit.
     unit = jnp.maximum(unit, 0.6 * jnp.linalg.norm(observed[10, :2] - observed[152, :2]))
-    centre = jnp.mean(observed, axis=0)
-    target = (observed - centre) / unit
+    center = jnp.mean(observed, axis=0)
+    target = (observed - center) / unit
 
     corners, weights = jnp.asarray(model.landmark_vertices), jnp.asarray(model.landmark_weights)
     at_landmarks = lambda field: jnp.sum(
@@ -233,8 +233,8 @@ def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: ja
     _, error = residuals(coefficients, rotation, scale, shift)
     distance = jnp.where(trust > 0, jnp.linalg.norm(error[:, :2], axis=-1), jnp.nan)
 
-    # Back to pixels, and from the landmarks' centre to the model's own origin.
-    translation = shift[:2] * unit + centre[:2] - scale * unit * (rotation @ origin)[:2] * flip[:2]
+    # Back to pixels, and from the landmarks' center to the model's own origin.
+    translation = shift[:2] * unit + center[:2] - scale * unit * (rotation @ origin)[:2] * flip[:2]
     vertices = model.mean.shape[0]
     return Head(
         identity=coefficients[:count],
@@ -254,13 +254,13 @@ def _start(mean: jax.Array, target: jax.Array, trust: jax.Array, flip: jax.Array
     1991).
     """
     share = (trust / jnp.sum(trust))[:, None]
-    centre, centre_target = jnp.sum(mean * share, axis=0), jnp.sum(target * share, axis=0)
-    a, b = mean - centre, (target - centre_target) * flip
+    center, center_target = jnp.sum(mean * share, axis=0), jnp.sum(target * share, axis=0)
+    a, b = mean - center, (target - center_target) * flip
     u, singular, vt = jnp.linalg.svd((b * share).T @ a)
     sign = jnp.concatenate([jnp.ones(2, jnp.float32), jnp.sign(jnp.linalg.det(u @ vt))[None]])
     rotation = (u * sign) @ vt
     scale = jnp.sum(singular * sign) / jnp.sum(share * a * a)
-    return rotation, scale, centre_target - scale * (rotation @ centre) * flip
+    return rotation, scale, center_target - scale * (rotation @ center) * flip
 
 
 def _landmark_trust() -> np.ndarray:

@@ -22,7 +22,7 @@ class Head:
     rotation (3,3), see pose; scale () pixels per model unit and translation (2,) pixels (x, y) of
     the model's origin, see camera; size (2,) height and width in pixels of the picture that those
     are for; light (9,3) SH coefficients × RGB, see light; albedo (V,3) RGB in [0,1], or of a FLAME
-    head also its texture (S,S,3). Colours are display (sRGB-encoded) values throughout and light
+    head also its texture (S,S,3). Colors are display (sRGB-encoded) values throughout and light
     multiplies them as they are, as in DECA. residual () median landmark distance over the distance
     of the outer eye corners: about 0.01-0.03 for a good fit."""
 
@@ -63,7 +63,7 @@ def to_numbers(head: Head, model: Morphable, albedo: bool = False) -> dict:
     """The head as JSON types: angles in degrees, position relative to the picture, expressions by
     name (those above 0.005).
 
-    `albedo` adds the colours per vertex (as 0-255 integers), which make the record long.
+    `albedo` adds the colors per vertex (as 0-255 integers), which make the record long.
     """
     yaw, pitch, roll = (round(float(a), 3) for a in np.asarray(head.angles))
     weights = np.asarray(head.expression)

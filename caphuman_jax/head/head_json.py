@@ -207,7 +207,7 @@ def _array(numbers, name, shape, default):
 
 
 def _albedo_text(albedo):
-    """Colours per vertex (V,3), or a texture (S,S,3), as a PNG picture in base64."""
+    """Colors per vertex (V,3), or a texture (S,S,3), as a PNG picture in base64."""
     pixels = np.rint(np.clip(albedo, 0, 1) * 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels if pixels.ndim == 3 else pixels[None]).save(file, "PNG")

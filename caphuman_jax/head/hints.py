@@ -12,7 +12,7 @@ from caphuman_jax.head.base import Morphable
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.lighting import posed, shading
 from caphuman_jax.head.models.flame import texture_at
-from caphuman_jax.head.rasterizer import interpolate, rasterise
+from caphuman_jax.head.rasterizer import interpolate, rasterize
 
 CHANNELS = 9
 
@@ -24,11 +24,11 @@ def render_hints_batch(
     """Hints (B,H,W,9) float32 of heads with a leading axis B, on height × width pixels.
 
     Channels 0-2: normal in the viewer's frame (x right, y up, z towards the viewer), interpolated
-    and not re-normalised, in [-1,1]; 3-5: albedo RGB in [0,1]; 6-8: albedo × shading, clipped to
+    and not re-normalized, in [-1,1]; 3-5: albedo RGB in [0,1]; 6-8: albedo × shading, clipped to
     [0,1], so that hints kept as 8 bits for training and hints made afresh are the same. Heads whose
     albedo is a texture are DECA's, and drawn as `deca.render_hints` does: the texture looked up at
     every pixel, nothing clipped. Background 0. The head is placed relative to the picture: its
-    position in `head.size` is scaled to height and width (by the height, about the centre, where
+    position in `head.size` is scaled to height and width (by the height, about the center, where
     the aspect differs). With `with_alpha`, also where the head is, (B,H,W,1) float32 0 or 1."""
     heads = jax.vmap(lambda head: fit_to_size(head, height, width))(heads)
     points, normals = jax.vmap(lambda head: posed(model, head))(heads)
@@ -36,7 +36,7 @@ def render_hints_batch(
     textured = heads.albedo.ndim == 4
     # FLAME is drawn as DECA draws it: an open mouth, which it has no inside for, shows the inside
     # of the head.
-    ids, weights = rasterise(
+    ids, weights = rasterize(
         points, triangles, height, width, cull_backfaces=not hasattr(model, "flame")
     )
 
@@ -70,7 +70,7 @@ def render_hints(model: Morphable, head: Head, height: int, width: int, with_alp
 
 def fit_to_size(head: Head, height: int, width: int) -> Head:
     """The head at the same place relative to a picture of another size: scaled by the height,
-    centred where the aspect differs.
+    centered where the aspect differs.
     """
     factor = height / head.size[0]
     new = jnp.asarray([width, height], jnp.float32)

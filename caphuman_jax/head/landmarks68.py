@@ -108,11 +108,11 @@ def draw_dots(points: np.ndarray, height: int, width: int) -> np.ndarray:
     fixed = 2**_SUBPIXEL_BITS
     for x, y in np.asarray(points, np.float64):
         if np.isfinite((x, y)).all() and abs(x) < 1e5 and abs(y) < 1e5:
-            centre = tuple(
+            center = tuple(
                 int(round((v - 0.5) * fixed)) for v in (x, y)
-            )  # cv2 counts from pixel centres
+            )  # cv2 counts from pixel centers
             cv2.circle(
-                canvas, centre, int(round(radius * fixed)), 255, cv2.FILLED, shift=_SUBPIXEL_BITS
+                canvas, center, int(round(radius * fixed)), 255, cv2.FILLED, shift=_SUBPIXEL_BITS
             )
     return np.repeat(canvas[..., None], 3, axis=2)
 

@@ -1,4 +1,4 @@
-"""Light and albedo of a face, estimated from a photo. Colours are display values; colour = albedo ×
+"""Light and albedo of a face, estimated from a photo. Colors are display values; color = albedo ×
 shading (see sh).
 """
 
@@ -14,12 +14,12 @@ import numpy as np
 from caphuman_jax.head import base
 from caphuman_jax.head.base import Morphable, vertex_normals
 from caphuman_jax.head.camera import project
-from caphuman_jax.head.rasterizer import interpolate, rasterise
+from caphuman_jax.head.rasterizer import interpolate, rasterize
 from caphuman_jax.head.spherical_harmonics import SH_CONSTANTS, WHITE, sh_basis, shading
 
 __all__ = ["SH_CONSTANTS", "WHITE", "estimate_appearance", "posed", "sample", "sh_basis", "shading"]
 
-# Colours of what a photo seldom shows, as multiples of the brightness of the face's skin.
+# Colors of what a photo seldom shows, as multiples of the brightness of the face's skin.
 _DEFAULTS = {
     base.LEFT_EYE: (1.25, 1.22, 1.2),
     base.RIGHT_EYE: (1.25, 1.22, 1.2),
@@ -39,8 +39,8 @@ def estimate_appearance(model: Morphable, heads, photos: jax.Array, masks: jax.A
     values; masks (B,H,W) bool or float in [0,1]: where the photo shows this face's skin and eyes
     (elsewhere, as on hair or a hand, nothing is believed). Light is scaled so that the mean shading
     of the seen skin is 1: exposure and the tint of the light stay in the albedo, which so keeps the
-    colour that the photo shows. Vertices that are not seen take the mirrored side's colour, then
-    that of their neighbours, then a default (the face's median skin; off-white teeth and eyes; a
+    color that the photo shows. Vertices that are not seen take the mirrored side's color, then
+    that of their neighbors, then a default (the face's median skin; off-white teeth and eyes; a
     dark mouth)."""
     if masks is None:
         masks = np.ones(photos.shape[:3], np.float32)
@@ -53,7 +53,7 @@ def estimate_appearance(model: Morphable, heads, photos: jax.Array, masks: jax.A
 def _estimate(model, heads, photos, masks):
     _, height, width = photos.shape[:3]
     points, normals = jax.vmap(lambda head: posed(model, head))(heads)
-    ids, weights = rasterise(points, jnp.asarray(model.triangles), height, width)
+    ids, weights = rasterize(points, jnp.asarray(model.triangles), height, width)
     depth = jax.vmap(lambda p, i, w: interpolate(p[:, 2:], model.triangles, i, w))(
         points, ids, weights
     )
@@ -92,16 +92,16 @@ def sample(image: jax.Array, xy: jax.Array) -> jax.Array:
 
 def _appearance(model, photo, mask, points, normals, depth, scale):
     xy = points[:, :2]
-    colour = sample(photo, xy)
+    color = sample(photo, xy)
     seen = _visibility(model, points, normals, depth, scale) * sample(mask[..., None], xy)[:, 0]
     skin = jnp.where(jnp.asarray(model.parts) == base.SKIN, seen, 0)
-    light = _light(colour, normals, skin)
-    albedo = jnp.clip(colour / jnp.maximum(shading(normals, light), 0.3), 0, 1)
+    light = _light(color, normals, skin)
+    albedo = jnp.clip(color / jnp.maximum(shading(normals, light), 0.3), 0, 1)
     return light, _fill(model, albedo, seen, skin)
 
 
 def _visibility(model, points, normals, depth, scale):
-    """Trust (V,) in a vertex's colour: unhidden, turned to the viewer, inside the picture, on the
+    """Trust (V,) in a vertex's color: unhidden, turned to the viewer, inside the picture, on the
     face.
     """
     height, width = depth.shape
@@ -109,7 +109,7 @@ def _visibility(model, points, normals, depth, scale):
     column = jnp.clip(xy[:, 0], 0, width - 1).astype(jnp.int32)
     row = jnp.clip(xy[:, 1], 0, height - 1).astype(jnp.int32)
     inside = (xy[:, 0] >= 0) & (xy[:, 0] < width) & (xy[:, 1] >= 0) & (xy[:, 1] < height)
-    # The pixel's depth is that of its centre, so a slanted surface differs by a pixel's worth of
+    # The pixel's depth is that of its center, so a slanted surface differs by a pixel's worth of
     # slope.
     slack = 0.03 * scale + 1.5
     unhidden = points[:, 2] <= depth[row, column] + slack
@@ -117,7 +117,7 @@ def _visibility(model, points, normals, depth, scale):
     return jnp.where(inside & unhidden, facing * jnp.asarray(model.face_weight), 0)
 
 
-def _light(colour, normals, weight):
+def _light(color, normals, weight):
     """SH light (9,3) by robust ridge regression of the brightness of skin on the nine functions,
     mean shading 1.
 
@@ -127,9 +127,9 @@ def _light(colour, normals, weight):
     total = jnp.sum(weight) + 1e-3
     ridge = jnp.diag(jnp.asarray([1e-4] + [0.015] * 3 + [0.12] * 5, jnp.float32)) * total
     white = jnp.asarray(WHITE[:, 0])
-    mean = jnp.sum(colour * weight[:, None], axis=0) / total
-    relative = colour / jnp.maximum(mean, 0.02)
-    grey = jnp.sum(colour, axis=-1) / jnp.maximum(jnp.sum(mean), 0.06)
+    mean = jnp.sum(color * weight[:, None], axis=0) / total
+    relative = color / jnp.maximum(mean, 0.02)
+    grey = jnp.sum(color, axis=-1) / jnp.maximum(jnp.sum(mean), 0.06)
 
     def solve(value, start, prior, hold):
         def step(_, light):
@@ -155,40 +155,40 @@ def _light(colour, normals, weight):
 
 def _fill(model, albedo, seen, skin):
     """Albedo (V,3) with what is not seen filled in: from the other side, from around, by default."""
-    mirror, parts, neighbours = (
+    mirror, parts, neighbors = (
         jnp.asarray(model.mirror),
         jnp.asarray(model.parts),
-        jnp.asarray(model.neighbours),
+        jnp.asarray(model.neighbors),
     )
     typical = _weighted_median(albedo, skin)
     brightness = jnp.max(typical)
     default = jnp.broadcast_to(typical, albedo.shape)
-    for part, colour in _DEFAULTS.items():
+    for part, color in _DEFAULTS.items():
         default = jnp.where(
             (parts == part)[:, None],
-            jnp.clip(jnp.asarray(colour, jnp.float32) * brightness, 0, 0.95),
+            jnp.clip(jnp.asarray(color, jnp.float32) * brightness, 0, 0.95),
             default,
         )
     believable = (parts == base.SKIN) | (parts == base.LEFT_EYE) | (parts == base.RIGHT_EYE)
     own = jnp.where(believable, seen, 0)[:, None]
     other = own[mirror] * (1 - own)
     weight = own + other
-    colour = (own * albedo + other * albedo[mirror]) / jnp.maximum(weight, 1e-6)
+    color = (own * albedo + other * albedo[mirror]) / jnp.maximum(weight, 1e-6)
 
-    # Normalised convolution: colours spread along the mesh, fading to the default far from anything
+    # Normalized convolution: colors spread along the mesh, fading to the default far from anything
     # seen.
     def spread(_, state):
         sums, weights = state
         return (
-            (sums + jnp.mean(sums[neighbours], axis=1)) / 2,
-            (weights + jnp.mean(weights[neighbours], axis=1)) / 2,
+            (sums + jnp.mean(sums[neighbors], axis=1)) / 2,
+            (weights + jnp.mean(weights[neighbors], axis=1)) / 2,
         )
 
-    sums, weights = jax.lax.fori_loop(0, 40, spread, (colour * weight, weight))
+    sums, weights = jax.lax.fori_loop(0, 40, spread, (color * weight, weight))
     floor = 0.02
     around = (sums + floor * default) / (weights + floor)
     around = jnp.where(believable[:, None], around, default)
-    return jnp.clip(weight * colour + (1 - weight) * around, 0, 1)
+    return jnp.clip(weight * color + (1 - weight) * around, 0, 1)
 
 
 def _weighted_median(values, weight):

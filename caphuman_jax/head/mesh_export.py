@@ -1,4 +1,4 @@
-"""A head for other programs: an OBJ mesh with vertex colours, and turntable pictures."""
+"""A head for other programs: an OBJ mesh with vertex colors, and turntable pictures."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ _TOGETHER = 6  # heads rendered at a time
 
 
 def to_obj(model: Morphable, head: Head) -> str:
-    """The head's mesh as an OBJ file: `v x y z r g b` (colours in [0,1], an extension that Blender,
+    """The head's mesh as an OBJ file: `v x y z r g b` (colors in [0,1], an extension that Blender,
     MeshLab and CloudCompare read) and `f a b c`. Identity and expression are in it, position and
     pose are not: it looks along +z, y is up, in the model's unit.
     """
-    points, colours = (
+    points, colors = (
         np.asarray(vertices(model, head.identity, head.expression)),
-        vertex_colours(model, head),
+        vertex_colors(model, head),
     )
     lines = [
         f"# head model {model.name}: x to the right of the viewer, y up, z towards the viewer; "
-        f"vertex colours are albedo"
+        f"vertex colors are albedo"
     ]
     lines += [
-        "v {:.6f} {:.6f} {:.6f} {:.4f} {:.4f} {:.4f}".format(*point, *colour)
-        for point, colour in zip(points, colours)
+        "v {:.6f} {:.6f} {:.6f} {:.4f} {:.4f} {:.4f}".format(*point, *color)
+        for point, color in zip(points, colors)
     ]
     lines += ["f {} {} {}".format(*triangle) for triangle in np.asarray(model.triangles) + 1]
     return "\n".join(lines) + "\n"
 
 
-def vertex_colours(model: Morphable, head: Head) -> np.ndarray:
-    """Albedo (V,3) in [0,1]; of a textured head the texture's colours where its vertices lie in it."""
+def vertex_colors(model: Morphable, head: Head) -> np.ndarray:
+    """Albedo (V,3) in [0,1]; of a textured head the texture's colors where its vertices lie in it."""
     albedo = np.asarray(head.albedo)
     if albedo.ndim == 2:
         return np.clip(albedo, 0, 1)
@@ -61,7 +61,7 @@ def vertex_colours(model: Morphable, head: Head) -> np.ndarray:
 def turntable(model: Morphable, head: Head, side: int = 256, count: int = 36) -> np.ndarray:
     """Pictures (count, side, side, 3) uint8 of the head turning once about itself to the right,
     level and in the middle, the light standing where it is; on grey. The back of a head is not in a
-    photo: it has the colours of its surroundings.
+    photo: it has the colors of its surroundings.
     """
     middle = editing.from_numbers(
         model,

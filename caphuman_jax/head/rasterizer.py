@@ -1,4 +1,4 @@
-"""Rasteriser in plain JAX: triangles of a batch of meshes → the nearest triangle and barycentrics
+"""Rasterizer in plain JAX: triangles of a batch of meshes → the nearest triangle and barycentrics
 at every pixel. No gradient.
 
 Work is cut into items of one triangle × one picture row × `SEGMENT` pixels, for the whole batch in
@@ -21,13 +21,13 @@ from caphuman_jax.errors import HeadError
 
 SEGMENT = 4
 _EMPTY = np.uint32(0xFFFFFFFF)
-# A pixel whose centre lies on an edge within rounding belongs to both triangles, so that no crack
+# A pixel whose center lies on an edge within rounding belongs to both triangles, so that no crack
 # opens between them.
 _EDGE = 1e-5
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "cull_backfaces", "chunk"))
-def rasterise(
+def rasterize(
     vertices_px: jax.Array,
     triangles: jax.Array,
     height: int,
@@ -38,7 +38,7 @@ def rasterise(
 ) -> tuple[jax.Array, jax.Array]:
     """Nearest triangle per pixel of a batch of meshes.
 
-    vertices_px (B,V,3) float32: x to the right and y down in pixels, the centre of pixel (row r,
+    vertices_px (B,V,3) float32: x to the right and y down in pixels, the center of pixel (row r,
     column c) at (c + 0.5, r + 0.5); smaller z is nearer, in any unit. triangles (T,3) int32, T <
     65,536. Returns triangle numbers (B,H,W) int32, -1 where there is none, and barycentric weights
     (B,H,W,3) float32 (0 there). Depth is compared in steps of the mesh's depth range / 2^(32 - bits
@@ -51,7 +51,7 @@ def rasterise(
         chunk = 1 << 14 if jax.default_backend() == "cpu" else 1 << 20
     if count >= 1 << 16:
         raise HeadError(
-            f"the rasteriser handles fewer than 65,536 triangles, the mesh has {count:,}"
+            f"the rasterizer handles fewer than 65,536 triangles, the mesh has {count:,}"
         )
     id_bits = max(int(count - 1).bit_length(), 1)
     planes, first, rows, segments = _set_up(
@@ -118,7 +118,7 @@ def rasterise(
 
 
 def _set_up(points, triangles, height, width, cull_backfaces, depth_bits):
-    """Per triangle: the plane equations of two barycentrics and of the quantised depth about its
+    """Per triangle: the plane equations of two barycentrics and of the quantized depth about its
     first corner, and the
     pixel box: first (x, y), number of rows, number of segments a row (0 rows: nothing to draw).
     """
@@ -130,7 +130,7 @@ def _set_up(points, triangles, height, width, cull_backfaces, depth_bits):
     z = z[:, triangles]
     low, high = jnp.min(xy, axis=2), jnp.max(xy, axis=2)
     limit = jnp.asarray([width, height], jnp.float32)
-    # Pixel centres in [low, high]: columns ceil(low - 0.5) … floor(high - 0.5).
+    # Pixel centers in [low, high]: columns ceil(low - 0.5) … floor(high - 0.5).
     first = jnp.clip(jnp.ceil(low - 0.5 - 1e-3), 0, limit)
     last = jnp.clip(jnp.floor(high - 0.5 + 1e-3), -1, limit - 1)
     extent = jnp.maximum(last - first + 1, 0)

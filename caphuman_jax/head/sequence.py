@@ -61,7 +61,7 @@ class Frame:
 class Track:
     """Heads fitted frame by frame. heads[i] is None where frame i shows no face; each is in its own
     frame's pixels.
-    squares: centre (x, y) and side of the square around each head. still: the frames are photos,
+    squares: center (x, y) and side of the square around each head. still: the frames are photos,
     not a camera's.
     """
 
@@ -105,7 +105,7 @@ def read(
     "photo", the frame itself. face: number of the face in the first frame, 0 the largest; the
     others show the face nearest to the one before. every: of a video, every so-manieth frame.
     smooth: time constant in seconds of a two-sided exponential mean, 0 for none. missing: frames
-    without a face are named in a notice and interpolated from their neighbours, or an "error". fps:
+    without a face are named in a notice and interpolated from their neighbors, or an "error". fps:
     frames a second where the source does not say. head_of(photo, landmarks): what measures the
     heads, as in `person.measure`; None: they are fitted to the landmarks. progress(done, total or
     None). Raises PhotoError, NoFaceError, HeadError."""
@@ -267,7 +267,7 @@ def place(track: Track, model: Morphable, framing: str = "head") -> list[Head | 
         return [None if head is None else fit_to_size(head, _SIDE, _SIDE) for head in track.heads]
     known = [square for square in track.squares if square is not None]
     middle, side = (
-        np.median([centre for centre, _ in known], axis=0),
+        np.median([center for center, _ in known], axis=0),
         float(np.median([side for _, side in known])),
     )
     placed = []
@@ -461,8 +461,8 @@ def _follow(faces: list[Face], last: Face | None, number: int | None) -> Face | 
     if not faces:
         return None
     if last is not None:
-        centre = lambda face: (face.box[:2] + face.box[2:]) / 2
-        return min(faces, key=lambda face: float(np.linalg.norm(centre(face) - centre(last))))
+        center = lambda face: (face.box[:2] + face.box[2:]) / 2
+        return min(faces, key=lambda face: float(np.linalg.norm(center(face) - center(last))))
     return faces[number or 0] if (number or 0) < len(faces) else None
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a head for the eye: the fitted head over the photo, and hints as colours."""
+"""Pictures of a head for the eye: the fitted head over the photo, and hints as colors."""
 
 from __future__ import annotations
 

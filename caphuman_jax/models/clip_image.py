@@ -17,7 +17,7 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-def normalise(images: jax.Array) -> jax.Array:
+def normalize(images: jax.Array) -> jax.Array:
     """RGB (…, 3) float32 in [0, 1] → what `ImageEncoder` takes. Callers apply it; the encoder does
     not.
     """
@@ -43,7 +43,7 @@ class ImageEncoder(nnx.Module):
     def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Encode pictures.
 
-        images (B, S, S, 3) float32 of `normalise`, S = image_size → last hidden state without the
+        images (B, S, S, 3) float32 of `normalize`, S = image_size → last hidden state without the
         final norm (B, 1 + (S/patch)², width), class token first, then patches row by row; the class
         token after the final norm (B, width). Both in the compute dtype."""
         x = self.patches(space_to_depth(images, self.patch))

@@ -45,9 +45,8 @@ class ControlNet(nnx.Module):
         return self.encoder.embed_times(timesteps)
 
     def encode_context(self, context: jax.Array) -> Context:
-        """Keys and values of every cross-attention for a context (B, N, context_width); the same at
-        all steps.
-        """
+        """Keys and values of every cross-attention for a context (B, N, cross_attention_dim); the
+        same at all steps."""
         return self.encoder.encode_context(context)
 
     def __call__(
@@ -59,10 +58,11 @@ class ControlNet(nnx.Module):
     ) -> Control:
         """Residuals for the UNet.
 
-        latents (B, h, w, C), timesteps (B,) float32, context (kB, N, context_width): text tokens,
-        hint_features of `encode_hints`; or of timesteps and context what `embed_times` and
+        latents (B, h, w, C), timesteps (B,) float32, context (kB, N, cross_attention_dim): text
+        tokens, hint_features of `encode_hints`; or of timesteps and context what `embed_times` and
         `encode_context` made of them → one residual for each skip, shallow to deep, and one for the
-        middle, of B (from before the context) or kB pictures."""
+        middle, of B (from before the context) or kB pictures.
+        """
         skips, middle = self.encoder(latents, timesteps, context, hint_features)
         return tuple(self.zero[str(i)](x) for i, x in enumerate([*skips, middle]))
 

@@ -52,7 +52,7 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def normalise(images: jax.Array) -> jax.Array:
+def normalize(images: jax.Array) -> jax.Array:
     """Pictures (B, H, W, 3), RGB 0–255 of any dtype → what `BiSeNet` takes."""
     return (jnp.asarray(images).astype(jnp.float32) / 255 - MEAN) / STD
 
@@ -76,7 +76,7 @@ class BiSeNet(nnx.Module):
         self.classes = linear(256, len(LABELS), use_bias=False, **common)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Pictures (B, H, W, 3) of `normalise`, H and W multiples of 32 → logits (B, H, W, 19)
+        """Pictures (B, H, W, 3) of `normalize`, H and W multiples of 32 → logits (B, H, W, 19)
         float32.
         """
         _, at_8, at_16, at_32 = self.resnet(images.astype(self.dtype))
@@ -104,7 +104,7 @@ class Attend(nnx.Module):
 
 
 def resize_corners(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Bilinear (B, h, w, C) float32 → (B, height, width, C), the corner pixels' centres on the
+    """Bilinear (B, h, w, C) float32 → (B, height, width, C), the corner pixels' centers on the
     corners' ("align_corners").
     """
     highest = jax.lax.Precision.HIGHEST
@@ -138,7 +138,7 @@ def classify(graphdef: nnx.GraphDef, params: dict, images: jax.Array) -> jax.Arr
     uint8, see LABELS.
     """
     with jax.default_matmul_precision("highest"):
-        return jnp.argmax(nnx.merge(graphdef, params)(normalise(images)), axis=-1).astype(jnp.uint8)
+        return jnp.argmax(nnx.merge(graphdef, params)(normalize(images)), axis=-1).astype(jnp.uint8)
 
 
 def parse(network: Network, image: np.ndarray) -> np.ndarray:

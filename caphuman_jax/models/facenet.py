@@ -25,7 +25,7 @@ _EPS = 1e-3
 Branch = Sequence[tuple[int, Any, int, Any]]
 
 
-def normalise(crops: jax.Array) -> jax.Array:
+def normalize(crops: jax.Array) -> jax.Array:
     """Crops (B, 160, 160, 3), RGB 0–255 of any dtype → what `FaceNet` takes, float32 in about [-1,
     1].
     """
@@ -84,7 +84,7 @@ class FaceNet(nnx.Module):
         self.embed_norm = BatchNorm(WIDTH, _EPS)
 
     def __call__(self, crops: jax.Array) -> jax.Array:
-        """Crops (B, 160, 160, 3) of `normalise` → unit vectors (B, 512) float32."""
+        """Crops (B, 160, 160, 3) of `normalize` → unit vectors (B, 512) float32."""
         x = max_pool(self.conv_2b(self.conv_2a(self.conv_1a(crops.astype(self.dtype)))))
         x = self.conv_4b(self.conv_4a(self.conv_3b(x)))
         for stage in (
@@ -190,4 +190,4 @@ def embed(graphdef: nnx.GraphDef, params: dict, crops: jax.Array) -> jax.Array:
     with jax.default_matmul_precision(
         "highest"
     ):  # Of float32: a GPU's short products would move a vector by a thousandth.
-        return nnx.merge(graphdef, params)(normalise(crops))
+        return nnx.merge(graphdef, params)(normalize(crops))

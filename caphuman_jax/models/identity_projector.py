@@ -18,7 +18,7 @@ class IdentityProjector(nnx.Module):
         self.recognition = linear(cfg.recognition_width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, image_tokens: jax.Array, recognition: jax.Array) -> jax.Array:
-        """image_tokens (B, N, image_width), recognition (B, recognition_width), L2-normalised
+        """image_tokens (B, N, image_width), recognition (B, recognition_width), L2-normalized
         → (B, N + 1, width): the image tokens, then the recognition token."""
         return jnp.concatenate(
             [self.image(image_tokens), self.recognition(recognition)[:, None]], axis=1

@@ -53,7 +53,7 @@ class ProposalNet(nnx.Module):
         self.conv4_1, self.conv4_2 = _conv(32, 2, 1, rngs), _conv(32, 4, 1, rngs)
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(B, H, W, 3) of `_normalise` → probability of a face (B, h, w), box corrections (B, h, w,
+        """(B, H, W, 3) of `_normalize` → probability of a face (B, h, w), box corrections (B, h, w,
         4).
         """
         x = _pool(self.prelu1(self.conv1(x)), 2)
@@ -74,7 +74,7 @@ class RefinementNet(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(N, 24, 24, 3) of `_normalise` → probability (N,), box corrections (N, 4)."""
+        """(N, 24, 24, 3) of `_normalize` → probability (N,), box corrections (N, 4)."""
         x = _pool(self.prelu1(self.conv1(x)), 3)
         x = _pool(self.prelu2(self.conv2(x)), 3)
         x = self.prelu4(self.dense4(_flat(self.prelu3(self.conv3(x)))))
@@ -95,7 +95,7 @@ class OutputNet(nnx.Module):
         )
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(N, 48, 48, 3) of `_normalise` → probability (N,), box corrections (N, 4), five points
+        """(N, 48, 48, 3) of `_normalize` → probability (N,), box corrections (N, 4), five points
         (N, 10): all x, then all y.
         """
         x = _pool(self.prelu1(self.conv1(x)), 3)
@@ -234,7 +234,7 @@ def _proposals(
     scale = _WINDOW / min_face
     found = [np.zeros((0, 9), np.float32)]
     while min(height, width) * scale >= _WINDOW:
-        small = _normalise(area_resize(picture, int(height * scale + 1), int(width * scale + 1)))
+        small = _normalize(area_resize(picture, int(height * scale + 1), int(width * scale + 1)))
         scores, corrections = (np.asarray(part)[0] for part in _run(*network, small[None]))
         rows, columns = np.nonzero(scores >= threshold)
         corner = np.stack([columns, rows], axis=-1).astype(np.float32) * _STRIDE
@@ -265,7 +265,7 @@ def _windows(picture: np.ndarray, boxes: np.ndarray, size: int) -> tuple[np.ndar
         area_resize(picture[y0:y1, x0:x1], size, size)
         for (x0, y0), (x1, y1) in zip(starts[inside], ends[inside])
     ]
-    return _normalise(
+    return _normalize(
         np.stack(windows) if windows else np.zeros((0, size, size, 3), np.float32)
     ), boxes[inside]
 
@@ -289,7 +289,7 @@ def _run(graphdef: nnx.GraphDef, params: dict, x: jax.Array):
         return nnx.merge(graphdef, params)(x)
 
 
-def _normalise(x: np.ndarray) -> np.ndarray:
+def _normalize(x: np.ndarray) -> np.ndarray:
     return (x - np.float32(127.5)) * np.float32(0.0078125)
 
 
@@ -298,7 +298,7 @@ def _corrected(boxes: np.ndarray, corrections: np.ndarray) -> np.ndarray:
 
 
 def _square(boxes: np.ndarray) -> np.ndarray:
-    """Boxes (N, 4) grown to squares about their centres."""
+    """Boxes (N, 4) grown to squares about their centers."""
     size = boxes[:, 2:] - boxes[:, :2]
     side = size.max(axis=1, keepdims=True)
     corner = boxes[:, :2] + size / 2 - side / 2

@@ -22,7 +22,7 @@ from caphuman_jax.models.controlnet import ControlNet
 from caphuman_jax.models.identity_projector import IdentityProjector
 from caphuman_jax.models.unet import UNet
 from caphuman_jax.models.vae import VAE
-from caphuman_jax.nn.initializers import HostNumbers, NoNumbers
+from caphuman_jax.nn.initializers import AbstractRngs, HostRngs
 
 Network = tuple[nnx.GraphDef, dict]
 
@@ -51,7 +51,7 @@ def abstract(
 def init(
     cfg: ModelConfig, key: jax.Array, dtype=jnp.float32, *, only: Collection[str] | None = None
 ) -> dict[str, Network]:
-    """Every network's (graphdef, params), or those of `only`, freshly initialised; the same key
+    """Every network's (graphdef, params), or those of `only`, freshly initialized; the same key
     gives the same parameters.
 
     The numbers are drawn on the host (nn/initializers.py says why), so this cannot be called inside
@@ -60,7 +60,7 @@ def init(
     for number, (name, make) in enumerate(_makers(cfg, dtype).items()):
         if only is not None and name not in only:
             continue
-        networks[name] = split(make(HostNumbers(jax.random.fold_in(key, number))))
+        networks[name] = split(make(HostRngs(jax.random.fold_in(key, number))))
     return networks
 
 
@@ -83,7 +83,7 @@ def trainable_parameters(cfg: ModelConfig) -> int:
 
 
 def _abstract(make: Callable[[Any], nnx.Module]) -> Network:
-    return split(nnx.eval_shape(lambda: make(NoNumbers())))
+    return split(nnx.eval_shape(lambda: make(AbstractRngs())))
 
 
 def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[Any], nnx.Module]]:
@@ -91,7 +91,7 @@ def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[Any], nnx.Module]]:
         "unet": lambda rngs: UNet(cfg.unet, dtype, rngs=rngs),
         "capface": lambda rngs: CapFace(cfg.unet, cfg.capface, dtype, rngs=rngs),
         "identity": lambda rngs: IdentityProjector(
-            cfg.identity, cfg.unet.context_width, dtype, rngs=rngs
+            cfg.identity, cfg.unet.cross_attention_dim, dtype, rngs=rngs
         ),
         "vae": lambda rngs: VAE(cfg.vae, dtype, rngs=rngs),
         "text": lambda rngs: TextEncoder(cfg.text, dtype, rngs=rngs),

@@ -33,19 +33,19 @@ class UNet(nnx.Module):
     """
 
     def __init__(self, cfg: UNetConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
-        self.levels = len(cfg.multipliers)
-        self.res_blocks = cfg.res_blocks + 1
+        self.levels = len(cfg.channel_multipliers)
+        self.blocks_per_level = cfg.blocks_per_level + 1
         self.encoder = Encoder(cfg, dtype, rngs=rngs)
         skips = skip_widths(cfg)
         width = skips[-1]
         self.up = nnx.Dict({})
         for level in reversed(range(self.levels)):
-            outputs = cfg.channels * cfg.multipliers[level]
+            outputs = cfg.channels * cfg.channel_multipliers[level]
             stage = nnx.Dict({})
-            for i in range(self.res_blocks):
+            for i in range(self.blocks_per_level):
                 stage[f"res_{i}"] = _res_block(width + skips.pop(), outputs, cfg, dtype, rngs)
                 width = outputs
-                if 2**level in cfg.attention_downsamplings:
+                if 2**level in cfg.attention_resolutions:
                     stage[f"attention_{i}"] = _attention(width, cfg, dtype, rngs)
             if level > 0:
                 stage["upsample"] = conv(width, width, dtype=dtype, rngs=rngs)
@@ -61,9 +61,8 @@ class UNet(nnx.Module):
         return {"encoder": self.encoder.shifts(time), "up": _shifts(self.up, time)}
 
     def encode_context(self, text: jax.Array) -> Context:
-        """Keys and values of every cross-attention for text (B, L, context_width); the same at all
-        steps.
-        """
+        """Keys and values of every cross-attention for text (B, L, cross_attention_dim); the same
+        at all steps."""
         return {"encoder": self.encoder.encode_context(text), "up": _keys_values(self.up, text)}
 
     def __call__(
@@ -79,7 +78,7 @@ class UNet(nnx.Module):
             latents: (B, h, w, in_channels), scaled; h and w multiples of 2**(levels - 1).
             timesteps: (B,) float32, in training steps; or what `embed_times` made of them or of one
             for all.
-            text: (kB, L, context_width), or what `encode_context` made of it. With k > 1 each
+            text: (kB, L, cross_attention_dim), or what `encode_context` made of it. With k > 1 each
                 picture meets k texts, the pictures together k times over; what does not depend on
                 the text yet is computed once.
             control: one residual for each skip, shallow to deep, and one for the middle, of the
@@ -133,14 +132,14 @@ class UNet(nnx.Module):
             _added(skips[:blocks], control),
             times,
             text,
-            self.levels * self.res_blocks - blocks,
+            self.levels * self.blocks_per_level - blocks,
         )
 
     def _times(self, timesteps):
         return timesteps if isinstance(timesteps, dict) else self.embed_times(timesteps)
 
     def _finish(self, h, skips, times, text, start):
-        h = self._decode(h, skips, times, text, start, self.levels * self.res_blocks)
+        h = self._decode(h, skips, times, text, start, self.levels * self.blocks_per_level)
         return self.conv_out(self.norm_out(h, silu=True)).astype(jnp.float32)
 
     def _decode(self, h, skips, times, text, start, stop):
@@ -148,7 +147,7 @@ class UNet(nnx.Module):
         places = [
             (str(level), i)
             for level in reversed(range(self.levels))
-            for i in range(self.res_blocks)
+            for i in range(self.blocks_per_level)
         ]
         for number, (level, i) in enumerate(places[start:stop], start):
             stage, res, attend = self.up[level], f"res_{i}", f"attention_{i}"
@@ -158,7 +157,7 @@ class UNet(nnx.Module):
             )
             if attend in stage:
                 h = compute_config.block(stage[attend])(h, _at(text, "up", level, attend))
-            if "upsample" in stage and i == self.res_blocks - 1:
+            if "upsample" in stage and i == self.blocks_per_level - 1:
                 h = convolve_upsampled(stage["upsample"], h)
         return h
 
@@ -168,19 +167,19 @@ class Encoder(nnx.Module):
 
     def __init__(self, cfg: UNetConfig, dtype, *, rngs: nnx.Rngs):
         self.channels = cfg.channels
-        self.levels = len(cfg.multipliers)
-        self.res_blocks = cfg.res_blocks
+        self.levels = len(cfg.channel_multipliers)
+        self.blocks_per_level = cfg.blocks_per_level
         self.time_1 = linear(cfg.channels, 4 * cfg.channels, dtype=dtype, rngs=rngs)
         self.time_2 = linear(4 * cfg.channels, 4 * cfg.channels, dtype=dtype, rngs=rngs)
         self.conv_in = conv(cfg.in_channels, cfg.channels, dtype=dtype, rngs=rngs)
         width = cfg.channels
         self.down = nnx.Dict({})
-        for level, multiplier in enumerate(cfg.multipliers):
+        for level, multiplier in enumerate(cfg.channel_multipliers):
             stage = nnx.Dict({})
-            for i in range(cfg.res_blocks):
+            for i in range(cfg.blocks_per_level):
                 stage[f"res_{i}"] = _res_block(width, cfg.channels * multiplier, cfg, dtype, rngs)
                 width = cfg.channels * multiplier
-                if 2**level in cfg.attention_downsamplings:
+                if 2**level in cfg.attention_resolutions:
                     stage[f"attention_{i}"] = _attention(width, cfg, dtype, rngs)
             if level < self.levels - 1:
                 stage["downsample"] = conv(width, width, stride=2, dtype=dtype, rngs=rngs)
@@ -206,7 +205,7 @@ class Encoder(nnx.Module):
         return {"down": _shifts(self.down, time), **_shifts({"middle": self.middle}, time)}
 
     def encode_context(self, context: jax.Array) -> Context:
-        """Keys and values of every cross-attention for a context (B, L, context_width)."""
+        """Keys and values of every cross-attention for a context (B, L, cross_attention_dim)."""
         return {
             "down": _keys_values(self.down, context),
             **_keys_values({"middle": self.middle}, context),
@@ -231,7 +230,7 @@ class Encoder(nnx.Module):
         skips = [h]
         for level in range(self.levels):
             stage, place = self.down[str(level)], ("down", str(level))
-            for i in range(self.res_blocks):
+            for i in range(self.blocks_per_level):
                 h = compute_config.block(stage[f"res_{i}"])(h, _at(times, *place, f"res_{i}"))
                 if f"attention_{i}" in stage:
                     h = compute_config.block(stage[f"attention_{i}"])(
@@ -250,9 +249,9 @@ class Encoder(nnx.Module):
 def skip_widths(cfg: UNetConfig) -> list[int]:
     """Channels of the features that skip from the encoder to the decoder, shallow to deep."""
     widths = [cfg.channels]
-    for level, multiplier in enumerate(cfg.multipliers):
-        last = level == len(cfg.multipliers) - 1
-        widths += [cfg.channels * multiplier] * (cfg.res_blocks + (0 if last else 1))
+    for level, multiplier in enumerate(cfg.channel_multipliers):
+        last = level == len(cfg.channel_multipliers) - 1
+        widths += [cfg.channels * multiplier] * (cfg.blocks_per_level + (0 if last else 1))
     return widths
 
 
@@ -261,9 +260,9 @@ def control_shapes(cfg: UNetConfig, height: int, width: int) -> list[tuple[int, 
     then the middle.
     """
     sizes = [0]
-    for level in range(len(cfg.multipliers)):
-        sizes += [level] * cfg.res_blocks + (
-            [level + 1] if level < len(cfg.multipliers) - 1 else []
+    for level in range(len(cfg.channel_multipliers)):
+        sizes += [level] * cfg.blocks_per_level + (
+            [level + 1] if level < len(cfg.channel_multipliers) - 1 else []
         )
     channels = skip_widths(cfg)
     return [
@@ -324,5 +323,5 @@ def _res_block(inputs: int, outputs: int, cfg: UNetConfig, dtype, rngs: nnx.Rngs
 
 def _attention(width: int, cfg: UNetConfig, dtype, rngs: nnx.Rngs) -> TransformerBlock:
     return TransformerBlock(
-        width, cfg.context_width, cfg.heads, groups=cfg.groups, dtype=dtype, rngs=rngs
+        width, cfg.cross_attention_dim, cfg.heads, groups=cfg.groups, dtype=dtype, rngs=rngs
     )

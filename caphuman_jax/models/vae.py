@@ -56,15 +56,15 @@ class Encoder(nnx.Module):
 
     def __init__(self, cfg: VAEConfig, *, dtype, rngs: nnx.Rngs):
         self.patch = cfg.patch
-        self.res_blocks = cfg.res_blocks
-        widths = [cfg.encoder_channels * m for m in cfg.multipliers]
+        self.blocks_per_level = cfg.blocks_per_level
+        widths = [cfg.encoder_channels * m for m in cfg.channel_multipliers]
         block = _blocks(cfg, dtype, rngs)
         self.conv_in = conv(cfg.image_channels * cfg.patch**2, widths[0], dtype=dtype, rngs=rngs)
         self.down = nnx.Dict({})
         width = widths[0]
         for level, outputs in enumerate(widths):
             stage = nnx.Dict({})
-            for i in range(self.res_blocks):
+            for i in range(self.blocks_per_level):
                 stage[f"res_{i}"] = block(width, outputs)
                 width = outputs
             if level < len(widths) - 1:
@@ -82,7 +82,7 @@ class Encoder(nnx.Module):
         h = self.conv_in(space_to_depth(images, self.patch))
         for level in range(len(self.down)):
             stage = self.down[str(level)]
-            for i in range(self.res_blocks):
+            for i in range(self.blocks_per_level):
                 h = stage[f"res_{i}"](h)
             if "downsample" in stage:
                 h = stage["downsample"](h)
@@ -94,8 +94,8 @@ class Decoder(nnx.Module):
 
     def __init__(self, cfg: VAEConfig, *, dtype, rngs: nnx.Rngs):
         self.patch = cfg.patch
-        self.res_blocks = cfg.res_blocks + 1
-        widths = [cfg.decoder_channels * m for m in reversed(cfg.multipliers)]
+        self.blocks_per_level = cfg.blocks_per_level + 1
+        widths = [cfg.decoder_channels * m for m in reversed(cfg.channel_multipliers)]
         block = _blocks(cfg, dtype, rngs)
         self.conv_in = conv(cfg.latent_channels, widths[0], dtype=dtype, rngs=rngs)
         self.middle = Middle(widths[0], cfg, dtype=dtype, rngs=rngs)
@@ -103,7 +103,7 @@ class Decoder(nnx.Module):
         width = widths[0]
         for level, outputs in enumerate(widths):
             stage = nnx.Dict({})
-            for i in range(self.res_blocks):
+            for i in range(self.blocks_per_level):
                 stage[f"res_{i}"] = block(width, outputs)
                 width = outputs
             if level < len(widths) - 1:
@@ -117,7 +117,7 @@ class Decoder(nnx.Module):
         h = self.middle(self.conv_in(latents))
         for level in range(len(self.up)):
             stage = self.up[str(level)]
-            for i in range(self.res_blocks):
+            for i in range(self.blocks_per_level):
                 h = stage[f"res_{i}"](h)
             if "upsample" in stage:
                 h = convolve_upsampled(stage["upsample"], h)

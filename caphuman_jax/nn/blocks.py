@@ -61,19 +61,21 @@ class Attention(nnx.Module):
     before the output.
     """
 
-    def __init__(self, width: int, context_width: int, heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, cross_attention_dim: int, heads: int, *, dtype, rngs: nnx.Rngs):
         self.heads = heads
         self.query = linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.key = linear(context_width, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.value = linear(context_width, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.key = linear(cross_attention_dim, width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.value = linear(cross_attention_dim, width, use_bias=False, dtype=dtype, rngs=rngs)
         self.out = linear(width, width, dtype=dtype, rngs=rngs)
 
     def keys_values(self, context: jax.Array) -> KeysValues:
-        """Context (B, S, context_width) → keys and values, (B, S, width) each."""
+        """Context (B, S, cross_attention_dim) → keys and values, (B, S, width) each."""
         return self.key(context), self.value(context)
 
     def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
-        """x (B, L, width), context (B, S, context_width) or its `keys_values` → (B, L, width)."""
+        """x (B, L, width), context (B, S, cross_attention_dim) or its `keys_values` → (B, L,
+        width).
+        """
         key, value = context if isinstance(context, tuple) else self.keys_values(context)
         return self.out(attention(self.query(x), key, value, self.heads))
 
@@ -103,20 +105,27 @@ class TransformerBlock(nnx.Module):
     """
 
     def __init__(
-        self, width: int, context_width: int, heads: int, *, groups: int, dtype, rngs: nnx.Rngs
+        self,
+        width: int,
+        cross_attention_dim: int,
+        heads: int,
+        *,
+        groups: int,
+        dtype,
+        rngs: nnx.Rngs,
     ):
         self.norm = GroupNorm(width, groups, eps=1e-6)
         self.proj_in = linear(width, width, dtype=dtype, rngs=rngs)
         self.norm_1 = LayerNorm(width)
         self.self_attention = Attention(width, width, heads, dtype=dtype, rngs=rngs)
         self.norm_2 = LayerNorm(width)
-        self.cross_attention = Attention(width, context_width, heads, dtype=dtype, rngs=rngs)
+        self.cross_attention = Attention(width, cross_attention_dim, heads, dtype=dtype, rngs=rngs)
         self.norm_3 = LayerNorm(width)
         self.feed_forward = FeedForward(width, dtype=dtype, rngs=rngs)
         self.proj_out = linear(width, width, dtype=dtype, rngs=rngs, zero=True)
 
     def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
-        """x (B, H, W, width), context (kB, S, context_width) or its keys and values
+        """x (B, H, W, width), context (kB, S, cross_attention_dim) or its keys and values
         (`Attention.keys_values`) → (kB, H, W, width).
 
         With k > 1 each picture meets k contexts, those of all pictures lying together k times over:

@@ -16,7 +16,7 @@ from caphuman_jax.nn.initializers import lecun_normal
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation (arXiv 1502.03167) with fixed statistics over the last axis, in float32."""
+    """Batch normalization (arXiv 1502.03167) with fixed statistics over the last axis, in float32."""
 
     def __init__(self, channels: int, eps: float = 1e-5):
         self.eps = eps

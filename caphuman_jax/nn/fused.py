@@ -26,11 +26,11 @@ def is_half(dtype) -> bool:
 def group_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float, silu: bool
 ) -> jax.Array:
-    """Group normalisation (arXiv 1803.08494), then SiLU if `silu`: x (B, H, W, C), scale and bias
+    """Group normalization (arXiv 1803.08494), then SiLU if `silu`: x (B, H, W, C), scale and bias
     (C,) float32 → like x.
 
     One reading for the statistics (the variance as E[x²] − E[x]² in float32, as in Flax) and one to
-    normalise; backward twice the two arrays."""
+    normalize; backward twice the two arrays."""
     return _group_norm(x, scale, bias, groups, eps, silu)[0]
 
 

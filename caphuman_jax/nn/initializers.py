@@ -38,7 +38,7 @@ def lecun_normal(
 
 
 def normal(deviation: float):
-    """An initialiser (key, shape, dtype) that draws from the normal distribution of this standard
+    """An initializer (key, shape, dtype) that draws from the normal distribution of this standard
     deviation around 0.
     """
 
@@ -54,8 +54,8 @@ def normal(deviation: float):
     return draw
 
 
-class HostNumbers:
-    """Stands in for `nnx.Rngs`: our initialisers take a NumPy generator for a key, the others use
+class HostRngs:
+    """Stands in for `nnx.Rngs`: our initializers take a NumPy generator for a key, the others use
     none.
     """
 
@@ -66,7 +66,7 @@ class HostNumbers:
         return self.generator
 
 
-class NoNumbers:
+class AbstractRngs:
     """Stands in for `nnx.Rngs` where shapes alone are wanted."""
 
     def params(self) -> None:

@@ -14,7 +14,7 @@ from caphuman_jax.nn.initializers import lecun_normal
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation over height, width and the channels of each group (arXiv 1803.08494), in
+    """Group normalization over height, width and the channels of each group (arXiv 1803.08494), in
     float32.
 
     Args:
@@ -56,7 +56,7 @@ class GroupNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation over the last axis, in float32."""
+    """Layer normalization over the last axis, in float32."""
 
     def __init__(self, width: int, eps: float = 1e-5):
         self.eps = eps
@@ -66,10 +66,10 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x (..., C) → the same shape and dtype."""
         x32 = x.astype(jnp.float32)
-        centred = x32 - x32.mean(axis=-1, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        centered = x32 - x32.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centered).mean(axis=-1, keepdims=True)
         return (
-            centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
+            centered * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
         ).astype(x.dtype)
 
 
@@ -110,7 +110,7 @@ def conv(
 
 
 def upsample(x: jax.Array) -> jax.Array:
-    """Nearest-neighbour doubling: (B, H, W, C) → (B, 2H, 2W, C)."""
+    """Nearest-neighbor doubling: (B, H, W, C) → (B, 2H, 2W, C)."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
@@ -141,7 +141,7 @@ def convolve_upsampled(layer: nnx.Conv, x: jax.Array) -> jax.Array:
 
 
 def folded_kernel(kernel: jax.Array, dtype) -> jax.Array:
-    """A 3×3 kernel (3, 3, C, outputs) as the four 2×2 ones that it comes to after nearest-neighbour
+    """A 3×3 kernel (3, 3, C, outputs) as the four 2×2 ones that it comes to after nearest-neighbor
     doubling: (2, 2, C, 4·outputs) in `dtype`.
 
     Two of three rows (and columns) of the kernel meet the same pixel, which of them depends on

@@ -70,7 +70,7 @@ def _by_pixels(person: Person, whole: bool) -> list[str]:
     features = recognition.identity(person.square, person.landmarks)[1]
     worn = dict(zip(attributes.names(), attributes.scores(features[None])[0]))
     if cheeks < _DARK_FACE:
-        return ["the face is very dark: its colours and light are guessed"]
+        return ["the face is very dark: its colors and light are guessed"]
     found = []
     eyes = (
         max(
@@ -83,7 +83,7 @@ def _by_pixels(person: Person, whole: bool) -> list[str]:
         found.append("the eyes are hidden, by sunglasses or a bar: eyes and brows are guessed")
     if whole and worn["drawing"] > _DRAWN:
         found.append(
-            "this looks like a drawing, a painting or a very noisy photo: colours, light and shape "
+            "this looks like a drawing, a painting or a very noisy photo: colors, light and shape "
             "are its style's"
         )
     return found
@@ -91,11 +91,11 @@ def _by_pixels(person: Person, whole: bool) -> list[str]:
 
 def _brightness(grey: np.ndarray, eye: np.ndarray) -> float:
     """85th percentile of an eye and its lids."""
-    centre = eye.mean(axis=0)
+    center = eye.mean(axis=0)
     mask = np.zeros(grey.shape, np.uint8)
     cv2.fillConvexPoly(
         mask,
-        cv2.convexHull((centre + (eye - centre) * [1.15, 1.6]).astype(np.float32)).astype(np.int32),
+        cv2.convexHull((center + (eye - center) * [1.15, 1.6]).astype(np.float32)).astype(np.int32),
         1,
     )
     return float(np.percentile(grey[mask > 0], 85)) if mask.any() else float(np.median(grey))

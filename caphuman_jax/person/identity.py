@@ -18,15 +18,15 @@ from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.face import arcface, recognition, segmentation
 from caphuman_jax.models import face_parsing, facenet, mtcnn
-from caphuman_jax.models.clip_image import normalise
+from caphuman_jax.models.clip_image import normalize
 from caphuman_jax.models.registry import OPTIONAL
 
-RECOGNISERS = ("mobilefacenet", "facenet", "arcface")
+RECOGNIZERS = ("mobilefacenet", "facenet", "arcface")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-    """A face as the recognisers get it: `square` (S, S, 3) uint8 around the head and `region` (S,
+    """A face as the recognizers get it: `square` (S, S, 3) uint8 around the head and `region` (S,
     S) bool, where the face is in it; `context` (C, C, 3) uint8, a wider square of the same
     resolution, and `landmarks` (478, 3) in its pixels.
     """
@@ -48,12 +48,12 @@ class Identifier:
         params: dict | None = None,
         graphs: dict | None = None,
     ):
-        """Without arguments: the shipped recogniser for both. params and graphs: of
+        """Without arguments: the shipped recognizer for both. params and graphs: of
         "image_encoder", and of those of `models.OPTIONAL` that the model folder holds.
         """
         known = config.identity if config else None
-        self.recogniser, self.tokens = (
-            (known.recogniser, known.image_tokens) if known else ("mobilefacenet", "recogniser")
+        self.recognizer, self.tokens = (
+            (known.recognizer, known.image_tokens) if known else ("mobilefacenet", "recognizer")
         )
         self.model = config.name if config else "mini"
         self.clip_side = (
@@ -64,28 +64,28 @@ class Identifier:
             for name in ("image_encoder", *OPTIONAL)
             if params and name in params
         }
-        if self.tokens not in ("clip", "recogniser") or (
-            self.tokens == "recogniser" and self.recogniser != "mobilefacenet"
+        if self.tokens not in ("clip", "recognizer") or (
+            self.tokens == "recognizer" and self.recognizer != "mobilefacenet"
         ):
             raise ModelFolderError(
                 f"the model {self.model} takes its image tokens from {self.tokens} of "
-                f"{self.recogniser}; known: clip, "
-                "or recogniser of mobilefacenet"
+                f"{self.recognizer}; known: clip, "
+                "or recognizer of mobilefacenet"
             )
-        if self.recogniser.partition("/")[0] not in RECOGNISERS:
+        if self.recognizer.partition("/")[0] not in RECOGNIZERS:
             raise ModelFolderError(
-                f"the model {self.model} knows people by {self.recogniser}; known: "
-                f"{', '.join(RECOGNISERS)}"
+                f"the model {self.model} knows people by {self.recognizer}; known: "
+                f"{', '.join(RECOGNIZERS)}"
             )
 
     @property
     def name(self) -> str:
         """The two networks in words; people measured by others do not fit."""
-        return f"{self.recogniser} and {self.tokens}"
+        return f"{self.recognizer} and {self.tokens}"
 
     def __call__(self, view: View) -> tuple[np.ndarray, np.ndarray]:
         """Raises ModelFolderError where the model lacks a network that it needs."""
-        if self.tokens == "recogniser":
+        if self.tokens == "recognizer":
             return recognition.identity(view.context, view.landmarks)
         return self.vectors([view])[0], np.asarray(
             image_tokens(*self.networks["image_encoder"], self.picture(view)[None]), np.float32
@@ -93,7 +93,7 @@ class Identifier:
 
     def vectors(self, views: Sequence[View]) -> np.ndarray:
         """The recognition vectors (N, R) alone."""
-        kind, _, which = self.recogniser.partition("/")
+        kind, _, which = self.recognizer.partition("/")
         if kind != "facenet":
             crops = np.stack(
                 [recognition.mobilefacenet_crop(view.context, view.landmarks) for view in views]
@@ -164,4 +164,4 @@ def image_tokens(graph, params: dict, pictures: jax.Array) -> jax.Array:
     """CLIP's tokens (B, N, W) of pictures (B, C, C, 3) uint8, by an image encoder; compiled once
     for each B.
     """
-    return nnx.merge(graph, params)(normalise(pictures.astype(jnp.float32) / 255))[0]
+    return nnx.merge(graph, params)(normalize(pictures.astype(jnp.float32) / 255))[0]

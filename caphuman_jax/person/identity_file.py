@@ -67,7 +67,7 @@ def is_identity_file(source) -> bool:
 
 def load(path: str | os.PathLike, head_model: str, known_by: str) -> Person:
     """The person in a file. Raises PhotoError where it cannot be read or was made for a model with
-    another head or other recognisers.
+    another head or other recognizers.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -38,7 +38,7 @@ _RECOGNITION_MARGIN = (
 )
 # What the shipped model was trained on, about; beyond it the head is followed less well.
 _TRAINED_ANGLES = {"yaw": 30.0, "pitch": 20.0, "roll": 30.0}
-_TRAINED_OFF_CENTRE, _TRAINED_SIZES = 0.25, (0.33, 0.8)
+_TRAINED_OFF_CENTER, _TRAINED_SIZES = 0.25, (0.33, 0.8)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ def measure(
     """The person in a photo: face number `face` (0 is the largest; None: the largest, with a
     notice), square of `size` pixels.
 
-    identify: what knows the person; None: the shipped recogniser. head_of(photo (H, W, 3) uint8,
+    identify: what knows the person; None: the shipped recognizer. head_of(photo (H, W, 3) uint8,
     landmarks (478, 3) in its pixels) gives the head in the photo; None: fitted to the landmarks.
 
     Raises PhotoError where the photo cannot be read, NoFaceError where it shows no face, HeadError
@@ -182,7 +182,7 @@ class WantedHead:
     photo: another photo, whose head lends `take` (of position, pose, expression, lighting, or all;
     see `control.mix`).
     framing: "head" — the head photo is framed around its head, as the reference is; "photo" — the
-    whole photo is the frame (by its height, about its centre), so that the head stands in the
+    whole photo is the frame (by its height, about its center), so that the head stands in the
     picture where it stands in the photo.
     photo_face: number of the face in it. The numbers go over what the photo gives: yaw, pitch, roll
     in degrees;
@@ -275,7 +275,7 @@ def note_unusual(model: Morphable, head: Head) -> None:
             "the head lies outside the picture, at %.2f, %.2f of its width and height", x, y
         )
     elif (
-        max(abs(x - 0.5), abs(y - 0.5)) > _TRAINED_OFF_CENTRE
+        max(abs(x - 0.5), abs(y - 0.5)) > _TRAINED_OFF_CENTER
         or not _TRAINED_SIZES[0] <= size <= _TRAINED_SIZES[1]
     ):
         log.warning(
@@ -284,7 +284,7 @@ def note_unusual(model: Morphable, head: Head) -> None:
             x,
             y,
             size,
-            _TRAINED_OFF_CENTRE,
+            _TRAINED_OFF_CENTER,
             *_TRAINED_SIZES,
         )
 

@@ -91,7 +91,7 @@ def control_picture(
     picture: PhotoSource, model: Morphable, heads: Sequence[Head], height: int, width: int
 ) -> np.ndarray:
     """(H, W, 3) uint8: the dots of the wanted heads, or a photo cut to the pictures' shape about
-    its centre. Raises PhotoError.
+    its center. Raises PhotoError.
     """
     if isinstance(picture, str) and picture == LANDMARKS:
         return landmark_picture(model, heads, height, width)

@@ -81,7 +81,7 @@ def checked_settings(
         "negative": _text(negative, "negative prompt"),
         "seed": whole(seed, "seed", 0, 2**32 - 1),
         "sampler": sampler,
-        "steps": whole(best.steps if steps is None else steps, "steps", 1, diffusion.train_steps),
+        "steps": whole(best.steps if steps is None else steps, "steps", 1, diffusion.num_timesteps),
         "spacing": best.spacing,
         "eta": _real((best.eta if own else 0.0) if eta is None else eta, "eta", 0, 1),
         "guidance": _real(best.guidance if guidance is None else guidance, "guidance", 0, 100),
@@ -94,10 +94,10 @@ def checked_settings(
             1,
         ),
         "strength": _real(strength, "strength", 0, 10),
-        "identity_until": _real(identity_until, "identity_until", -1, diffusion.train_steps),
+        "identity_until": _real(identity_until, "identity_until", -1, diffusion.num_timesteps),
         "hard_gate": bool(hard_gate),
-        "guidance_interval": _interval(guidance_interval, diffusion.train_steps),
-        "reuse": whole(reuse, "reuse", 1, diffusion.train_steps),
+        "guidance_interval": _interval(guidance_interval, diffusion.num_timesteps),
+        "reuse": whole(reuse, "reuse", 1, diffusion.num_timesteps),
     }
     return settings, sampling_loop.plan(
         diffusion, sampler, settings["steps"], spacing=settings["spacing"], eta=settings["eta"]
@@ -164,7 +164,7 @@ def picture_size(size: int | tuple[int, int] | None, config: ModelConfig) -> tup
     """(height, width) in pixels of a side, a (width, height) or None. Raises SettingError for sizes
     that cannot be made.
     """
-    step = config.vae.downsampling * 2 ** (len(config.unet.multipliers) - 1)
+    step = config.vae.downsampling * 2 ** (len(config.unet.channel_multipliers) - 1)
     sides = np.full(2, config.image_size) if size is None else np.asarray(size)
     sides = np.repeat(sides, 2) if sides.ndim == 0 else sides
     if (

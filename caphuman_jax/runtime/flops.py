@@ -2,7 +2,7 @@
 two for each multiplication and addition.
 
 Compilers count what they made of it, which differs by platform and leaves out hand-written kernels;
-this does not, so utilisation (MFU) means the same everywhere. Trace without rematerialisation and
+this does not, so utilization (MFU) means the same everywhere. Trace without rematerialization and
 with attention "xla" for the arithmetic that a model needs."""
 
 from __future__ import annotations

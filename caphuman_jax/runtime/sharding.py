@@ -1,7 +1,7 @@
 """Where arrays live: a ('data', 'fsdp') mesh over all devices, with a leading 'slice' where there
 are several, and one table from the path of a parameter to its place on it.
 
-The batch is split over all axes. Of the state, "replicated" splits nothing, "zero" the optimiser
+The batch is split over all axes. Of the state, "replicated" splits nothing, "zero" the optimizer
 and the average (ZeRO, arXiv 1910.02054, stage 1), "fsdp" the parameters and the frozen networks
 too. Between slices, whose network is slow, only gradients travel."""
 
@@ -118,7 +118,7 @@ def frozen_shardings(mesh: Mesh, frozen: Any, mode: str) -> Any:
 def _shardings(mesh: Mesh, tree: Any, mode: str, prefix: str) -> Any:
     if mode not in MODES:
         raise SettingError(f"sharding is {mode!r}; there are {', '.join(MODES)}")
-    # A copy of the parameters is shared by the devices of 'fsdp'; optimiser and average are needed
+    # A copy of the parameters is shared by the devices of 'fsdp'; optimizer and average are needed
     # once in a slice.
     axes = ("fsdp",) if mode == "fsdp" else ("data", "fsdp")
 

@@ -51,7 +51,7 @@ def assemble(batch: Mapping, head_model: Morphable | None, size: int) -> dict:
     made = {name: batch[name] for name in PASSED_ON if name in batch}
     made["token_ids"] = batch["caption_ids"]
     made["region"] = _warped(batch["region"], coordinates, side)
-    # Pixel centres are at integers in `coordinates`, half a pixel inside of what is covered.
+    # Pixel centers are at integers in `coordinates`, half a pixel inside of what is covered.
     made["area"] = augment.valid_area(coordinates, batch["covered"] * side[:, None] - 0.5)
     if "identity_input" in batch:
         made["identity_pictures"] = batch["identity_input"].astype(jnp.float32) / 255

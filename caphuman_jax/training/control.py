@@ -22,7 +22,7 @@ from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import loss, schedule
 from caphuman_jax.errors import SettingError
 from caphuman_jax.models.capface import gate
-from caphuman_jax.models.clip_image import normalise
+from caphuman_jax.models.clip_image import normalize
 from caphuman_jax.models.identity_projector import drop_identity
 from caphuman_jax.nn import compute_config
 from caphuman_jax.runtime import sharding
@@ -112,7 +112,7 @@ class ControlTraining:
         return (self.lora_alpha or self.lora_rank) / self.lora_rank
 
 
-def make_optimiser(
+def make_optimizer(
     cfg: ControlTraining, multiples: Mapping[str, Any]
 ) -> optax.GradientTransformation:
     """AdamW; `multiples`: a tree of factors of the learning rate, one for each parameter
@@ -155,10 +155,10 @@ def learning_rate(cfg: ControlTraining) -> optax.Schedule:
     return optax.constant_schedule(cfg.learning_rate)
 
 
-def begin(cfg: ControlTraining, optimiser: optax.GradientTransformation, params: dict) -> dict:
+def begin(cfg: ControlTraining, optimizer: optax.GradientTransformation, params: dict) -> dict:
     """The state at step 0 of trained parameters; "ema" is empty where no average is kept."""
     ema = jax.tree.map(jnp.copy, params) if cfg.ema else {}
-    return {"params": params, "opt": optimiser.init(params), "ema": ema, "step": jnp.int32(0)}
+    return {"params": params, "opt": optimizer.init(params), "ema": ema, "step": jnp.int32(0)}
 
 
 def make_loss(
@@ -219,7 +219,7 @@ def make_loss(
         )
         return total, {
             **parts,
-            **loss.by_time(output, target, draws["timestep"], model.diffusion.train_steps, share),
+            **loss.by_time(output, target, draws["timestep"], model.diffusion.num_timesteps, share),
         }
 
     return loss_fn
@@ -236,9 +236,9 @@ def draw(
 
     def one(key):
         time, noise, latent, late, until = jax.random.split(key, 5)
-        tau = jax.random.uniform(until, minval=1.0, maxval=float(model.diffusion.train_steps))
+        tau = jax.random.uniform(until, minval=1.0, maxval=float(model.diffusion.num_timesteps))
         return {
-            "timestep": jax.random.randint(time, (), 0, model.diffusion.train_steps),
+            "timestep": jax.random.randint(time, (), 0, model.diffusion.num_timesteps),
             "noise": jax.random.normal(noise, shape),
             "latent_noise": jax.random.normal(latent, shape),
             "identity_until": jnp.where(jax.random.uniform(late) < cfg.late_identity, tau, 0.0),
@@ -282,7 +282,7 @@ def conditions(
     if "image_tokens" in batch:
         tokens = batch["image_tokens"].astype(dtype)
     else:
-        tokens = run("image_encoder")(normalise(batch["identity_pictures"]))[0]
+        tokens = run("image_encoder")(normalize(batch["identity_pictures"]))[0]
     return {"latents": latents, "text": text, "image_tokens": tokens}
 
 
@@ -290,7 +290,7 @@ def make_step(
     model: ModelConfig,
     graphs: Mapping[str, nnx.GraphDef],
     cfg: ControlTraining,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh | None = None,
     platform: str | None = None,
@@ -347,7 +347,7 @@ def make_step(
             metrics, grads = all_gradients(
                 state["params"], frozen, batch, _keys(cfg, state["step"])
             )
-        params, opt = update(optimiser, grads, state["opt"], state["params"])
+        params, opt = update(optimizer, grads, state["opt"], state["params"])
         step = state["step"] + 1
         ema = average(state["ema"], params, cfg.ema, step) if cfg.ema else state["ema"]
         metrics |= {

@@ -24,7 +24,7 @@ from data_pipeline.prepare import captions
 
 CAPTIONS = 12  # different captions kept for each photo
 FACES = 4  # recognition crops for each photo: as it is, mirrored, and two a little off
-SHADES = 32  # of each background colour that is put behind people
+SHADES = 32  # of each background color that is put behind people
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -41,13 +41,13 @@ def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=pri
     log("identity tokens computed")
     grey = np.array([found["kind"] != "colour" for found in part.attributes])
     found = [
-        attributes | {"kind": "black-and-white" if colourless else "colour"}
-        for attributes, colourless in zip(part.attributes, grey)
+        attributes | {"kind": "black-and-white" if colorless else "colour"}
+        for attributes, colorless in zip(part.attributes, grey)
     ]
     pictures = part.pictures.copy()
     for i in np.flatnonzero(grey):
         pictures[i] = _grey(pictures[i])
-    log(f"{int(grey.sum())} without colour")
+    log(f"{int(grey.sum())} without color")
     partner = np.concatenate([np.arange(len(part))[:, None], part.partners], axis=1)
     partner = np.where(partner < 0, partner[:, :1], partner).astype(np.int32)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -58,7 +58,7 @@ def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=pri
         person = np.stack(
             list(pool.map(lambda mask: solid_person(mask, pictures.shape[1]), part.person))
         )
-    heads = without_colour(part.heads, grey)
+    heads = without_color(part.heads, grey)
     all_hints = render(heads, partner, grey, pictures.shape[1], chunk=chunk)
     log("hints rendered")
     rng = np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=pri
 
 
 def compose(found: dict, rng: np.random.Generator, kind: str | None) -> str:
-    """A caption, with colours left out if the picture is to be shown without them, or the
+    """A caption, with colors left out if the picture is to be shown without them, or the
     background if it is to be another.
     """
     if kind == "black-and-white":
@@ -116,12 +116,12 @@ def plain_backgrounds(encode, rng: np.random.Generator):
 
 
 def _shades(word: str, rng: np.random.Generator) -> np.ndarray:
-    """(SHADES, 3) RGB float32 of colours that are called `word`."""
+    """(SHADES, 3) RGB float32 of colors that are called `word`."""
     shades = []
     while len(shades) < SHADES:
         lab = (np.array(colors.SURFACE[word]) + rng.normal(size=3) * (5, 4, 4)).astype(np.float32)
         rgb = np.clip(cv2.cvtColor(lab[None, None], cv2.COLOR_LAB2RGB), 0, 1)
-        if colors.colour_word(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0, 0]) == word:
+        if colors.color_word(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0, 0]) == word:
             shades.append(rgb[0, 0])
     return np.stack(shades)
 
@@ -144,9 +144,9 @@ def solid_person(mask: np.ndarray, size: int) -> np.ndarray:
     return np.round(255 * np.clip(mask * 2 - 0.9, 0, 1)).astype(np.uint8)
 
 
-def without_colour(heads, grey: np.ndarray):
+def without_color(heads, grey: np.ndarray):
     """The heads, with grey light and albedo where `grey` (N,) says that the picture is shown
-    without colours, whatever tint it had.
+    without colors, whatever tint it had.
     """
     light = np.where(grey[:, None, None], heads.light.mean(axis=-1, keepdims=True), heads.light)
     albedo = np.where(
@@ -204,7 +204,7 @@ def render(heads, partner: np.ndarray, grey: np.ndarray, size: int, *, chunk: in
 
 
 def change_mouths(model, albedo: np.ndarray, grey: np.ndarray) -> np.ndarray:
-    """Albedo (N, V, 3) with the mouth of the next photo, in the own colour: teeth that a smile left
+    """Albedo (N, V, 3) with the mouth of the next photo, in the own color: teeth that a smile left
     there must not decide about smiles.
     """
     lips = np.unique(segmentation.UPPER_LIP_OUTLINE + segmentation.LOWER_LIP_OUTLINE)

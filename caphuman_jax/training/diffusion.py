@@ -30,8 +30,8 @@ class DiffusionTraining:
 
     face_weight and feature_weight: how much more the denoiser's error counts on the face, and on
     eyes, brows and mouth. What guidance compares with — no text, no identity, no control — is
-    dropped together more often than apart. replace_background is the share of photos in colour
-    whose background gets another colour, which the caption then names. dtype: of what is computed;
+    dropped together more often than apart. replace_background is the share of photos in color
+    whose background gets another color, which the caption then names. dtype: of what is computed;
     weights are float32."""
 
     steps: int = 20000
@@ -45,7 +45,7 @@ class DiffusionTraining:
     face_weight: float = 2.0
     feature_weight: float = 3.0
     mask_weight: float = 1.0
-    colour_share: float = 0.65
+    color_share: float = 0.65
     replace_background: float = 0.4
     drop_text: float = 0.12
     drop_identity: float = 0.05
@@ -64,15 +64,15 @@ def draw(data: dict, key, cfg: DiffusionTraining, size: int, mesh=None):
     """A batch from the resident data (`dataset.build`): pictures in [-1, 1], hints, region, area,
     tokens, vectors, ids.
 
-    Photos in colour make up `colour_share` of it. Hints carry another photo's identity (or a
+    Photos in color make up `color_share` of it. Hints carry another photo's identity (or a
     mirrored albedo) in `lent_identity` of the cases, and so do the identity tokens where the person
     has several photos."""
     k = jax.random.split(key, 14)
     n = cfg.batch
-    colour = jax.random.uniform(k[0], (n,)) < cfg.colour_share
+    color = jax.random.uniform(k[0], (n,)) < cfg.color_share
     pick = lambda key, order: order[jax.random.randint(key, (n,), 0, order.shape[0])]
     choice = lambda key, count: jax.random.randint(key, (n,), 0, count)
-    index = jnp.where(colour, pick(k[1], data["colour_index"]), pick(k[2], data["grey_index"]))
+    index = jnp.where(color, pick(k[1], data["colour_index"]), pick(k[2], data["grey_index"]))
     grey = (jax.random.uniform(k[5], (n,)) < cfg.to_grey) | data["grey"][index]
     chosen = {
         "index": index,
@@ -160,7 +160,7 @@ def noise_weight(alpha, cfg: DiffusionTraining, prediction: str):
     return jnp.minimum(1.0, cfg.min_snr * (1 - alpha))
 
 
-def make_optimiser(cfg: DiffusionTraining) -> optax.GradientTransformation:
+def make_optimizer(cfg: DiffusionTraining) -> optax.GradientTransformation:
     """AdamW with warm-up and cosine decay; gradients clipped by their global norm. Norms and biases
     are not decayed.
     """
@@ -179,7 +179,7 @@ def make_optimiser(cfg: DiffusionTraining) -> optax.GradientTransformation:
 
 
 def init_params(model: ModelConfig, cfg: DiffusionTraining) -> tuple[dict, dict]:
-    """(graphs by name, freshly initialised parameters of the trained networks)."""
+    """(graphs by name, freshly initialized parameters of the trained networks)."""
     networks = registry.init(model, jax.random.key(cfg.seed), jnp.dtype(cfg.dtype))
     params = {name: networks[name][1] for name in TRAINED}
     # Unit recognition vectors have small entries: bring their token to the scale of the others.
@@ -196,14 +196,14 @@ def begin(cfg: DiffusionTraining, params: dict) -> dict:
     return {
         "params": params,
         "ema": jax.tree.map(jnp.copy, params),
-        "opt": make_optimiser(cfg).init(params),
+        "opt": make_optimizer(cfg).init(params),
         "step": jnp.int32(0),
     }
 
 
 def init_state(model: ModelConfig, cfg: DiffusionTraining) -> tuple[dict, dict]:
-    """(graphs by name, state): freshly initialised parameters of the trained networks, their
-    average, optimiser state.
+    """(graphs by name, state): freshly initialized parameters of the trained networks, their
+    average, optimizer state.
     """
     graphs, params = init_params(model, cfg)
     return graphs, begin(cfg, params)
@@ -217,7 +217,7 @@ def make_loss(model: ModelConfig, graphs: dict, cfg: DiffusionTraining):
         k = jax.random.split(key, 6)
         n, (height, width) = latents.shape[0], latents.shape[1:3]
         run = lambda name: nnx.merge(graphs[name], params[name])
-        t = jax.random.randint(k[0], (n,), 0, model.diffusion.train_steps)
+        t = jax.random.randint(k[0], (n,), 0, model.diffusion.num_timesteps)
         alpha = jnp.asarray(levels)[t]
         noise = jax.random.normal(k[1], latents.shape)
         noisy, times = loss.add_noise(latents, noise, alpha), t.astype(jnp.float32)
@@ -227,7 +227,7 @@ def make_loss(model: ModelConfig, graphs: dict, cfg: DiffusionTraining):
         late = jax.random.uniform(k[2], (n,)) < cfg.late_identity
         tau = jnp.where(
             late,
-            jax.random.uniform(k[3], (n,), minval=1.0, maxval=float(model.diffusion.train_steps)),
+            jax.random.uniform(k[3], (n,), minval=1.0, maxval=float(model.diffusion.num_timesteps)),
             0.0,
         )
         rate = lambda with_text, without: jnp.where(batch["without_text"], without, with_text)
@@ -267,7 +267,7 @@ def make_loss(model: ModelConfig, graphs: dict, cfg: DiffusionTraining):
         )
         return total, {
             **parts,
-            **loss.by_time(output * counts, target * counts, t, model.diffusion.train_steps),
+            **loss.by_time(output * counts, target * counts, t, model.diffusion.num_timesteps),
         }
 
     return loss_fn
@@ -288,7 +288,7 @@ def latents_of(model: ModelConfig, graphs: dict, vae: dict, pictures, key):
 
 def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, mesh=None):
     """(state, frozen {"vae"}, data) -> (state, metrics), the batch split over the mesh."""
-    optimiser = make_optimiser(cfg)
+    optimizer = make_optimizer(cfg)
     loss_fn = make_loss(model, graphs, cfg)
 
     def step_fn(state, frozen, data):
@@ -300,7 +300,7 @@ def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, mesh=Non
         (total, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(
             state["params"], batch, latents, k[2]
         )
-        params, opt = update(optimiser, grads, state["opt"], state["params"])
+        params, opt = update(optimizer, grads, state["opt"], state["params"])
         step = state["step"] + 1
         ema = average(state["ema"], params, cfg.ema, step)
         metrics = {

@@ -1,7 +1,7 @@
-"""The shipped ONNX networks as JAX functions, so that a loss can look through a recogniser.
+"""The shipped ONNX networks as JAX functions, so that a loss can look through a recognizer.
 
 onnxruntime runs these networks faster on a CPU, but gives no gradient and cannot be part of a
-compiled step. Only the operators that the shipped recognisers, detector and landmark network use
+compiled step. Only the operators that the shipped recognizers, detector and landmark network use
 are here (semantics: https://onnx.ai/onnx/operators, opset 18); any other is an error when the file
 is read. Needs the `onnx` package, which the extra `train` installs."""
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 
 
-def update(optimiser: optax.GradientTransformation, grads, state, params):
-    """(new parameters, new optimiser state) after one step."""
+def update(optimizer: optax.GradientTransformation, grads, state, params):
+    """(new parameters, new optimizer state) after one step."""
     # Optax itself relies on promotion between integer counts and weak floats.
     with jax.numpy_dtype_promotion("standard"):
-        updates, state = optimiser.update(grads, state, params)
+        updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
 

@@ -55,7 +55,7 @@ class RecordBatches:
             "hints": config.hints,
             "lent_identity": config.lent_identity,
             "latents": config.latents or None,
-            "recogniser": model.identity.recogniser.partition("/")[0],
+            "recognizer": model.identity.recognizer.partition("/")[0],
             "drop": Drops(cfg.drop_text, cfg.drop_identity, cfg.drop_identity),
             "augment": AugmentConfig(**config.augment),
             "light": config.light,
@@ -101,7 +101,7 @@ class RecordBatches:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             one_pass=True,
-            **{name: self.settings[name] for name in ("loader", "hints", "latents", "recogniser")},
+            **{name: self.settings[name] for name in ("loader", "hints", "latents", "recognizer")},
         )
         try:
             return [flat(batch) for _, batch in zip(range(max(count // self.cfg.batch, 1)), loader)]
@@ -140,9 +140,9 @@ class RecordBatches:
         latent = model.image_size // model.vae.downsampling
         wanted = {
             "moments": (2, latent, latent, 2 * model.vae.latent_channels),
-            "text": (None, model.text.length, model.unet.context_width),
+            "text": (None, model.text.length, model.unet.cross_attention_dim),
             "image_tokens": (None, model.identity.image_width),
-            f"recognition/{self.settings['recogniser']}": (model.identity.recognition_width,),
+            f"recognition/{self.settings['recognizer']}": (model.identity.recognition_width,),
         }
         for name, shape in wanted.items():
             feature = records.feature(name)

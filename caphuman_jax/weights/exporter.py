@@ -246,19 +246,19 @@ def _described(config: ModelConfig) -> dict[str, dict[str, Any]]:
         "identity": {
             "_class_name": "IdentityProjector",
             **dataclasses.asdict(config.identity),
-            "width": unet.context_width,
+            "width": unet.cross_attention_dim,
         },
         "vae": {
             "_class_name": "AutoencoderKL",
             "_diffusers_version": _VERSION,
             "act_fn": "silu",
-            "block_out_channels": [vae.encoder_channels * m for m in vae.multipliers],
-            "down_block_types": ["DownEncoderBlock2D"] * len(vae.multipliers),
-            "up_block_types": ["UpDecoderBlock2D"] * len(vae.multipliers),
+            "block_out_channels": [vae.encoder_channels * m for m in vae.channel_multipliers],
+            "down_block_types": ["DownEncoderBlock2D"] * len(vae.channel_multipliers),
+            "up_block_types": ["UpDecoderBlock2D"] * len(vae.channel_multipliers),
             "in_channels": vae.image_channels,
             "out_channels": vae.image_channels,
             "latent_channels": vae.latent_channels,
-            "layers_per_block": vae.res_blocks,
+            "layers_per_block": vae.blocks_per_level,
             "norm_num_groups": vae.groups,
             "sample_size": config.image_size,
             "scaling_factor": vae.scale,
@@ -287,7 +287,9 @@ def _described(config: ModelConfig) -> dict[str, dict[str, Any]]:
 
 
 def _attends(unet: UNetConfig) -> list[bool]:
-    return [2**level in unet.attention_downsamplings for level in range(len(unet.multipliers))]
+    return [
+        2**level in unet.attention_resolutions for level in range(len(unet.channel_multipliers))
+    ]
 
 
 def _encoder(config: ModelConfig) -> dict[str, Any]:
@@ -299,8 +301,8 @@ def _encoder(config: ModelConfig) -> dict[str, Any]:
         "_diffusers_version": _VERSION,
         "act_fn": "silu",
         "attention_head_dim": unet.heads,
-        "block_out_channels": [unet.channels * m for m in unet.multipliers],
-        "cross_attention_dim": unet.context_width,
+        "block_out_channels": [unet.channels * m for m in unet.channel_multipliers],
+        "cross_attention_dim": unet.cross_attention_dim,
         "down_block_types": [
             "CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in _attends(unet)
         ],
@@ -308,7 +310,7 @@ def _encoder(config: ModelConfig) -> dict[str, Any]:
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "in_channels": unet.in_channels,
-        "layers_per_block": unet.res_blocks,
+        "layers_per_block": unet.blocks_per_level,
         "mid_block_scale_factor": 1,
         "norm_eps": 1e-5,
         "norm_num_groups": unet.groups,
@@ -341,7 +343,7 @@ def _scheduler(config: ModelConfig) -> dict[str, Any]:
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": _VERSION,
-        "num_train_timesteps": diffusion.train_steps,
+        "num_train_timesteps": diffusion.num_timesteps,
         "beta_start": diffusion.beta_start,
         "beta_end": diffusion.beta_end,
         "beta_schedule": "scaled_linear",

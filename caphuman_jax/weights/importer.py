@@ -429,7 +429,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _fresh(config: ModelConfig, wanted: Mapping[str, dict], unet: Pieces) -> dict[str, Pieces]:
     """Where training starts: CapFace's encoder a copy of the UNet's
-    (`models.capface.start_from_unet`), the rest initialised.
+    (`models.capface.start_from_unet`), the rest initialized.
     """
     import jax
 
@@ -505,7 +505,7 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def _tokenizer(opened: list[Source]) -> Path | None:
-    """The tokeniser that came with the text encoder, or with what stands nearest to it."""
+    """The tokenizer that came with the text encoder, or with what stands nearest to it."""
     found = {source.option: source.tokenizer for source in opened if source.tokenizer}
     return next((found[option] for option in _PROVIDERS["text"] if option in found), None)
 

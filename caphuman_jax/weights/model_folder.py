@@ -56,7 +56,7 @@ def save_model(
     """Write a model folder.
 
     params: {network: nested dicts of float arrays}; dtype: what they are stored as, None: as they
-    are; metadata: JSON values kept in config.json (training steps, licence …). All is written
+    are; metadata: JSON values kept in config.json (training steps, license …). All is written
     beside `path` and renamed at the end, so a stopped run leaves no half of a folder. `overwrite`
     replaces an existing model folder and keeps files in it that are not ours (a model card,
     notices). Raises ModelFolderError where the folder exists, or a weight does not fit into
@@ -124,7 +124,7 @@ def write_description(
 
 
 def tokenizer_files(path: str | Path) -> tuple[Path, Path] | None:
-    """A model folder's own tokeniser, (vocab.json, merges.txt) in the form of transformers; None:
+    """A model folder's own tokenizer, (vocab.json, merges.txt) in the form of transformers; None:
     CLIP's, which comes with the package.
     """
     files = Path(path) / "tokenizer" / "vocab.json", Path(path) / "tokenizer" / "merges.txt"

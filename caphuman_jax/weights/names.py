@@ -113,9 +113,9 @@ def _kind(network: str) -> str:
 def _unet(cfg: UNetConfig) -> Rows:
     rows = _under("", "", "encoder.", _encoder(cfg))
     number = 0
-    for block, level in enumerate(reversed(range(len(cfg.multipliers)))):
-        attention = 2**level in cfg.attention_downsamplings
-        for i in range(cfg.res_blocks + 1):
+    for block, level in enumerate(reversed(range(len(cfg.channel_multipliers)))):
+        attention = 2**level in cfg.attention_resolutions
+        for i in range(cfg.blocks_per_level + 1):
             rows += _under(
                 f"output_blocks.{number}.0.",
                 f"up_blocks.{block}.resnets.{i}.",
@@ -150,7 +150,7 @@ def _controlnet(unet: UNetConfig, cfg: CapFaceConfig) -> Rows:
         rows.append(
             (f"input_hint_block.{2 * i}", f"controlnet_cond_embedding.{theirs}", f"hint.convs.{i}")
         )
-    skips = len(unet.multipliers) * (unet.res_blocks + 1)
+    skips = len(unet.channel_multipliers) * (unet.blocks_per_level + 1)
     rows += [
         (f"zero_convs.{i}.0", f"controlnet_down_blocks.{i}", f"zero.{i}") for i in range(skips)
     ]
@@ -164,13 +164,13 @@ def _encoder(cfg: UNetConfig) -> Rows:
         ("input_blocks.0.0", "conv_in", "conv_in"),
     ]
     number = 1
-    for level in range(len(cfg.multipliers)):
+    for level in range(len(cfg.channel_multipliers)):
         block, stage = f"down_blocks.{level}.", f"down.{level}."
-        for i in range(cfg.res_blocks):
+        for i in range(cfg.blocks_per_level):
             rows += _under(
                 f"input_blocks.{number}.0.", f"{block}resnets.{i}.", f"{stage}res_{i}.", _RES_BLOCK
             )
-            if 2**level in cfg.attention_downsamplings:
+            if 2**level in cfg.attention_resolutions:
                 rows += _under(
                     f"input_blocks.{number}.1.",
                     f"{block}attentions.{i}.",
@@ -178,7 +178,7 @@ def _encoder(cfg: UNetConfig) -> Rows:
                     _TRANSFORMER_BLOCK,
                 )
             number += 1
-        if level < len(cfg.multipliers) - 1:
+        if level < len(cfg.channel_multipliers) - 1:
             rows.append(
                 (f"input_blocks.{number}.0.op", f"{block}downsamplers.0.conv", f"{stage}downsample")
             )
@@ -192,10 +192,10 @@ def _encoder(cfg: UNetConfig) -> Rows:
 
 def _vae(cfg: VAEConfig) -> Rows:
     rows = _alike([("quant_conv", "quant"), ("post_quant_conv", "post_quant")])
-    levels = len(cfg.multipliers)
+    levels = len(cfg.channel_multipliers)
     for half, direction, sampler, blocks in (
-        ("encoder", "down", "downsample", cfg.res_blocks),
-        ("decoder", "up", "upsample", cfg.res_blocks + 1),
+        ("encoder", "down", "downsample", cfg.blocks_per_level),
+        ("decoder", "up", "upsample", cfg.blocks_per_level + 1),
     ):
         inner = [
             ("conv_in", "conv_in", "conv_in"),

@@ -294,7 +294,7 @@ def another_kind(found: Found, cfg: ModelConfig) -> str | None:
         if (
             name.endswith("attn2.to_k.weight")
             and len(sizes) == 2
-            and sizes[1] != cfg.unet.context_width
+            and sizes[1] != cfg.unet.cross_attention_dim
         ):
             return {1024: "Stable Diffusion 2", 2048: "SDXL"}.get(
                 sizes[1], f"a model with text of width {sizes[1]}"

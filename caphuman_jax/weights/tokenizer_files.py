@@ -1,4 +1,4 @@
-"""CLIP's tokeniser as the files that transformers reads."""
+"""CLIP's tokenizer as the files that transformers reads."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def _a_rotation(_, matrix):
 
 def _a_unit_vector(feature, vector):
     length = float(np.linalg.norm(vector))
-    if feature.name == "recognition/dlib":  # of about 1.3, never normalised
+    if feature.name == "recognition/dlib":  # of about 1.3, never normalized
         return None if length > 0.1 else f"has the length {length:.3g}"
     return None if abs(length - 1) < 2e-3 else f"has the length {length:.6g}, not 1"
 

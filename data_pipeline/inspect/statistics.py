@@ -42,7 +42,7 @@ _HISTOGRAMS: dict[str, np.ndarray] = {
 }
 _LIGHT = np.linspace(-1, 1, 41)
 _SHOWN = 0.3  # an expression weight that can be seen
-_NO_COLOUR, _NOT_SEEN = "(no colours)", "(not seen)"
+_NO_COLOR, _NOT_SEEN = "(no colors)", "(not seen)"
 _SILENT = frozenset("a an and at by in is of on or the to with".split())
 _WORDS = 100_000  # different words kept, so that captions of every kind do not fill the memory
 
@@ -167,8 +167,8 @@ def _bin(edges, value):
 
 def _background(measured):
     if colors.is_monochrome(measured):
-        return _NO_COLOUR
-    return colors.colour_word(measured[colors.BACKGROUND, :3]) or _NOT_SEEN
+        return _NO_COLOR
+    return colors.color_word(measured[colors.BACKGROUND, :3]) or _NOT_SEEN
 
 
 def _rgb(word):
@@ -207,9 +207,9 @@ def _light_map(panel, counts):
     panel.set_title("light: → from the picture's right, ↑ from above (log)", fontsize=9)
 
 
-def _bars(panel, name, shares, colour="#44749e"):
+def _bars(panel, name, shares, color="#44749e"):
     names, values = [name for name, _ in shares], [value for _, value in shares]
-    panel.barh(range(len(names)), values, color=colour, edgecolor="#999999", linewidth=0.5)
+    panel.barh(range(len(names)), values, color=color, edgecolor="#999999", linewidth=0.5)
     panel.set_yticks(range(len(names)), names, fontsize=7)
     panel.invert_yaxis()
     panel.set_title(name, fontsize=9)

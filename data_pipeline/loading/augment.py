@@ -58,10 +58,10 @@ def source_coordinates(transforms, stored: int, size: int):
     """Where each pixel of a (size, size) result lies in the (stored, stored) source: (B, size,
     size, 2) as (x, y).
 
-    One pixel of the result is one pixel of the source at scale 1; pixel centres are at integers.
+    One pixel of the result is one pixel of the source at scale 1; pixel centers are at integers.
     """
-    centre = (size - 1) / 2
-    grid = jnp.arange(size, dtype=jnp.float32) - centre
+    center = (size - 1) / 2
+    grid = jnp.arange(size, dtype=jnp.float32) - center
     x, y = jnp.meshgrid(grid, grid)
     n = transforms["scale"].shape[0]
     shift = transforms["shift"] * size
@@ -123,8 +123,8 @@ def turn_normals(normals, transforms):
     return jnp.stack([cos * x + sin * y, -sin * x + cos * y, normals[..., 2]], axis=-1)
 
 
-def plain_background(colour, slope, size: int):
-    """Smooth backgrounds (B, size, size, 3) in [0, 1] of `colour` (B, 3), up to a quarter brighter
+def plain_background(color, slope, size: int):
+    """Smooth backgrounds (B, size, size, 3) in [0, 1] of `color` (B, 3), up to a quarter brighter
     or darker across and towards the
     corners: `slope` (B, 3) in [-1, 1] along x, along y and outwards.
     """
@@ -136,4 +136,4 @@ def plain_background(colour, slope, size: int):
         jnp.stack([0.12 * x, 0.12 * y, 0.07 * (x**2 + y**2 - 1)]),
         precision="highest",
     )
-    return jnp.clip(colour[:, None, None] * (1 + shade[..., None]), 0.0, 1.0)
+    return jnp.clip(color[:, None, None] * (1 + shade[..., None]), 0.0, 1.0)

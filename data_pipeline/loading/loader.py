@@ -87,7 +87,7 @@ def make_loader(
     hints: str = "head",
     identity: str | None = "auto",
     text: bool | None = None,
-    recogniser: str | None = None,
+    recognizer: str | None = None,
     workers: int | None = None,
     processes: int = 0,
     prefetch: int = 3,
@@ -115,7 +115,7 @@ def make_loader(
     mirroring alone.
     hints: "head", to be rendered, or "pictures", as they are stored. identity: "image_tokens",
     "input", None, or "auto": tokens where they are stored. text: None takes what is stored.
-    recogniser: None takes the model's own where its vectors are stored.
+    recognizer: None takes the model's own where its vectors are stored.
     loader: "tf" (tf.data), "grain", or "auto": tf where TensorFlow is installed. Both give the same
     bits. workers: threads that read and decode;
     processes: of Grain that each have that many threads. prefetch: batches that are made ahead.
@@ -124,7 +124,7 @@ def make_loader(
     """
     records = folder if isinstance(folder, RecordsFolder) else RecordsFolder(folder)
     count = records.count(split)
-    content = _content(records, latents, hints, identity, text, recogniser)
+    content = _content(records, latents, hints, identity, text, recognizer)
     lots = _lots(records, content, one_pass, augment, light, lent_identity, drop)
     share = Share(batch, start, process_index, process_count)
     make_batches = backend(loader, processes)
@@ -348,7 +348,7 @@ def _content(
     hints: str,
     identity: str | None,
     text: bool | None,
-    recogniser: str | None,
+    recognizer: str | None,
 ) -> Content:
     """What is asked for, as far as it is stored. Raises SettingError or DataError."""
     have = {f.name for f in records.features}
@@ -392,8 +392,8 @@ def _content(
     names = sorted(name for name in have if name.startswith("recognition/"))
     own = next((name for name in names if name not in _SHIPPED), _SHIPPED[0])
     recognition = chosen(
-        "recogniser",
-        recogniser,
+        "recognizer",
+        recognizer,
         {None: own} | {name.partition("/")[2]: name for name in names},
         None,
     )

@@ -153,7 +153,7 @@ def transformers_captioner(
         processor = transformers.AutoProcessor.from_pretrained(model_dir, local_files_only=True)
         tokenizer = getattr(processor, "tokenizer", None)
         images = getattr(processor, "image_processor", processor)
-        if tokenizer is None:  # a model of two, whose folder has an image processor and a tokeniser
+        if tokenizer is None:  # a model of two, whose folder has an image processor and a tokenizer
             tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

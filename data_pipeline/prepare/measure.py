@@ -17,7 +17,7 @@ import numpy as np
 
 from caphuman_jax.errors import DataError, HeadError, PhotoError
 from caphuman_jax.face import attributes, recognition, segmentation
-from caphuman_jax.face.colors import measure_colours
+from caphuman_jax.face.colors import measure_colors
 from caphuman_jax.face.crop import crop_square, head_square
 from caphuman_jax.face.face import Face, find_faces
 from caphuman_jax.face.landmarks import expression_names
@@ -40,7 +40,7 @@ from data_pipeline.records.tf_example import encode_image
 from data_pipeline.sources.base import Item
 
 HEADS = 8  # fitted at a time; one number, so that nothing is compiled twice
-# of the picture that a head's colours are read from, at most; as `fit.head_from_photo` does
+# of the picture that a head's colors are read from, at most; as `fit.head_from_photo` does
 _FIT_SIDE = 512
 
 
@@ -123,7 +123,7 @@ class Measurer:
     def measure(self, batch: Sequence[tuple[Item, bytes | DataError]]) -> list[Measured | Dropped]:
         """What is found of each item, in order. Nothing that is wrong with a photo raises."""
         results: list = [self._look(item, data) for item, data in batch]
-        for stage in (self._recognised, self._fitted, self._recorded):
+        for stage in (self._recognized, self._fitted, self._recorded):
             there = [i for i, result in enumerate(results) if not isinstance(result, Dropped)]
             for i, result in zip(there, stage([results[i] for i in there]) if there else []):
                 results[i] = result
@@ -143,8 +143,8 @@ class Measurer:
             return Dropped(item.key, "several_faces", f"{len(faces)} faces")
         face = faces[0]
         size = self.settings.stored
-        centre, side = head_square(face.landmarks, self.settings.head_square)
-        square, place, covered = crop_square(photo, centre, side, size)
+        center, side = head_square(face.landmarks, self.settings.head_square)
+        square, place, covered = crop_square(photo, center, side, size)
         sharp = quality_filter.sharpness(photo, face.landmarks)
         bad = (
             quality_filter.by_landmarks(
@@ -178,7 +178,7 @@ class Measurer:
             head,
         )
 
-    def _recognised(self, looks: list[_Look]) -> list:
+    def _recognized(self, looks: list[_Look]) -> list:
         """(look, recognition vectors by feature, scores of the probes), or Dropped."""
         crop = lambda cut: np.stack([cut(look.square, look.landmarks) for look in looks])
         vectors, maps = _run(recognition.mobilefacenet, crop(recognition.mobilefacenet_crop))
@@ -186,7 +186,7 @@ class Measurer:
             "mobilefacenet": vectors,
             "dlib": _run(lambda crops: (recognition.dlib(crops),), crop(recognition.dlib_crop))[0],
         }
-        own = self.settings.recogniser
+        own = self.settings.recognizer
         if own:
             views = [self._view(look) for look in looks]
             found[own] = np.concatenate(
@@ -218,7 +218,7 @@ class Measurer:
         return results
 
     def _fit(self, looks: list[_Look]) -> list[Head]:
-        """Heads fitted to landmarks, coloured from the middle of the square: of one size for all
+        """Heads fitted to landmarks, colored from the middle of the square: of one size for all
         photos.
         """
         size, stored = self.settings.size, self.settings.stored
@@ -304,12 +304,10 @@ class Measurer:
             segmentation.parse_face(look.landmarks * (MASK_SIZE / size), (MASK_SIZE, MASK_SIZE))
         )
         marks, covered = look.landmarks / size, np.clip(look.covered / size, 0, 1)
-        colours = measure_colours(look.square, person, marks, covered)
+        colors = measure_colors(look.square, person, marks, covered)
         expression = np.clip(look.face.expression, 0, 1).astype(np.float32)
         worn = dict(zip(attributes.names(), (scores > 0).tolist()))
-        said = captions.attributes(
-            dict(zip(expression_names(), expression.tolist())), colours, worn
-        )
+        said = captions.attributes(dict(zip(expression_names(), expression.tolist())), colors, worn)
         scalar = lambda value: np.asarray(value, np.float32)
         clip = self._identify.tokens == "clip"
         picture = (
@@ -343,7 +341,7 @@ class Measurer:
                 "presence": scalar(look.face.presence),
                 "face_px": scalar(look.pixels),
                 "sharpness": scalar(look.sharpness),
-                "colours": colours,
+                "colours": colors,
                 "region": self._image("region", region[..., None].astype(np.uint8) * 255),
                 "person_mask": self._image(
                     "person_mask", np.rint(person * 255).astype(np.uint8)[..., None]
@@ -396,7 +394,7 @@ class Measurer:
             yield from np.asarray(_hint_pictures(self._head_model, heads, stored))[:count]
 
     def _view(self, look: _Look) -> View:
-        """As `person.measure` gives it to the recognisers in use."""
+        """As `person.measure` gives it to the recognizers in use."""
         size, stored = self.settings.size, self.settings.stored
         inner = look.landmarks - np.array([(stored - size) / 2] * 2 + [0], np.float32)
         region = segmentation.face_mask(segmentation.parse_face(inner, (size, size)))

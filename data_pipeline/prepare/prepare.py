@@ -127,7 +127,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--model",
         metavar="NAME|FOLDER",
-        help="the model to train: its recogniser, head and identity input are used; default: the "
+        help="the model to train: its recognizer, head and identity input are used; default: the "
         "shipped ones",
     )
     made.add_argument(

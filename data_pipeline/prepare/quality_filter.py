@@ -41,16 +41,16 @@ def sharpness(photo: np.ndarray, landmarks: np.ndarray) -> float:
     Taken from the photo with the face shrunk to 128 pixels (never enlarged), so that neither the
     photo's resolution nor the size that is stored counts. On 66 portraits 0.16 and more, in the
     middle 0.49; blurred by 1 % of the face's height 0.08 to 0.22, by 2 % 0.04 to 0.13."""
-    centre, side = head_square(landmarks, 1.0)
+    center, side = head_square(landmarks, 1.0)
     size = max(16, round(min(_FACE, side)))
-    low = np.clip(centre - 0.8 * side, 0, photo.shape[1::-1]).astype(int)
-    part = photo[low[1] : int(centre[1] + 0.8 * side) + 2, low[0] : int(centre[0] + 0.8 * side) + 2]
+    low = np.clip(center - 0.8 * side, 0, photo.shape[1::-1]).astype(int)
+    part = photo[low[1] : int(center[1] + 0.8 * side) + 2, low[0] : int(center[0] + 0.8 * side) + 2]
     if not part.size:
         return 0.0
     if side > size:  # what is too fine to be seen when it is shrunk
         part = cv2.GaussianBlur(part, (0, 0), max(0.1, 0.5 * math.sqrt((side / size) ** 2 - 1)))
     face = align.warp(
-        part, align.crop_transform(centre - low, side, 0.0, size), size, border="repeat"
+        part, align.crop_transform(center - low, side, 0.0, size), size, border="repeat"
     )
     grey = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32)
     return float(cv2.Laplacian(grey, cv2.CV_32F).std() / max(grey.std(), 1.0))
@@ -58,7 +58,7 @@ def sharpness(photo: np.ndarray, landmarks: np.ndarray) -> float:
 
 def difference_hash(square: np.ndarray) -> int:
     """64 bits of a picture (S, S, 3) uint8: is each of 8 × 8 places darker than its right
-    neighbour? Like pictures differ in few bits.
+    neighbor? Like pictures differ in few bits.
     """
     small = cv2.resize(
         cv2.cvtColor(square, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA

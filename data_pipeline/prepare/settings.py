@@ -110,8 +110,8 @@ class PrepareSettings:
     what was measured).
     captioner: folder of an image-to-text model for transformers that writes them instead. hints:
     "head" keeps the head's numbers, from which hints are rendered in training; "pictures" keeps
-    those too. model: name or folder of the model to train, whose recogniser, identity input, head
-    model and tokeniser are taken; None: the shipped ones. encode: what of ENCODINGS to compute with
+    those too. model: name or folder of the model to train, whose recognizer, identity input, head
+    model and tokenizer are taken; None: the shipped ones. encode: what of ENCODINGS to compute with
     it.
     same_person: "given" pairs photos by the source's person ids, "recognition" by recognition
     vectors.
@@ -165,7 +165,7 @@ class PrepareSettings:
         config = self.config
         if config and "image_tokens" in self.encode and config.identity.image_tokens != "clip":
             raise SettingError(
-                f"the image tokens of {config.name} come from its recogniser in training; leave "
+                f"the image tokens of {config.name} come from its recognizer in training; leave "
                 f"image_tokens out"
             )
         if config and "moments" in self.encode and self.size % config.vae.downsampling:
@@ -211,11 +211,11 @@ class PrepareSettings:
         return self.config.head if self.config else "anny"
 
     @property
-    def recogniser(self) -> str:
+    def recognizer(self) -> str:
         """The model's own, without the part that says which of its weights; "" where it is one that
         is always there.
         """
-        name = self.config.identity.recogniser.partition("/")[0] if self.config else ""
+        name = self.config.identity.recognizer.partition("/")[0] if self.config else ""
         if name and name not in RECOGNITION:
             raise SettingError(
                 f"the model {self.config.name} knows people by {name}; known: "
@@ -253,7 +253,7 @@ class PrepareSettings:
             albedo=self._albedo_shape(head),
             identity_side=self.identity_side,
             captions=self.captions,
-            recogniser=self.recogniser,
+            recognizer=self.recognizer,
             hints=self.hints == "pictures",
             moments=moments,
             text=text,
@@ -311,7 +311,7 @@ class PrepareSettings:
                 f"model/tokenizer/{p.name}": _sha256(str(p), p.stat().st_mtime_ns)
                 for p in folder.tokenizer_files(self.model_folder) or ()
             }
-        if self.recogniser == "arcface":
+        if self.recognizer == "arcface":
             network = arcface.find()
             found[f"arcface/{network.name}"] = network.sha256
         return dict(sorted(found.items()))
@@ -332,7 +332,7 @@ class PrepareSettings:
         ]
         wanted += (
             ["facenet", "mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet"]
-            if self.recogniser == "facenet"
+            if self.recognizer == "facenet"
             else []
         )
         wanted += ["face_parsing"] if self.config.identity.image_tokens == "clip" else []

@@ -55,7 +55,7 @@ class Records:
     landmarks: np.ndarray
     expression: np.ndarray
     face_px: np.ndarray
-    colours: np.ndarray
+    colors: np.ndarray
     mobilefacenet: np.ndarray
     attributes: np.ndarray
     heads: Head

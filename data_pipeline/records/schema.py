@@ -55,7 +55,7 @@ class Layout:
     size: the side of the pictures that a model is trained on; stored: of the square that is kept,
     in pixels. identity, expression: numbers of the head model; albedo: (V, 3), or of a textured
     head (T, T, 3). identity_side: of the identity networks' input.
-    recogniser: the model's, beside the two shipped ones, or "". hints: 8-bit hint pictures are
+    recognizer: the model's, beside the two shipped ones, or "". hints: 8-bit hint pictures are
     stored too. moments (h, w, 2c), text width and image_tokens (N, W): None where they are not
     stored."""
 
@@ -66,7 +66,7 @@ class Layout:
     albedo: tuple[int, ...]
     identity_side: int
     captions: int
-    recogniser: str = ""
+    recognizer: str = ""
     hints: bool = False
     moments: tuple[int, int, int] | None = None
     text: int | None = None
@@ -171,7 +171,7 @@ def features(layout: Layout) -> tuple[Feature, ...]:
             "uint8",
             "jpeg",
             meaning="what the identity's image tokens are computed from: CLIP's picture, white "
-            "outside the face, or the recogniser's crop",
+            "outside the face, or the recognizer's crop",
         ),
         Feature("captions", "texts", meaning="as given, or made from what was measured"),
         Feature(
@@ -194,7 +194,7 @@ def features(layout: Layout) -> tuple[Feature, ...]:
             meaning="numbers of other records of the split that show the same person; -1: none",
         ),
     ]
-    for name in ("mobilefacenet", "dlib", layout.recogniser):
+    for name in ("mobilefacenet", "dlib", layout.recognizer):
         if name and not any(f.name == f"recognition/{name}" for f in found):
             unit = {} if name == "dlib" else {"low": -1, "high": 1}
             found.append(

@@ -80,7 +80,7 @@ def decode_image(feature: Feature, encoded: bytes) -> np.ndarray:
 
 
 def encode_image(feature: Feature, pixels: np.ndarray, quality: int = 95) -> bytes:
-    """JPEG (without subsampling of colours) or PNG of (H, W, C) uint8 pixels, RGB."""
+    """JPEG (without subsampling of colors) or PNG of (H, W, C) uint8 pixels, RGB."""
     import cv2
 
     jpeg = [

@@ -8,7 +8,7 @@ from caphuman_jax.face.landmarks import expression_names
 from data_pipeline.prepare import captions
 
 NEUTRAL = dict.fromkeys(expression_names(), 0.0)
-COLOURS = np.array(
+COLORS = np.array(
     [[45, 4, -34, 0.3], [12, 0, 0, 0.2], [36, 9, 16, 0.05], [65, 15, 18, 0.2], [50, 5, 0, 1]],
     np.float32,
 )
@@ -35,7 +35,7 @@ def test_unknown_colour_has_no_word():
 def test_what_is_said_of_a_photo():
     found = captions.attributes(
         NEUTRAL | {"mouthSmileLeft": 0.8, "mouthSmileRight": 0.7},
-        COLOURS,
+        COLORS,
         {"glasses": True, "beard": False},
     )
     assert (
@@ -55,26 +55,26 @@ def test_what_is_said_of_a_photo():
 
 
 def test_one_tint_is_no_colour():
-    sepia = COLOURS.copy()
+    sepia = COLORS.copy()
     sepia[:, 1:3] = np.array([4.0, 12.0]) * np.linspace(0.7, 1.3, 5)[:, None]
-    assert captions.is_monochrome(sepia) and not captions.is_monochrome(COLOURS)
+    assert captions.is_monochrome(sepia) and not captions.is_monochrome(COLORS)
     assert captions.attributes(NEUTRAL, sepia)["kind"] == "sepia"
     assert "hair" not in captions.attributes(NEUTRAL, sepia)
     assert (
-        captions.attributes(NEUTRAL, COLOURS * np.array([1, 0, 0, 1], np.float32))["kind"]
+        captions.attributes(NEUTRAL, COLORS * np.array([1, 0, 0, 1], np.float32))["kind"]
         == "black-and-white"
     )
 
 
 def test_captions_vary_and_repeat_with_the_seed():
-    found = captions.attributes(NEUTRAL, COLOURS)
+    found = captions.attributes(NEUTRAL, COLORS)
     texts = [captions.compose(found, np.random.default_rng(i)) for i in range(30)]
     assert len(set(texts)) > 8
     assert texts == [captions.compose(found, np.random.default_rng(i)) for i in range(30)]
 
 
 def test_several_captions_of_a_photo_depend_on_key_and_seed_alone():
-    found = captions.attributes(NEUTRAL, COLOURS)
+    found = captions.attributes(NEUTRAL, COLORS)
     texts = captions.compose_several(found, "a.jpg", 0, 6)
     assert (
         len(texts) == 6

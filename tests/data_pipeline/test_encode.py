@@ -23,7 +23,7 @@ CONFIG = dataclasses.replace(
         image_size=28, patch=14, width=16, layers=1, heads=2, mlp_width=16
     ),
     vae=dataclasses.replace(
-        MINI.vae, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), groups=4
+        MINI.vae, encoder_channels=8, decoder_channels=8, channel_multipliers=(1, 2), groups=4
     ),
     text=dataclasses.replace(MINI.text, width=16, layers=1, heads=2, mlp_width=16, embed_width=4),
     identity=dataclasses.replace(MINI.identity, image_tokens="clip", image_width=16),

@@ -29,7 +29,7 @@ PICTURES = {
     "hints": "pictures",
     "identity": "input",
     "text": False,
-    "recogniser": "dlib",
+    "recognizer": "dlib",
 }
 
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
         tmp_path_factory.mktemp("records") / "all",
         TRAIN,
         test=TEST,
-        recogniser="facenet",
+        recognizer="facenet",
         hints=True,
         moments=(4, 4, 8),
         text=16,
@@ -265,7 +265,7 @@ def test_what_records_do_not_hold_or_cannot_do(folder, tmp_path):
             make_loader(bare, batch=2, **asked)
     for asked, line in (
         ({"latents": "sketch"}, "latents is None or moments or pictures"),
-        ({"recogniser": "facenet"}, "recogniser is None or dlib or mobilefacenet"),
+        ({"recognizer": "facenet"}, "recognizer is None or dlib or mobilefacenet"),
         ({"batch": 3, "process_count": 2}, "cannot be split evenly"),
         ({"lent_identity": 2.0}, "lent_identity is a share"),
     ):

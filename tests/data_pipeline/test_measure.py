@@ -185,8 +185,8 @@ def test_a_record_is_what_its_features_say(record):
 def test_the_square_and_what_lies_where_in_it(record, astronaut, face):
     stored = SETTINGS.stored
     assert stored == 86
-    centre, side = head_square(face.landmarks, 1.8 * 86 / 64)
-    square, place, covered = crop_square(astronaut, centre, side, stored)
+    center, side = head_square(face.landmarks, 1.8 * 86 / 64)
+    square, place, covered = crop_square(astronaut, center, side, stored)
     assert np.abs(picture(record, "photo").astype(int) - square).mean() < 3  # JPEG
     np.testing.assert_allclose(
         record["landmarks"][:, :2] * stored, apply(place, face.landmarks[:, :2]), atol=0.01

@@ -57,13 +57,13 @@ def test_a_big_order_looks_shuffled():
         (order, permuted(np.arange(count), count, 1, 0)),
     ):
         assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 * deviation
-    # Fixed points and neighbours that stay neighbours: about one of each is expected, Poisson.
+    # Fixed points and neighbors that stay neighbors: about one of each is expected, Poisson.
     assert (order == np.arange(count)).sum() < 9 and (np.diff(order) == 1).sum() < 9
     # A window of the stream holds records from everywhere.
     assert np.histogram(order[:1000], bins=10, range=(0, count))[0].min() > 60
 
 
-def test_hashes_of_neighbours_differ_in_half_of_their_bits():
+def test_hashes_of_neighbors_differ_in_half_of_their_bits():
     bits = np.unpackbits(
         (hashed(1, np.arange(4096)) ^ hashed(1, np.arange(1, 4097))).view(np.uint8)
     )

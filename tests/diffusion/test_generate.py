@@ -31,17 +31,17 @@ CFG = dataclasses.replace(
     unet=dataclasses.replace(
         MINI.unet,
         channels=8,
-        multipliers=(1, 2),
-        attention_downsamplings=(1, 2),
+        channel_multipliers=(1, 2),
+        attention_resolutions=(1, 2),
         heads=2,
-        context_width=16,
+        cross_attention_dim=16,
         groups=4,
     ),
     capface=dataclasses.replace(MINI.capface, hint_widths=(4, 4, 8)),
     controlnet=dataclasses.replace(MINI.controlnet, hint_widths=(4, 4, 8)),
     identity=dataclasses.replace(MINI.identity, recognition_width=6, image_width=5),
     vae=dataclasses.replace(
-        MINI.vae, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), groups=4
+        MINI.vae, encoder_channels=8, decoder_channels=8, channel_multipliers=(1, 2), groups=4
     ),
     text=dataclasses.replace(
         MINI.text,

@@ -300,7 +300,7 @@ def test_plans_of_one_form_share_a_program():
         ({"sampler": "lcm", "steps": 51}, "lcm takes 1 to 50 steps"),
         ({"sampler": "lcm", "steps": 0}, "lcm takes 1 to 50 steps"),
         (
-            {"sampler": "lcm", "config": DiffusionConfig(train_steps=20), "steps": 4},
+            {"sampler": "lcm", "config": DiffusionConfig(num_timesteps=20), "steps": 4},
             "at least 50 timesteps",
         ),
         ({"sampler": "dpmpp_2m", "steps": 1000}, "steps is 1000; it must lie between 1 and 999"),

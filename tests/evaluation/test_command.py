@@ -31,15 +31,15 @@ TINY = dataclasses.replace(
     unet=dataclasses.replace(
         MINI.unet,
         channels=8,
-        multipliers=(1, 2),
-        attention_downsamplings=(2,),
+        channel_multipliers=(1, 2),
+        attention_resolutions=(2,),
         heads=2,
-        context_width=16,
+        cross_attention_dim=16,
         groups=4,
     ),
     capface=dataclasses.replace(MINI.capface, hint_widths=(8, 8, 8)),
     vae=dataclasses.replace(
-        MINI.vae, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), groups=4
+        MINI.vae, encoder_channels=8, decoder_channels=8, channel_multipliers=(1, 2), groups=4
     ),
     text=dataclasses.replace(MINI.text, width=16, layers=1, heads=2, mlp_width=32, embed_width=8),
     sampling=dataclasses.replace(MINI.sampling, steps=2, guidance=2.0),
@@ -64,7 +64,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """The astronaut, her mirrored picture in other colours, one photo without a face, one with two,
+    """The astronaut, her mirrored picture in other colors, one photo without a face, one with two,
     and a file that is none.
     """
     path = tmp_path_factory.mktemp("photos")

@@ -113,6 +113,6 @@ def test_unknown_expression_is_named(model, own):
 def test_what_prompts_ask_for():
     assert design.asked_background("a photo of a person, dark blue background") == "blue"
     assert design.asked_background("a photo of a person") is None
-    assert design.asks_without_colour("a black and white portrait of a person")
-    assert not design.asks_without_colour("a photo of a person, black background")
-    assert sum(design.asks_without_colour(p) for p in design.PROMPTS) == 1
+    assert design.asks_without_color("a black and white portrait of a person")
+    assert not design.asks_without_color("a photo of a person, black background")
+    assert sum(design.asks_without_color(p) for p in design.PROMPTS) == 1

@@ -59,7 +59,7 @@ def make_outcomes(model, subjects, follows: bool, missing: int = 0):
             if follows
             else vectors(rng)
         )
-        chroma = 1.0 if design.asks_without_colour(request.prompt) == follows else 30.0
+        chroma = 1.0 if design.asks_without_color(request.prompt) == follows else 30.0
         seen = Seen(
             1,
             step() if follows else other,
@@ -86,7 +86,7 @@ def test_results_that_follow(model, subjects):
     assert found["face_found"]["value"] == 1
     assert (
         found["identity"]["dlib"]["auc"]["value"] == 1
-        and found["identity"]["dlib"]["auc_centred_cosine"]["value"] == 1
+        and found["identity"]["dlib"]["auc_centered_cosine"]["value"] == 1
     )
     assert (
         found["identity"]["dlib"]["rank1_among_all"]["value"] == 1

@@ -70,12 +70,12 @@ def test_invert_and_crop_transform():
 
 @pytest.mark.parametrize("side", [24, 64, 200, 640])
 def test_warp_takes_the_pixels_that_the_transform_says(side):
-    """On a ramp every way of resampling must give the ramp's value at the pixel's centre."""
+    """On a ramp every way of resampling must give the ramp's value at the pixel's center."""
     y, x = np.mgrid[:1000, :1200] + 0.5
     ramp = np.stack([x, y, x + y], -1).astype(np.float32)
     matrix = align.crop_transform([600, 480], side, 0.4, 64)
-    centres = np.stack(np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5), -1).reshape(-1, 2)
-    at = align.apply(align.invert(matrix), centres)
+    centers = np.stack(np.meshgrid(np.arange(64) + 0.5, np.arange(64) + 0.5), -1).reshape(-1, 2)
+    at = align.apply(align.invert(matrix), centers)
     expected = np.concatenate([at, at.sum(1, keepdims=True)], 1).reshape(64, 64, 3)
     assert np.abs(align.warp(ramp, matrix, 64) - expected).max() < 0.05 * max(side / 64, 1)
 

@@ -26,9 +26,9 @@ def test_decode_known_answer():
     regressors[512] = [12.8, 6.4, 25.6, 51.2, *range(0, 12)]
     logits[512] = 1000.0
     (found,) = decode(regressors, logits)
-    centre = np.array([0.1 + 1 / 16, 0.05 + 1 / 16])
+    center = np.array([0.1 + 1 / 16, 0.05 + 1 / 16])
     np.testing.assert_allclose(
-        found.box, [*(centre - [0.1, 0.2]), *(centre + [0.1, 0.2])], rtol=1e-5
+        found.box, [*(center - [0.1, 0.2]), *(center + [0.1, 0.2])], rtol=1e-5
     )
     np.testing.assert_allclose(
         found.keypoints, 1 / 16 + np.arange(12).reshape(6, 2) / 128, rtol=1e-5

@@ -7,7 +7,7 @@ from PIL import Image
 
 from caphuman_jax.errors import NoFaceError, PhotoError
 from caphuman_jax.face import recognition
-from caphuman_jax.face.face import analyse, choose_face, find_faces
+from caphuman_jax.face.face import analyze, choose_face, find_faces
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def two_people(astronaut):
 
 
 def test_one_face(astronaut, astronaut_face):
-    result = analyse(astronaut)
+    result = analyze(astronaut)
     np.testing.assert_array_equal(result.image, astronaut)
     np.testing.assert_array_equal(result.face.landmarks, astronaut_face.landmarks)
     assert result.face_count == 1 and not result.chosen_as_largest
@@ -52,9 +52,9 @@ def test_two_faces_largest_first_with_a_notice(two_people, caplog):
         and choose_face([first]) == (first, False)
         and not caplog.text
     )
-    chosen = analyse(two_people)
+    chosen = analyze(two_people)
     assert chosen.face_count == 2 and chosen.chosen_as_largest
-    other = analyse(two_people, 1)
+    other = analyze(two_people, 1)
     assert other.face.size == second.size and not other.chosen_as_largest
     assert other.region[:, :228].any() and not other.region[:, 228:].any()
     assert recognition.cosine(chosen.vector, other.vector) > 0.8
@@ -63,7 +63,7 @@ def test_two_faces_largest_first_with_a_notice(two_people, caplog):
 def test_an_index_that_there_is_not(two_people, astronaut_face):
     for index in (2, -1):
         with pytest.raises(PhotoError, match=rf"no face {index} in .* 0 \(largest\) to 1"):
-            analyse(two_people, index)
+            analyze(two_people, index)
     with pytest.raises(PhotoError, match="one face, number 0"):
         choose_face([astronaut_face], 1)
 
@@ -74,7 +74,7 @@ def test_no_face(no_face, tmp_path):
     path = tmp_path / "suit.png"
     Image.fromarray(no_face).save(path)
     with pytest.raises(NoFaceError, match="no face found in .*suit.png; use a photo") as caught:
-        analyse(path)
+        analyze(path)
     assert "\n" not in str(caught.value)
 
 
@@ -104,12 +104,12 @@ def test_photos_of_every_kind(astronaut, astronaut_face, tmp_path, kind):
         exif[0x0112] = 6
         photo, options = photo.transpose(Image.Transpose.ROTATE_90), {"exif": exif}
     photo.save(path, **options)
-    result = analyse(path)
+    result = analyze(path)
     error = np.linalg.norm((result.face.landmarks - astronaut_face.landmarks)[:, :2], axis=1)
     assert result.image.shape == astronaut.shape and error.mean() < 0.015 * astronaut_face.size
 
 
 def test_the_photo_is_left_as_it_was(astronaut):
     before = astronaut.copy()
-    analyse(astronaut)
+    analyze(astronaut)
     np.testing.assert_array_equal(astronaut, before)

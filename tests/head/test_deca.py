@@ -76,8 +76,8 @@ def test_projection(data):
     "name, channels", [("normal", slice(0, 3)), ("albedo", slice(3, 6)), ("rendered", slice(6, 9))]
 )
 def test_hints(drawn, data, name, channels):
-    """From the numbers to each picture. Pixels whose centre lies on an edge within rounding may
-    show the neighbouring triangle.
+    """From the numbers to each picture. Pixels whose center lies on an edge within rounding may
+    show the neighboring triangle.
     """
     expected = data[f"{name}_image"].transpose(0, 2, 3, 1)
     error = np.abs(drawn[0][..., channels] - expected).max(axis=-1) / np.abs(expected).max()
@@ -120,7 +120,7 @@ def test_hints_at_another_size(model, space, codes):
 
 
 def test_back_projection():
-    """The crop's left edge and centre, in a photo: the crop spans 224/223 of its side, from its
+    """The crop's left edge and center, in a photo: the crop spans 224/223 of its side, from its
     left and top.
     """
     points = jnp.asarray([[-1, -1, 0.5], [0, 0, -0.5]], jnp.float32)
@@ -145,8 +145,8 @@ def test_box_and_crop():
 
 @pytest.mark.parametrize("crop", [(10.5, 3.25, 40), (-20.3, -8.1, 90), (50, 40, 223)])
 def test_crop_is_bilinear_with_black_outside(crop):
-    """Against scipy's interpolation; corner pixels' centres lie on the square's corners, in pixels
-    counted from the centre of the first.
+    """Against scipy's interpolation; corner pixels' centers lie on the square's corners, in pixels
+    counted from the center of the first.
     """
     photo = np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     left, top, side = crop
@@ -202,9 +202,9 @@ def test_estimate_from_a_photo():
     """
     from caphuman_jax.models import deca_encoder as encoder
     from caphuman_jax.models import registry
-    from caphuman_jax.nn.initializers import HostNumbers
+    from caphuman_jax.nn.initializers import HostRngs
 
-    network = registry.split(encoder.DecaEncoder(rngs=HostNumbers(jax.random.key(0))))
+    network = registry.split(encoder.DecaEncoder(rngs=HostRngs(jax.random.key(0))))
     network[1]["codes"]["bias"] = (
         network[1]["codes"]["bias"].at[206].set(8.0)
     )  # The camera's scale, which training makes positive.

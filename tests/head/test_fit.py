@@ -129,8 +129,8 @@ def test_prior_has_unit_spread_and_no_rigid_motion(model):
         moved = (direction[places] * weights).sum(1)
         size = np.abs(moved).max()
         assert np.abs(moved.mean(0)).max() < 0.3 * size
-        centred = mean - mean.mean(0)
-        turn = np.cross(centred, moved).mean(0) / (centred**2).sum(1).mean()
+        centered = mean - mean.mean(0)
+        turn = np.cross(centered, moved).mean(0) / (centered**2).sum(1).mean()
         assert np.abs(turn).max() < np.deg2rad(1.0)
 
 

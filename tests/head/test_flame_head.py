@@ -221,7 +221,7 @@ def test_mirroring_twice(model, space, code):
 
 
 def test_photo_to_head(model, space, code):
-    """A render of it as the photo: colours by vertex, as from the shipped head."""
+    """A render of it as the photo: colors by vertex, as from the shipped head."""
     wanted = deca_head.head_of_code(
         model,
         space,
@@ -271,19 +271,17 @@ def test_photo_to_deca_code_without_deca(model, code):
 
 
 def test_texture_of_albedo(model):
-    """Colours that a texture gives at the vertices: its coefficients, shrunk a little."""
+    """Colors that a texture gives at the vertices: its coefficients, shrunk a little."""
     rng = np.random.default_rng(6)
     space = TextureSpace(
         mean=rng.random((32, 32, 3), dtype=np.float32),
         basis=rng.standard_normal((5, 32, 32, 3)).astype(np.float32),
     )
     wanted = np.asarray([1, -0.5, 0, 2, 0.3], np.float32)
-    colours = flame.sample_texture(
+    colors = flame.sample_texture(
         flame.texture(space, jnp.asarray(wanted)), jnp.asarray(model.flame.uv)
     )
-    np.testing.assert_allclose(
-        deca_head.texture_of_albedo(model, space, colours), wanted, atol=0.05
-    )
+    np.testing.assert_allclose(deca_head.texture_of_albedo(model, space, colors), wanted, atol=0.05)
 
 
 @pytest.mark.parametrize("shift, words", [(0.0, None), (300.0, "no head where the landmarks")])

@@ -1,4 +1,4 @@
-"""Normals, projection, rasteriser, shading and hints of a head in FLAME's form, against DECA's
+"""Normals, projection, rasterizer, shading and hints of a head in FLAME's form, against DECA's
 renderer in PyTorch.
 
 The folder that CAPHUMAN_PARITY names (default: the repository's own) holds the numbers.
@@ -11,18 +11,18 @@ import pytest
 
 from caphuman_jax.head.base import incident_triangles, vertex_normals
 from caphuman_jax.head.lighting import shading
-from caphuman_jax.head.rasterizer import interpolate, rasterise
+from caphuman_jax.head.rasterizer import interpolate, rasterize
 
 
 @pytest.fixture(scope="module")
 def drawn(data):
     """Triangles and weights of the projected heads, by our convention: pixels, y down, pixel
-    centres at + 0.5.
+    centers at + 0.5.
     """
     size = data["alpha_image"].shape[-1]
     pixels = data["projected"] * np.float32(size / 2)
     pixels[..., :2] += np.float32(size / 2)
-    return rasterise(jnp.asarray(pixels), jnp.asarray(data["faces"], dtype=jnp.int32), size, size)
+    return rasterize(jnp.asarray(pixels), jnp.asarray(data["faces"], dtype=jnp.int32), size, size)
 
 
 def test_projection(data, relative):
@@ -44,11 +44,11 @@ def test_vertex_normals(data, relative):
 
 
 def edge_distance(data, size):
-    """Per picture, how far (in [-1,1] units) each pixel's centre is from the nearest edge of any
+    """Per picture, how far (in [-1,1] units) each pixel's center is from the nearest edge of any
     triangle.
     """
-    centre = (2 * np.arange(size) + 1) / size - 1
-    grid = np.stack(np.meshgrid(centre, centre), -1).reshape(-1, 1, 2)
+    center = (2 * np.arange(size) + 1) / size - 1
+    grid = np.stack(np.meshgrid(center, center), -1).reshape(-1, 1, 2)
     result = []
     for points in data["projected"][..., :2]:
         edges = np.unique(

@@ -1,4 +1,4 @@
-"""The rasteriser against a brute-force loop over triangles and pixels."""
+"""The rasterizer against a brute-force loop over triangles and pixels."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import camera, pose
-from caphuman_jax.head.rasterizer import interpolate, rasterise
+from caphuman_jax.head.rasterizer import interpolate, rasterize
 
 
 def brute_force(points, triangles, height, width):
@@ -43,13 +43,13 @@ def test_random_triangles_of_all_sizes(height, width, chunk):
     rng = np.random.default_rng(height)
     batch = []
     for size in (3, 60):
-        centre = rng.uniform(-10, 70, (150, 1, 3))
-        batch.append((centre + rng.normal(0, size, (150, 3, 3))).reshape(-1, 3))
+        center = rng.uniform(-10, 70, (150, 1, 3))
+        batch.append((center + rng.normal(0, size, (150, 3, 3))).reshape(-1, 3))
     points = np.stack(batch).astype(np.float32)
     triangles = np.arange(450, dtype=np.int32).reshape(150, 3)
     ids, weights = (
         np.asarray(a)
-        for a in rasterise(jnp.asarray(points), jnp.asarray(triangles), height, width, chunk=chunk)
+        for a in rasterize(jnp.asarray(points), jnp.asarray(triangles), height, width, chunk=chunk)
     )
     for i in range(2):
         expected, margin, gap = brute_force(points[i], triangles, height, width)
@@ -79,7 +79,7 @@ def test_head_against_brute_force_and_no_cracks(model):
         jnp.float32(22),
         jnp.asarray([32.0, 34.0], jnp.float32),
     )
-    ids = np.asarray(rasterise(points[None], jnp.asarray(model.triangles), 64, 64)[0])[0]
+    ids = np.asarray(rasterize(points[None], jnp.asarray(model.triangles), 64, 64)[0])[0]
     expected, margin, gap = brute_force(np.asarray(points), model.triangles, 64, 64)
     clear = (margin > 1e-4) & (gap > 1e-3)
     np.testing.assert_array_equal(ids[clear], expected[clear])
@@ -91,9 +91,9 @@ def test_shared_edge_has_no_crack_and_backfaces_can_be_left_out():
         [[[0.5, 0.5, 1.0], [10.5, 10.5, 1.0], [0.5, 10.5, 1.0], [10.5, 0.5, 1.0]]], jnp.float32
     )
     triangles = jnp.asarray([[0, 1, 2], [0, 1, 3]], jnp.int32)
-    ids, _ = rasterise(points, triangles, 12, 12)
+    ids, _ = rasterize(points, triangles, 12, 12)
     assert (np.asarray(ids)[0, :11, :11] >= 0).all() and (np.asarray(ids) >= 0).sum() == 121
-    culled, _ = rasterise(points, triangles, 12, 12, cull_backfaces=True)
+    culled, _ = rasterize(points, triangles, 12, 12, cull_backfaces=True)
     assert set(np.unique(culled)) == {-1, 1}
 
 
@@ -113,10 +113,10 @@ def test_outside_degenerate_and_not_finite_triangles_draw_nothing():
         ],
         jnp.float32,
     )
-    ids, _ = rasterise(points, jnp.asarray([[0, 1, 2], [3, 4, 3], [5, 6, 7]], jnp.int32), 10, 10)
+    ids, _ = rasterize(points, jnp.asarray([[0, 1, 2], [3, 4, 3], [5, 6, 7]], jnp.int32), 10, 10)
     assert (np.asarray(ids) == -1).all()
 
 
 def test_too_many_triangles():
     with pytest.raises(HeadError, match="65,536"):
-        rasterise(jnp.zeros((1, 3, 3), jnp.float32), jnp.zeros((70000, 3), jnp.int32), 8, 8)
+        rasterize(jnp.zeros((1, 3, 3), jnp.float32), jnp.zeros((70000, 3), jnp.int32), 8, 8)

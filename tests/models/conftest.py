@@ -11,7 +11,7 @@ from caphuman_jax.weights.names import table
 
 
 @pytest.fixture
-def randomised():
+def randomized():
     """Gives a PyTorch module weights of which none is zero or one, so that each of them matters."""
 
     def make(module: torch.nn.Module) -> torch.nn.Module:

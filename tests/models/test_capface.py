@@ -14,11 +14,11 @@ from caphuman_jax.models.unet import control_shapes
 TINY = ModelConfig(
     unet=UNetConfig(
         channels=16,
-        multipliers=(1, 2),
-        res_blocks=1,
-        attention_downsamplings=(2,),
+        channel_multipliers=(1, 2),
+        blocks_per_level=1,
+        attention_resolutions=(2,),
         heads=2,
-        context_width=12,
+        cross_attention_dim=12,
         groups=8,
     ),
     capface=CapFaceConfig(hint_widths=(4, 8, 12)),

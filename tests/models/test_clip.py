@@ -6,7 +6,7 @@ from flax import nnx
 
 from caphuman_jax.config import ImageEncoderConfig, ModelConfig, TextConfig
 from caphuman_jax.models import registry
-from caphuman_jax.models.clip_image import normalise
+from caphuman_jax.models.clip_image import normalize
 
 TINY = ModelConfig(
     text=TextConfig(vocabulary=100, length=12, width=32, layers=3, heads=4, mlp_width=48),
@@ -32,11 +32,11 @@ def difference(ours, theirs):
     return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
 
-def test_text_equals_transformers(randomised, filled):
+def test_text_equals_transformers(randomized, filled):
     from transformers import CLIPTextConfig, CLIPTextModel
 
     cfg = TINY.text
-    module = randomised(
+    module = randomized(
         CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=cfg.vocabulary,
@@ -61,11 +61,11 @@ def test_text_equals_transformers(randomised, filled):
     assert difference(pooled, theirs.pooler_output) < 1e-5
 
 
-def test_image_equals_transformers(randomised, filled):
+def test_image_equals_transformers(randomized, filled):
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     cfg = TINY.image_encoder
-    module = randomised(
+    module = randomized(
         CLIPVisionModel(
             CLIPVisionConfig(
                 image_size=cfg.image_size,
@@ -88,7 +88,7 @@ def test_image_equals_transformers(randomised, filled):
     assert difference(pooled, theirs.pooler_output) < 1e-5
 
 
-def test_normalise_is_clips():
+def test_normalize_is_clips():
     from transformers import CLIPImageProcessor
 
     image = np.random.default_rng(0).integers(0, 256, (224, 224, 3)).astype(np.uint8)
@@ -96,7 +96,7 @@ def test_normalise_is_clips():
         image, return_tensors="np"
     ).pixel_values[0]
     np.testing.assert_allclose(
-        normalise(jnp.asarray(image, jnp.float32) / 255), theirs.transpose(1, 2, 0), atol=1e-5
+        normalize(jnp.asarray(image, jnp.float32) / 255), theirs.transpose(1, 2, 0), atol=1e-5
     )
 
 

@@ -12,11 +12,11 @@ from caphuman_jax.models.unet import control_shapes
 TINY = ModelConfig(
     unet=UNetConfig(
         channels=32,
-        multipliers=(1, 2, 2),
-        res_blocks=2,
-        attention_downsamplings=(1, 2),
+        channel_multipliers=(1, 2, 2),
+        blocks_per_level=2,
+        attention_resolutions=(1, 2),
         heads=4,
-        context_width=24,
+        cross_attention_dim=24,
         groups=8,
     ),
     controlnets=("openpose", "landmarks"),
@@ -29,16 +29,16 @@ def normal(seed, *shape):
 
 
 @pytest.fixture
-def reference(randomised):
+def reference(randomized):
     from diffusers import ControlNetModel
 
     cfg = TINY.unet
-    return randomised(
+    return randomized(
         ControlNetModel(
-            block_out_channels=[cfg.channels * m for m in cfg.multipliers],
-            layers_per_block=cfg.res_blocks,
+            block_out_channels=[cfg.channels * m for m in cfg.channel_multipliers],
+            layers_per_block=cfg.blocks_per_level,
             down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-            cross_attention_dim=cfg.context_width,
+            cross_attention_dim=cfg.cross_attention_dim,
             attention_head_dim=cfg.heads,
             norm_num_groups=cfg.groups,
             conditioning_embedding_out_channels=TINY.controlnet.hint_widths,

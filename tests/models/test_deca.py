@@ -9,7 +9,7 @@ import pytest
 
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.models import deca_encoder, registry
-from caphuman_jax.nn.initializers import HostNumbers
+from caphuman_jax.nn.initializers import HostRngs
 from caphuman_jax.weights import face_names
 
 
@@ -32,7 +32,7 @@ def test_order_of_the_numbers():
 
 @pytest.fixture(scope="module")
 def arrays():
-    graphdef, params = registry.split(deca_encoder.DecaEncoder(rngs=HostNumbers(jax.random.key(0))))
+    graphdef, params = registry.split(deca_encoder.DecaEncoder(rngs=HostRngs(jax.random.key(0))))
     flat = {
         ".".join(key.key for key in path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)

@@ -108,10 +108,10 @@ def test_face_region():
     ]
 
 
-def test_normalisation():
+def test_normalization():
     image = np.asarray([[[[255, 0, 128]]]], np.uint8)
     np.testing.assert_allclose(
-        face_parsing.normalise(image)[0, 0, 0],
+        face_parsing.normalize(image)[0, 0, 0],
         [(1 - 0.485) / 0.229, -0.456 / 0.224, (128 / 255 - 0.406) / 0.225],
         rtol=1e-5,
     )

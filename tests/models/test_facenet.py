@@ -9,7 +9,7 @@ import pytest
 
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.models import facenet, registry
-from caphuman_jax.nn.initializers import HostNumbers
+from caphuman_jax.nn.initializers import HostRngs
 from caphuman_jax.weights import face_names
 
 
@@ -80,17 +80,17 @@ def test_bfloat16_is_near(arrays):
     assert (exact * short).sum(axis=-1).min() > 0.99
 
 
-def test_normalisation():
+def test_normalization():
     crops = np.asarray([[[[0, 127, 255]]]], np.uint8)
     np.testing.assert_allclose(
-        facenet.normalise(crops)[0, 0, 0], np.asarray([-127.5, -0.5, 127.5]) / 128
+        facenet.normalize(crops)[0, 0, 0], np.asarray([-127.5, -0.5, 127.5]) / 128
     )
 
 
 def test_parameters_and_compute_dtype():
     """The published backbone has 23,482,624 weights besides its running statistics."""
     graphdef, params = registry.split(
-        facenet.FaceNet(jnp.bfloat16, rngs=HostNumbers(jax.random.key(0)))
+        facenet.FaceNet(jnp.bfloat16, rngs=HostRngs(jax.random.key(0)))
     )
     assert registry.count(params) == 23_482_624 + sum(
         leaf.size

@@ -8,15 +8,21 @@ from caphuman_jax.models import registry
 TINY = ModelConfig(
     unet=UNetConfig(
         channels=16,
-        multipliers=(1, 2),
-        res_blocks=1,
-        attention_downsamplings=(2,),
+        channel_multipliers=(1, 2),
+        blocks_per_level=1,
+        attention_resolutions=(2,),
         heads=2,
-        context_width=12,
+        cross_attention_dim=12,
         groups=8,
     ),
     identity=IdentityConfig(recognition_width=6, image_width=5),
-    vae=VAEConfig(encoder_channels=8, decoder_channels=8, multipliers=(1,), res_blocks=1, groups=4),
+    vae=VAEConfig(
+        encoder_channels=8,
+        decoder_channels=8,
+        channel_multipliers=(1,),
+        blocks_per_level=1,
+        groups=4,
+    ),
     text=TextConfig(vocabulary=50, width=12, layers=1, heads=2, mlp_width=16),
     image_encoder=None,
 )

@@ -207,8 +207,8 @@ def test_planted_faces_are_found_largest_first(planted, picture):
     assert len(boxes) == len(scores) == len(points) >= 2
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     assert (np.diff(area) <= 0).all()
-    for centre in ((70, 80), (190, 160)):
-        near = np.abs((boxes[:, :2] + boxes[:, 2:]) / 2 - centre).max(axis=1).min()
+    for center in ((70, 80), (190, 160)):
+        near = np.abs((boxes[:, :2] + boxes[:, 2:]) / 2 - center).max(axis=1).min()
         assert near < 12
     np.testing.assert_allclose(
         points[0, 2], boxes[0, :2] + (boxes[0, 2:] - boxes[0, :2] + 1) * [0.5, 0.6] - 1, atol=1e-3

@@ -12,11 +12,11 @@ from caphuman_jax.models.unet import control_shapes, skip_widths
 TINY = ModelConfig(
     unet=UNetConfig(
         channels=32,
-        multipliers=(1, 2, 2),
-        res_blocks=2,
-        attention_downsamplings=(1, 2),
+        channel_multipliers=(1, 2, 2),
+        blocks_per_level=2,
+        attention_resolutions=(1, 2),
         heads=4,
-        context_width=24,
+        cross_attention_dim=24,
         groups=8,
     )
 )
@@ -37,19 +37,19 @@ def diffusers_unet():
 
     cfg = TINY.unet
     return UNet2DConditionModel(
-        block_out_channels=[cfg.channels * m for m in cfg.multipliers],
-        layers_per_block=cfg.res_blocks,
+        block_out_channels=[cfg.channels * m for m in cfg.channel_multipliers],
+        layers_per_block=cfg.blocks_per_level,
         down_block_types=["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
         up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-        cross_attention_dim=cfg.context_width,
+        cross_attention_dim=cfg.cross_attention_dim,
         attention_head_dim=cfg.heads,
         norm_num_groups=cfg.groups,
     )
 
 
 @pytest.mark.parametrize("with_control", [False, True])
-def test_equals_diffusers(diffusers_unet, randomised, filled, with_control):
-    module = randomised(diffusers_unet)
+def test_equals_diffusers(diffusers_unet, randomized, filled, with_control):
+    module = randomized(diffusers_unet)
     graphdef, params = filled("unet", TINY, module.state_dict(), "diffusers")
     latents, text, t = normal(0, 2, 16, 8, 4), normal(1, 2, 7, 24), np.array([801, 37], np.float32)
     control = (
@@ -110,8 +110,8 @@ def test_wrong_number_of_residuals_is_refused(tiny):
         )
 
 
-def test_bfloat16_is_near_float32(randomised, filled, diffusers_unet):
-    graphdef, params = filled("unet", TINY, randomised(diffusers_unet).state_dict(), "diffusers")
+def test_bfloat16_is_near_float32(randomized, filled, diffusers_unet):
+    graphdef, params = filled("unet", TINY, randomized(diffusers_unet).state_dict(), "diffusers")
     half, _ = registry.abstract(TINY, jnp.bfloat16, only=("unet",))["unet"]
     inputs = [
         jnp.asarray(x)

@@ -9,24 +9,28 @@ from caphuman_jax.models import registry
 
 TINY = ModelConfig(
     vae=VAEConfig(
-        encoder_channels=16, decoder_channels=16, multipliers=(1, 2, 2), res_blocks=1, groups=8
+        encoder_channels=16,
+        decoder_channels=16,
+        channel_multipliers=(1, 2, 2),
+        blocks_per_level=1,
+        groups=8,
     )
 )
 PATCHED = VAEConfig(
     patch=2,
     encoder_channels=16,
     decoder_channels=24,
-    multipliers=(1, 2, 4),
-    res_blocks=1,
+    channel_multipliers=(1, 2, 4),
+    blocks_per_level=1,
     latent_channels=8,
     groups=8,
 )
 
 
-def test_equals_diffusers(randomised, filled):
+def test_equals_diffusers(randomized, filled):
     from diffusers import AutoencoderKL
 
-    module = randomised(
+    module = randomized(
         AutoencoderKL(
             block_out_channels=[16, 32, 32],
             layers_per_block=1,

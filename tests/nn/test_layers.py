@@ -122,7 +122,7 @@ def test_timestep_embedding_refuses_bfloat16():
         timestep_embedding(jnp.asarray([801.0], jnp.bfloat16), 320)
 
 
-def test_neighbouring_timesteps_stay_apart_under_jit():
+def test_neighboring_timesteps_stay_apart_under_jit():
     a, b = jax.jit(lambda t: timestep_embedding(t, 64))(jnp.asarray([998.0, 999.0], jnp.float32))
     assert float(jnp.abs(a - b).max()) > 0.5
 

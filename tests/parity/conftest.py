@@ -27,7 +27,10 @@ CONFIGS = {
     "small": ModelConfig(
         name="small",
         unet=UNetConfig(
-            multipliers=(1, 2), res_blocks=1, attention_downsamplings=(1, 2), context_width=64
+            channel_multipliers=(1, 2),
+            blocks_per_level=1,
+            attention_resolutions=(1, 2),
+            cross_attention_dim=64,
         ),
         identity=IdentityConfig(image_width=96),
         vae=VAEConfig(encoder_channels=32, decoder_channels=32),

@@ -26,7 +26,7 @@ class Inputs:
         cfg = parity.configs[size]
         forward = parity.recorded(f"{size}_forward")
         batch, channels, height, width = forward["eps"].shape
-        context, image = cfg.unet.context_width, cfg.identity.image_width
+        context, image = cfg.unet.cross_attention_dim, cfg.identity.image_width
         self.latents = parity.image("in/x", (batch, channels, height, width))
         self.timesteps = jnp.asarray(forward["t"], jnp.float32)
         self.text = parity.tokens("in/text", (batch, 77, context))

@@ -20,15 +20,15 @@ TINY = dataclasses.replace(
     unet=dataclasses.replace(
         MINI.unet,
         channels=16,
-        multipliers=(1, 2),
-        attention_downsamplings=(1, 2),
+        channel_multipliers=(1, 2),
+        attention_resolutions=(1, 2),
         heads=2,
-        context_width=32,
+        cross_attention_dim=32,
         groups=8,
     ),
     capface=dataclasses.replace(MINI.capface, hint_widths=(8, 8, 16)),
     vae=dataclasses.replace(
-        MINI.vae, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), groups=8
+        MINI.vae, encoder_channels=8, decoder_channels=8, channel_multipliers=(1, 2), groups=8
     ),
     text=dataclasses.replace(MINI.text, width=32, layers=1, heads=2, mlp_width=64, embed_width=8),
     sampling=dataclasses.replace(MINI.sampling, steps=2),

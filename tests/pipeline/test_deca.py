@@ -96,7 +96,7 @@ def drawn(pipe, network, flame_folder, code, height, width):
 
 
 def same(ours, theirs):
-    """All but the pixels whose centre lies on an edge within rounding."""
+    """All but the pixels whose center lies on an edge within rounding."""
     assert (theirs[..., 3:6] != 0).any(axis=-1).mean() > 0.15
     return (
         np.abs(np.asarray(ours) - theirs).max(axis=-1) > 2e-3 * np.abs(theirs).max()
@@ -319,7 +319,7 @@ def test_without_deca_or_its_texture(by_deca, flame_folder, caplog, tmp_path, mo
 
 @pytest.mark.slow
 def test_flame_without_deca(by_deca, astronaut):
-    """As with the shipped head: fitted to the landmarks, colours by vertex, the render within [0,
+    """As with the shipped head: fitted to the landmarks, colors by vertex, the render within [0,
     1].
     """
     pipe = by_deca[1]

@@ -217,7 +217,7 @@ def test_samplers(pipe, person, sampler):
 
 
 def test_image_tokens_of_clip(tiny_params, pipe, astronaut):
-    """A model that knows people by CLIP's image tokens and another recogniser's vector, in portrait
+    """A model that knows people by CLIP's image tokens and another recognizer's vector, in portrait
     and landscape.
     """
     identity = dataclasses.replace(pipe.config.identity, image_tokens="clip", image_width=32)
@@ -257,7 +257,7 @@ def test_image_tokens_of_clip(tiny_params, pipe, astronaut):
         < 0.2 * np.abs(tokens(near) - person.image_tokens).max()
     )
     facenet = dataclasses.replace(
-        config, identity=dataclasses.replace(identity, recogniser="facenet")
+        config, identity=dataclasses.replace(identity, recognizer="facenet")
     )
     with pytest.raises(ModelFolderError, match="--facenet"):
         Pipeline(facenet, params, clip.graphs).person(astronaut)
@@ -265,14 +265,14 @@ def test_image_tokens_of_clip(tiny_params, pipe, astronaut):
 
 @pytest.mark.slow
 def test_facenet_from_the_model_folder(pipe, tiny_params, tmp_path, astronaut):
-    """The recogniser's weights lie in the folder of a model that knows people by FaceNet."""
+    """The recognizer's weights lie in the folder of a model that knows people by FaceNet."""
     from caphuman_jax.weights import model_folder
 
     identity = dataclasses.replace(
         pipe.config.identity,
         image_tokens="clip",
         image_width=32,
-        recogniser="facenet",
+        recognizer="facenet",
         recognition_width=512,
     )
     config = dataclasses.replace(
@@ -331,7 +331,7 @@ def test_arcface_must_be_the_one_of_the_training(pipe, person, monkeypatch):
     config = lambda name: dataclasses.replace(
         pipe.config,
         image_encoder=ImageEncoderConfig(),
-        identity=dataclasses.replace(pipe.config.identity, image_tokens="clip", recogniser=name),
+        identity=dataclasses.replace(pipe.config.identity, image_tokens="clip", recognizer=name),
     )
     view = View(
         person.square, np.ones(person.square.shape[:2], bool), person.square, person.landmarks

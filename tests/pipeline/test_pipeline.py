@@ -297,7 +297,7 @@ def test_progress_is_told(pipe, astronaut):
 
 def test_models_that_need_other_networks_are_refused(pipe, tmp_path):
     config = dataclasses.replace(
-        pipe.config, identity=dataclasses.replace(pipe.config.identity, recogniser="eigenfaces")
+        pipe.config, identity=dataclasses.replace(pipe.config.identity, recognizer="eigenfaces")
     )
     with pytest.raises(ModelFolderError, match="eigenfaces"):
         Pipeline(config, {}, ())

@@ -38,7 +38,7 @@ def test_padding_does_not_count():
 
 
 @pytest.mark.slow
-def test_a_short_run_learns_and_the_latents_can_be_centred(tiny):
+def test_a_short_run_learns_and_the_latents_can_be_centered(tiny):
     y, x = np.mgrid[:64, :64]
     phases = np.random.default_rng(0).random((6, 3)) * 6
     pictures = np.stack(
@@ -66,7 +66,7 @@ def test_a_short_run_learns_and_the_latents_can_be_centred(tiny):
     l1 = [float(line.split(" l1 ")[1].split()[0]) for line in lines]
     assert min(l1[-5:]) < 0.6 * l1[0]
     params = jax.device_get(nnx.to_pure_dict(params))
-    centred, vae_cfg = autoencoder.centre_latents(graph, params, tiny.vae, pictures, 32)
+    centered, vae_cfg = autoencoder.center_latents(graph, params, tiny.vae, pictures, 32)
     images = jnp.asarray(pictures[:, 16:48, 16:48] / 127.5 - 1, jnp.float32)
 
     def round_trip(p):
@@ -74,7 +74,7 @@ def test_a_short_run_learns_and_the_latents_can_be_centred(tiny):
         mean, _ = vae.encode(images)
         return mean, vae.decode(mean)
 
-    (_, before), (latents, after) = round_trip(params), round_trip(centred)
+    (_, before), (latents, after) = round_trip(params), round_trip(centered)
     np.testing.assert_allclose(np.asarray(before), np.asarray(after), atol=0.05)  # bfloat16 compute
     assert np.abs(np.asarray(latents).mean((0, 1, 2)) * vae_cfg.scale).max() < 0.02
     assert dataclasses.replace(vae_cfg, scale=1.0) == tiny.vae

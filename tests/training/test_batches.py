@@ -53,10 +53,10 @@ def batches(model, tmp_path_factory):
     rng = np.random.default_rng(0)
 
     def believable(record, number):
-        """A head that stands where the region is, of smooth colours that differ between its halves."""
-        colours = np.clip(140 + 60 * np.sin(model.mean + rng.uniform(0, 6, 3)), 0, 255)
+        """A head that stands where the region is, of smooth colors that differ between its halves."""
+        colors = np.clip(140 + 60 * np.sin(model.mean + rng.uniform(0, 6, 3)), 0, 255)
         return record | {
-            "head/albedo": colours.astype(np.uint8),
+            "head/albedo": colors.astype(np.uint8),
             "head/scale": np.float32(STORED / 5),
         }
 
@@ -225,7 +225,7 @@ def test_a_mesh_gives_every_device_its_rows(model, batches, assembled):
         np.testing.assert_allclose(made[name], value, atol=1e-5, err_msg=name)
 
 
-def test_light_makes_picture_and_colours_brighter_alike(batches, model, assembled):
+def test_light_makes_picture_and_colors_brighter_alike(batches, model, assembled):
     batch = batches[0] | {"light": np.full(ROWS, 1.1, np.float32)}
     brighter = jax.device_get(RUN(batch, model, size=SIZE))
     plain = assembled[0]

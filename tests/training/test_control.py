@@ -1,5 +1,5 @@
 """The step that trains CapFace on a frozen base: what is random, micro-batches, devices,
-rematerialisation, arithmetic; and the whole command.
+rematerialization, arithmetic; and the whole command.
 """
 
 import dataclasses
@@ -43,9 +43,9 @@ def model(tiny):
         identity=dataclasses.replace(tiny.identity, recognition_width=192),
         capface=CapFaceConfig(hint_widths=(8,)),
         unet=dataclasses.replace(
-            tiny.unet, channels=8, multipliers=(1,), attention_downsamplings=(), groups=4
+            tiny.unet, channels=8, channel_multipliers=(1,), attention_resolutions=(), groups=4
         ),
-        vae=dataclasses.replace(tiny.vae, patch=1, multipliers=(1,)),
+        vae=dataclasses.replace(tiny.vae, patch=1, channel_multipliers=(1,)),
         text=dataclasses.replace(tiny.text, vocabulary=49408),
     )
 
@@ -81,7 +81,7 @@ def batch(model):
 def empty(model):
     return {
         "ids": np.zeros(77, np.int32),
-        "text": np.ones((77, model.unet.context_width), np.float32),
+        "text": np.ones((77, model.unet.cross_attention_dim), np.float32),
     }
 
 
@@ -339,16 +339,16 @@ def test_learning_rates():
     assert float(control.learning_rate(ControlTraining())(0)) == pytest.approx(1e-4)
 
 
-def test_optimiser_is_adamw_with_rates_of_its_own():
+def test_optimizer_is_adamw_with_rates_of_its_own():
     params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"bias": jnp.ones(2)}}
     grads = jax.tree.map(lambda x: 0.5 * x, params)
     cfg = ControlTraining(learning_rate=0.1, weight_decay=0.3)
-    ours = control.make_optimiser(cfg, {"a": {"kernel": 1.0}, "b": {"bias": 0.25}})
+    ours = control.make_optimizer(cfg, {"a": {"kernel": 1.0}, "b": {"bias": 0.25}})
     theirs = optax.adamw(0.1, weight_decay=0.3)
     got, expected = (o.update(grads, o.init(params), params)[0] for o in (ours, theirs))
     np.testing.assert_allclose(got["a"]["kernel"], expected["a"]["kernel"], rtol=1e-6)
     np.testing.assert_allclose(got["b"]["bias"], 0.25 * expected["b"]["bias"], rtol=1e-6)
-    masked = control.make_optimiser(
+    masked = control.make_optimizer(
         dataclasses.replace(cfg, decay="matrices"), {"a": {"kernel": 1.0}, "b": {"bias": 1.0}}
     )
     undecayed = masked.update(grads, masked.init(params), params)[0]["b"]["bias"]

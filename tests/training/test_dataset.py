@@ -1,4 +1,4 @@
-"""What is prepared once for training: colours put behind people, captions without them, mouths that
+"""What is prepared once for training: colors put behind people, captions without them, mouths that
 are somebody else's.
 """
 
@@ -22,7 +22,7 @@ from data_pipeline.records.columns import load_records
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """Seven records of made-up photos: the second is a drawing, the last has no colours."""
+    """Seven records of made-up photos: the second is a drawing, the last has no colors."""
 
     def change(record, number):
         found = {
@@ -72,7 +72,7 @@ def test_records_become_what_a_step_draws_from(records):
         [False, True],
         [False, True],
         [False, True],
-    ]  # no colours are said of what has none
+    ]  # no colors are said of what has none
     assert data["tokens"].shape == (5, 4, 49, 512) and np.allclose(
         np.linalg.norm(data["vectors"], axis=-1), 1, atol=1e-5
     )
@@ -84,7 +84,7 @@ def test_records_become_what_a_step_draws_from(records):
 def test_hints_are_those_of_the_records_heads(records):
     some = records.take(np.array([3, 4, 6]))
     grey = np.array([False, False, True])
-    heads = dataset.without_colour(some.heads, grey)
+    heads = dataset.without_color(some.heads, grey)
     hints = np.asarray(
         dataset.render(
             heads, np.array([[0, 1, 0, 0], [1, 0, 1, 1], [2, 2, 2, 2]]), grey, 44, chunk=2
@@ -130,7 +130,7 @@ def test_every_shade_is_called_by_its_word():
     assert (ids[..., -1] == 49407).all()  # none is cut off
     for word, shades in zip(colors.SURFACE, rgb):
         seen = cv2.cvtColor(shades[None], cv2.COLOR_RGB2LAB)[0]
-        assert {colors.colour_word(lab) for lab in seen} == {word}
+        assert {colors.color_word(lab) for lab in seen} == {word}
         assert np.ptp(shades, axis=0).max() > 0.02
 
 
@@ -158,7 +158,7 @@ def test_a_lent_mouth_changes_the_mouth_alone():
     lips = np.unique(np.asarray(model.landmark_vertices)[[13, 14]])  # the middle of the lips
     albedo[0, lips] *= 1.5  # the first has teeth there
     changed = dataset.change_mouths(model, albedo, np.zeros(3, bool))
-    # The second gets them, in its own colour; whoever had them loses them.
+    # The second gets them, in its own color; whoever had them loses them.
     np.testing.assert_allclose(changed[1, lips], albedo[1, lips] * 1.5, rtol=0.02)
     np.testing.assert_allclose(changed[0, lips], albedo[0, lips] / 1.5, rtol=0.02)
     far = np.abs(np.asarray(model.mean)[:, 1] - np.asarray(model.mean)[lips, 1].mean()) > 1.0

@@ -115,7 +115,7 @@ def test_every_trained_parameter_gets_a_gradient_once_the_zero_convolutions_have
     assert all("key" in name and "bias" in name for name in still), still
 
 
-def test_batches_pair_colour_words_with_colour(tiny, training, data):
+def test_batches_pair_color_words_with_color(tiny, training, data):
     cfg = dataclasses.replace(
         training, batch=64, to_grey=0.5, drop_text=0.0, replace_background=0.0
     )
@@ -139,7 +139,7 @@ def test_batches_pair_colour_words_with_colour(tiny, training, data):
 
 def test_a_new_background_is_seen_and_named(tiny, training, data):
     cfg = dataclasses.replace(
-        training, batch=64, to_grey=0.0, drop_text=0.0, replace_background=1.0, colour_share=1.0
+        training, batch=64, to_grey=0.0, drop_text=0.0, replace_background=1.0, color_share=1.0
     )
     captions = np.full(data["captions"].shape, 99, np.int32)
     captions[..., 0] = 1

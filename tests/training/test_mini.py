@@ -85,10 +85,10 @@ def get_config():
     config = mini.get_config()
     config.model = dataclasses.replace(
         MINI, image_size=32,
-        unet=UNetConfig(in_channels=3, out_channels=3, channels=16, multipliers=(1, 2), res_blocks=1, attention_downsamplings=(2,), heads=2,
-                        context_width=16, groups=8),
+        unet=UNetConfig(in_channels=3, out_channels=3, channels=16, channel_multipliers=(1, 2), blocks_per_level=1, attention_resolutions=(2,), heads=2,
+                        cross_attention_dim=16, groups=8),
         capface=CapFaceConfig(hint_widths=(8, 8, 16)), text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, embed_width=4),
-        vae=VAEConfig(patch=2, encoder_channels=8, decoder_channels=8, multipliers=(1, 2), res_blocks=1, latent_channels=3, groups=4, scale=1.0)).to_dict()
+        vae=VAEConfig(patch=2, encoder_channels=8, decoder_channels=8, channel_multipliers=(1, 2), blocks_per_level=1, latent_channels=3, groups=4, scale=1.0)).to_dict()
     config.autoencoder.update({"steps": 2, "batch": 4, "size": 32})
     config.training.update({"steps": 2, "batch": 4})
     config.loop.update({"log_every": 1, "evaluate_every": 2, "pictures_every": 2})

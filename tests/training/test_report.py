@@ -38,7 +38,7 @@ def test_the_line_says_how_fast_and_how_long():
     assert "left" not in progress_line(2, 2, {"loss": 1.0}, speed, 64)
 
 
-def test_speed_utilisation_and_waiting_are_of_the_steps_alone(tmp_path, monkeypatch):
+def test_speed_utilization_and_waiting_are_of_the_steps_alone(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(logging.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(logging, "peak_flops", lambda kind: 1e12)

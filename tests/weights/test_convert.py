@@ -8,7 +8,8 @@ from caphuman_jax.weights.convert import from_pytorch
 from caphuman_jax.weights.names import table
 
 SMALL = ModelConfig(
-    unet=UNetConfig(context_width=3), identity=IdentityConfig(recognition_width=2, image_width=4)
+    unet=UNetConfig(cross_attention_dim=3),
+    identity=IdentityConfig(recognition_width=2, image_width=4),
 )
 
 

@@ -14,7 +14,10 @@ from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.weights import model_folder
 
 CONFIG = ModelConfig(
-    name="tiny", image_size=64, unet=UNetConfig(channels=8, multipliers=(1, 2)), image_encoder=None
+    name="tiny",
+    image_size=64,
+    unet=UNetConfig(channels=8, channel_multipliers=(1, 2)),
+    image_encoder=None,
 )
 
 
@@ -128,7 +131,7 @@ def test_damaged_files_are_errors_without_checksums_too(saved, damage):
         (lambda d: d | {"format_version": 99}, "format version 99; this program reads 1"),
         (lambda d: d | {"format": "something"}, "not the description"),
         (lambda d: {k: v for k, v in d.items() if k != "files"}, "lacks files"),
-        (lambda d: d | {"config": d["config"] | {"colour": 3}}, "unknown entries colour"),
+        (lambda d: d | {"config": d["config"] | {"colour": 3}}, "unknown entries color"),
         (lambda d: [], "not the description"),
     ],
 )

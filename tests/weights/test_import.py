@@ -118,7 +118,7 @@ def test_caphuman_alone(tmp_path, caphuman):
     )
 
 
-def test_the_tokeniser_is_clips(tmp_path, caphuman):
+def test_the_tokenizer_is_clips(tmp_path, caphuman):
     from transformers import CLIPTokenizer
 
     from caphuman_jax.models.tokenizer import ClipTokenizer
@@ -343,14 +343,14 @@ def test_every_wrong_key_is_named(tmp_path, caphuman):
     )
     assert "not used of stray.safetensors: 1 tensor, left out as asked (--ignore)" in report
 
-    quantised = base_file(
+    quantized = base_file(
         tmp_path / "int8.safetensors",
         change=lambda sd: {
             k: x.to(torch.int8) if k.endswith("out.2.weight") else x for k, x in sd.items()
         },
     )
     with pytest.raises(ModelFolderError, match="out.2.weight of type int8"):
-        import_model(tmp_path / "n", caphuman=caphuman, base=quantised, config=TINY)
+        import_model(tmp_path / "n", caphuman=caphuman, base=quantized, config=TINY)
 
 
 @pytest.mark.parametrize(

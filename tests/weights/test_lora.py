@@ -23,11 +23,11 @@ from caphuman_jax.weights.names import modules, table
 TINY = ModelConfig(
     unet=UNetConfig(
         channels=16,
-        multipliers=(1, 2),
-        res_blocks=1,
-        attention_downsamplings=(1, 2),
+        channel_multipliers=(1, 2),
+        blocks_per_level=1,
+        attention_resolutions=(1, 2),
         heads=2,
-        context_width=16,
+        cross_attention_dim=16,
         groups=8,
     ),
     text=TextConfig(vocabulary=40, length=12, width=16, layers=2, heads=2, mlp_width=32),

@@ -18,17 +18,21 @@ PARITY = Path(__file__).parents[1] / "parity" / "data"
 TINY = ModelConfig(
     unet=UNetConfig(
         channels=32,
-        multipliers=(1, 2, 2),
-        res_blocks=1,
-        attention_downsamplings=(2,),
+        channel_multipliers=(1, 2, 2),
+        blocks_per_level=1,
+        attention_resolutions=(2,),
         heads=4,
-        context_width=24,
+        cross_attention_dim=24,
         groups=8,
     ),
     capface=CapFaceConfig(hint_widths=(4, 8, 12)),
     controlnet=CapFaceConfig(hint_channels=3, hint_widths=(4, 8)),
     vae=VAEConfig(
-        encoder_channels=16, decoder_channels=16, multipliers=(1, 2, 2), res_blocks=1, groups=8
+        encoder_channels=16,
+        decoder_channels=16,
+        channel_multipliers=(1, 2, 2),
+        blocks_per_level=1,
+        groups=8,
     ),
     controlnets=("pose",),
     image_encoder=None,
@@ -36,15 +40,19 @@ TINY = ModelConfig(
 DEEP = ModelConfig(
     unet=UNetConfig(
         channels=16,
-        multipliers=(1, 1, 2, 3),
-        res_blocks=3,
-        attention_downsamplings=(1, 4, 8),
+        channel_multipliers=(1, 1, 2, 3),
+        blocks_per_level=3,
+        attention_resolutions=(1, 4, 8),
         heads=2,
-        context_width=8,
+        cross_attention_dim=8,
         groups=8,
     ),
     vae=VAEConfig(
-        encoder_channels=8, decoder_channels=8, multipliers=(1, 2, 3, 4, 5), res_blocks=3, groups=8
+        encoder_channels=8,
+        decoder_channels=8,
+        channel_multipliers=(1, 2, 3, 4, 5),
+        blocks_per_level=3,
+        groups=8,
     ),
     controlnets=("pose",),
 )
@@ -64,13 +72,15 @@ def theirs(module):
 
 
 def unet_settings(cfg):
-    attends = [2**level in cfg.attention_downsamplings for level in range(len(cfg.multipliers))]
+    attends = [
+        2**level in cfg.attention_resolutions for level in range(len(cfg.channel_multipliers))
+    ]
     return dict(
         in_channels=cfg.in_channels,
-        block_out_channels=[cfg.channels * m for m in cfg.multipliers],
-        layers_per_block=cfg.res_blocks,
+        block_out_channels=[cfg.channels * m for m in cfg.channel_multipliers],
+        layers_per_block=cfg.blocks_per_level,
         down_block_types=["CrossAttnDownBlock2D" if x else "DownBlock2D" for x in attends],
-        cross_attention_dim=cfg.context_width,
+        cross_attention_dim=cfg.cross_attention_dim,
         attention_head_dim=cfg.heads,
         norm_num_groups=cfg.groups,
     ), ["CrossAttnUpBlock2D" if x else "UpBlock2D" for x in reversed(attends)]
@@ -113,11 +123,11 @@ class TestDiffusers:
         from diffusers import AutoencoderKL
 
         vae = cfg.vae
-        levels = len(vae.multipliers)
+        levels = len(vae.channel_multipliers)
         with torch.device("meta"):
             module = AutoencoderKL(
-                block_out_channels=[vae.encoder_channels * m for m in vae.multipliers],
-                layers_per_block=vae.res_blocks,
+                block_out_channels=[vae.encoder_channels * m for m in vae.channel_multipliers],
+                layers_per_block=vae.blocks_per_level,
                 norm_num_groups=vae.groups,
                 latent_channels=vae.latent_channels,
                 down_block_types=["DownEncoderBlock2D"] * levels,

@@ -80,14 +80,14 @@ def test_torch_files(tmp_path, options):
 @pytest.mark.parametrize("options", [NEW, OLD])
 def test_a_module_and_what_training_leaves(tmp_path, options):
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    optimiser = torch.optim.AdamW(net.parameters())
+    optimizer = torch.optim.AdamW(net.parameters())
     net(torch.randn(5, 3)).sum().backward()
-    optimiser.step()
+    optimizer.step()
     content = {
         "state_dict": net.state_dict(),
         "epoch": 3,
         "name": "x",
-        "optimizer_states": [optimiser.state_dict()],
+        "optimizer_states": [optimizer.state_dict()],
         "size": torch.Size([1, 2]),
         "kind": torch.float16,
         "device": torch.device("cpu"),

@@ -1,7 +1,7 @@
 """From a photo to DECA's crop, and from DECA's numbers to hints, as CapHuman's published weights
 know them (arXiv 2012.04012).
 
-The crop puts the centres of its corner pixels on the corners of a square in the photo;
+The crop puts the centers of its corner pixels on the corners of a square in the photo;
 back-projection takes the crop to span 224 pixels over the same square less a 223rd. Both are kept:
 the difference is under half a percent of the face."""
 
@@ -21,7 +21,7 @@ from caphuman_jax.head.base import vertex_normals
 from caphuman_jax.head.landmarks68 import IBUG_68
 from caphuman_jax.head.models import flame
 from caphuman_jax.head.models.flame import Flame, TextureSpace
-from caphuman_jax.head.rasterizer import interpolate, rasterise
+from caphuman_jax.head.rasterizer import interpolate, rasterize
 from caphuman_jax.head.spherical_harmonics import shading
 from caphuman_jax.models import deca_encoder as encoder
 
@@ -68,7 +68,7 @@ def landmark_box(landmarks: np.ndarray) -> np.ndarray:
 
 
 def crop_of_box(box: np.ndarray) -> np.ndarray:
-    """Square (3,) float32 left, top, side round a face's box (4,): about its centre, 1.25 × 1.1 ×
+    """Square (3,) float32 left, top, side round a face's box (4,): about its center, 1.25 × 1.1 ×
     its mean side, in whole pixels.
     """
     x0, y0, x1, y1 = np.asarray(box, np.float64)
@@ -185,7 +185,7 @@ def to_picture(points: jax.Array, crop: jax.Array) -> jax.Array:
 
 def crop_at(crop: jax.Array, size: jax.Array, height: int, width: int) -> jax.Array:
     """The crop (3,) of a picture of `size` (2,) in a picture of height × width: scaled by the
-    height, about the centre.
+    height, about the center.
     """
     factor = height / size[0]
     middle = (crop[:2] - size[::-1] / 2) * factor + jnp.asarray(
@@ -235,7 +235,7 @@ def draw(
     """`render_hints` of heads already placed: points (B,V,3) in pixels, normals (B,V,3), textures
     (B,S,S,3), lights (B,9,3).
     """
-    ids, weights = rasterise(points, jnp.asarray(model.triangles), height, width)
+    ids, weights = rasterize(points, jnp.asarray(model.triangles), height, width)
 
     def shade(normals, texture, light, ids, weights):
         normal = interpolate(normals, model.triangles, ids, weights)

@@ -33,8 +33,8 @@ from caphuman_jax.models.registry import Network
 
 log = logging.getLogger("caphuman_jax")
 
-# Deviation of a vertex's colour from the texture's; large, as neighbours err alike.
-_COLOUR_NOISE = 1.0
+# Deviation of a vertex's color from the texture's; large, as neighbors err alike.
+_COLOR_NOISE = 1.0
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -114,7 +114,7 @@ def estimator(
         ]
     if missing:
         log.warning(
-            "heads are fitted to landmarks and coloured from the photo, whereas the published "
+            "heads are fitted to landmarks and colored from the photo, whereas the published "
             "weights saw DECA's; for those there is "
             "missing: %s",
             "; ".join(missing),
@@ -191,7 +191,7 @@ def code_from_photo(
 
 @jax.jit
 def texture_of_albedo(model: FlameHead, space: TextureSpace, albedo: jax.Array) -> jax.Array:
-    """Coefficients (n,) of the texture nearest to colours of vertices (V,3) on the face: ridge, the
+    """Coefficients (n,) of the texture nearest to colors of vertices (V,3) on the face: ridge, the
     prior being N(0, 1).
     """
     # A vertex on a seam has several places in the texture; any will do.
@@ -199,7 +199,7 @@ def texture_of_albedo(model: FlameHead, space: TextureSpace, albedo: jax.Array) 
     places = places.at[jnp.asarray(model.triangles).reshape(-1)].set(
         jnp.asarray(model.flame.uv)[jnp.asarray(model.flame.uv_triangles).reshape(-1)]
     )
-    weight = jnp.asarray(model.face_weight)[:, None] / _COLOUR_NOISE
+    weight = jnp.asarray(model.face_weight)[:, None] / _COLOR_NOISE
     flat = lambda image: (flame.sample_texture(image, places) * weight).reshape(-1)
     basis = jax.lax.map(flat, jnp.asarray(space.basis))
     wanted = (albedo * weight).reshape(-1) - flat(jnp.asarray(space.mean))

@@ -1,7 +1,7 @@
 """FLAME (Li et al. 2017, "Learning a model of facial shape and expression from 4D scans"): a
 skinned head with five joints.
 
-Everything here is in FLAME's own frame and unit: metres, x to the person's left, y up, z out of the
+Everything here is in FLAME's own frame and unit: meters, x to the person's left, y up, z out of the
 face; and, as in FLAME, the global turn is one about the root joint, which depends on the shape.
 `flame_files` reads the model, `deca` draws it as DECA does.
 
@@ -10,7 +10,7 @@ light, hints and control work on it as on the shipped head. What those need of a
 this is how FLAME gives it: identity is FLAME's; expression is FLAME's followed by the turns of
 neck, jaw and eyes (`expression` means both in CapHuman); the global turn, scale and shift are the
 camera's; units are the shipped head's (0.1 m) and the origin lies between the ears; landmarks are
-those of the 478 that FLAME's 68 correspond to; and the albedo is colours at vertices, or a texture
+those of the 478 that FLAME's 68 correspond to; and the albedo is colors at vertices, or a texture
 (S, S, 3) that is looked up at every pixel as DECA does."""
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def sample_texture(image: jax.Array, uv: jax.Array) -> jax.Array:
     """Bilinear look-up (…,C) of a texture (S,S,C) at uv (…,2) in [0,1], v up; 0 beyond the
     texture's edge.
 
-    The texture spans [0,1], so the outermost pixels' centres lie half a pixel inside
+    The texture spans [0,1], so the outermost pixels' centers lie half a pixel inside
     ("align_corners" off)."""
     height, width = image.shape[:2]
     x, y = uv[..., 0] * width - 0.5, (1 - uv[..., 1]) * height - 0.5
@@ -195,7 +195,7 @@ def sample_texture(image: jax.Array, uv: jax.Array) -> jax.Array:
 
 
 def texture_at(flame: Flame, image: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
-    """Colours (H,W,C) of a texture (S,S,C) at pixels: triangles ids (H,W), barycentric weights
+    """Colors (H,W,C) of a texture (S,S,C) at pixels: triangles ids (H,W), barycentric weights
     (H,W,3); 0 where ids is -1.
 
     Raises HeadError for a model without texture coordinates.
@@ -204,10 +204,10 @@ def texture_at(flame: Flame, image: jax.Array, ids: jax.Array, weights: jax.Arra
         raise HeadError(
             "this FLAME model has no texture coordinates; put head_template.obj beside it"
         )
-    colours = sample_texture(
+    colors = sample_texture(
         image, interpolate(jnp.asarray(flame.uv), flame.uv_triangles, ids, weights)
     )
-    return jnp.where((ids >= 0)[..., None], colours, 0)
+    return jnp.where((ids >= 0)[..., None], colors, 0)
 
 
 def _combine(mean, shape, shape_basis, expression, expression_basis):

@@ -19,7 +19,7 @@ from caphuman_jax.head.landmarks68 import IBUG_68
 from caphuman_jax.head.models import flame, flame_files
 from caphuman_jax.head.models.flame import Flame
 
-UNITS = 10.0  # of the shipped head, 0.1 m, in a metre
+UNITS = 10.0  # of the shipped head, 0.1 m, in a meter
 JOINT_NAMES = tuple(f"{joint}_{axis}" for joint in flame.JOINTS[1:] for axis in "xyz")
 MEDIAPIPE = "mediapipe_landmark_embedding.npz"
 # In a fit to landmarks: deviation, least and largest of an expression coefficient, and of each turn
@@ -53,8 +53,8 @@ class FlameHead(Morphable):
     in radians (see JOINT_NAMES); its rows of expression_basis are the derivatives at rest.
     landmark_valid: the landmarks whose place FLAME's own tables give, also as numbers in
     landmarks_fitted; the others' places are carried over from the shipped head and good to a few
-    millimetres.
-    flame: the model itself; origin (3,): our origin in its frame, in metres. arkit (N,E+12): the
+    millimeters.
+    flame: the model itself; origin (3,): our origin in its frame, in meters. arkit (N,E+12): the
     expression that moves the landmarks nearest to how the shipped head's expression of that name in
     arkit_names does, at weight 1."""
 
@@ -74,7 +74,7 @@ class FlameHead(Morphable):
     def turned_origin(
         self, identity: jax.Array, expression: jax.Array, rotation: jax.Array
     ) -> jax.Array:
-        """Where our origin (3,) comes to lie in FLAME's frame, in metres: FLAME turns about its
+        """Where our origin (3,) comes to lie in FLAME's frame, in meters: FLAME turns about its
         root, which depends on the shape.
         """
         root = flame.joints(self.flame, identity, self.split_expression(expression)[0])[0]
@@ -205,7 +205,7 @@ def as_head(
         mirror=base.mirror_map(mean),
         parts=parts,
         vertex_triangles=model.vertex_triangles,
-        neighbours=base._neighbours(triangles, len(mean)),
+        neighbors=base._neighbors(triangles, len(mean)),
         face_weight=base._face_weight(mean, corners[list(base.FACE_OVAL)], corners, parts).astype(
             np.float32
         ),
@@ -306,7 +306,7 @@ def _landmarks(
     )
     target = (mean[corners] * weights[..., None]).sum(axis=1)
     known = shipped.landmark_valid[numbers]
-    # A little slack: neighbours that two tables put at slightly different places must not fold the
+    # A little slack: neighbors that two tables put at slightly different places must not fold the
     # face.
     warp = RBFInterpolator(
         source[numbers[known]], target[known], kernel="thin_plate_spline", smoothing=1e-3
@@ -327,7 +327,7 @@ def _nearest_on_mesh(
     points: np.ndarray, mesh: np.ndarray, triangles: np.ndarray, candidates: int = 12
 ) -> tuple[np.ndarray, np.ndarray]:
     """For points (N,3) the triangle's corners (N,3) and barycentric weights (N,3) of the nearest
-    place on the mesh, among the triangles whose centres are nearest.
+    place on the mesh, among the triangles whose centers are nearest.
     """
     from scipy.spatial import cKDTree
 

@@ -2,7 +2,7 @@
 default.
 
 The portraits at hand are soft, so plain differences already give about 33 dB and sharp enough
-pictures. The shipped recogniser's feature maps may stand in for a perceptual network on the face
+pictures. The shipped recognizer's feature maps may stand in for a perceptual network on the face
 (at a cost: docs/performance.md), and a patch discriminator (Isola et al. 2017; hinge loss, given a
 fixed share of the gradient at the picture) may sharpen cloth and hair (it made the loss jump when
 it set in)."""
@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 
 from caphuman_jax.models.vae import VAE
-from caphuman_jax.nn.initializers import HostNumbers
+from caphuman_jax.nn.initializers import HostRngs
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training.onnx_to_jax import load_onnx
 from caphuman_jax.training.optimizer import average, update
@@ -75,7 +75,7 @@ class PatchDiscriminator(nnx.Module):
 
 
 def edges(images):
-    """Differences of neighbours along both axes, a cheap measure of sharpness."""
+    """Differences of neighbors along both axes, a cheap measure of sharpness."""
     return images[:, 1:] - images[:, :-1], images[:, :, 1:] - images[:, :, :-1]
 
 
@@ -101,7 +101,7 @@ def feature_loss(features, images, decoded):
 
 
 def make_step(
-    vae_def, disc_def, optimiser, disc_optimiser, cfg: AutoencoderTraining, features=None, mesh=None
+    vae_def, disc_def, optimizer, disc_optimizer, cfg: AutoencoderTraining, features=None, mesh=None
 ):
     """One step: (state, images uint8 (N, S, S, 3), valid (N, 4), step) -> (state, metrics). Random
     from (seed, step).
@@ -166,7 +166,7 @@ def make_step(
             judged["disc"], d_grads = jax.value_and_grad(discriminator_loss)(
                 disc, images * valid, jax.lax.stop_gradient(decoded * valid)
             )
-            disc, disc_opt = update(disc_optimiser, d_grads, disc_opt, disc)
+            disc, disc_opt = update(disc_optimizer, d_grads, disc_opt, disc)
         (grads,) = backward((towards, jnp.float32(cfg.kl_weight), jnp.float32(0)))
         parts = {
             "loss": loss,
@@ -175,7 +175,7 @@ def make_step(
             "kl": kl,
             "latent_std": spread,
         }
-        vae, opt = update(optimiser, grads, state["opt"], state["vae"])
+        vae, opt = update(optimizer, grads, state["opt"], state["vae"])
         ema = average(state["ema"], vae, cfg.ema, step)
         parts |= judged
         return {"vae": vae, "disc": disc, "ema": ema, "opt": opt, "disc_opt": disc_opt}, parts
@@ -183,11 +183,11 @@ def make_step(
     return step_fn
 
 
-def recogniser_features():
-    """Feature maps of the shipped face recogniser on the middle of a 256-pixel head square: images
+def recognizer_features():
+    """Feature maps of the shipped face recognizer on the middle of a 256-pixel head square: images
     -> list of maps.
 
-    The face there is about as large as the recogniser expects; its early layers serve any texture.
+    The face there is about as large as the recognizer expects; its early layers serve any texture.
     """
     params, apply = load_onnx(
         importlib.resources.files("caphuman_jax") / "assets" / "face" / "mobilefacenet_192.onnx"
@@ -230,7 +230,7 @@ def train(
 
     `minutes` sets the steps from the measured speed.
     """
-    vae_def, vae = nnx.split(VAE(vae_cfg, jnp.bfloat16, rngs=HostNumbers(jax.random.key(cfg.seed))))
+    vae_def, vae = nnx.split(VAE(vae_cfg, jnp.bfloat16, rngs=HostRngs(jax.random.key(cfg.seed))))
     disc_def, disc = nnx.split(
         jax.jit(lambda: PatchDiscriminator(dtype=jnp.bfloat16, rngs=nnx.Rngs(cfg.seed + 1)))()
     )
@@ -250,24 +250,24 @@ def train(
             cfg.learning_rate * 0.02,
         )
         adam = functools.partial(optax.adamw, weight_decay=0.0)
-        optimiser = optax.chain(optax.clip_by_global_norm(1.0), adam(schedule, b1=0.9, b2=0.99))
-        disc_optimiser = adam(cfg.learning_rate * 0.5, b1=0.5, b2=0.95)
-        step = make_step(vae_def, disc_def, optimiser, disc_optimiser, cfg, features, mesh)
-        return optimiser, disc_optimiser, jax.jit(step, donate_argnums=0)
+        optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam(schedule, b1=0.9, b2=0.99))
+        disc_optimizer = adam(cfg.learning_rate * 0.5, b1=0.5, b2=0.95)
+        step = make_step(vae_def, disc_def, optimizer, disc_optimizer, cfg, features, mesh)
+        return optimizer, disc_optimizer, jax.jit(step, donate_argnums=0)
 
-    def begin(optimiser, disc_optimiser):
+    def begin(optimizer, disc_optimizer):
         copy = functools.partial(jax.tree.map, jnp.copy)
         return {
             "vae": copy(vae),
             "disc": copy(disc),
             "ema": copy(vae),
-            "opt": optimiser.init(vae),
-            "disc_opt": disc_optimiser.init(disc),
+            "opt": optimizer.init(vae),
+            "disc_opt": disc_optimizer.init(disc),
         }
 
     if minutes is not None:
-        optimiser, disc_optimiser, step = build(cfg)
-        state, began = begin(optimiser, disc_optimiser), None
+        optimizer, disc_optimizer, step = build(cfg)
+        state, began = begin(optimizer, disc_optimizer), None
         for i in range(25):
             if i == 5:
                 jax.block_until_ready(state)
@@ -278,8 +278,8 @@ def train(
         steps = int(minutes * 60 / seconds)
         log(f"{seconds * 1e3:.1f} ms a step of {cfg.batch}: {steps} steps in {minutes} minutes")
         cfg = dataclasses.replace(cfg, steps=steps, adversarial_start=int(steps * 0.35))
-    optimiser, disc_optimiser, step = build(cfg)
-    state = begin(optimiser, disc_optimiser)
+    optimizer, disc_optimizer, step = build(cfg)
+    state = begin(optimizer, disc_optimizer)
     for i in range(cfg.steps):
         state, parts = step(state, pictures, rectangles, jnp.int32(i))
         if i % max(1, cfg.steps // 40) == 0 or i == cfg.steps - 1:
@@ -289,7 +289,7 @@ def train(
     return vae_def, state["ema"], cfg
 
 
-def centre_latents(vae_def, params: dict, cfg, pictures, size: int = 256):
+def center_latents(vae_def, params: dict, cfg, pictures, size: int = 256):
     """Parameters whose latents have mean 0 in every channel, and the configuration with the scale
     that gives them
     deviation 1: the mean is folded into the 1x1 convolutions around the latents, pictures stay what

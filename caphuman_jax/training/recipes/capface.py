@@ -96,13 +96,13 @@ def make_recipe(
         hashes = {} if _is_abstract(base) else {name: tree_hash(base[name]) for name in frozen}
     frozen = trainable.stored(frozen, dtype, keep)
     frozen |= {name: dict(tree) for name, tree in (("empty", empty_text), ("data", shared)) if tree}
-    optimiser = control.make_optimiser(
+    optimizer = control.make_optimizer(
         cfg, trainable.rates(shapes, cfg.learning_rate, cfg.unfreeze)
     )
     make_step = lambda cfg, mesh: control.make_step(
-        model, graphs, cfg, optimiser, mesh=mesh, platform=platform, assemble=assemble
+        model, graphs, cfg, optimizer, mesh=mesh, platform=platform, assemble=assemble
     )
-    begin = lambda params: control.begin(cfg, optimiser, params)
+    begin = lambda params: control.begin(cfg, optimizer, params)
     plain = dataclasses.replace(cfg, remat="none", attention="xla")
     arithmetic = flops.count(
         make_step(plain, None), jax.eval_shape(begin, shapes), _shapes(frozen), dict(batch_shapes)
@@ -292,7 +292,9 @@ def abstract_recipe(config, mesh, platform: str | None) -> Recipe:
     }
     empty = {
         "ids": jax.ShapeDtypeStruct((model.text.length,), jnp.int32),
-        "text": jax.ShapeDtypeStruct((model.text.length, model.unet.context_width), jnp.float32),
+        "text": jax.ShapeDtypeStruct(
+            (model.text.length, model.unet.cross_attention_dim), jnp.float32
+        ),
     }
     return make_recipe(
         model,
@@ -315,7 +317,7 @@ def stored_batch(model: ModelConfig, batch: int) -> dict[str, jax.ShapeDtypeStru
         "hints": array((side, side, model.capface.hint_channels), jnp.float32),
         "region": array((side, side, 1), jnp.float32),
         "moments": array((latent, latent, 2 * model.vae.latent_channels), jnp.float16),
-        "text": array((model.text.length, model.unet.context_width), jnp.float16),
+        "text": array((model.text.length, model.unet.cross_attention_dim), jnp.float16),
         "image_tokens": array((tokens, model.identity.image_width), jnp.float16),
         "recognition": array((model.identity.recognition_width,), jnp.float32),
         "without_text": array((), bool),

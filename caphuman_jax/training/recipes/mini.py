@@ -88,7 +88,7 @@ def recipe(
 
 
 def resident(data: dict) -> dict:
-    """What of `dataset.build` rests on every device, with the index of photos in colour and
+    """What of `dataset.build` rests on every device, with the index of photos in color and
     without.
     """
     chosen = {name: data[name] for name in ON_DEVICE}
@@ -183,9 +183,9 @@ def _autoencoder(
             model.vae,
             pictures,
             records.covered[train_index] * pictures.shape[1],
-            features=autoencoder.recogniser_features() if cfg.feature_weight > 0 else None,
+            features=autoencoder.recognizer_features() if cfg.feature_weight > 0 else None,
         )
-        params, vae_cfg = autoencoder.centre_latents(
+        params, vae_cfg = autoencoder.center_latents(
             graph, jax.device_get(nnx.to_pure_dict(params)), model.vae, pictures[:512], cfg.size
         )
         if jax.process_index() == 0:

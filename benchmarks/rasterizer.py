@@ -1,7 +1,7 @@
-"""Hints per second of the rasteriser: nine channels of the shipped head (9,462 triangles) in
+"""Hints per second of the rasterizer: nine channels of the shipped head (9,462 triangles) in
 batches, on the device at hand.
 
-python benchmarks/rasteriser.py [--side 512] [--batch 1 16 64]
+python benchmarks/rasterizer.py [--side 512] [--batch 1 16 64]
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def test_the_same_person_in_another_picture(astronaut, change):
 
 
 def test_a_face_made_of_other_proportions_is_someone_else(astronaut, astronaut_face):
-    """Stretched, flattened and recoloured, the aligned crop must move far away: the vectors are not
+    """Stretched, flattened and recolored, the aligned crop must move far away: the vectors are not
     constant.
     """
     crop = recognition.mobilefacenet_crop(astronaut, astronaut_face.landmarks)
