@@ -41,7 +41,7 @@ from caphuman_jax.errors import PhotoError  # noqa: E402
 from caphuman_jax.evaluation.measure import recognition_vectors  # noqa: E402
 from caphuman_jax.face import recognition  # noqa: E402
 from caphuman_jax.jobs.multi_device import on_mesh, spread_over  # noqa: E402
-from caphuman_jax.models import registry
+from caphuman_jax.models import registry  # noqa: E402
 from caphuman_jax.nn import compute_config  # noqa: E402
 from caphuman_jax.pipeline import pipeline  # noqa: E402
 from caphuman_jax.pipeline.conditioning import Appearance, Scene  # noqa: E402

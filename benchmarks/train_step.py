@@ -33,14 +33,11 @@ import kernels  # noqa: E402
 from caphuman_jax.cli.train import read_config  # noqa: E402
 from caphuman_jax.config import SD15, ModelConfig, UNetConfig  # noqa: E402
 from caphuman_jax.models import registry  # noqa: E402
-from caphuman_jax.runtime import (
-    compiler,
-    sharding,  # noqa: E402
-)
+from caphuman_jax.runtime import compiler, sharding  # noqa: E402
 from caphuman_jax.runtime.device_specs import peak_flops  # noqa: E402
-from caphuman_jax.training import loop
+from caphuman_jax.training import loop  # noqa: E402
 from caphuman_jax.training.control import ControlTraining  # noqa: E402
-from caphuman_jax.training.recipes import capface
+from caphuman_jax.training.recipes import capface  # noqa: E402
 
 MODELS = {
     "full": SD15,

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from caphuman_jax.errors import SettingError
+from caphuman_jax.io import atomic
 
 
 def add_arguments(parser) -> None:
@@ -299,9 +300,7 @@ def write(path: Path, outcomes) -> None:
         if path.suffix == ".json"
         else table(outcomes)
     )
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text)
-    os.replace(beside, path)
+    atomic.write_text(path, text)
 
 
 def table(outcomes) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from caphuman_jax.cli import head_arguments
 from caphuman_jax.errors import CapHumanError, SettingError
+from caphuman_jax.io import atomic
 
 if TYPE_CHECKING:
     from caphuman_jax.config import ModelConfig
@@ -210,7 +211,6 @@ def _one(args, measure, person, head, wanted, size) -> list[Path]:
 
     from caphuman_jax.head import mesh_export, visualize
     from caphuman_jax.head.hints import render_hints
-    from caphuman_jax.io.images import write_png
 
     model = measure.model
     lender = None if wanted.photo is None else measure.person(wanted.photo, wanted.photo_face)
@@ -227,16 +227,16 @@ def _one(args, measure, person, head, wanted, size) -> list[Path]:
         paths.append(path)
 
     write("head.json", lambda path: path.write_text(_record(model, head, person), encoding="utf-8"))
-    write("hints.png", lambda path: write_png(path, visualize.hint_strip(hints)))
+    write("hints.png", lambda path: _save_png(path, visualize.hint_strip(hints)))
     if person is not None:
         write(
             "overlay.png",
-            lambda path: write_png(
+            lambda path: _save_png(
                 path, visualize.overlay(model, person.head, person.square, person.landmarks)
             ),
         )
     if args.npz:
-        write("hints.npz", lambda path: np.savez_compressed(path, hints=hints))
+        write("hints.npz", lambda path: _save_hints(path, hints))
     if args.turntable:
         write(
             "turntable.gif",
@@ -263,7 +263,6 @@ def _sequence(args, measure, person, head, wanted, size) -> list[Path]:
     from tqdm import tqdm
 
     from caphuman_jax.head import head_json, mesh_export, sequence, visualize
-    from caphuman_jax.io.images import write_png
 
     model, rows = measure.model, sequence.read_table(args.sequence)
     if rows is None:
@@ -291,17 +290,17 @@ def _sequence(args, measure, person, head, wanted, size) -> list[Path]:
     ):
         _write(
             args.out / f"hints_{i:0{digits}}.png",
-            lambda path: write_png(path, visualize.hint_strip(hints)),
+            lambda path: _save_png(path, visualize.hint_strip(hints)),
         )
         if args.npz:
             _write(
                 args.out / f"hints_{i:0{digits}}.npz",
-                lambda path: np.savez_compressed(path, hints=hints),
+                lambda path: _save_hints(path, hints),
             )
         parts = [_scaled(picture, small), _scaled(visualize.hint_pictures(hints)[0], small)]
         if track is not None:
             overlay = next(over)
-            _write(args.out / f"overlay_{i:0{digits}}.png", lambda path: write_png(path, overlay))
+            _write(args.out / f"overlay_{i:0{digits}}.png", lambda path: _save_png(path, overlay))
             parts.insert(
                 0,
                 _scaled(
@@ -461,16 +460,26 @@ def _size(text, default) -> tuple[int, int]:
 
 
 def _write(path: Path, how) -> None:
-    """Write beside, then rename."""
-    beside = path.with_name(f".part{os.getpid()}.{path.name}")
+    """Write a file whole or not at all; `how` writes the path that it is given."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        how(beside)
-        os.replace(beside, path)
+        with atomic.file(path) as part:
+            how(part)
     except OSError as error:
         raise CapHumanError(f"{path} cannot be written ({error.strerror or error})") from error
-    finally:
-        beside.unlink(missing_ok=True)
+
+
+def _save_png(path: Path, picture) -> None:
+    from caphuman_jax.io.images import encode_png
+
+    path.write_bytes(encode_png(picture))
+
+
+def _save_hints(path: Path, hints) -> None:
+    import numpy as np
+
+    with open(path, "wb") as file:  # NumPy would add .npz to a path
+        np.savez_compressed(file, hints=hints)
 
 
 def _scaled(picture, size):

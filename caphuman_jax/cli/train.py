@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from caphuman_jax.errors import CapHumanError, DataError
+from caphuman_jax.io import atomic
 
 RECIPES = {
     "mini": "caphuman_jax.training.recipes.mini",
@@ -229,9 +230,7 @@ def keep_config(workdir: Path, name: str, config) -> None:
                     f"{workdir} holds a run with another configuration: {'; '.join(found)}; choose "
                     f"another --workdir or the same settings"
                 )
-        beside = path.with_suffix(f".{os.getpid()}.partial")
-        beside.write_text(json.dumps(now, indent=1))
-        os.replace(beside, path)
+        atomic.write_text(path, json.dumps(now, indent=1))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} cannot be read or written: {error}") from error
 

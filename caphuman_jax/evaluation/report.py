@@ -7,7 +7,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from caphuman_jax.evaluation.benchmark import Outcome, Subject
 from caphuman_jax.evaluation.statistics import ANGLES, RANKED_AMONG, WITHIN
-from caphuman_jax.io import metadata
+from caphuman_jax.io import atomic, metadata
 from caphuman_jax.io.images import write_png
 
 CELL, LABEL = 160, 26  # pixels of one picture on a sheet, and of the two lines under it
@@ -24,8 +23,8 @@ PEOPLE_A_SHEET = 8
 
 
 def write_json(path: Path, report: dict) -> None:
-    """The report, NaN as null, written beside and then renamed."""
-    _write(path, json.dumps(_without_nan(report), indent=1) + "\n")
+    """Write the report; NaN becomes null."""
+    atomic.write_text(path, json.dumps(_without_nan(report), indent=1) + "\n")
 
 
 def write_sheets(
@@ -132,7 +131,7 @@ def write_index(path: Path, report: dict) -> None:
         *(f"![{name}]({name})" for name in report["sheets"]),
         "",
     ]
-    _write(path, "\n".join(lines))
+    atomic.write_text(path, "\n".join(lines))
 
 
 _EXPLANATION = (
@@ -302,9 +301,3 @@ def _without_nan(value):
     if isinstance(value, (list, tuple)):
         return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path, text):
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

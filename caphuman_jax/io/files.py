@@ -1,9 +1,8 @@
 """Files here or in a bucket (gs://, s3://, hdfs:// …, through Apache Beam's file systems), whole or
 not at all.
 
-A file is written beside its place under another name and then renamed, so that one that is there is
-complete, whenever its writer was killed. On this machine it is flushed to the disk before. In a
-bucket a file appears when it is closed."""
+Local files are written with `io.atomic`. In a bucket a file appears when it is closed.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +11,11 @@ import errno
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.io import atomic
 
 _DELETED = 1000  # files in one request
 
@@ -57,34 +56,28 @@ def read(path: str, offset: int = 0, length: int | None = None) -> bytes:
 
 def write(path: str, data: bytes) -> None:
     """A file with this content, replacing one that is there."""
-    with written(path) as beside:
-        Path(beside).write_bytes(data)
+    with written(path) as part:
+        Path(part).write_bytes(data)
 
 
 @contextlib.contextmanager
 def written(path: str) -> Iterator[str]:
-    """Gives the path of a local file to write, which stands at `path` afterwards; nothing does if
-    the block raises.
+    """A local path to write; when the block ends, the file is at `path`. If the block raises,
+    `path` stays as it was.
     """
     if is_local(path):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        folder, name = os.path.split(path)
-        beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.part")
-    else:
-        beside = os.path.join(tempfile.gettempdir(), f"caphuman-{uuid.uuid4().hex}.part")
-    try:
-        yield beside
-        if is_local(path):
-            _into_place(beside, path)
-        else:
-            with (
-                open(beside, "rb") as source,
-                _beam().create(path, compression_type=_uncompressed()) as target,
-            ):
-                shutil.copyfileobj(source, target, 1 << 22)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(beside)
+        with atomic.file(path) as part:
+            yield str(part)
+        return
+    with tempfile.TemporaryDirectory(prefix="caphuman-") as folder:
+        part = os.path.join(folder, "part")
+        yield part
+        with (
+            open(part, "rb") as source,
+            _beam().create(path, compression_type=_uncompressed()) as target,
+        ):
+            shutil.copyfileobj(source, target, 1 << 22)
 
 
 def names(folder: str, below: str = "") -> list[str]:
@@ -144,12 +137,6 @@ def explained(error: OSError, path: str) -> DataError | OSError:
             f"{error.filename or path} may not be written ({error.strerror}); choose another --out"
         )
     return error
-
-
-def _into_place(beside: str, path: str) -> None:
-    with open(beside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _beam():

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from caphuman_jax.errors import PhotoError
+from caphuman_jax.io import atomic
 
 MAX_PIXELS = 24_000_000
 """Larger photos are shrunk to about this many pixels."""
@@ -74,16 +75,10 @@ def read_photo(source: PhotoSource) -> np.ndarray:
 def write_png(
     path: str | os.PathLike, image: np.ndarray, metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a picture as `encode_png` makes it, beside `path` first and then renamed. Raises
-    OSError if the folder cannot be written.
+    """Write a picture as `encode_png` makes it, whole or not at all. Raises OSError if the folder
+    cannot be written.
     """
-    path = pathlib.Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(encode_png(image, metadata))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    atomic.write_bytes(path, encode_png(image, metadata))
 
 
 def encode_png(image: np.ndarray, metadata: dict[str, str] | None = None) -> bytes:

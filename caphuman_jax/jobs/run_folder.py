@@ -12,15 +12,13 @@ import contextlib
 import errno
 import fcntl
 import json
-import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from caphuman_jax.errors import CapHumanError, SettingError
-from caphuman_jax.io import files
+from caphuman_jax.io import atomic, files
 
 _WAIT = 2.0  # seconds between two looks at what others still do
 _STATE = ".sample"
@@ -49,7 +47,7 @@ class RunFolder:
             if not run.exists() and out.exists():
                 _refuse_strangers(out)
             self._records.mkdir(parents=True, exist_ok=True)
-            _create(run, json.dumps(document, indent=1).encode())
+            atomic.create(run, json.dumps(document, indent=1).encode())
             begun = json.loads(run.read_text())
             (self._state / "claims").touch()
         except OSError as error:
@@ -112,7 +110,7 @@ class RunFolder:
 
     def commit(self, unit: int, record: dict) -> bool:
         """Say that a unit is done; whether it was not before. Its claim ends."""
-        new = _create(self._record(unit), json.dumps(record, ensure_ascii=False).encode())
+        new = atomic.create(self._record(unit), json.dumps(record, ensure_ascii=False).encode())
         with self._guard:
             self._release(unit)
         return new
@@ -128,7 +126,7 @@ class RunFolder:
 
     def tidy(self) -> None:
         """When all is done: remove what processes that were killed had begun to write."""
-        for path in self.out.glob(".*.part"):
+        for path in atomic.leftovers(self.out):
             if not path.name.startswith((f".{INDEX}", f".{FAILED}")):
                 path.unlink(missing_ok=True)
 
@@ -232,30 +230,6 @@ def _refuse_strangers(out: Path) -> None:
                 f"{out} holds {path.name} and no run of caphuman sample; choose another folder "
                 f"with --out"
             )
-
-
-def _create(path: Path, data: bytes) -> bool:
-    """A file that is whole when it is there; False, and nothing is written, where it is there
-    already.
-    """
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(beside, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            os.replace(beside, path)  # no hard links here
-        return True
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
 
 
 def _write_lines(path: Path, lines: Sequence[dict]) -> None:

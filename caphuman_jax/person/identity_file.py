@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import uuid
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ import numpy as np
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.face.face import Face
 from caphuman_jax.head.head import Head
+from caphuman_jax.io import atomic
 from caphuman_jax.person.person import Person
 
 ENDING = ".identity"
@@ -51,13 +51,7 @@ def save(path: str | os.PathLike, person: Person, head_model: str) -> None:
     document = to_bytes(
         arrays, {"format": FORMAT, "format_version": FORMAT_VERSION, "person": json.dumps(facts)}
     )
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        beside.write_bytes(document)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    atomic.write_bytes(path, document)
 
 
 def is_identity_file(source) -> bool:

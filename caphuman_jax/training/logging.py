@@ -9,7 +9,6 @@ import datetime
 import importlib.util
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 
 from caphuman_jax import __version__
 from caphuman_jax.errors import SettingError
+from caphuman_jax.io import atomic
 from caphuman_jax.io.images import write_png
 from caphuman_jax.runtime.device_specs import peak_flops
 
@@ -189,9 +189,7 @@ class _Lines:
                 for line in path.read_text().splitlines()
                 if _step_of(line) is not None and _step_of(line) <= first
             ]
-            beside = path.with_suffix(".partial")
-            beside.write_text("".join(line + "\n" for line in kept))
-            os.replace(beside, path)
+            atomic.write_text(path, "".join(line + "\n" for line in kept))
         self.file = open(path, "a")
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import os
 import queue
 import threading
 import time
@@ -22,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from caphuman_jax.errors import DataError, SettingError
+from caphuman_jax.io import atomic
 from caphuman_jax.nn import compute_config
 from caphuman_jax.runtime import compiler, flops, sharding
 from caphuman_jax.runtime.preemption import INTERRUPTED, Preemption
@@ -534,9 +534,7 @@ def _prepare(workdir: Path, recipe: Recipe) -> None:
                     f"another --workdir or the same settings"
                 )
         elif jax.process_index() == 0:
-            beside = path.with_suffix(".partial")
-            beside.write_text(json.dumps(settings, indent=1))
-            os.replace(beside, path)
+            atomic.write_text(path, json.dumps(settings, indent=1))
     except (OSError, ValueError) as error:
         raise DataError(
             f"the work folder {workdir} cannot be written, or {path.name} not be read: {error}"

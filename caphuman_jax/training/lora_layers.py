@@ -18,7 +18,7 @@ from flax import traverse_util
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import SettingError
-from caphuman_jax.io import safetensors_file
+from caphuman_jax.io import atomic, safetensors_file
 from caphuman_jax.weights.convert import shape_of_theirs
 from caphuman_jax.weights.names import modules
 
@@ -101,8 +101,7 @@ def save(
         arrays[f"{key}.lora_up.weight"] = up.T.reshape(*up.T.shape, *ones)
         arrays[f"{key}.alpha"] = np.asarray(alpha, np.float32)
     specs = {key: (array.dtype, array.shape) for key, array in arrays.items()}
-    beside = path.with_name(path.name + ".partial")
-    safetensors_file.write(
-        beside, specs, (arrays[key] for key in safetensors_file.order(specs)), metadata
-    )
-    beside.replace(path)
+    with atomic.file(path) as part:
+        safetensors_file.write(
+            part, specs, (arrays[key] for key in safetensors_file.order(specs)), metadata
+        )

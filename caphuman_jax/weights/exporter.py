@@ -4,10 +4,9 @@ imported with dtype "keep".
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
-import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from caphuman_jax.config import CapFaceConfig, ModelConfig, UNetConfig
 from caphuman_jax.errors import ModelFolderError, SettingError
-from caphuman_jax.io import safetensors_file
+from caphuman_jax.io import atomic, safetensors_file
 from caphuman_jax.weights import convert, model_folder, tokenizer_files
 from caphuman_jax.weights.names import prefix, table
 
@@ -142,20 +141,11 @@ def _write_ldm(
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     described = {"caphuman_jax": json.dumps(_description(path, config))}
-    lines, beside = (
-        [],
-        {file: file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.partial") for file in parts},
-    )
-    try:
+    lines = []
+    with contextlib.ExitStack() as stack:  # they are all renamed at the end, or none is
         for file, part in parts.items():
-            lines.append(
-                f"{file}: {_write(beside[file], part, dtype, described if file == out else {})}"
-            )
-        for file in parts:
-            os.replace(beside[file], file)
-    finally:
-        for file in beside.values():
-            file.unlink(missing_ok=True)
+            place = stack.enter_context(atomic.file(file))
+            lines.append(f"{file}: {_write(place, part, dtype, described if file == out else {})}")
     return lines
 
 

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
@@ -19,7 +17,7 @@ import numpy as np
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.io import safetensors_file
+from caphuman_jax.io import atomic, safetensors_file
 from caphuman_jax.io.pickle_reader import guarded
 from caphuman_jax.io.torch_pickle import File
 
@@ -56,16 +54,16 @@ def save_model(
     """Write a model folder.
 
     params: {network: nested dicts of float arrays}; dtype: what they are stored as, None: as they
-    are; metadata: JSON values kept in config.json (training steps, license …). All is written
-    beside `path` and renamed at the end, so a stopped run leaves no half of a folder. `overwrite`
+    are; metadata: JSON values kept in config.json (training steps, license …). The folder appears
+    whole or not at all. `overwrite`
     replaces an existing model folder and keeps files in it that are not ours (a model card,
     notices). Raises ModelFolderError where the folder exists, or a weight does not fit into
     `dtype`."""
-    with writing(path, overwrite=overwrite) as beside:
+    with writing(path, overwrite=overwrite) as folder:
         manifest = {
-            name: _write_network(beside, name, tree, dtype) for name, tree in params.items()
+            name: _write_network(folder, name, tree, dtype) for name, tree in params.items()
         }
-        write_description(beside, config, manifest, metadata)
+        write_description(folder, config, manifest, metadata)
 
 
 @contextmanager
@@ -76,8 +74,8 @@ def writing(
     kind: str = "model folder",
     marker: str = "config.json",
 ) -> Iterator[Path]:
-    """An empty folder beside `path` to write into, renamed to `path` if all goes well and removed
-    if not.
+    """An empty folder to write into; it becomes `path` if the block ends without an exception and
+    is removed otherwise.
 
     marker: the file by which an existing folder is known to be of this kind, and may be replaced
     with `overwrite`; files in it that its description does not name are kept. Raises
@@ -88,22 +86,10 @@ def writing(
     if path.exists() and not (path / marker).is_file():
         raise ModelFolderError(f"{path} exists and is no {kind}; it is left as it is")
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    beside.mkdir()
-    try:
-        yield beside
-        if path.exists():
-            if marker == "config.json":
-                _carry_over(path, beside)
-            old = beside.with_suffix(".old")
-            os.rename(path, old)
-            os.rename(beside, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(beside, path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with atomic.folder(path) as part:
+        yield part
+        if path.exists() and marker == "config.json":
+            _carry_over(path, part)
 
 
 def write_description(

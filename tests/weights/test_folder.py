@@ -131,7 +131,7 @@ def test_damaged_files_are_errors_without_checksums_too(saved, damage):
         (lambda d: d | {"format_version": 99}, "format version 99; this program reads 1"),
         (lambda d: d | {"format": "something"}, "not the description"),
         (lambda d: {k: v for k, v in d.items() if k != "files"}, "lacks files"),
-        (lambda d: d | {"config": d["config"] | {"colour": 3}}, "unknown entries color"),
+        (lambda d: d | {"config": d["config"] | {"color": 3}}, "unknown entries color"),
         (lambda d: [], "not the description"),
     ],
 )

@@ -764,7 +764,7 @@ def test_killed_in_the_middle(tmp_path, caphuman, tiny_config):
     process.wait()
     process.stdout.close()
     left = list(tmp_path.iterdir())
-    assert [x.name.startswith(".m.") and x.name.endswith(".partial") for x in left] == [True]
+    assert [x.name.startswith(".m.") and x.name.endswith(".part") for x in left] == [True]
     assert (left[0] / "unet.safetensors").is_file()
     for path in (tmp_path / "m", left[0]):
         with pytest.raises(ModelFolderError, match="no config.json|no model named"):
