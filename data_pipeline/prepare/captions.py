@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.face.colors import BACKGROUND, CLOTHES, HAIR, colour_word, is_monochrome
+from caphuman_jax.face.colors import BACKGROUND, CLOTHES, HAIR, color_word, is_monochrome
 
 # Lab (D65) of the words for hair, by eye on portraits.
 _HAIR = {
@@ -48,10 +48,10 @@ def attributes(
     else:
         found["kind"] = "colour"
         found["background"] = (
-            colour_word(colours[BACKGROUND, :3]) if colours[BACKGROUND, 3] > 0.04 else None
+            color_word(colours[BACKGROUND, :3]) if colours[BACKGROUND, 3] > 0.04 else None
         )
-        found["clothes"] = colour_word(colours[CLOTHES, :3]) if colours[CLOTHES, 3] > 0.02 else None
-        found["hair"] = colour_word(colours[HAIR, :3], _HAIR) if colours[HAIR, 3] > 0.006 else None
+        found["clothes"] = color_word(colours[CLOTHES, :3]) if colours[CLOTHES, 3] > 0.02 else None
+        found["hair"] = color_word(colours[HAIR, :3], _HAIR) if colours[HAIR, 3] > 0.006 else None
     if found["kind"] != "colour":
         for part, row in (("background", BACKGROUND), ("clothes", CLOTHES)):
             lightness = colours[row, 0] if colours[row, 3] > 0.03 else np.nan

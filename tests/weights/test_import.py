@@ -741,7 +741,7 @@ def test_killed_in_the_middle(tmp_path, caphuman, tiny_config):
         "    made = original(beside, network, *rest)\n"
         "    print(network, flush=True); import time; time.sleep(60)\n"
         "importer._write = slow\n"
-        "from caphuman_jax.cli import main; main(sys.argv[1:])"
+        "from caphuman_jax.cli.app import main; main(sys.argv[1:])"
     )
     process = subprocess.Popen(
         [
