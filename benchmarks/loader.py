@@ -25,13 +25,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+import cv2
+import numpy as np
 
-from data_pipeline.loading.loader import HEAD, make_loader  # noqa: E402
-from data_pipeline.records import tf_example  # noqa: E402
-from data_pipeline.records.reader import RecordsFolder  # noqa: E402
-from data_pipeline.records.schema import Layout, features  # noqa: E402
+from data_pipeline.loading.loader import HEAD, make_loader
+from data_pipeline.records import tf_example
+from data_pipeline.records.reader import RecordsFolder
+from data_pipeline.records.schema import Layout, features
 
 FULL = Layout(
     size=512,

@@ -27,11 +27,11 @@ from flax import nnx
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "parity")]
 
-from conftest import FOLDER, Parity  # noqa: E402
+from conftest import FOLDER, Parity
 
-from caphuman_jax.diffusion import guidance, sampling_loop  # noqa: E402
-from caphuman_jax.models import registry  # noqa: E402
-from caphuman_jax.models.capface import gate  # noqa: E402
+from caphuman_jax.diffusion import guidance, sampling_loop
+from caphuman_jax.models import registry
+from caphuman_jax.models.capface import gate
 
 MODES = {
     "highest": (jnp.float32, "highest"),

@@ -19,10 +19,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from caphuman_jax.head import pose  # noqa: E402
-from caphuman_jax.head.base import load_head  # noqa: E402
-from caphuman_jax.head.head import Head, stack  # noqa: E402
-from caphuman_jax.head.hints import render_hints_batch  # noqa: E402
+from caphuman_jax.head import pose
+from caphuman_jax.head.base import load_head
+from caphuman_jax.head.head import Head, stack
+from caphuman_jax.head.hints import render_hints_batch
 
 
 def heads(model, count: int, side: int, seed: int = 0) -> Head:

@@ -33,22 +33,22 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-import kernels  # noqa: E402
+import kernels
 
-from caphuman_jax.config import SD15  # noqa: E402
-from caphuman_jax.diffusion.text_to_image import generate  # noqa: E402
-from caphuman_jax.errors import PhotoError  # noqa: E402
-from caphuman_jax.evaluation.measure import recognition_vectors  # noqa: E402
-from caphuman_jax.face import recognition  # noqa: E402
-from caphuman_jax.jobs.multi_device import on_mesh, spread_over  # noqa: E402
-from caphuman_jax.models import registry  # noqa: E402
-from caphuman_jax.nn import compute_config  # noqa: E402
-from caphuman_jax.pipeline import pipeline  # noqa: E402
-from caphuman_jax.pipeline.conditioning import Appearance, Scene  # noqa: E402
-from caphuman_jax.runtime import flops  # noqa: E402
-from caphuman_jax.runtime.device_specs import peak_flops  # noqa: E402
-from caphuman_jax.runtime.sharding import make_mesh  # noqa: E402
-from caphuman_jax.weights.placement import MEMORY, TILES, packed, put  # noqa: E402
+from caphuman_jax.config import SD15
+from caphuman_jax.diffusion.text_to_image import generate
+from caphuman_jax.errors import PhotoError
+from caphuman_jax.evaluation.measure import recognition_vectors
+from caphuman_jax.face import recognition
+from caphuman_jax.jobs.multi_device import on_mesh, spread_over
+from caphuman_jax.models import registry
+from caphuman_jax.nn import compute_config
+from caphuman_jax.pipeline import pipeline
+from caphuman_jax.pipeline.conditioning import Appearance, Scene
+from caphuman_jax.runtime import flops
+from caphuman_jax.runtime.device_specs import peak_flops
+from caphuman_jax.runtime.sharding import make_mesh
+from caphuman_jax.weights.placement import MEMORY, TILES, packed, put
 
 PROMPT = "a photo of a person"
 

@@ -28,16 +28,16 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
-import kernels  # noqa: E402
+import kernels
 
-from caphuman_jax.cli.train import read_config  # noqa: E402
-from caphuman_jax.config import SD15, ModelConfig, UNetConfig  # noqa: E402
-from caphuman_jax.models import registry  # noqa: E402
-from caphuman_jax.runtime import compiler, sharding  # noqa: E402
-from caphuman_jax.runtime.device_specs import peak_flops  # noqa: E402
-from caphuman_jax.training import loop  # noqa: E402
-from caphuman_jax.training.control import ControlTraining  # noqa: E402
-from caphuman_jax.training.recipes import capface  # noqa: E402
+from caphuman_jax.cli.train import read_config
+from caphuman_jax.config import SD15, ModelConfig, UNetConfig
+from caphuman_jax.models import registry
+from caphuman_jax.runtime import compiler, sharding
+from caphuman_jax.runtime.device_specs import peak_flops
+from caphuman_jax.training import loop
+from caphuman_jax.training.control import ControlTraining
+from caphuman_jax.training.recipes import capface
 
 MODELS = {
     "full": SD15,

@@ -15,7 +15,7 @@ from flax import nnx
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import loss, schedule
 from caphuman_jax.models import registry
-from caphuman_jax.models.capface import gate
+from caphuman_jax.models.capface import gate, start_from_unet
 from caphuman_jax.models.identity_projector import drop_identity
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training.optimizer import average, update
@@ -187,7 +187,7 @@ def init_params(model: ModelConfig, cfg: DiffusionTraining) -> tuple[dict, dict]
     params["identity"]["recognition"]["kernel"] = params["identity"]["recognition"][
         "kernel"
     ] * jnp.sqrt(jnp.float32(width))
-    params["capface"] = registry.capface.start_from_unet(params["capface"], params["unet"])
+    params["capface"] = start_from_unet(params["capface"], params["unet"])
     return {name: graph for name, (graph, _) in networks.items()}, params
 
 

@@ -30,10 +30,10 @@ PROBES = ("glasses", "beard", "moustache", "bald", "long hair", "drawing")
 
 
 def attributes(
-    expression: dict[str, float], colours: np.ndarray, probes: dict[str, bool] | None = None
+    expression: dict[str, float], colors: np.ndarray, probes: dict[str, bool] | None = None
 ) -> dict[str, str | bool]:
-    """What a caption may mention, as words. `expression` ARKit weights by name; `colours` (5, 4) of
-    `measure_colours`.
+    """What a caption may mention, as words. `expression` ARKit weights by name; `colors` (5, 4) of
+    `measure_colors`.
     """
     smile = (expression["mouthSmileLeft"] + expression["mouthSmileRight"]) / 2
     found: dict[str, str | bool] = {
@@ -42,19 +42,19 @@ def attributes(
     found["mouth open"] = expression["jawOpen"] > 0.18
     found["eyes closed"] = (expression["eyeBlinkLeft"] + expression["eyeBlinkRight"]) / 2 > 0.6
     found["frown"] = (expression["browDownLeft"] + expression["browDownRight"]) / 2 > 0.45
-    if is_monochrome(colours):
-        tint = np.linalg.norm(np.nanmean(colours[:, 1:3], axis=0))
+    if is_monochrome(colors):
+        tint = np.linalg.norm(np.nanmean(colors[:, 1:3], axis=0))
         found["kind"] = "sepia" if tint > 6 else "black-and-white"
     else:
         found["kind"] = "colour"
         found["background"] = (
-            color_word(colours[BACKGROUND, :3]) if colours[BACKGROUND, 3] > 0.04 else None
+            color_word(colors[BACKGROUND, :3]) if colors[BACKGROUND, 3] > 0.04 else None
         )
-        found["clothes"] = color_word(colours[CLOTHES, :3]) if colours[CLOTHES, 3] > 0.02 else None
-        found["hair"] = color_word(colours[HAIR, :3], _HAIR) if colours[HAIR, 3] > 0.006 else None
+        found["clothes"] = color_word(colors[CLOTHES, :3]) if colors[CLOTHES, 3] > 0.02 else None
+        found["hair"] = color_word(colors[HAIR, :3], _HAIR) if colors[HAIR, 3] > 0.006 else None
     if found["kind"] != "colour":
         for part, row in (("background", BACKGROUND), ("clothes", CLOTHES)):
-            lightness = colours[row, 0] if colours[row, 3] > 0.03 else np.nan
+            lightness = colors[row, 0] if colors[row, 3] > 0.03 else np.nan
             found[part] = (
                 None
                 if not np.isfinite(lightness)

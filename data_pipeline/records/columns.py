@@ -32,7 +32,7 @@ _COLUMNS = {
     "landmarks": "landmarks",
     "expression": "expression",
     "face_px": "face_px",
-    "colours": "colours",
+    "colors": "colours",
     "mobilefacenet": "recognition/mobilefacenet",
 }
 

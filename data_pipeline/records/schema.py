@@ -130,7 +130,7 @@ def features(layout: Layout) -> tuple[Feature, ...]:
             "colours",
             "array",
             (5, 4),
-            meaning="Lab and share of hair, clothes, background …, see face.colours; NaN where "
+            meaning="Lab and share of hair, clothes, background …, see face.colors; NaN where "
             "there is none",
         ),
         Feature(

@@ -24,12 +24,12 @@ COLORS = np.array(
         ((50, 0, 1), "grey"),
     ],
 )
-def test_colour_words(lab, word):
-    assert captions.colour_word(np.array(lab, np.float32)) == word
+def test_color_words(lab, word):
+    assert captions.color_word(np.array(lab, np.float32)) == word
 
 
-def test_unknown_colour_has_no_word():
-    assert captions.colour_word(np.full(3, np.nan)) is None
+def test_unknown_color_has_no_word():
+    assert captions.color_word(np.full(3, np.nan)) is None
 
 
 def test_what_is_said_of_a_photo():
@@ -54,7 +54,7 @@ def test_what_is_said_of_a_photo():
     assert "glasses" not in silent and "background" not in silent and "person" in silent
 
 
-def test_one_tint_is_no_colour():
+def test_one_tint_is_no_color():
     sepia = COLORS.copy()
     sepia[:, 1:3] = np.array([4.0, 12.0]) * np.linspace(0.7, 1.3, 5)[:, None]
     assert captions.is_monochrome(sepia) and not captions.is_monochrome(COLORS)

@@ -32,7 +32,7 @@ def test_there_and_back_through_json():
     assert PrepareSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
     assert settings.encode == ("moments", "text")  # of one order, however it was asked for
     with pytest.raises(SettingError, match="no setting called color"):
-        PrepareSettings.from_dict({"colour": 1})
+        PrepareSettings.from_dict({"color": 1})
     with pytest.raises(SettingError, match="no setting called smile"):
         PrepareSettings.from_dict({"gate": {"smile": 1}})
 

@@ -149,7 +149,7 @@ BAD = {
     "take": (["--take", "pose"], "--head-from"),
     "batch": (["--batch", "0"], "batch"),
     "take what": (["--head-from", "{none}", "--take", "nose"], "nose"),
-    "option": (["--color"], "colour"),
+    "option": (["--color"], "color"),
     "repeat": (["--repeat", "{none}"], "--prompt"),
     "sampler": (["--sampler", "magic"], "dpmpp_2m"),
     "control": (["--control", "pose={none}"], "no ControlNet"),

@@ -250,7 +250,7 @@ def test_a_damaged_description_is_said(tmp_path):
         "{",
         "[]",
         '{"config": 3}',
-        '{"config": {"unet": {"colour": 3}}, "trained_with_head": null}',
+        '{"config": {"unet": {"color": 3}}, "trained_with_head": null}',
     ):
         safetensors.torch.save_file(
             sd, tmp_path / "x.safetensors", metadata={"caphuman_jax": described}

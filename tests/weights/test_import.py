@@ -802,7 +802,7 @@ def test_four_gigabytes_in_a_minute_and_six_gigabytes_of_memory(tmp_path):
     torch.save({"state_dict": sd}, tmp_path / "caphuman.ckpt")
     del sd
     program = (
-        "import sys; from caphuman_jax.cli import main; code = main(sys.argv[1:]);"
+        "import sys; from caphuman_jax.cli.app import main; code = main(sys.argv[1:]);"
         "print(next(line.split()[1] for line in open('/proc/self/status') if "
         "line.startswith('VmHWM'))); sys.exit(code)"
     )
