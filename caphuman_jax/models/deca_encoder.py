@@ -7,17 +7,13 @@ from the numbers."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from caphuman_jax.models.registry import Network, _abstract
 from caphuman_jax.nn.convnet import ResNet
 from caphuman_jax.nn.layers import linear
-from caphuman_jax.weights import face_names
 
 SIZE = 224
 PARTS = {"shape": 100, "texture": 50, "expression": 50, "pose": 6, "camera": 3, "light": 27}
@@ -55,29 +51,6 @@ def split_code(code: jax.Array) -> dict[str, jax.Array]:
         parts[name] = code[..., begin : begin + count]
         begin += count
     return parts | {"light": parts["light"].reshape(*code.shape[:-1], 9, 3)}
-
-
-def load(arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
-    """(graphdef, params) from deca_model.tar as it was read ({"E_flame": …}), or from the arrays of
-    its `E_flame` alone.
-
-    Raises ModelFolderError naming every array that is missing, surplus or misshapen.
-    """
-    graphdef, shapes = _abstract(lambda rngs: DecaEncoder(dtype, rngs=rngs))
-    return graphdef, face_names.fill("deca_encoder", shapes, own_arrays(arrays))
-
-
-def own_arrays(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What is the encoder's of deca_model.tar: its `E_flame`, also where nested dicts have dotted
-    names; all, where there is none.
-    """
-    if isinstance(arrays.get("E_flame"), Mapping):
-        return arrays["E_flame"]
-    return {
-        name.removeprefix("E_flame."): arrays[name]
-        for name in arrays
-        if name.startswith("E_flame.")
-    } or arrays
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -7,8 +7,6 @@ fills: cut those out of a larger photo first."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import cv2
 import jax
@@ -18,10 +16,9 @@ from flax import nnx
 from PIL import Image
 
 from caphuman_jax.errors import PhotoError
-from caphuman_jax.models.registry import Network, _abstract
+from caphuman_jax.models.network import Network
 from caphuman_jax.nn.convnet import ConvNorm, ResNet
 from caphuman_jax.nn.layers import linear, upsample
-from caphuman_jax.weights import face_names
 
 SIZE = 512
 LABELS = (
@@ -121,15 +118,6 @@ def _corner_weights(old: int, new: int) -> jax.Array:
 def _average(x: jax.Array) -> jax.Array:
     """(B, H, W, C) → (B, 1, 1, C), summed in float32."""
     return x.astype(jnp.float32).mean(axis=(1, 2), keepdims=True).astype(x.dtype)
-
-
-def load(arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
-    """(graphdef, params) from the arrays of 79999_iter.pth by name.
-
-    Its two heads for training (`conv_out16`, `conv_out32`) are left out. Raises ModelFolderError
-    naming every other array that is missing, surplus or misshapen."""
-    graphdef, shapes = _abstract(lambda rngs: BiSeNet(dtype, rngs=rngs))
-    return graphdef, face_names.fill("face_parsing", shapes, arrays)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -7,17 +7,15 @@ fits as it is."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from caphuman_jax.models.registry import Network, _abstract
 from caphuman_jax.nn.convnet import BatchNorm, ConvNorm, max_pool
 from caphuman_jax.nn.layers import linear
-from caphuman_jax.weights import face_names
 
 SIZE, WIDTH = 160, 512
 _EPS = 1e-3
@@ -173,15 +171,6 @@ def _run(branches: nnx.Dict, x: jax.Array) -> list[jax.Array]:
             h = branches[str(number)][str(i)](h)
         outputs.append(h)
     return outputs
-
-
-def load(arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
-    """(graphdef, params) from the arrays of facenet-pytorch's file by name.
-
-    Its classifier (`logits`) is left out. Raises ModelFolderError naming every other array that is
-    missing, surplus or misshapen."""
-    graphdef, shapes = _abstract(lambda rngs: FaceNet(dtype, rngs=rngs))
-    return graphdef, face_names.fill("facenet", shapes, arrays)
 
 
 @functools.partial(jax.jit, static_argnums=0)

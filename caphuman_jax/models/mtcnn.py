@@ -9,8 +9,6 @@ size, as the squares round a face are, are quick."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +18,9 @@ from PIL import Image
 
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.models.facenet import SIZE
-from caphuman_jax.models.registry import Network, _abstract
+from caphuman_jax.models.network import Network
 from caphuman_jax.nn.initializers import lecun_normal
 from caphuman_jax.nn.layers import linear
-from caphuman_jax.weights import face_names
 
 THRESHOLDS = (0.6, 0.7, 0.7)  # of the three networks' probabilities
 MIN_FACE = 20  # pixels
@@ -106,17 +103,6 @@ class OutputNet(nnx.Module):
 
 
 Networks = tuple[Network, Network, Network]
-
-
-def load(pnet: Mapping[str, Any], rnet: Mapping[str, Any], onet: Mapping[str, Any]) -> Networks:
-    """The three networks from the arrays of pnet.pt, rnet.pt and onet.pt. Raises ModelFolderError
-    naming what does not fit.
-    """
-    networks = []
-    for make, arrays in ((ProposalNet, pnet), (RefinementNet, rnet), (OutputNet, onet)):
-        graphdef, shapes = _abstract(lambda rngs, make=make: make(rngs=rngs))
-        networks.append((graphdef, face_names.fill("mtcnn", shapes, arrays)))
-    return tuple(networks)
 
 
 def detect(

@@ -1,8 +1,4 @@
-"""The networks, one a file, and how to build them from a configuration.
-
-A network is used as a pair: `graphdef` (its static structure, hashable, holds the compute dtype)
-and `params` (nested dicts of float32 arrays with string keys). In a jitted function:
-`nnx.merge(graphdef, params)(…)`."""
+"""The networks by name, and how to build them from a configuration; see `models.network`."""
 
 from __future__ import annotations
 
@@ -15,16 +11,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.config import ModelConfig
+from caphuman_jax.models import deca_encoder, face_parsing, facenet, mtcnn
 from caphuman_jax.models.capface import CapFace
 from caphuman_jax.models.clip_image import ImageEncoder
 from caphuman_jax.models.clip_text import TextEncoder
 from caphuman_jax.models.controlnet import ControlNet
 from caphuman_jax.models.identity_projector import IdentityProjector
+from caphuman_jax.models.network import Network, abstract_network, split
 from caphuman_jax.models.unet import UNet
 from caphuman_jax.models.vae import VAE
-from caphuman_jax.nn.initializers import AbstractRngs, HostRngs
-
-Network = tuple[nnx.GraphDef, dict]
+from caphuman_jax.nn.initializers import HostRngs
 
 TRAINABLE = ("capface", "identity")
 """The networks that CapHuman trains on a frozen base."""
@@ -45,7 +41,11 @@ def abstract(
     controlnet_NAME for each of its ControlNets. `only` picks some of them, and may name those of
     OPTIONAL. `dtype` is the compute dtype."""
     makers = _makers(cfg, dtype) | (_optional(dtype) if only and set(OPTIONAL) & set(only) else {})
-    return {name: _abstract(make) for name, make in makers.items() if only is None or name in only}
+    return {
+        name: abstract_network(make)
+        for name, make in makers.items()
+        if only is None or name in only
+    }
 
 
 def init(
@@ -64,12 +64,6 @@ def init(
     return networks
 
 
-def split(module: nnx.Module) -> Network:
-    """A module → (graphdef, params)."""
-    graphdef, state = nnx.split(module)
-    return graphdef, nnx.to_pure_dict(state)
-
-
 def count(params: dict) -> int:
     """Number of parameters in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -80,10 +74,6 @@ def trainable_parameters(cfg: ModelConfig) -> int:
     SD1.5 size.
     """
     return sum(count(params) for _, params in abstract(cfg, only=TRAINABLE).values())
-
-
-def _abstract(make: Callable[[Any], nnx.Module]) -> Network:
-    return split(nnx.eval_shape(lambda: make(AbstractRngs())))
 
 
 def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[Any], nnx.Module]]:
@@ -106,13 +96,6 @@ def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[Any], nnx.Module]]:
 
 
 def _optional(dtype) -> dict[str, Callable[[Any], nnx.Module]]:
-    from caphuman_jax.models import (  # which import this module
-        deca_encoder,
-        face_parsing,
-        facenet,
-        mtcnn,
-    )
-
     return {
         "facenet": lambda rngs: facenet.FaceNet(dtype, rngs=rngs),
         "face_parsing": lambda rngs: face_parsing.BiSeNet(dtype, rngs=rngs),

@@ -1,5 +1,4 @@
-"""PyTorch names ↔ our paths of the face networks, and filling them: FaceNet, MTCNN, face parsing,
-DECA's coarse encoder.
+"""The face networks from their PyTorch files: FaceNet, MTCNN, face parsing, DECA's coarse encoder.
 
 Names are those of facenet-pytorch's InceptionResnetV1 and MTCNN, of face-parsing.PyTorch's BiSeNet
 (79999_iter.pth) and of DECA's `E_flame` (deca_model.tar). Each is derived from our path by the
@@ -11,10 +10,14 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from caphuman_jax.config import SD15
 from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.models import registry
+from caphuman_jax.models.network import Network
 from caphuman_jax.weights.convert import fits, to_ours
 
 _LEAVES = [
@@ -74,6 +77,26 @@ _UNUSED = {
 """What the files hold besides and inference does not use, as regular expressions."""
 
 
+def load(name: str, arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
+    """A face network from the arrays of its PyTorch file.
+
+    Args:
+        name: One of `registry.OPTIONAL`.
+        arrays: PyTorch name → array. DECA's file may be passed whole; its `E_flame` is taken.
+        dtype: Compute dtype of FaceNet and face parsing; the others compute in float32.
+
+    Returns:
+        (graphdef, params) with float32 parameters.
+
+    Raises:
+        ModelFolderError: Names every array that is missing, surplus or misshapen. Parts that
+            inference does not use (`_UNUSED`) may be there or not.
+    """
+    graphdef, shapes = registry.abstract(SD15, dtype, only=(name,))[name]
+    kind = "mtcnn" if name.startswith("mtcnn_") else name
+    return graphdef, fill(kind, shapes, _encoder_of(arrays) if kind == "deca_encoder" else arrays)
+
+
 def table(network: str, paths: Iterable[str]) -> dict[str, str]:
     """{PyTorch name: our dotted path} of "facenet", "face_parsing", "deca_encoder" or "mtcnn", for
     its own parameter paths.
@@ -128,3 +151,15 @@ def fill(network: str, shapes: Mapping[str, Any], arrays: Mapping[str, Any]) -> 
             f"these are not the weights of {network}: " + "; ".join(problems[:12]) + more
         )
     return traverse_util.unflatten_dict(filled, sep=".")
+
+
+def _encoder_of(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The coarse encoder's arrays in deca_model.tar: nested under `E_flame`, or with dotted names
+    that begin so; all arrays where there is no `E_flame`."""
+    if isinstance(arrays.get("E_flame"), Mapping):
+        return arrays["E_flame"]
+    return {
+        name.removeprefix("E_flame."): arrays[name]
+        for name in arrays
+        if name.startswith("E_flame.")
+    } or arrays

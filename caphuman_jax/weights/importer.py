@@ -20,7 +20,8 @@ from flax import traverse_util
 from caphuman_jax.config import SD15, ModelConfig
 from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.io import safetensors_file
-from caphuman_jax.weights import convert, lora, model_folder, sources, tokenizer_files
+from caphuman_jax.models import registry
+from caphuman_jax.weights import convert, face_names, lora, model_folder, sources, tokenizer_files
 from caphuman_jax.weights.checkpoint_files import Checkpoint, open_checkpoint
 from caphuman_jax.weights.known_files import Identification
 from caphuman_jax.weights.names import table
@@ -117,8 +118,6 @@ def import_model(
     ignore: beginnings of keys that are left out although nobody knows them.
     Raises ModelFolderError: files that cannot be read, parts that are missing, keys that are
     missing, surplus or misshapen."""
-    from caphuman_jax.models import registry
-
     if dtype not in DTYPES:
         raise SettingError(f"dtype is {dtype}; there are {', '.join(DTYPES)}")
     if init and caphuman:
@@ -183,9 +182,7 @@ def import_model(
 
             stored = DTYPES[dtype]
             manifest = {n: _write(beside, n, plan[n], stored, adapters) for n in wanted}
-            manifest |= {
-                n: _write_face_network(beside, n, path, registry) for n, path in faces.items()
-            }
+            manifest |= {n: _write_face_network(beside, n, path) for n, path in faces.items()}
             tokenizer_files.write(beside / "tokenizer", _tokenizer(opened))
             files = [_describe(path, identity) for path, identity in identified.items()]
             unused = _unused(opened, chosen, controls, used, ignore)
@@ -433,8 +430,6 @@ def _fresh(config: ModelConfig, wanted: Mapping[str, dict], unet: Pieces) -> dic
     """
     import jax
 
-    from caphuman_jax.models import registry
-
     plan = {}
     for network in registry.TRAINABLE:
         values = _flat(registry.init(config, jax.random.key(0), only=(network,))[network][1])
@@ -483,14 +478,9 @@ def _check_flame(path, for_deca: bool) -> None:
         flame_files.load_texture(flame_files.folder_of(path))
 
 
-def _write_face_network(beside: Path, name: str, path: Path, models) -> dict[str, Any]:
-    from caphuman_jax.models.deca_encoder import own_arrays
-    from caphuman_jax.weights import face_names
-
-    kind = "mtcnn" if name.startswith("mtcnn_") else name
+def _write_face_network(beside: Path, name: str, path: Path) -> dict[str, Any]:
     with open_checkpoint(path) as checkpoint:
-        arrays = own_arrays(checkpoint) if name == "deca_encoder" else checkpoint
-        params = face_names.fill(kind, models.abstract(SD15, only=(name,))[name][1], arrays)
+        _, params = face_names.load(name, checkpoint)
     values = _flat(params)
     specs = {key: (value.dtype, value.shape) for key, value in values.items()}
     return safetensors_file.write(

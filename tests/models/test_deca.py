@@ -51,15 +51,17 @@ def test_checkpoint_forms(arrays):
         {"E_flame": flame, "E_detail": detail},
         {f"E_flame.{k}": v for k, v in flame.items()} | {"E_detail.x": detail},
     ):
-        _, loaded = deca_encoder.load(given)
+        _, loaded = face_names.load("deca_encoder", given)
         jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
 def test_wrong_weights_are_named(arrays):
     with pytest.raises(ModelFolderError, match=r"layers\.2\.weight has shape \(159, 1024\)"):
-        deca_encoder.load(arrays[1] | {"layers.2.weight": np.zeros((159, 1024), np.float32)})
+        face_names.load(
+            "deca_encoder", arrays[1] | {"layers.2.weight": np.zeros((159, 1024), np.float32)}
+        )
     with pytest.raises(ModelFolderError, match="missing encoder.bn1.bias"):
-        deca_encoder.load({"E_flame": {}})
+        face_names.load("deca_encoder", {"E_flame": {}})
 
 
 def test_number_of_parameters(arrays):
@@ -73,7 +75,7 @@ def test_number_of_parameters(arrays):
 
 
 def test_codes_of_crops(arrays):
-    graphdef, params = deca_encoder.load(arrays[1])
+    graphdef, params = face_names.load("deca_encoder", arrays[1])
     parts = jax.eval_shape(
         lambda p: deca_encoder.encode(graphdef, p, jnp.zeros((3, 224, 224, 3))), params
     )
@@ -103,5 +105,5 @@ def test_from_a_torch_file(arrays, tmp_path, zipped):
         _use_new_zipfile_serialization=zipped,
     )
     with open_checkpoint(tmp_path / "deca_model.tar") as checkpoint:
-        _, loaded = deca_encoder.load(checkpoint)
+        _, loaded = face_names.load("deca_encoder", checkpoint)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)

@@ -9,6 +9,7 @@ import torch
 
 from caphuman_jax.errors import ModelFolderError, PhotoError
 from caphuman_jax.models import face_parsing
+from caphuman_jax.weights import face_names
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def network(arrays):
-    return face_parsing.load(arrays)
+    return face_names.load("face_parsing", arrays)
 
 
 def test_labels_of_a_photo_of_any_size(network):
@@ -119,8 +120,9 @@ def test_normalization():
 
 def test_wrong_weights_and_pictures(arrays, network):
     with pytest.raises(ModelFolderError, match=r"missing cp\.arm16\.conv_atten\.weight"):
-        face_parsing.load(
-            {name: array for name, array in arrays.items() if name != "cp.arm16.conv_atten.weight"}
+        face_names.load(
+            "face_parsing",
+            {name: array for name, array in arrays.items() if name != "cp.arm16.conv_atten.weight"},
         )
     with pytest.raises(PhotoError, match="8 bits"):
         face_parsing.parse(network, np.zeros((8, 8, 3), np.float32))

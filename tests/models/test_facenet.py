@@ -9,6 +9,7 @@ import pytest
 
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.models import facenet, registry
+from caphuman_jax.models.network import abstract_network
 from caphuman_jax.nn.initializers import HostRngs
 from caphuman_jax.weights import face_names
 
@@ -17,7 +18,7 @@ from caphuman_jax.weights import face_names
 def arrays():
     """As in 20180402-114759-vggface2.pt: the network's, its classifier and the batch counters."""
     rng = np.random.default_rng(0)
-    _, shapes = registry._abstract(lambda rngs: facenet.FaceNet(rngs=rngs))
+    _, shapes = abstract_network(lambda rngs: facenet.FaceNet(rngs=rngs))
     made = {}
     for path, shape in _flat(shapes).items():
         made[path] = rng.standard_normal(shape).astype(np.float32) * 0.05 + (
@@ -62,7 +63,7 @@ def _is_pointwise(array):
 
 
 def test_unit_vectors_of_crops(arrays):
-    graphdef, params = facenet.load(arrays)
+    graphdef, params = face_names.load("facenet", arrays)
     crops = np.random.default_rng(1).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
     vectors = np.asarray(facenet.embed(graphdef, params, crops))
     assert vectors.shape == (2, 512) and vectors.dtype == np.float32
@@ -73,7 +74,7 @@ def test_unit_vectors_of_crops(arrays):
 def test_bfloat16_is_near(arrays):
     crops = np.random.default_rng(1).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
     exact, short = (
-        np.asarray(facenet.embed(*facenet.load(arrays, dtype), crops))
+        np.asarray(facenet.embed(*face_names.load("facenet", arrays, dtype), crops))
         for dtype in (jnp.float32, jnp.bfloat16)
     )
     assert short.dtype == np.float32
@@ -110,7 +111,7 @@ def test_wrong_weights_are_named(arrays):
     broken["something.weight"] = np.zeros(3, np.float32)
     broken["last_bn.bias"] = np.full(512, np.nan, np.float32)
     with pytest.raises(ModelFolderError) as caught:
-        facenet.load(broken)
+        face_names.load("facenet", broken)
     for part in (
         "missing conv2d_1a.conv.weight",
         "repeat_1.0.conv2d.bias has shape (3,)",

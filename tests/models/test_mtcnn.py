@@ -11,7 +11,8 @@ from torch import nn
 
 from caphuman_jax.errors import ModelFolderError, PhotoError
 from caphuman_jax.models import mtcnn
-from caphuman_jax.models.registry import _abstract
+from caphuman_jax.models.network import abstract_network
+from caphuman_jax.weights import face_names
 
 
 class Flatten(nn.Module):
@@ -103,7 +104,9 @@ def arrays(trunk, heads):
 
 @pytest.fixture(scope="module")
 def networks(theirs):
-    return mtcnn.load(*(arrays(*theirs[name]) for name in ("pnet", "rnet", "onet")))
+    return tuple(
+        face_names.load(f"mtcnn_{name}", arrays(*theirs[name])) for name in ("pnet", "rnet", "onet")
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,9 +127,8 @@ def test_networks(theirs, networks, number, name, size):
 
 
 def test_wrong_weights_are_named(theirs):
-    given = [arrays(*theirs[name]) for name in ("pnet", "onet", "rnet")]
     with pytest.raises(ModelFolderError, match="mtcnn"):
-        mtcnn.load(*given)
+        face_names.load("mtcnn_rnet", arrays(*theirs["onet"]))
 
 
 @pytest.mark.parametrize("size", [(7, 9), (24, 24), (50, 33), (13, 61)])
@@ -247,6 +249,6 @@ def test_random_networks_run_through(networks, picture):
 
 
 def test_shapes_are_known_without_weights():
-    _, shapes = _abstract(lambda rngs: mtcnn.OutputNet(rngs=rngs))
+    _, shapes = abstract_network(lambda rngs: mtcnn.OutputNet(rngs=rngs))
     assert shapes["dense5"]["kernel"].shape == (1152, 256)
     assert jax.tree.leaves(shapes)[0].dtype == jnp.float32

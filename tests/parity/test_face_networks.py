@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caphuman_jax.models import deca_encoder, face_parsing, facenet
+from caphuman_jax.weights import face_names
 
 TOLERANCE = 1e-4
 
@@ -56,13 +56,13 @@ def run(network, inputs):
 
 def test_facenet(parity, recorded):
     crops = np.float32(0.5) * parity.image("in/facenet_image", (2, 3, 160, 160))
-    vectors = run(facenet.load(Weights(parity, "facenet")), crops)
+    vectors = run(face_names.load("facenet", Weights(parity, "facenet")), crops)
     assert parity.error(vectors, recorded["facenet_embedding"]) < TOLERANCE
 
 
 def test_face_parsing(parity, recorded):
     image = parity.image("in/parsing_image", (1, 3, 128, 128))
-    logits = run(face_parsing.load(Weights(parity, "face_parsing")), image)
+    logits = run(face_names.load("face_parsing", Weights(parity, "face_parsing")), image)
     assert parity.error(logits[:, ::4, ::4], recorded["parsing_logits_stride4"]) < TOLERANCE
     # Where two classes are level to within the tolerance, either may come first.
     best = np.sort(np.asarray(logits), axis=-1)
@@ -75,5 +75,5 @@ def test_face_parsing(parity, recorded):
 
 def test_deca_encoder(parity, recorded):
     crops = jax.nn.sigmoid(parity.image("in/deca_image", (2, 3, 224, 224)))
-    codes = run(deca_encoder.load(Weights(parity, "deca_encoder")), crops)
+    codes = run(face_names.load("deca_encoder", Weights(parity, "deca_encoder")), crops)
     assert parity.error(codes, recorded["deca_parameters"]) < TOLERANCE

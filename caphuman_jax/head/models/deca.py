@@ -102,7 +102,7 @@ def crop_photo(photo: np.ndarray, crop: np.ndarray) -> np.ndarray:
 
 def estimate(network, photo: np.ndarray, landmarks: np.ndarray) -> FlameCode:
     """DECA's numbers of the face with these 68 or 478 landmarks in a photo (H,W,3) uint8. network:
-    see `models.deca.load`.
+    DECA's encoder.
     """
     photo = np.asarray(photo)
     if photo.ndim != 3 or photo.shape[2] != 3 or photo.dtype != np.uint8:

@@ -149,7 +149,7 @@ def head_by_deca(
     """The head that DECA sees in a photo (H,W,3) uint8, with how far its landmarks lie from the
     given 68 or 478 as its residual.
 
-    network: see `models.deca.load`. Raises HeadError where the two have nothing to do with one
+    network: DECA's encoder. Raises HeadError where the two have nothing to do with one
     another."""
     with jax.default_matmul_precision("highest"):
         head = head_of_code(model, space, deca.estimate(network, photo, landmarks))
