@@ -19,7 +19,18 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import jax
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # flame_standin
+sys.path.insert(0, str(Path(__file__).parent))  # flame_standin, tiny_model
+
+from tiny_model import (  # noqa: E402, F401
+    astronaut,
+    astronaut_file,
+    own_cache,
+    person,
+    pipe,
+    tiny_folder,
+    tiny_params,
+    two_faces,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from caphuman_jax.config import ImageEncoderConfig
-from caphuman_jax.errors import ModelFolderError, PhotoError, SettingError
+from caphuman_jax.errors import ModelFolderError, SettingError
 from caphuman_jax.head.landmarks68 import IBUG_68, draw_dots, landmarks_68
 from caphuman_jax.models import registry
-from caphuman_jax.person import identity_file
 from caphuman_jax.person.person import stack_people, together
 from caphuman_jax.pipeline import pipeline
 from caphuman_jax.pipeline.pipeline import Pipeline
@@ -103,28 +102,6 @@ def test_several_photos_of_one_person(pipe, person, other):
         ).items()
     }
     assert shapes == {"image_tokens": (3, 6, 49, 512), "recognition": (3, 6, 192)}
-
-
-def test_identity_file(pipe, person, tmp_path):
-    path = tmp_path / "her.identity"
-    identity_file.save(path, person, pipe.head_model.name)
-    assert [file.name for file in tmp_path.iterdir()] == ["her.identity"]
-    again, base = (
-        pipe(reference=path, prompt=PROMPT, head={"yaw": 5}),
-        pipe(reference=person, prompt=PROMPT, head={"yaw": 5}),
-    )
-    np.testing.assert_array_equal(again.pictures, base.pictures)
-    assert again.settings == base.settings
-    with pytest.raises(PhotoError, match="make it again"):
-        identity_file.load(path, pipe.head_model.name, "facenet and clip")
-    for damage in (path.read_bytes()[:-50], b"no identity", b""):
-        path.write_bytes(damage)
-        with pytest.raises(PhotoError, match="damaged"):
-            pipe(reference=path, prompt=PROMPT)
-    with pytest.raises(PhotoError, match="does not exist"):
-        pipe(reference="gone.identity", prompt=PROMPT)
-    with pytest.raises(PhotoError, match="measured by"):
-        pipe(reference=dataclasses.replace(person, known_by="facenet and clip"), prompt=PROMPT)
 
 
 def test_controlnets(with_controlnets, pipe, person, astronaut):
@@ -315,30 +292,6 @@ def test_facenet_from_the_model_folder(pipe, tiny_params, tmp_path, astronaut):
     )
     other = pipeline.load(tmp_path / "more").person(astronaut)
     assert (other.image_tokens != person.image_tokens).any()
-
-
-def test_arcface_must_be_the_one_of_the_training(pipe, person, monkeypatch):
-    from caphuman_jax.face import arcface
-    from caphuman_jax.person.identity import Identifier, View
-
-    class Network:
-        name, path = "w600k_r50", "w600k_r50.onnx"
-
-        def __call__(self, crops):
-            return np.ones((len(crops), 512), np.float32)
-
-    monkeypatch.setattr(arcface, "find", Network)
-    config = lambda name: dataclasses.replace(
-        pipe.config,
-        image_encoder=ImageEncoderConfig(),
-        identity=dataclasses.replace(pipe.config.identity, image_tokens="clip", recognizer=name),
-    )
-    view = View(
-        person.square, np.ones(person.square.shape[:2], bool), person.square, person.landmarks
-    )
-    assert Identifier(config("arcface/w600k_r50")).vectors([view, view]).shape == (2, 512)
-    with pytest.raises(ModelFolderError, match="trained with the ArcFace network glintr100"):
-        Identifier(config("arcface/glintr100")).vectors([view])
 
 
 def test_landmark_dots(pipe, person, astronaut):
