@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import platform
+import sys
 import time
-from importlib import metadata
 from pathlib import Path
 
 from caphuman_jax.errors import CapHumanError, DataError
@@ -17,12 +18,18 @@ _FEWEST = 2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `caphuman evaluate`."""
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--records",
+        type=Path,
+        metavar="DIR",
+        help="records of caphuman prepare: the people that it held out (split test)",
+    )
+    source.add_argument(
         "--photos",
         type=Path,
-        required=True,
         metavar="DIR",
-        help="folder of photos of one person each, searched through",
+        help="directory of photos of one person each; subdirectories are searched",
     )
     parser.add_argument(
         "--model", default="mini", help="shipped model or model folder (default: mini)"
@@ -34,11 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the report; must be new or empty unless --overwrite",
     )
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N photos by path")
+    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N photos by name")
     parser.add_argument(
         "--held-out",
         action="store_true",
-        help="only photos that training leaves out, by a hash of the file's name",
+        help="with --photos: only photos that the model's training left out, by the rule on file "
+        "names in the model's metadata (mini has one); use --records for models without it",
     )
     parser.add_argument(
         "--no-drawings", action="store_true", help="skip what looks like a drawing or painting"
@@ -81,8 +89,10 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and write the report: report.json, index.md, outcomes.jsonl, pictures/ and sheets.
     Raises CapHumanError.
     """
+    # Imported here because they import jax, which `--help` does not need.
     from caphuman_jax.evaluation import benchmark, bulk, report, statistics
-    from caphuman_jax.pipeline import pipeline  # brings jax, which `--help` has no use for
+    from caphuman_jax.pipeline import pipeline
+    from caphuman_jax.weights import model_folder
 
     if args.seed < 0:
         raise CapHumanError(f"the seed is a whole number from 0 on, not {args.seed}")
@@ -92,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
         raise CapHumanError(
             f"{args.report} is there already; choose another folder, or give --overwrite"
         )
-    photos = benchmark.find_photos(args.photos, args.limit, args.held_out)
+    metadata = model_folder.read_metadata(model_folder.find_model(args.model))
+    photos, source = _photos(args, metadata)
     pipe = pipeline.load(args.model)
     sampling, model = pipe.config.sampling, pipe.head_model
     steps, batch = args.steps or sampling.steps, args.batch or pipe.batch
@@ -133,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         "settings": {
             "model": str(args.model),
             "photos": len(photos),
-            "held_out": args.held_out,
+            **source,
             "drawings": not args.no_drawings,
             "heads": heads,
             "prompts": prompts,
@@ -169,6 +180,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _photos(args: argparse.Namespace, metadata: dict) -> tuple[list, dict]:
+    """The photos to evaluate on, and what the report says about where they come from."""
+    from caphuman_jax.evaluation import photos
+    from data_pipeline.records.reader import RecordsFolder
+
+    if args.records is None:
+        every = photos.file_name_rule(args.model, metadata) if args.held_out else None
+        return photos.in_folder(args.photos, args.limit, every), {"held_out": args.held_out}
+    if args.held_out:
+        raise CapHumanError("--held-out goes with --photos; --records always means held-out people")
+    folder = RecordsFolder(args.records)
+    found, known = photos.in_records(folder, args.limit), photos.trained_on(metadata, folder)
+    if not known:
+        print(
+            f"caphuman: warning: {args.model} does not say that it was trained on {args.records}; "
+            f"its training may have seen people of their split test",
+            file=sys.stderr,
+        )
+    fingerprint = folder.manifest.get("fingerprint")
+    return found, {"held_out": known, "records": {"fingerprint": fingerprint, "split": "test"}}
+
+
 def _joined(checksums: dict[str, str]) -> str:
     """One checksum of all weight files."""
     import hashlib
@@ -180,7 +213,7 @@ def _joined(checksums: dict[str, str]) -> str:
 
 def _versions() -> dict[str, str]:
     packages = ("jax", "flax", "numpy", "onnxruntime", "opencv-python-headless")
-    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     import caphuman_jax
 
     return {"caphuman_jax": caphuman_jax.__version__, "python": platform.python_version()} | {

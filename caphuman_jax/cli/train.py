@@ -187,7 +187,11 @@ def run(args) -> int:
             recipe.export(
                 params,
                 workdir / "model",
-                {"steps": result.step, "training": recipe.settings.get("training")},
+                {
+                    "steps": result.step,
+                    "training": recipe.settings.get("training"),
+                    **_held_out(config),
+                },
             )
             log(f"{workdir / 'model'} after {result.step} steps")
     return result.exit_code
@@ -279,9 +283,21 @@ def export_run(
         workdir,
         params,
         folder,
-        {"steps": run["step"], "training": run["settings"].get("training")},
+        {
+            "steps": run["step"],
+            "training": run["settings"].get("training"),
+            **_held_out(config),
+        },
     )
     return [f"{folder}: the model after {run['step']} steps"]
+
+
+def _held_out(config) -> dict:
+    """The entry of a model folder's metadata that says who was held out, for `caphuman evaluate`."""
+    from data_pipeline.records.reader import held_out_rule
+
+    data = config.get("data")
+    return {"held_out": held_out_rule(data)} if data else {}
 
 
 def is_run(path: str | os.PathLike) -> bool:

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from caphuman_jax.errors import CapHumanError, DataError
+from caphuman_jax.errors import CapHumanError
 from caphuman_jax.evaluation import design
 from caphuman_jax.evaluation.measure import RECOGNIZERS, HeadNumbers, Seen, look
+from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.face import align
 from caphuman_jax.head.base import Morphable
 from caphuman_jax.head.camera import transform_head
@@ -27,7 +28,6 @@ from caphuman_jax.io.images import write_png
 
 _log = logging.getLogger("caphuman_jax")
 
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 FLOOR_ROLL = 15.0  # the reference photo is turned by up to so many degrees to measure the measuring
 
 
@@ -64,37 +64,25 @@ Generator = Callable[[Sequence[Any], Sequence[Head], Sequence[str], Sequence[int
 """generate(persons, heads, prompts, seeds) → pictures (N, S, S, 3) uint8; one picture for each."""
 
 
-def find_photos(folder: Path, limit: int | None = None, held_out: bool = False) -> list[Path]:
-    """Photos under a folder, by name; `held_out`: only those that training leaves out. Raises
-    DataError if there are none.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder; give the folder of photos to --photos")
-    paths = sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file()
-    )
-    if held_out and paths:
-        from data_pipeline.records.columns import held_out as mask
-
-        paths = [p for p, kept in zip(paths, mask(np.array([p.name for p in paths]))) if kept]
-    if not paths:
-        raise DataError(
-            f"no {'held-out ' if held_out else ''}photos in {folder} (looked for "
-            f"{', '.join(sorted(PHOTO_ENDINGS))})"
-        )
-    return paths[:limit]
-
-
 def read_subjects(
-    photos: Sequence[Path], read: Callable[[Path], Subject]
+    photos: Sequence[Photo], read: Callable[[Photo], Subject]
 ) -> tuple[list[Subject], dict[str, str]]:
-    """People of photos, and why other photos were skipped. `read` raises a CapHumanError for those."""
+    """Measure the people in photos.
+
+    Args:
+        photos: of one person each.
+        read: measures one photo; raises a CapHumanError for a photo that cannot be used.
+
+    Returns:
+        The subjects, and {photo's name: reason} of the photos that were skipped.
+    """
     subjects, skipped = [], {}
-    for path in tqdm(photos, desc="photos", unit="photo"):
+    for photo in tqdm(photos, desc="photos", unit="photo"):
         try:
-            subjects.append(read(path))
+            subjects.append(read(photo))
         except CapHumanError as problem:
-            skipped[path.name] = str(problem).replace(str(path), path.name)
+            text = str(problem)
+            skipped[photo.name] = text.replace(str(photo.path), photo.name) if photo.path else text
     return subjects, skipped
 
 

@@ -5,7 +5,6 @@ evaluation sees them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.evaluation.benchmark import Generator, Subject
 from caphuman_jax.evaluation.measure import recognition_vectors
+from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.face import attributes, recognition
 from caphuman_jax.head.head import Head, stack
 from caphuman_jax.head.hints import render_hints_batch
@@ -51,17 +51,27 @@ def bulk_generator(pipe: Pipeline, steps: int, guidance: float) -> Generator:
     return make
 
 
-def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Path], Subject]:
-    """read(photo) → Subject. It raises PhotoError for a photo of no face, of several, and without
-    `drawings` of a drawn one.
+def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Photo], Subject]:
+    """A function that measures one photo.
+
+    It takes the largest face of a record, since `prepare` decided which photos show one person.
+
+    Args:
+        pipe: measures the person as for generation.
+        drawings: accept drawings and paintings.
+
+    Returns:
+        read(photo) -> Subject. It raises PhotoError for a photo without a face or with several,
+        and, without `drawings`, for a drawn one.
     """
     drawn = attributes.names().index("drawing")
 
-    def read(path: Path) -> Subject:
-        person = pipe.person(path, face=0)
-        if person.face_count > 1:
+    def read(photo: Photo) -> Subject:
+        person = pipe.person(photo.source(), face=0)
+        if person.face_count > 1 and photo.path is not None:
             raise PhotoError(
-                f"{path} shows {person.face_count} faces; the evaluation takes photos of one person"
+                f"{photo.name} shows {person.face_count} faces; the evaluation takes photos of one "
+                f"person"
             )
         if (
             not drawings
@@ -70,9 +80,9 @@ def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Path], Su
             ]
             > 0
         ):
-            raise PhotoError(f"{path} looks like a drawing or painting")
+            raise PhotoError(f"{photo.name} looks like a drawing or painting")
         return Subject(
-            person.name,
+            photo.name,
             person.square,
             jax.device_get(person.head),
             person,

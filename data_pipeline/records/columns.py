@@ -1,6 +1,4 @@
-"""The records of a dataset as columns in memory, for the small model; and who is held out of
-training, and who is the same person.
-"""
+"""The records of a dataset as columns in memory, for training the small model."""
 
 from __future__ import annotations
 
@@ -8,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import json
 import os
-import zlib
 from pathlib import Path
 
 import jax
@@ -18,11 +15,6 @@ from caphuman_jax.errors import DataError
 from caphuman_jax.head.head import Head
 from data_pipeline.records.reader import RecordsFolder, array_record_reader
 from data_pipeline.records.schema import MASK_SIZE, PARTNERS
-
-HELD_OUT_PARTS = 16  # one file name in so many, by hash, is held out
-# cosine of recognition vectors above which two photos show one person; strangers with old
-# engravings or like beards reach 0.7
-SAME_PERSON = 0.72
 
 HEAD_FIELDS = tuple(
     field.name for field in dataclasses.fields(Head) if field.name != "size"
@@ -163,13 +155,6 @@ def _attributes(text: str) -> dict:
         return json.loads(text)
     except ValueError as error:
         raise DataError(f"attributes is no JSON: {error}") from error
-
-
-def held_out(names: np.ndarray, parts: int = HELD_OUT_PARTS) -> np.ndarray:
-    """Mask of the photos to measure on: a hash of the file's name decides, so it never changes as
-    photos are added.
-    """
-    return np.array([zlib.crc32(str(n).encode()) % parts == 0 for n in names])
 
 
 def training_split(records: Records) -> tuple[np.ndarray, np.ndarray]:

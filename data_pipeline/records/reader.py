@@ -226,6 +226,17 @@ def version_folder(folder: Path) -> Path:
     )
 
 
+def held_out_rule(folder: str | os.PathLike) -> dict:
+    """The metadata entry `held_out` of a model that is trained on the records in a folder: training
+    leaves out their split "test". The fingerprint is None where the records cannot be read.
+    """
+    try:
+        fingerprint = _json(version_folder(Path(folder)) / MANIFEST).get("fingerprint")
+    except DataError:
+        fingerprint = None
+    return {"rule": "records", "fingerprint": fingerprint}
+
+
 def _json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Records as columns in memory, and who is held out."""
+"""Records as columns in memory."""
 
 import sys
 
@@ -7,7 +7,7 @@ import pytest
 from records_standin import write_standin
 
 from caphuman_jax.errors import DataError
-from data_pipeline.records.columns import held_out, load_records, training_split
+from data_pipeline.records.columns import load_records, training_split
 from data_pipeline.records.reader import RecordsFolder
 from data_pipeline.records.schema import NAME
 
@@ -123,8 +123,3 @@ def test_a_damaged_record_is_named(tmp_path, name, value, words):
         match=rf"{NAME}-train.array_record-00000-of-00001, record 3 \(number 3 of train\): {words}",
     ):
         load_records(place)
-
-
-def test_who_is_held_out_never_changes():
-    names = np.array([f"{i:06d}.jpg" for i in range(64)])
-    assert np.flatnonzero(held_out(names)).tolist() == [30, 31, 32, 33, 34, 35, 36, 37]

@@ -15,9 +15,10 @@ from PIL import Image
 
 from caphuman_jax.cli import evaluate
 from caphuman_jax.config import MINI
-from caphuman_jax.errors import CapHumanError, DataError
+from caphuman_jax.errors import CapHumanError
 from caphuman_jax.evaluation import benchmark, bulk, design, statistics
 from caphuman_jax.evaluation.measure import light_from, look
+from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.head.editing import parse_light
 from caphuman_jax.models import registry
 from caphuman_jax.pipeline import pipeline
@@ -139,7 +140,7 @@ def test_light_has_a_side():
 
 def test_bulk_pictures_are_the_pipelines(pipe, photos):
     read = bulk.subject_reader(pipe)
-    people = [read(photos / name) for name in ("a.png", "b.png")]
+    people = [read(Photo(name, photos / name)) for name in ("a.png", "b.png")]
     heads = [
         design.wanted_head(pipe.head_model, p.head, design.Request(0, 0, "yaw=10,smile=0.8", "", 0))
         for p in people
@@ -213,7 +214,7 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (("--photos", "nowhere"), "no folder"),
+        (("--photos", "nowhere"), "not a directory"),
         (("--limit", 1), "only 1 of 1"),
         (("--heads", "grin=1"), "grin"),
         (("--seed", -1), "seed"),
@@ -226,18 +227,3 @@ def test_what_cannot_be_evaluated_is_said_before_any_work(folder, photos, tmp_pa
     with pytest.raises(CapHumanError, match=message):
         evaluate.run(arguments(*(word for pair in given.items() for word in pair)))
     assert not (tmp_path / "r").exists()
-
-
-def test_held_out_photos_alone(tmp_path):
-    for i in range(40):
-        (tmp_path / f"{i}.jpg").touch()
-    (tmp_path / "deeper").mkdir()
-    (tmp_path / "deeper" / "x.PNG").touch()
-    everything, some = (
-        benchmark.find_photos(tmp_path),
-        benchmark.find_photos(tmp_path, held_out=True),
-    )
-    assert len(everything) == 41 and 0 < len(some) < 10 and set(some) < set(everything)
-    with pytest.raises(DataError, match="no photos"):
-        (tmp_path / "none").mkdir()
-        benchmark.find_photos(tmp_path / "none")

@@ -1,0 +1,119 @@
+"""Which photos a model is evaluated on, and whether its training saw the people in them.
+
+`caphuman prepare` decides who is held out: the records' split `test`. A model folder's metadata
+names the rule that its training followed, as `held_out`:
+
+    {"rule": "records", "fingerprint": …}  the split `test` of the records with that fingerprint
+    {"rule": "file name", "every": N}      photos whose file name has a CRC-32 that N divides
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from caphuman_jax.errors import DataError
+from data_pipeline.records.reader import RecordsFolder
+
+PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+TEST = "test"
+
+
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """A photo to evaluate on: a file, or what a record of `folder` keeps of one.
+
+    Attributes:
+        name: the file's name, or the record's key.
+        path: the file; None for a record.
+        folder: the records; None for a file.
+        index: number of the record in the split `test`.
+    """
+
+    name: str
+    path: Path | None = None
+    folder: RecordsFolder | None = None
+    index: int = 0
+
+    def source(self) -> Path | bytes:
+        """What `images.read_photo` takes. Raises DataError for a damaged record."""
+        if self.folder is None:
+            return self.path
+        return self.folder.record(TEST, self.index, ("photo",))["photo"]
+
+
+def in_folder(folder: Path, limit: int | None = None, every: int | None = None) -> list[Photo]:
+    """Photos in a folder and its subfolders, sorted by path.
+
+    Args:
+        folder: where to search.
+        limit: return at most this many.
+        every: return only photos that the rule "file name" holds out; None: all photos.
+
+    Raises:
+        DataError: there are none.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a directory; give --photos a directory of photos")
+    paths = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file()
+    )
+    if every is not None:
+        paths = [p for p in paths if zlib.crc32(p.name.encode()) % every == 0]
+    if not paths:
+        raise DataError(
+            f"no {'held-out ' if every is not None else ''}photos in {folder} (looked for "
+            f"{', '.join(sorted(PHOTO_ENDINGS))})"
+        )
+    return [Photo(p.name, p) for p in paths[:limit]]
+
+
+def in_records(folder: RecordsFolder, limit: int | None = None) -> list[Photo]:
+    """Photos of the records' split `test`, sorted by key; at most `limit` of them.
+
+    Raises:
+        DataError: nobody is held out, or a record is damaged.
+    """
+    if not folder.splits.get(TEST):
+        raise DataError(
+            f"{folder.path} holds nobody out: its split {TEST!r} is empty; prepare the photos "
+            f"again with --hold-out, or give a directory of other photos to --photos"
+        )
+    keys = [folder.record(TEST, i, ("key",))["key"] for i in range(folder.count(TEST))]
+    order = sorted(range(len(keys)), key=keys.__getitem__)[:limit]
+    return [Photo(keys[i], None, folder, i) for i in order]
+
+
+def file_name_rule(model: str, metadata: Mapping[str, Any]) -> int:
+    """N of the rule "file name" that a model's metadata names, for `in_folder`.
+
+    Raises:
+        DataError: the metadata names another rule, or none.
+    """
+    rule = _rule(metadata)
+    every = rule.get("every")
+    if rule.get("rule") == "file name" and type(every) is int and every > 0:
+        return every
+    reason = (
+        "the people held out from its training are in the split 'test' of its records"
+        if rule.get("rule") == "records"
+        else "its metadata does not say who was held out from its training"
+    )
+    raise DataError(
+        f"--held-out cannot choose photos for {model}: {reason}; use --records DIR instead of "
+        f"--photos, or leave out --held-out"
+    )
+
+
+def trained_on(metadata: Mapping[str, Any], folder: RecordsFolder) -> bool:
+    """Whether a model's metadata says that it was trained on these records."""
+    rule, fingerprint = _rule(metadata), folder.manifest.get("fingerprint")
+    return bool(fingerprint) and rule == {"rule": "records", "fingerprint": fingerprint}
+
+
+def _rule(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    rule = metadata.get("held_out")
+    return rule if isinstance(rule, Mapping) else {}
