@@ -26,12 +26,13 @@ test-slow: $(VENV)/.installed-test ## The slow tests alone.
 
 test-all: test test-slow
 
-lint: $(VENV)/.installed
-	$(PIP) ruff
-	$(BIN)/ruff check caphuman_jax data_pipeline configs tests benchmarks docs setup.py
+lint: $(VENV)/.installed-lint ## Style, formatting, layers and circles of imports.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache out/demo
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache out/demo
 	find caphuman_jax data_pipeline configs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are older than what they were made from only when an installation is due again.
@@ -39,6 +40,10 @@ $(VENV)/.installed: setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 with venv is needed (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed
+	$(PIP) --editable '.[lint]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -1,9 +1,12 @@
 """Packaging of CapHuman on JAX: `pip install .`; extras and their reasons are in docs/decisions.md."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+VERSION = re.search(r'"(.+)"\n$', (ROOT / "caphuman_jax/version.py").read_text()).group(1)
 EXTRAS = {
     "train": [
         "onnx",
@@ -27,6 +30,7 @@ EXTRAS = {
         "pytest",
         "pytest-xdist",
         "hypothesis",
+        "import-linter",
         "onnx",
         "torch",
         "diffusers",
@@ -34,7 +38,7 @@ EXTRAS = {
         "peft",
         "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],  # caphuman compile: libtpu
-    "lint": ["ruff"],
+    "lint": ["ruff", "import-linter"],
     "cuda": ["jax[cuda12]"],
     "tpu": ["jax[tpu]"],
     "compile": [
@@ -44,7 +48,7 @@ EXTRAS = {
 
 setup(
     name="caphuman-jax",
-    version="0.1.0",
+    version=VERSION,
     description="CapHuman on JAX and Flax: a photo of a face, a sentence and a head pose in; "
     "pictures of that person out",
     long_description=Path("README.md").read_text(encoding="utf-8")

@@ -5,7 +5,9 @@ pipe = caphuman_jax.load("mini")
 result = pipe(reference="me.jpg", prompt="a photo of a smiling person", head={"yaw": 20})
 """
 
-__version__ = "0.1.0"
+from caphuman_jax.version import __version__
+
+__all__ = ["__version__", "load"]
 
 
 def load(model="mini", **options):

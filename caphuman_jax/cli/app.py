@@ -14,9 +14,9 @@ import os
 import sys
 from pathlib import Path
 
-from caphuman_jax import __version__
 from caphuman_jax.cli import head_arguments
 from caphuman_jax.errors import CapHumanError
+from caphuman_jax.version import __version__
 
 # Subcommands of other rooms: a module with add_arguments(parser) and run(args), imported when it is
 # chosen.

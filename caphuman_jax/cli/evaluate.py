@@ -214,9 +214,9 @@ def _joined(checksums: dict[str, str]) -> str:
 def _versions() -> dict[str, str]:
     packages = ("jax", "flax", "numpy", "onnxruntime", "opencv-python-headless")
     installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    import caphuman_jax
+    from caphuman_jax.version import __version__
 
-    return {"caphuman_jax": caphuman_jax.__version__, "python": platform.python_version()} | {
+    return {"caphuman_jax": __version__, "python": platform.python_version()} | {
         p: installed[p] for p in packages if p in installed
     }
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import caphuman_jax
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import acceleration
 from caphuman_jax.diffusion.guidance import branch_weights
@@ -60,6 +59,7 @@ from caphuman_jax.pipeline.request import (
 )
 from caphuman_jax.runtime import compiler
 from caphuman_jax.runtime.compile_cache import keep_compiled
+from caphuman_jax.version import __version__
 from caphuman_jax.weights import lora, model_folder
 from caphuman_jax.weights.placement import MEMORY, TILES, packed, put, put_stored
 
@@ -312,7 +312,7 @@ class Pipeline:
             ],
             "model": self.config.name,
             **self.record,
-            "version": caphuman_jax.__version__,
+            "version": __version__,
             "jax": jax.__version__,
             "backend": jax.default_backend(),
         }

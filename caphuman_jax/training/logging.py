@@ -20,11 +20,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from caphuman_jax import __version__
 from caphuman_jax.errors import SettingError
 from caphuman_jax.io import atomic
 from caphuman_jax.io.images import write_png
 from caphuman_jax.runtime.device_specs import peak_flops
+from caphuman_jax.version import __version__
 
 
 class Report:
