@@ -32,6 +32,7 @@ from conftest import FOLDER, Parity
 from caphuman_jax.diffusion import guidance, sampling_loop
 from caphuman_jax.models import registry
 from caphuman_jax.models.capface import gate
+from caphuman_jax.nn.compute_config import ComputeConfig
 
 MODES = {
     "highest": (jnp.float32, "highest"),
@@ -75,7 +76,10 @@ def main() -> None:
     for mode in args.modes:
         dtype, precision = MODES[mode]
         graphs = {
-            name: graph for name, (graph, _) in registry.abstract(cfg, dtype, only=NETWORKS).items()
+            name: graph
+            for name, (graph, _) in registry.abstract(
+                cfg, ComputeConfig(dtype), only=NETWORKS
+            ).items()
         }
         started = time.perf_counter()
         with jax.default_matmul_precision(precision):
@@ -89,7 +93,9 @@ def main() -> None:
             dtype, precision = MODES[mode]
             graphs = {
                 name: graph
-                for name, (graph, _) in registry.abstract(cfg, dtype, only=NETWORKS).items()
+                for name, (graph, _) in registry.abstract(
+                    cfg, ComputeConfig(dtype), only=NETWORKS
+                ).items()
             }
             inputs_ = jax.tree.map(lambda x: jnp.repeat(x[:1], batch, axis=0), inputs)
             inputs_["x"] = sampling_loop.initial_noise(

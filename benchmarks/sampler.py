@@ -42,7 +42,7 @@ from caphuman_jax.evaluation.measure import recognition_vectors
 from caphuman_jax.face import recognition
 from caphuman_jax.jobs.multi_device import on_mesh, spread_over
 from caphuman_jax.models import registry
-from caphuman_jax.nn import compute_config
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline import pipeline
 from caphuman_jax.pipeline.conditioning import Appearance, Scene
 from caphuman_jax.runtime import flops
@@ -226,13 +226,10 @@ def operations(pipe, rows) -> int:
     fused kernels would hide.
     """
     arguments, static = pipe._arguments(rows)
-    with compute_config.using(attention="xla"):
-        return flops.count(
-            lambda *given: generate.__wrapped__(
-                *given, cfg=pipe.config, graphs=pipe.graphs, **static
-            ),
-            *arguments,
-        )
+    dtype, names = pipe.record["dtype"], [name for name, _ in pipe.graphs]
+    networks = registry.abstract(pipe.config, ComputeConfig(dtype, attention="xla"), only=names)
+    graphs = tuple((name, graph) for name, (graph, _) in networks.items())
+    return flops.of(generate.trace(*arguments, cfg=pipe.config, graphs=graphs, **static).jaxpr)
 
 
 def memory_of(compiled) -> dict:
@@ -259,7 +256,9 @@ def random_pipeline(args, abstract: bool) -> pipeline.Pipeline:
     dtype = jax.numpy.dtype(
         args.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     )
-    networks = registry.abstract(config, dtype, only=("text", "identity", "capface", "unet", "vae"))
+    networks = registry.abstract(
+        config, ComputeConfig(dtype), only=("text", "identity", "capface", "unet", "vae")
+    )
     block = np.random.default_rng(0).standard_normal(2**22, np.float32)
 
     def draw(leaf):

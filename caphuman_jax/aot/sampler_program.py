@@ -17,7 +17,7 @@ from caphuman_jax.diffusion import sampling_loop
 from caphuman_jax.diffusion.guidance import branch_weights
 from caphuman_jax.diffusion.text_to_image import generate
 from caphuman_jax.models import registry
-from caphuman_jax.nn import compute_config
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.runtime import flops, sharding
 from caphuman_jax.training import trainable
 
@@ -43,7 +43,7 @@ def sampler(
     )
     weights = branch_weights(best.guidance)
     weights = weights[0] if isinstance(weights, tuple) else weights
-    networks = registry.abstract(model, jnp.dtype(dtype), only=NETWORKS)
+    networks = registry.abstract(model, only=NETWORKS)
     params = trainable.stored(
         {name: shapes for name, (_, shapes) in networks.items()}, jnp.dtype(dtype)
     )
@@ -57,12 +57,16 @@ def sampler(
     settings |= {"rescale": scalar} if best.guidance_rescale else {}
     static = {
         "cfg": model,
-        "graphs": tuple((name, graph) for name, (graph, _) in networks.items()),
         "size": (model.image_size,) * 2,
         "branches": tuple(weights),
     }
 
-    def lower(count: int, mesh=None, where: str = attention):
+    def traced(count: int, backend: str, mesh=None):
+        compute = ComputeConfig(dtype, backend, platform=target.platform, mesh=mesh)
+        graphs = tuple(
+            (name, graph)
+            for name, (graph, _) in registry.abstract(model, compute, only=NETWORKS).items()
+        )
         rows = conditions(model, count)
         keys = jax.eval_shape(lambda: sampling_loop.picture_keys(0, np.arange(count)))
         arguments = params, rows, keys, settings, plan
@@ -79,15 +83,10 @@ def sampler(
                 place(settings, whole),
                 plan,
             )
-        with compute_config.using(attention=where, platform=target.platform, mesh=mesh):
-            return (
-                generate.trace(*arguments, **static)
-                if mesh is None
-                else generate.lower(*arguments, **static)
-            )
+        return generate.trace(*arguments, graphs=graphs, **static)
 
     mesh = sharding.make_mesh(devices=target.devices)
-    arithmetic = flops.of(lower(batch, where="xla").jaxpr)
+    arithmetic = flops.of(traced(batch, "xla").jaxpr)
     told = {
         "sampler": best.sampler,
         "steps": plan.steps,
@@ -95,7 +94,7 @@ def sampler(
         "dtype": dtype,
         "attention": attention,
     }
-    return lambda: lower(batch * len(target.devices), mesh), arithmetic, told
+    return lambda: traced(batch * len(target.devices), attention, mesh).lower(), arithmetic, told
 
 
 def conditions(model: ModelConfig, count: int) -> dict[str, Any]:

@@ -188,7 +188,6 @@ def _start(args):
 def _estimator(path, config, name, model):
     """DECA's, where the model folder and FLAME have all that it needs."""
     import jax
-    import jax.numpy as jnp
 
     from caphuman_jax.head.models import deca_head
     from caphuman_jax.io import metadata
@@ -197,10 +196,7 @@ def _estimator(path, config, name, model):
 
     network, encoder = None, "deca_encoder"
     if hasattr(model, "flame") and encoder in metadata.checksums(path):
-        dtype = jnp.dtype(
-            "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        )  # as pipeline.load
-        graph, shapes = registry.abstract(config, dtype, only=[encoder])[encoder]
+        graph, shapes = registry.abstract(config, only=[encoder])[encoder]
         network = graph, jax.device_put(model_folder.load_params(path, {encoder: shapes})[encoder])
     return deca_head.estimator(name, model, network)
 

@@ -14,6 +14,7 @@ from flax import nnx
 
 from caphuman_jax.config import CapFaceConfig, UNetConfig
 from caphuman_jax.models.controlnet import Control, ControlNet
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import conv
 
 
@@ -22,9 +23,16 @@ class CapFace(ControlNet):
     are identity tokens.
     """
 
-    def __init__(self, unet: UNetConfig, cfg: CapFaceConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
-        super().__init__(unet, cfg, dtype, rngs=rngs)
-        self.mask_out = conv(unet.channels, 1, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        unet: UNetConfig,
+        cfg: CapFaceConfig,
+        compute: ComputeConfig = ComputeConfig(),
+        *,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(unet, cfg, compute, rngs=rngs)
+        self.mask_out = conv(unet.channels, 1, compute=compute, rngs=rngs)
 
     def mask(self, hint_features: jax.Array) -> jax.Array:
         """Hint features → probability (B, h, w, 1) float32 that a latent position belongs to the

@@ -9,6 +9,7 @@ from flax import nnx
 
 from caphuman_jax.config import ImageEncoderConfig
 from caphuman_jax.nn import initializers
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import LayerNorm, linear, space_to_depth
 from caphuman_jax.nn.transformer import Transformer
 
@@ -27,16 +28,26 @@ def normalize(images: jax.Array) -> jax.Array:
 class ImageEncoder(nnx.Module):
     """Picture → a class token and one token a patch, for the identity projector."""
 
-    def __init__(self, cfg: ImageEncoderConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
+    def __init__(
+        self, cfg: ImageEncoderConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs
+    ):
         self.patch = cfg.patch
         count = (cfg.image_size // cfg.patch) ** 2 + 1
         normal = initializers.normal(0.02)
-        self.patches = linear(3 * cfg.patch**2, cfg.width, use_bias=False, dtype=dtype, rngs=rngs)
+        self.patches = linear(
+            3 * cfg.patch**2, cfg.width, use_bias=False, compute=compute, rngs=rngs
+        )
         self.class_token = nnx.Param(normal(rngs.params(), (cfg.width,), jnp.float32))
         self.positions = nnx.Param(normal(rngs.params(), (count, cfg.width), jnp.float32))
         self.norm_in = LayerNorm(cfg.width)
         self.transformer = Transformer(
-            cfg.width, cfg.layers, cfg.heads, cfg.mlp_width, causal=False, dtype=dtype, rngs=rngs
+            cfg.width,
+            cfg.layers,
+            cfg.heads,
+            cfg.mlp_width,
+            causal=False,
+            compute=compute,
+            rngs=rngs,
         )
         self.norm_out = LayerNorm(cfg.width)
 

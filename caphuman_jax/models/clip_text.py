@@ -8,6 +8,7 @@ from flax import nnx
 
 from caphuman_jax.config import TextConfig
 from caphuman_jax.nn import initializers
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.embeddings import rows
 from caphuman_jax.nn.layers import LayerNorm, linear
 from caphuman_jax.nn.transformer import Transformer
@@ -19,17 +20,19 @@ class TextEncoder(nnx.Module):
     With `cfg.embed_width`, token embeddings are stored that narrow and projected to `cfg.width`.
     """
 
-    def __init__(self, cfg: TextConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
+    def __init__(
+        self, cfg: TextConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs
+    ):
         narrow = cfg.embed_width or cfg.width
         normal = initializers.normal(0.02)
         self.tokens = nnx.Embed(
-            cfg.vocabulary, narrow, dtype=dtype, embedding_init=normal, rngs=rngs
+            cfg.vocabulary, narrow, dtype=compute.dtype, embedding_init=normal, rngs=rngs
         )
         if narrow != cfg.width:
-            self.widen = linear(narrow, cfg.width, use_bias=False, dtype=dtype, rngs=rngs)
+            self.widen = linear(narrow, cfg.width, use_bias=False, compute=compute, rngs=rngs)
         self.positions = nnx.Param(normal(rngs.params(), (cfg.length, cfg.width), jnp.float32))
         self.transformer = Transformer(
-            cfg.width, cfg.layers, cfg.heads, cfg.mlp_width, causal=True, dtype=dtype, rngs=rngs
+            cfg.width, cfg.layers, cfg.heads, cfg.mlp_width, causal=True, compute=compute, rngs=rngs
         )
         self.norm_out = LayerNorm(cfg.width)
 

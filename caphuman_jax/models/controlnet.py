@@ -5,11 +5,11 @@ of what is wanted.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.config import CapFaceConfig, UNetConfig
 from caphuman_jax.models.unet import Context, Encoder, Times, skip_widths
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import conv, linear
 
 Control = tuple[jax.Array, ...]
@@ -23,13 +23,20 @@ class ControlNet(nnx.Module):
     as its context. The hint features do not depend on the timestep: compute them once, before the
     sampling loop."""
 
-    def __init__(self, unet: UNetConfig, cfg: CapFaceConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
-        self.encoder = Encoder(unet, dtype, rngs=rngs)
-        self.hint = HintEncoder(unet.channels, cfg, dtype, rngs=rngs)
+    def __init__(
+        self,
+        unet: UNetConfig,
+        cfg: CapFaceConfig,
+        compute: ComputeConfig = ComputeConfig(),
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.encoder = Encoder(unet, compute, rngs=rngs)
+        self.hint = HintEncoder(unet.channels, cfg, compute, rngs=rngs)
         skips = skip_widths(unet)
         self.zero = nnx.Dict(
             {
-                str(i): linear(width, width, dtype=dtype, rngs=rngs, zero=True)
+                str(i): linear(width, width, compute=compute, rngs=rngs, zero=True)
                 for i, width in enumerate([*skips, skips[-1]])
             }
         )
@@ -72,7 +79,9 @@ class HintEncoder(nnx.Module):
     between widths.
     """
 
-    def __init__(self, channels: int, cfg: CapFaceConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(
+        self, channels: int, cfg: CapFaceConfig, compute: ComputeConfig, *, rngs: nnx.Rngs
+    ):
         first, *wider = cfg.hint_widths
         steps = [(cfg.hint_channels, first, 1), (first, first, 1)]
         for width in wider:
@@ -81,7 +90,9 @@ class HintEncoder(nnx.Module):
         last = len(steps) - 1
         self.convs = nnx.Dict(
             {
-                str(i): conv(inputs, outputs, stride=stride, dtype=dtype, rngs=rngs, zero=i == last)
+                str(i): conv(
+                    inputs, outputs, stride=stride, compute=compute, rngs=rngs, zero=i == last
+                )
                 for i, (inputs, outputs, stride) in enumerate(steps)
             }
         )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.convnet import ResNet
 from caphuman_jax.nn.layers import linear
 
@@ -25,11 +26,11 @@ light: 9 SH × RGB.
 class DecaEncoder(nnx.Module):
     """ResNet-50, average, two dense layers."""
 
-    def __init__(self, dtype=jnp.float32, *, rngs: nnx.Rngs):
-        self.dtype = dtype
-        self.resnet = ResNet((3, 4, 6, 3), bottleneck=True, dtype=dtype, rngs=rngs)
-        self.hidden = linear(2048, 1024, dtype=dtype, rngs=rngs)
-        self.codes = linear(1024, sum(PARTS.values()), dtype=dtype, rngs=rngs)
+    def __init__(self, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs):
+        self.dtype = compute.dtype
+        self.resnet = ResNet((3, 4, 6, 3), bottleneck=True, compute=compute, rngs=rngs)
+        self.hidden = linear(2048, 1024, compute=compute, rngs=rngs)
+        self.codes = linear(1024, sum(PARTS.values()), compute=compute, rngs=rngs)
 
     def __call__(self, crops: jax.Array) -> jax.Array:
         """Crops (B, 224, 224, 3), RGB in [0, 1] → (B, 236) float32."""

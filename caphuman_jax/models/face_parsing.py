@@ -17,6 +17,7 @@ from PIL import Image
 
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.models.network import Network
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.convnet import ConvNorm, ResNet
 from caphuman_jax.nn.layers import linear, upsample
 
@@ -57,9 +58,9 @@ def normalize(images: jax.Array) -> jax.Array:
 class BiSeNet(nnx.Module):
     """Features at 1/8 from two depths of the ResNet, fused and classified."""
 
-    def __init__(self, dtype=jnp.float32, *, rngs: nnx.Rngs):
-        common = {"dtype": dtype, "rngs": rngs}
-        self.dtype = dtype
+    def __init__(self, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs):
+        common = {"compute": compute, "rngs": rngs}
+        self.dtype = compute.dtype
         self.resnet = ResNet((2, 2, 2, 2), bottleneck=False, **common)
         self.context = ConvNorm(512, 128, 1, **common)
         self.attend_32 = Attend(512, **common)
@@ -90,9 +91,9 @@ class BiSeNet(nnx.Module):
 class Attend(nnx.Module):
     """A 3×3 convolution whose channels are weighed by their average over the picture."""
 
-    def __init__(self, inputs: int, *, dtype, rngs: nnx.Rngs):
-        self.conv = ConvNorm(inputs, 128, 3, padding=1, dtype=dtype, rngs=rngs)
-        self.weigh = ConvNorm(128, 128, 1, activate=False, dtype=dtype, rngs=rngs)
+    def __init__(self, inputs: int, *, compute: ComputeConfig, rngs: nnx.Rngs):
+        self.conv = ConvNorm(inputs, 128, 3, padding=1, compute=compute, rngs=rngs)
+        self.weigh = ConvNorm(128, 128, 1, activate=False, compute=compute, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, inputs) → (B, H, W, 128)."""

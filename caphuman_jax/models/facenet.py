@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.convnet import BatchNorm, ConvNorm, max_pool
 from caphuman_jax.nn.layers import linear
 
@@ -33,10 +34,10 @@ def normalize(crops: jax.Array) -> jax.Array:
 class FaceNet(nnx.Module):
     """InceptionResnetV1 without its classifier."""
 
-    def __init__(self, dtype=jnp.float32, *, rngs: nnx.Rngs):
-        conv = functools.partial(ConvNorm, eps=_EPS, dtype=dtype, rngs=rngs)
-        common = {"dtype": dtype, "rngs": rngs}
-        self.dtype = dtype
+    def __init__(self, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs):
+        conv = functools.partial(ConvNorm, eps=_EPS, compute=compute, rngs=rngs)
+        common = {"compute": compute, "rngs": rngs}
+        self.dtype = compute.dtype
         self.conv_1a = conv(3, 32, 3, stride=2)
         self.conv_2a = conv(32, 32, 3)
         self.conv_2b = conv(32, 64, 3, padding=1)
@@ -116,13 +117,15 @@ class InceptionResidual(nnx.Module):
         *,
         scale: float,
         activate: bool = True,
-        dtype,
+        compute: ComputeConfig,
         rngs: nnx.Rngs,
     ):
         self.scale = scale
         self.activate = activate
-        self.branches = _branches(width, branches, dtype, rngs)
-        self.mix = linear(sum(branch[-1][0] for branch in branches), width, dtype=dtype, rngs=rngs)
+        self.branches = _branches(width, branches, compute, rngs)
+        self.mix = linear(
+            sum(branch[-1][0] for branch in branches), width, compute=compute, rngs=rngs
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, width) → the same."""
@@ -135,15 +138,19 @@ class InceptionResidual(nnx.Module):
 class Reduction(nnx.Module):
     """Branches side by side that halve the size, and a maximum beside them."""
 
-    def __init__(self, width: int, branches: Sequence[Branch], *, dtype, rngs: nnx.Rngs):
-        self.branches = _branches(width, branches, dtype, rngs)
+    def __init__(
+        self, width: int, branches: Sequence[Branch], *, compute: ComputeConfig, rngs: nnx.Rngs
+    ):
+        self.branches = _branches(width, branches, compute, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, width) → (B, H', W', width + the branches' channels)."""
         return jnp.concatenate([*_run(self.branches, x), max_pool(x)], axis=-1)
 
 
-def _branches(width: int, branches: Sequence[Branch], dtype, rngs: nnx.Rngs) -> nnx.Dict:
+def _branches(
+    width: int, branches: Sequence[Branch], compute: ComputeConfig, rngs: nnx.Rngs
+) -> nnx.Dict:
     made = nnx.Dict({})
     for number, branch in enumerate(branches):
         made[str(number)] = nnx.Dict({})
@@ -156,7 +163,7 @@ def _branches(width: int, branches: Sequence[Branch], dtype, rngs: nnx.Rngs) -> 
                 stride=stride,
                 padding=padding,
                 eps=_EPS,
-                dtype=dtype,
+                compute=compute,
                 rngs=rngs,
             )
             inputs = channels

@@ -7,15 +7,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.config import IdentityConfig
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import linear
 
 
 class IdentityProjector(nnx.Module):
     """Brings image tokens and the recognition vector to the width of the UNet's context."""
 
-    def __init__(self, cfg: IdentityConfig, width: int, dtype=jnp.float32, *, rngs: nnx.Rngs):
-        self.image = linear(cfg.image_width, width, dtype=dtype, rngs=rngs)
-        self.recognition = linear(cfg.recognition_width, width, dtype=dtype, rngs=rngs)
+    def __init__(
+        self,
+        cfg: IdentityConfig,
+        width: int,
+        compute: ComputeConfig = ComputeConfig(),
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.image = linear(cfg.image_width, width, compute=compute, rngs=rngs)
+        self.recognition = linear(cfg.recognition_width, width, compute=compute, rngs=rngs)
 
     def __call__(self, image_tokens: jax.Array, recognition: jax.Array) -> jax.Array:
         """image_tokens (B, N, image_width), recognition (B, recognition_width), L2-normalized

@@ -19,6 +19,7 @@ from PIL import Image
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.models.facenet import SIZE
 from caphuman_jax.models.network import Network
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.initializers import lecun_normal
 from caphuman_jax.nn.layers import linear
 
@@ -65,9 +66,9 @@ class RefinementNet(nnx.Module):
         self.conv1, self.prelu1 = _conv(3, 28, 3, rngs), PReLU(28)
         self.conv2, self.prelu2 = _conv(28, 48, 3, rngs), PReLU(48)
         self.conv3, self.prelu3 = _conv(48, 64, 2, rngs), PReLU(64)
-        self.dense4, self.prelu4 = linear(576, 128, dtype=jnp.float32, rngs=rngs), PReLU(128)
+        self.dense4, self.prelu4 = linear(576, 128, compute=ComputeConfig(), rngs=rngs), PReLU(128)
         self.dense5_1, self.dense5_2 = (
-            linear(128, n, dtype=jnp.float32, rngs=rngs) for n in (2, 4)
+            linear(128, n, compute=ComputeConfig(), rngs=rngs) for n in (2, 4)
         )
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -86,9 +87,9 @@ class OutputNet(nnx.Module):
         self.conv2, self.prelu2 = _conv(32, 64, 3, rngs), PReLU(64)
         self.conv3, self.prelu3 = _conv(64, 64, 3, rngs), PReLU(64)
         self.conv4, self.prelu4 = _conv(64, 128, 2, rngs), PReLU(128)
-        self.dense5, self.prelu5 = linear(1152, 256, dtype=jnp.float32, rngs=rngs), PReLU(256)
+        self.dense5, self.prelu5 = linear(1152, 256, compute=ComputeConfig(), rngs=rngs), PReLU(256)
         self.dense6_1, self.dense6_2, self.dense6_3 = (
-            linear(256, n, dtype=jnp.float32, rngs=rngs) for n in (2, 4, 10)
+            linear(256, n, compute=ComputeConfig(), rngs=rngs) for n in (2, 4, 10)
         )
 
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.config import ModelConfig
@@ -20,6 +19,7 @@ from caphuman_jax.models.identity_projector import IdentityProjector
 from caphuman_jax.models.network import Network, abstract_network, split
 from caphuman_jax.models.unet import UNet
 from caphuman_jax.models.vae import VAE
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.initializers import HostRngs
 
 TRAINABLE = ("capface", "identity")
@@ -32,15 +32,20 @@ measured with in training.
 
 
 def abstract(
-    cfg: ModelConfig, dtype=jnp.float32, *, only: Collection[str] | None = None
+    cfg: ModelConfig,
+    compute: ComputeConfig = ComputeConfig(),
+    *,
+    only: Collection[str] | None = None,
 ) -> dict[str, Network]:
     """Every network's (graphdef, params) with `jax.ShapeDtypeStruct` leaves; nothing is allocated
     or computed.
 
     Keys: unet, capface, identity, vae, text; image_encoder if the configuration has one;
     controlnet_NAME for each of its ControlNets. `only` picks some of them, and may name those of
-    OPTIONAL. `dtype` is the compute dtype."""
-    makers = _makers(cfg, dtype) | (_optional(dtype) if only and set(OPTIONAL) & set(only) else {})
+    OPTIONAL. Parameters are float32 whatever the compute dtype is."""
+    makers = _makers(cfg, compute) | (
+        _optional(compute) if only and set(OPTIONAL) & set(only) else {}
+    )
     return {
         name: abstract_network(make)
         for name, make in makers.items()
@@ -49,7 +54,11 @@ def abstract(
 
 
 def init(
-    cfg: ModelConfig, key: jax.Array, dtype=jnp.float32, *, only: Collection[str] | None = None
+    cfg: ModelConfig,
+    key: jax.Array,
+    compute: ComputeConfig = ComputeConfig(),
+    *,
+    only: Collection[str] | None = None,
 ) -> dict[str, Network]:
     """Every network's (graphdef, params), or those of `only`, freshly initialized; the same key
     gives the same parameters.
@@ -57,7 +66,7 @@ def init(
     The numbers are drawn on the host (nn/initializers.py says why), so this cannot be called inside
     a compiled function."""
     networks = {}
-    for number, (name, make) in enumerate(_makers(cfg, dtype).items()):
+    for number, (name, make) in enumerate(_makers(cfg, compute).items()):
         if only is not None and name not in only:
             continue
         networks[name] = split(make(HostRngs(jax.random.fold_in(key, number))))
@@ -76,29 +85,29 @@ def trainable_parameters(cfg: ModelConfig) -> int:
     return sum(count(params) for _, params in abstract(cfg, only=TRAINABLE).values())
 
 
-def _makers(cfg: ModelConfig, dtype) -> dict[str, Callable[[Any], nnx.Module]]:
+def _makers(cfg: ModelConfig, compute: ComputeConfig) -> dict[str, Callable[[Any], nnx.Module]]:
     makers = {
-        "unet": lambda rngs: UNet(cfg.unet, dtype, rngs=rngs),
-        "capface": lambda rngs: CapFace(cfg.unet, cfg.capface, dtype, rngs=rngs),
+        "unet": lambda rngs: UNet(cfg.unet, compute, rngs=rngs),
+        "capface": lambda rngs: CapFace(cfg.unet, cfg.capface, compute, rngs=rngs),
         "identity": lambda rngs: IdentityProjector(
-            cfg.identity, cfg.unet.cross_attention_dim, dtype, rngs=rngs
+            cfg.identity, cfg.unet.cross_attention_dim, compute, rngs=rngs
         ),
-        "vae": lambda rngs: VAE(cfg.vae, dtype, rngs=rngs),
-        "text": lambda rngs: TextEncoder(cfg.text, dtype, rngs=rngs),
+        "vae": lambda rngs: VAE(cfg.vae, compute, rngs=rngs),
+        "text": lambda rngs: TextEncoder(cfg.text, compute, rngs=rngs),
     }
     if cfg.image_encoder is not None:
-        makers["image_encoder"] = lambda rngs: ImageEncoder(cfg.image_encoder, dtype, rngs=rngs)
+        makers["image_encoder"] = lambda rngs: ImageEncoder(cfg.image_encoder, compute, rngs=rngs)
     for name in cfg.controlnets:
         makers[f"controlnet_{name}"] = lambda rngs: ControlNet(
-            cfg.unet, cfg.controlnet, dtype, rngs=rngs
+            cfg.unet, cfg.controlnet, compute, rngs=rngs
         )
     return makers
 
 
-def _optional(dtype) -> dict[str, Callable[[Any], nnx.Module]]:
+def _optional(compute) -> dict[str, Callable[[Any], nnx.Module]]:
     return {
-        "facenet": lambda rngs: facenet.FaceNet(dtype, rngs=rngs),
-        "face_parsing": lambda rngs: face_parsing.BiSeNet(dtype, rngs=rngs),
+        "facenet": lambda rngs: facenet.FaceNet(compute, rngs=rngs),
+        "face_parsing": lambda rngs: face_parsing.BiSeNet(compute, rngs=rngs),
         "mtcnn_pnet": lambda rngs: mtcnn.ProposalNet(rngs=rngs),
         "mtcnn_rnet": lambda rngs: mtcnn.RefinementNet(rngs=rngs),
         "mtcnn_onet": lambda rngs: mtcnn.OutputNet(rngs=rngs),

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.config import UNetConfig
-from caphuman_jax.nn import compute_config
 from caphuman_jax.nn.blocks import ResBlock, TransformerBlock, repeated
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import GroupNorm, conv, convolve_upsampled, linear
 from caphuman_jax.nn.timesteps import timestep_embedding
 
@@ -32,10 +32,13 @@ class UNet(nnx.Module):
     residuals.
     """
 
-    def __init__(self, cfg: UNetConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
+    def __init__(
+        self, cfg: UNetConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs
+    ):
+        self.compute = compute
         self.levels = len(cfg.channel_multipliers)
         self.blocks_per_level = cfg.blocks_per_level + 1
-        self.encoder = Encoder(cfg, dtype, rngs=rngs)
+        self.encoder = Encoder(cfg, compute, rngs=rngs)
         skips = skip_widths(cfg)
         width = skips[-1]
         self.up = nnx.Dict({})
@@ -43,15 +46,15 @@ class UNet(nnx.Module):
             outputs = cfg.channels * cfg.channel_multipliers[level]
             stage = nnx.Dict({})
             for i in range(self.blocks_per_level):
-                stage[f"res_{i}"] = _res_block(width + skips.pop(), outputs, cfg, dtype, rngs)
+                stage[f"res_{i}"] = _res_block(width + skips.pop(), outputs, cfg, compute, rngs)
                 width = outputs
                 if 2**level in cfg.attention_resolutions:
-                    stage[f"attention_{i}"] = _attention(width, cfg, dtype, rngs)
+                    stage[f"attention_{i}"] = _attention(width, cfg, compute, rngs)
             if level > 0:
-                stage["upsample"] = conv(width, width, dtype=dtype, rngs=rngs)
+                stage["upsample"] = conv(width, width, compute=compute, rngs=rngs)
             self.up[str(level)] = stage
-        self.norm_out = GroupNorm(width, cfg.groups)
-        self.conv_out = conv(width, cfg.out_channels, dtype=dtype, rngs=rngs, zero=True)
+        self.norm_out = GroupNorm(width, cfg.groups, compute=compute)
+        self.conv_out = conv(width, cfg.out_channels, compute=compute, rngs=rngs, zero=True)
 
     def embed_times(self, timesteps: jax.Array) -> Times:
         """What every residual block adds for timesteps (S,) float32; needed at all steps, so
@@ -152,11 +155,11 @@ class UNet(nnx.Module):
         for number, (level, i) in enumerate(places[start:stop], start):
             stage, res, attend = self.up[level], f"res_{i}", f"attention_{i}"
             skip = repeated(skips[len(places) - 1 - number], h.shape[0])
-            h = compute_config.block(stage[res])(
+            h = self.compute.remat_block(stage[res])(
                 jnp.concatenate([h, skip], axis=-1), times["up"][level][res]
             )
             if attend in stage:
-                h = compute_config.block(stage[attend])(h, _at(text, "up", level, attend))
+                h = self.compute.remat_block(stage[attend])(h, _at(text, "up", level, attend))
             if "upsample" in stage and i == self.blocks_per_level - 1:
                 h = convolve_upsampled(stage["upsample"], h)
         return h
@@ -165,30 +168,31 @@ class UNet(nnx.Module):
 class Encoder(nnx.Module):
     """The half of the UNet that narrows, and its middle; CapFace has one of its own."""
 
-    def __init__(self, cfg: UNetConfig, dtype, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: UNetConfig, compute: ComputeConfig, *, rngs: nnx.Rngs):
         self.channels = cfg.channels
+        self.compute = compute
         self.levels = len(cfg.channel_multipliers)
         self.blocks_per_level = cfg.blocks_per_level
-        self.time_1 = linear(cfg.channels, 4 * cfg.channels, dtype=dtype, rngs=rngs)
-        self.time_2 = linear(4 * cfg.channels, 4 * cfg.channels, dtype=dtype, rngs=rngs)
-        self.conv_in = conv(cfg.in_channels, cfg.channels, dtype=dtype, rngs=rngs)
+        self.time_1 = linear(cfg.channels, 4 * cfg.channels, compute=compute, rngs=rngs)
+        self.time_2 = linear(4 * cfg.channels, 4 * cfg.channels, compute=compute, rngs=rngs)
+        self.conv_in = conv(cfg.in_channels, cfg.channels, compute=compute, rngs=rngs)
         width = cfg.channels
         self.down = nnx.Dict({})
         for level, multiplier in enumerate(cfg.channel_multipliers):
             stage = nnx.Dict({})
             for i in range(cfg.blocks_per_level):
-                stage[f"res_{i}"] = _res_block(width, cfg.channels * multiplier, cfg, dtype, rngs)
+                stage[f"res_{i}"] = _res_block(width, cfg.channels * multiplier, cfg, compute, rngs)
                 width = cfg.channels * multiplier
                 if 2**level in cfg.attention_resolutions:
-                    stage[f"attention_{i}"] = _attention(width, cfg, dtype, rngs)
+                    stage[f"attention_{i}"] = _attention(width, cfg, compute, rngs)
             if level < self.levels - 1:
-                stage["downsample"] = conv(width, width, stride=2, dtype=dtype, rngs=rngs)
+                stage["downsample"] = conv(width, width, stride=2, compute=compute, rngs=rngs)
             self.down[str(level)] = stage
         self.middle = nnx.Dict(
             {
-                "res_1": _res_block(width, width, cfg, dtype, rngs),
-                "attention": _attention(width, cfg, dtype, rngs),
-                "res_2": _res_block(width, width, cfg, dtype, rngs),
+                "res_1": _res_block(width, width, cfg, compute, rngs),
+                "attention": _attention(width, cfg, compute, rngs),
+                "res_2": _res_block(width, width, cfg, compute, rngs),
             }
         )
 
@@ -231,18 +235,20 @@ class Encoder(nnx.Module):
         for level in range(self.levels):
             stage, place = self.down[str(level)], ("down", str(level))
             for i in range(self.blocks_per_level):
-                h = compute_config.block(stage[f"res_{i}"])(h, _at(times, *place, f"res_{i}"))
+                h = self.compute.remat_block(stage[f"res_{i}"])(h, _at(times, *place, f"res_{i}"))
                 if f"attention_{i}" in stage:
-                    h = compute_config.block(stage[f"attention_{i}"])(
+                    h = self.compute.remat_block(stage[f"attention_{i}"])(
                         h, _at(context, *place, f"attention_{i}")
                     )
                 skips.append(h)
             if "downsample" in stage:
                 h = stage["downsample"](h)
                 skips.append(h)
-        h = compute_config.block(self.middle["res_1"])(h, times["middle"]["res_1"])
-        h = compute_config.block(self.middle["attention"])(h, _at(context, "middle", "attention"))
-        h = compute_config.block(self.middle["res_2"])(h, times["middle"]["res_2"])
+        h = self.compute.remat_block(self.middle["res_1"])(h, times["middle"]["res_1"])
+        h = self.compute.remat_block(self.middle["attention"])(
+            h, _at(context, "middle", "attention")
+        )
+        h = self.compute.remat_block(self.middle["res_2"])(h, times["middle"]["res_2"])
         return skips, h
 
 
@@ -308,20 +314,24 @@ def _added(features: Sequence[jax.Array], control: Control | None) -> list[jax.A
     ]
 
 
-def _res_block(inputs: int, outputs: int, cfg: UNetConfig, dtype, rngs: nnx.Rngs) -> ResBlock:
+def _res_block(
+    inputs: int, outputs: int, cfg: UNetConfig, compute: ComputeConfig, rngs: nnx.Rngs
+) -> ResBlock:
     return ResBlock(
         inputs,
         outputs,
         groups=cfg.groups,
         eps=1e-5,
-        dtype=dtype,
+        compute=compute,
         rngs=rngs,
         time_width=4 * cfg.channels,
         zero=True,
     )
 
 
-def _attention(width: int, cfg: UNetConfig, dtype, rngs: nnx.Rngs) -> TransformerBlock:
+def _attention(
+    width: int, cfg: UNetConfig, compute: ComputeConfig, rngs: nnx.Rngs
+) -> TransformerBlock:
     return TransformerBlock(
-        width, cfg.cross_attention_dim, cfg.heads, groups=cfg.groups, dtype=dtype, rngs=rngs
+        width, cfg.cross_attention_dim, cfg.heads, groups=cfg.groups, compute=compute, rngs=rngs
     )

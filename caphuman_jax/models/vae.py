@@ -9,6 +9,7 @@ from flax import nnx
 from caphuman_jax.config import VAEConfig
 from caphuman_jax.nn.attention import attention
 from caphuman_jax.nn.blocks import ResBlock
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import (
     GroupNorm,
     conv,
@@ -27,13 +28,15 @@ class VAE(nnx.Module):
     Latents here are as the decoder takes them; the diffusion networks see them multiplied by
     `cfg.scale`."""
 
-    def __init__(self, cfg: VAEConfig, dtype=jnp.float32, *, rngs: nnx.Rngs):
-        self.encoder = Encoder(cfg, dtype=dtype, rngs=rngs)
+    def __init__(self, cfg: VAEConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs):
+        self.encoder = Encoder(cfg, compute=compute, rngs=rngs)
         self.quant = linear(
-            2 * cfg.latent_channels, 2 * cfg.latent_channels, dtype=dtype, rngs=rngs
+            2 * cfg.latent_channels, 2 * cfg.latent_channels, compute=compute, rngs=rngs
         )
-        self.post_quant = linear(cfg.latent_channels, cfg.latent_channels, dtype=dtype, rngs=rngs)
-        self.decoder = Decoder(cfg, dtype=dtype, rngs=rngs)
+        self.post_quant = linear(
+            cfg.latent_channels, cfg.latent_channels, compute=compute, rngs=rngs
+        )
+        self.decoder = Decoder(cfg, compute=compute, rngs=rngs)
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Posterior of the latents.
@@ -54,12 +57,14 @@ class VAE(nnx.Module):
 class Encoder(nnx.Module):
     """Pictures → moments of the latents before `quant`."""
 
-    def __init__(self, cfg: VAEConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, cfg: VAEConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
         self.patch = cfg.patch
         self.blocks_per_level = cfg.blocks_per_level
         widths = [cfg.encoder_channels * m for m in cfg.channel_multipliers]
-        block = _blocks(cfg, dtype, rngs)
-        self.conv_in = conv(cfg.image_channels * cfg.patch**2, widths[0], dtype=dtype, rngs=rngs)
+        block = _blocks(cfg, compute, rngs)
+        self.conv_in = conv(
+            cfg.image_channels * cfg.patch**2, widths[0], compute=compute, rngs=rngs
+        )
         self.down = nnx.Dict({})
         width = widths[0]
         for level, outputs in enumerate(widths):
@@ -70,12 +75,12 @@ class Encoder(nnx.Module):
             if level < len(widths) - 1:
                 # One pixel of padding at the right and at the bottom only.
                 stage["downsample"] = conv(
-                    width, width, stride=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs
+                    width, width, stride=2, padding=((0, 1), (0, 1)), compute=compute, rngs=rngs
                 )
             self.down[str(level)] = stage
-        self.middle = Middle(width, cfg, dtype=dtype, rngs=rngs)
-        self.norm_out = GroupNorm(width, cfg.groups, _EPS)
-        self.conv_out = conv(width, 2 * cfg.latent_channels, dtype=dtype, rngs=rngs)
+        self.middle = Middle(width, cfg, compute=compute, rngs=rngs)
+        self.norm_out = GroupNorm(width, cfg.groups, _EPS, compute=compute)
+        self.conv_out = conv(width, 2 * cfg.latent_channels, compute=compute, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """(B, H, W, image_channels) → (B, H/f, W/f, 2·latent_channels)."""
@@ -92,13 +97,13 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents after `post_quant` → pictures."""
 
-    def __init__(self, cfg: VAEConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, cfg: VAEConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
         self.patch = cfg.patch
         self.blocks_per_level = cfg.blocks_per_level + 1
         widths = [cfg.decoder_channels * m for m in reversed(cfg.channel_multipliers)]
-        block = _blocks(cfg, dtype, rngs)
-        self.conv_in = conv(cfg.latent_channels, widths[0], dtype=dtype, rngs=rngs)
-        self.middle = Middle(widths[0], cfg, dtype=dtype, rngs=rngs)
+        block = _blocks(cfg, compute, rngs)
+        self.conv_in = conv(cfg.latent_channels, widths[0], compute=compute, rngs=rngs)
+        self.middle = Middle(widths[0], cfg, compute=compute, rngs=rngs)
         self.up = nnx.Dict({})
         width = widths[0]
         for level, outputs in enumerate(widths):
@@ -107,10 +112,10 @@ class Decoder(nnx.Module):
                 stage[f"res_{i}"] = block(width, outputs)
                 width = outputs
             if level < len(widths) - 1:
-                stage["upsample"] = conv(width, width, dtype=dtype, rngs=rngs)
+                stage["upsample"] = conv(width, width, compute=compute, rngs=rngs)
             self.up[str(level)] = stage
-        self.norm_out = GroupNorm(width, cfg.groups, _EPS)
-        self.conv_out = conv(width, cfg.image_channels * cfg.patch**2, dtype=dtype, rngs=rngs)
+        self.norm_out = GroupNorm(width, cfg.groups, _EPS, compute=compute)
+        self.conv_out = conv(width, cfg.image_channels * cfg.patch**2, compute=compute, rngs=rngs)
 
     def __call__(self, latents: jax.Array) -> jax.Array:
         """(B, h, w, latent_channels) → (B, f·h, f·w, image_channels)."""
@@ -127,25 +132,32 @@ class Decoder(nnx.Module):
 class Middle(nnx.Module):
     """Residual block, self-attention with one head, residual block."""
 
-    def __init__(self, width: int, cfg: VAEConfig, *, dtype, rngs: nnx.Rngs):
-        block = _blocks(cfg, dtype, rngs)
+    def __init__(self, width: int, cfg: VAEConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
+        block = _blocks(cfg, compute, rngs)
+        self.compute = compute
         self.res_1 = block(width, width)
-        self.norm = GroupNorm(width, cfg.groups, _EPS)
-        self.query = linear(width, width, dtype=dtype, rngs=rngs)
-        self.key = linear(width, width, dtype=dtype, rngs=rngs)
-        self.value = linear(width, width, dtype=dtype, rngs=rngs)
-        self.out = linear(width, width, dtype=dtype, rngs=rngs)
+        self.norm = GroupNorm(width, cfg.groups, _EPS, compute=compute)
+        self.query = linear(width, width, compute=compute, rngs=rngs)
+        self.key = linear(width, width, compute=compute, rngs=rngs)
+        self.value = linear(width, width, compute=compute, rngs=rngs)
+        self.out = linear(width, width, compute=compute, rngs=rngs)
         self.res_2 = block(width, width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, h, w, width) → the same."""
         x = self.res_1(x)
         positions = self.norm(x).reshape(x.shape[0], -1, x.shape[3])
-        h = attention(self.query(positions), self.key(positions), self.value(positions), heads=1)
+        h = attention(
+            self.query(positions),
+            self.key(positions),
+            self.value(positions),
+            heads=1,
+            compute=self.compute,
+        )
         return self.res_2(x + self.out(h).reshape(x.shape))
 
 
-def _blocks(cfg: VAEConfig, dtype, rngs: nnx.Rngs):
+def _blocks(cfg: VAEConfig, compute: ComputeConfig, rngs: nnx.Rngs):
     return lambda inputs, outputs: ResBlock(
-        inputs, outputs, groups=cfg.groups, eps=_EPS, dtype=dtype, rngs=rngs
+        inputs, outputs, groups=cfg.groups, eps=_EPS, compute=compute, rngs=rngs
     )

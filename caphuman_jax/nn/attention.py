@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
-from caphuman_jax.nn import compute_config
+from caphuman_jax.nn.compute_config import ComputeConfig
 
 # From so many positions on, splash is taken on a TPU by itself. Below, XLA's whole softmax is
 # small.
@@ -20,7 +20,7 @@ def attention(
     heads: int,
     *,
     causal: bool = False,
-    backend: str | None = None,
+    compute: ComputeConfig = ComputeConfig(),
 ) -> jax.Array:
     """Multi-head scaled dot-product attention with a float32 softmax.
 
@@ -29,25 +29,20 @@ def attention(
         key, value: (B, S, heads·D), of the query's dtype.
         heads: number of heads; they lie next to each other on the last axis.
         causal: a position sees only itself and those before it.
-        backend: "xla"; "cudnn" (NVIDIA, bfloat16 or float16, L even, D a multiple of 8 up to 128,
-            from Hopper on 256); "splash" (TPU, L and S multiples of 128, not causal): neither holds
-            an (L, S) array; "auto": one of these where it can run and pays, XLA elsewhere; None: as
-            `nn.choices` say.
+        compute: its `attention` is the backend: "xla"; "cudnn" (NVIDIA, bfloat16 or float16, L
+            even, D a multiple of 8 up to 128, from Hopper on 256) or "splash" (TPU, L and S
+            multiples of 128, not causal), neither of which holds an (L, S) array; or "auto", one
+            of these where it can run and pays, XLA elsewhere.
+
     Returns:
         (B, L, heads·D) in the query's dtype.
-    Raises:
-        ValueError: for an unknown backend.
     """
     batch, queries, width = query.shape
     keys = key.shape[1]
     head_width = width // heads
-    backend = backend or compute_config.current().attention_for(queries)
+    backend = compute.attention_for(queries)
     if backend == "auto":
-        backend = _best(query.dtype, queries, keys, head_width, causal)
-    if backend not in compute_config.ATTENTION:
-        raise ValueError(
-            f"unknown attention backend {backend!r}; known: {', '.join(compute_config.ATTENTION)}"
-        )
+        backend = _best(query.dtype, queries, keys, head_width, causal, compute)
 
     lengths = None
     if backend == "cudnn" and keys % 2:
@@ -56,7 +51,7 @@ def attention(
         lengths = jnp.full((batch,), keys, jnp.int32)
     query, key, value = (x.reshape(batch, -1, heads, head_width) for x in (query, key, value))
     if backend == "splash":
-        return _splash(query, key, value).reshape(batch, queries, width)
+        return _splash(query, key, value, compute.mesh).reshape(batch, queries, width)
 
     def run(query, key, value):
         return jax.nn.dot_product_attention(
@@ -71,14 +66,14 @@ def attention(
     with jax.numpy_dtype_promotion(
         "standard"
     ):  # JAX's own code promotes bfloat16 to float32 for the softmax.
-        out = (compute_config.softmax_attention(run) if backend == "xla" else run)(
-            query, key, value
-        )
+        out = (compute.remat_attention(run) if backend == "xla" else run)(query, key, value)
     return out.reshape(batch, queries, width)
 
 
-def _best(dtype, queries: int, keys: int, head_width: int, causal: bool) -> str:
-    half, platform = dtype in (jnp.bfloat16, jnp.float16), compute_config.current().on()
+def _best(
+    dtype, queries: int, keys: int, head_width: int, causal: bool, compute: ComputeConfig
+) -> str:
+    half, platform = dtype in (jnp.bfloat16, jnp.float16), compute.platform_name()
     if (
         platform == "gpu"
         and half
@@ -93,11 +88,7 @@ def _best(dtype, queries: int, keys: int, head_width: int, causal: bool) -> str:
         and queries % 128 == keys % 128 == 0
         and not causal
     )
-    if (
-        platform == "tpu"
-        and fits
-        and (compute_config.current().mesh is not None or jax.device_count() == 1)
-    ):
+    if platform == "tpu" and fits and (compute.mesh is not None or jax.device_count() == 1):
         return "splash"
     return "xla"
 
@@ -110,9 +101,8 @@ def _widest_head() -> int:
     return 256 if float(capability) >= 9 else 128
 
 
-def _splash(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def _splash(query: jax.Array, key: jax.Array, value: jax.Array, mesh: Mesh | None) -> jax.Array:
     """(B, L, heads, D) with JAX's TPU kernel, on each device for its own part of the batch."""
-    mesh = compute_config.current().mesh
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     run = jax.vmap(_splash_kernel(query.shape[2], query.shape[1], key.shape[1]))
     if mesh is not None and mesh.size > 1:

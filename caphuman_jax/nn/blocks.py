@@ -8,6 +8,7 @@ from flax import nnx
 
 from caphuman_jax.nn import fused
 from caphuman_jax.nn.attention import attention
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
 
 KeysValues = tuple[jax.Array, jax.Array]
@@ -29,19 +30,19 @@ class ResBlock(nnx.Module):
         *,
         groups: int,
         eps: float,
-        dtype,
+        compute: ComputeConfig,
         rngs: nnx.Rngs,
         time_width: int | None = None,
         zero: bool = False,
     ):
-        self.norm_1 = GroupNorm(inputs, groups, eps)
-        self.conv_1 = conv(inputs, outputs, dtype=dtype, rngs=rngs)
+        self.norm_1 = GroupNorm(inputs, groups, eps, compute=compute)
+        self.conv_1 = conv(inputs, outputs, compute=compute, rngs=rngs)
         if time_width is not None:
-            self.time = linear(time_width, outputs, dtype=dtype, rngs=rngs)
-        self.norm_2 = GroupNorm(outputs, groups, eps)
-        self.conv_2 = conv(outputs, outputs, dtype=dtype, rngs=rngs, zero=zero)
+            self.time = linear(time_width, outputs, compute=compute, rngs=rngs)
+        self.norm_2 = GroupNorm(outputs, groups, eps, compute=compute)
+        self.conv_2 = conv(outputs, outputs, compute=compute, rngs=rngs, zero=zero)
         if inputs != outputs:
-            self.shortcut = linear(inputs, outputs, dtype=dtype, rngs=rngs)
+            self.shortcut = linear(inputs, outputs, compute=compute, rngs=rngs)
 
     def shift(self, time: jax.Array) -> jax.Array:
         """Timestep embedding (B, time_width) → what it adds to the block's features, (B, outputs)."""
@@ -61,12 +62,21 @@ class Attention(nnx.Module):
     before the output.
     """
 
-    def __init__(self, width: int, cross_attention_dim: int, heads: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        cross_attention_dim: int,
+        heads: int,
+        *,
+        compute: ComputeConfig,
+        rngs: nnx.Rngs,
+    ):
         self.heads = heads
-        self.query = linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.key = linear(cross_attention_dim, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.value = linear(cross_attention_dim, width, use_bias=False, dtype=dtype, rngs=rngs)
-        self.out = linear(width, width, dtype=dtype, rngs=rngs)
+        self.compute = compute
+        self.query = linear(width, width, use_bias=False, compute=compute, rngs=rngs)
+        self.key = linear(cross_attention_dim, width, use_bias=False, compute=compute, rngs=rngs)
+        self.value = linear(cross_attention_dim, width, use_bias=False, compute=compute, rngs=rngs)
+        self.out = linear(width, width, compute=compute, rngs=rngs)
 
     def keys_values(self, context: jax.Array) -> KeysValues:
         """Context (B, S, cross_attention_dim) → keys and values, (B, S, width) each."""
@@ -77,15 +87,15 @@ class Attention(nnx.Module):
         width).
         """
         key, value = context if isinstance(context, tuple) else self.keys_values(context)
-        return self.out(attention(self.query(x), key, value, self.heads))
+        return self.out(attention(self.query(x), key, value, self.heads, compute=self.compute))
 
 
 class FeedForward(nnx.Module):
     """Two layers with a gated exact GELU between them (GEGLU, arXiv 2002.05202)."""
 
-    def __init__(self, width: int, *, dtype, rngs: nnx.Rngs):
-        self.up = linear(width, 8 * width, dtype=dtype, rngs=rngs)
-        self.down = linear(4 * width, width, dtype=dtype, rngs=rngs)
+    def __init__(self, width: int, *, compute: ComputeConfig, rngs: nnx.Rngs):
+        self.up = linear(width, 8 * width, compute=compute, rngs=rngs)
+        self.down = linear(4 * width, width, compute=compute, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, L, width) → the same."""
@@ -111,18 +121,20 @@ class TransformerBlock(nnx.Module):
         heads: int,
         *,
         groups: int,
-        dtype,
+        compute: ComputeConfig,
         rngs: nnx.Rngs,
     ):
-        self.norm = GroupNorm(width, groups, eps=1e-6)
-        self.proj_in = linear(width, width, dtype=dtype, rngs=rngs)
+        self.norm = GroupNorm(width, groups, eps=1e-6, compute=compute)
+        self.proj_in = linear(width, width, compute=compute, rngs=rngs)
         self.norm_1 = LayerNorm(width)
-        self.self_attention = Attention(width, width, heads, dtype=dtype, rngs=rngs)
+        self.self_attention = Attention(width, width, heads, compute=compute, rngs=rngs)
         self.norm_2 = LayerNorm(width)
-        self.cross_attention = Attention(width, cross_attention_dim, heads, dtype=dtype, rngs=rngs)
+        self.cross_attention = Attention(
+            width, cross_attention_dim, heads, compute=compute, rngs=rngs
+        )
         self.norm_3 = LayerNorm(width)
-        self.feed_forward = FeedForward(width, dtype=dtype, rngs=rngs)
-        self.proj_out = linear(width, width, dtype=dtype, rngs=rngs, zero=True)
+        self.feed_forward = FeedForward(width, compute=compute, rngs=rngs)
+        self.proj_out = linear(width, width, compute=compute, rngs=rngs, zero=True)
 
     def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
         """x (B, H, W, width), context (kB, S, cross_attention_dim) or its keys and values

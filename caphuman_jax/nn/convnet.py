@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.initializers import lecun_normal
 
 
@@ -48,7 +49,7 @@ class ConvNorm(nnx.Module):
         padding: int | tuple[int, int] = 0,
         eps: float = 1e-5,
         activate: bool = True,
-        dtype,
+        compute: ComputeConfig,
         rngs: nnx.Rngs,
     ):
         kernel, padding = ((v, v) if isinstance(v, int) else v for v in (kernel, padding))
@@ -61,7 +62,7 @@ class ConvNorm(nnx.Module):
             padding=tuple((p, p) for p in padding),
             use_bias=False,
             kernel_init=lecun_normal,
-            dtype=dtype,
+            dtype=compute.dtype,
             rngs=rngs,
         )
         self.norm = BatchNorm(outputs, eps)
@@ -86,8 +87,10 @@ class ResNet(nnx.Module):
         with `bottleneck` ResNet-50.
     """
 
-    def __init__(self, blocks: Sequence[int], *, bottleneck: bool, dtype, rngs: nnx.Rngs):
-        self.stem = ConvNorm(3, 64, 7, stride=2, padding=3, dtype=dtype, rngs=rngs)
+    def __init__(
+        self, blocks: Sequence[int], *, bottleneck: bool, compute: ComputeConfig, rngs: nnx.Rngs
+    ):
+        self.stem = ConvNorm(3, 64, 7, stride=2, padding=3, compute=compute, rngs=rngs)
         self.stages = nnx.Dict({})
         width = 64
         for stage, count in enumerate(blocks):
@@ -98,7 +101,7 @@ class ResNet(nnx.Module):
                     64 * 2**stage,
                     stride=2 if stage > 0 and i == 0 else 1,
                     bottleneck=bottleneck,
-                    dtype=dtype,
+                    compute=compute,
                     rngs=rngs,
                 )
                 self.stages[str(stage)][str(i)] = block
@@ -121,9 +124,16 @@ class Residual(nnx.Module):
     """
 
     def __init__(
-        self, inputs: int, channels: int, *, stride: int, bottleneck: bool, dtype, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        channels: int,
+        *,
+        stride: int,
+        bottleneck: bool,
+        compute: ComputeConfig,
+        rngs: nnx.Rngs,
     ):
-        common = {"dtype": dtype, "rngs": rngs}
+        common = {"compute": compute, "rngs": rngs}
         self.width = 4 * channels if bottleneck else channels
         if bottleneck:
             self.conv_1 = ConvNorm(inputs, channels, 1, **common)

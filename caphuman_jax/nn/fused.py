@@ -14,31 +14,37 @@ import math
 import jax
 import jax.numpy as jnp
 
-from caphuman_jax.nn import compute_config
-
 
 def is_half(dtype) -> bool:
     """Whether this module serves a dtype."""
     return dtype in (jnp.bfloat16, jnp.float16)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def group_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, eps: float, silu: bool
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    groups: int,
+    eps: float,
+    silu: bool,
+    platform: str,
 ) -> jax.Array:
     """Group normalization (arXiv 1803.08494), then SiLU if `silu`: x (B, H, W, C), scale and bias
     (C,) float32 → like x.
 
     One reading for the statistics (the variance as E[x²] − E[x]² in float32, as in Flax) and one to
     normalize; backward twice the two arrays."""
-    return _group_norm(x, scale, bias, groups, eps, silu)[0]
+    return _group_norm(x, scale, bias, groups, eps, silu, platform)[0]
 
 
-def _group_norm(x, scale, bias, groups, eps, silu):
+def _group_norm(x, scale, bias, groups, eps, silu, platform):
     x32, pixels = x.astype(jnp.float32), x.shape[1] * x.shape[2]
     mean, of_squares = (
         _over_groups(total / pixels, groups)
-        for total in _sums(x32, jnp.square(x32), parts=8 if pixels >= 4096 else 1)
+        for total in _sums(
+            x32, jnp.square(x32), parts=8 if platform == "gpu" and pixels >= 4096 else 1
+        )
     )
     variance = of_squares - jnp.square(mean)
     inverse = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + eps)
@@ -49,7 +55,7 @@ def _group_norm(x, scale, bias, groups, eps, silu):
     return y.astype(x.dtype), (x, mean, inverse, factor, offset, scale)
 
 
-def _group_norm_backward(groups, eps, silu, kept, gradient):
+def _group_norm_backward(groups, eps, silu, platform, kept, gradient):
     x, mean, inverse, factor, offset, scale = kept
 
     def before_silu(*after):
@@ -60,7 +66,7 @@ def _group_norm_backward(groups, eps, silu, kept, gradient):
         """
         again = (
             jax.lax.optimization_barrier((x, gradient, *after))
-            if silu and compute_config.current().on() == "gpu"
+            if silu and platform == "gpu"
             else (x, gradient)
         )
         x32, dz = again[0].astype(jnp.float32), again[1].astype(jnp.float32)
@@ -72,7 +78,9 @@ def _group_norm_backward(groups, eps, silu, kept, gradient):
 
     pixels = x.shape[1] * x.shape[2]
     (x32, first_use), (_, dz) = before_silu(), before_silu(mean)
-    by_bias, products = _sums(dz, first_use * x32, parts=8 if pixels > 256 else 16)
+    by_bias, products = _sums(
+        dz, first_use * x32, parts=(8 if pixels > 256 else 16) if platform == "gpu" else 1
+    )
     by_scale = (products - mean * by_bias) * inverse
     # dx = inverse · (g − mean(g) − x̂ · mean(g · x̂)) with g = dz · scale and means over a group;
     # x̂ = (x − mean) · inverse.
@@ -140,13 +148,13 @@ def _normal_below(x):
 
 
 def _sums(*arrays: jax.Array, parts: int) -> list[jax.Array]:
-    """Each (B, H, W, C) → its sum over the picture (B, C).
+    """Sum each (B, H, W, C) over the picture → (B, C).
 
-    On a GPU in two stages, of `parts` of the picture first: XLA gives 32 channels of a picture to
-    one block of threads, and these are too few blocks to keep the memory busy. How many parts are
-    best was measured on an H100 (docs/performance.md)."""
+    With parts > 1, in two stages, `parts` of the picture first. A GPU needs that: XLA gives 32
+    channels of a picture to one block of threads, and these are too few blocks to keep the memory
+    busy. The best number of parts was measured on an H100 (docs/performance.md)."""
     batch, height, width, channels = arrays[0].shape
-    parts = math.gcd(height, parts) if compute_config.current().on() == "gpu" else 1
+    parts = math.gcd(height, parts)
     if parts == 1:
         return [x.sum(axis=(1, 2)) for x in arrays]
     partial = [

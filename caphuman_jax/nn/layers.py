@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caphuman_jax.nn import fused
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.initializers import lecun_normal
 
 
@@ -23,18 +24,29 @@ class GroupNorm(nnx.Module):
         VAE.
     """
 
-    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-5):
+    def __init__(
+        self, channels: int, groups: int = 32, eps: float = 1e-5, *, compute: ComputeConfig
+    ):
         if channels % groups:
             raise ValueError(f"{channels} channels cannot be split into {groups} groups")
         self.groups = groups
         self.eps = eps
+        self.compute = compute
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
 
     def __call__(self, x: jax.Array, silu: bool = False) -> jax.Array:
         """x (B, H, W, C) → the same shape and dtype; `silu`: with SiLU after it."""
         if fused.is_half(x.dtype):
-            return fused.group_norm(x, self.scale[...], self.bias[...], self.groups, self.eps, silu)
+            return fused.group_norm(
+                x,
+                self.scale[...],
+                self.bias[...],
+                self.groups,
+                self.eps,
+                silu,
+                self.compute.platform_name(),
+            )
         batch, _, _, channels = x.shape
         x32 = x.astype(jnp.float32)
 
@@ -74,14 +86,25 @@ class LayerNorm(nnx.Module):
 
 
 def linear(
-    inputs: int, outputs: int, *, dtype, rngs: nnx.Rngs, use_bias: bool = True, zero: bool = False
+    inputs: int,
+    outputs: int,
+    *,
+    compute: ComputeConfig,
+    rngs: nnx.Rngs,
+    use_bias: bool = True,
+    zero: bool = False,
 ) -> nnx.Linear:
     """Dense layer on the last axis; on pictures it is the 1×1 convolution. `zero` starts it at
     zero.
     """
     kernel_init = nnx.initializers.zeros_init() if zero else lecun_normal
     return nnx.Linear(
-        inputs, outputs, use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, rngs=rngs
+        inputs,
+        outputs,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=compute.dtype,
+        rngs=rngs,
     )
 
 
@@ -89,7 +112,7 @@ def conv(
     inputs: int,
     outputs: int,
     *,
-    dtype,
+    compute: ComputeConfig,
     rngs: nnx.Rngs,
     stride: int = 1,
     padding=((1, 1), (1, 1)),
@@ -104,7 +127,7 @@ def conv(
         strides=stride,
         padding=padding,
         kernel_init=kernel_init,
-        dtype=dtype,
+        dtype=compute.dtype,
         rngs=rngs,
     )
 

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from caphuman_jax.nn.attention import attention
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import LayerNorm, linear, quick_gelu
 
 
@@ -22,13 +23,13 @@ class Transformer(nnx.Module):
         mlp_width: int,
         *,
         causal: bool,
-        dtype,
+        compute: ComputeConfig,
         rngs: nnx.Rngs,
     ):
         self.layers = nnx.Dict(
             {
                 str(i): TransformerLayer(
-                    width, heads, mlp_width, causal=causal, dtype=dtype, rngs=rngs
+                    width, heads, mlp_width, causal=causal, compute=compute, rngs=rngs
                 )
                 for i in range(layers)
             }
@@ -45,23 +46,38 @@ class TransformerLayer(nnx.Module):
     """Self-attention, then two layers with quick-GELU between them, each added to its input."""
 
     def __init__(
-        self, width: int, heads: int, mlp_width: int, *, causal: bool, dtype, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        causal: bool,
+        compute: ComputeConfig,
+        rngs: nnx.Rngs,
     ):
         self.heads = heads
+        self.compute = compute
         self.causal = causal
         self.norm_1 = LayerNorm(width)
-        self.query = linear(width, width, dtype=dtype, rngs=rngs)
-        self.key = linear(width, width, dtype=dtype, rngs=rngs)
-        self.value = linear(width, width, dtype=dtype, rngs=rngs)
-        self.out = linear(width, width, dtype=dtype, rngs=rngs)
+        self.query = linear(width, width, compute=compute, rngs=rngs)
+        self.key = linear(width, width, compute=compute, rngs=rngs)
+        self.value = linear(width, width, compute=compute, rngs=rngs)
+        self.out = linear(width, width, compute=compute, rngs=rngs)
         self.norm_2 = LayerNorm(width)
-        self.up = linear(width, mlp_width, dtype=dtype, rngs=rngs)
-        self.down = linear(mlp_width, width, dtype=dtype, rngs=rngs)
+        self.up = linear(width, mlp_width, compute=compute, rngs=rngs)
+        self.down = linear(mlp_width, width, compute=compute, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, L, width) → the same."""
         h = self.norm_1(x)
         x = x + self.out(
-            attention(self.query(h), self.key(h), self.value(h), self.heads, causal=self.causal)
+            attention(
+                self.query(h),
+                self.key(h),
+                self.value(h),
+                self.heads,
+                causal=self.causal,
+                compute=self.compute,
+            )
         )
         return x + self.down(quick_gelu(self.up(self.norm_2(x))))

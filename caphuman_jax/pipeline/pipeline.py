@@ -29,6 +29,7 @@ from caphuman_jax.io import metadata
 from caphuman_jax.io.images import PhotoSource
 from caphuman_jax.models import registry
 from caphuman_jax.models.tokenizer import ClipTokenizer
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.person import identity_file
 from caphuman_jax.person.identity import Identifier
 from caphuman_jax.person.person import (
@@ -512,7 +513,7 @@ class Pipeline:
     def _program(self, arguments, static, report):
         """`generate` compiled for these shapes, kept for the next call."""
         shapes = jax.tree.map(lambda leaf: (np.shape(leaf), jnp.result_type(leaf)), arguments[1:])
-        key = (str(shapes), *static.items())
+        key = (self.graphs, str(shapes), *static.items())
         if key not in self._compiled:
             report("compile", 0, 1)
             with self.precision():
@@ -562,7 +563,7 @@ def load(
             if by_device
             else {}
         )
-        networks = registry.abstract(config, dtype) | registry.abstract(
+        networks = registry.abstract(config, ComputeConfig(dtype)) | registry.abstract(
             config, only=[name for name in registry.OPTIONAL if name in there]
         )
         source = Source(

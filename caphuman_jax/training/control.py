@@ -24,7 +24,7 @@ from caphuman_jax.errors import SettingError
 from caphuman_jax.models.capface import gate
 from caphuman_jax.models.clip_image import normalize
 from caphuman_jax.models.identity_projector import drop_identity
-from caphuman_jax.nn import compute_config
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training import lora_layers, trainable
 from caphuman_jax.training.optimizer import average, update
@@ -46,7 +46,8 @@ class ControlTraining:
     decay: "all" or "matrices" (no norms, no biases). clip: the gradient's global norm, 0 for none.
     ema: decay of the average, 0 for none. unfreeze: see `trainable.rules`.
     lora_rank: 0 for none; lora_alpha: 0 for the rank. dtype: of what is computed. remat, attention:
-    see `nn.choices`."""
+    see
+    `ComputeConfig`."""
 
     steps: int = 100_000
     batch: int = 128
@@ -102,7 +103,7 @@ class ControlTraining:
                     f"training.{name} is {getattr(self, name)}; it is a share, from 0 to 1"
                 )
         try:
-            compute_config.Choices(attention=self.attention, remat=self.remat)
+            ComputeConfig(attention=self.attention, remat=self.remat)
         except ValueError as error:
             raise SettingError(f"training: {error}") from error
 
@@ -293,20 +294,18 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh | None = None,
-    platform: str | None = None,
     assemble: Callable[[Any, Batch], Batch] | None = None,
 ) -> Callable:
     """(state, frozen, batch) → (state, metrics).
 
-    graphs: of the trained networks, the UNet and those that `conditions` needs, in the compute
-    dtype. frozen: the trees of `trainable.split` and `stored`, and where the batch says
+    graphs: of the trained networks, the UNet and those that `conditions` needs; they decide dtype,
+    attention, rematerialization and platform. frozen: the trees of `trainable.split` and `stored`, and where the batch says
     without_text "empty": {"ids" (L,), "text" (L, W)} of no prompt.
     batch: hints (B, H, W, 9); region (B, H, W, 1), the face's; recognition (B, R); moments (B, h,
     w, 2c) or pictures (B, H, W, 3) in [-1, 1]; text (B, L, W) or token_ids (B, L); image_tokens (B,
     N, W) or identity_pictures (B, S, S, 3) in [0, 1]; if there: area (B, H, W, 1), weight (B,),
     without_text, without_identity (B,) bool. assemble: (frozen.get("data"), what the loader gives)
-    → a batch, called for one micro-batch at a time. mesh: over which batches are split; platform:
-    what is compiled for, if not what JAX runs on."""
+    → a batch, called for one micro-batch at a time. mesh: over which batches are split."""
     cfg.check()
     gradients = jax.value_and_grad(make_loss(model, graphs, cfg), has_aux=True)
     constrain, rate = sharding.constrain_batch(mesh), learning_rate(cfg)
@@ -341,12 +340,7 @@ def make_step(
         )
 
     def step_fn(state, frozen, batch):
-        with compute_config.using(
-            attention=cfg.attention, remat=cfg.remat, mesh=mesh, platform=platform
-        ):
-            metrics, grads = all_gradients(
-                state["params"], frozen, batch, _keys(cfg, state["step"])
-            )
+        metrics, grads = all_gradients(state["params"], frozen, batch, _keys(cfg, state["step"]))
         params, opt = update(optimizer, grads, state["opt"], state["params"])
         step = state["step"] + 1
         ema = average(state["ema"], params, cfg.ema, step) if cfg.ema else state["ema"]
@@ -373,13 +367,12 @@ def make_evaluation(
     loss_fn, constrain = make_loss(model, graphs, cfg), sharding.constrain_batch(mesh)
 
     def evaluate(trained, frozen, batch, number):
-        with compute_config.using(attention=cfg.attention, mesh=mesh):
-            keys = _keys(cfg, 2**31 - 1 - number)
-            batch = constrain(assemble(frozen.get("data"), batch) if assemble else batch)
-            total, metrics = loss_fn(
-                trained, frozen, batch, constrain(draw(keys, model, cfg, _latent_shape(model)))
-            )
-            pictures = jnp.sum(batch["weight"]) if "weight" in batch else jnp.float32(cfg.batch)
+        keys = _keys(cfg, 2**31 - 1 - number)
+        batch = constrain(assemble(frozen.get("data"), batch) if assemble else batch)
+        total, metrics = loss_fn(
+            trained, frozen, batch, constrain(draw(keys, model, cfg, _latent_shape(model)))
+        )
+        pictures = jnp.sum(batch["weight"]) if "weight" in batch else jnp.float32(cfg.batch)
         return {"loss": total, **metrics, "pictures": pictures}
 
     return evaluate

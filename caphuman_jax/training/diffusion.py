@@ -17,6 +17,7 @@ from caphuman_jax.diffusion import loss, schedule
 from caphuman_jax.models import registry
 from caphuman_jax.models.capface import gate, start_from_unet
 from caphuman_jax.models.identity_projector import drop_identity
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training.optimizer import average, update
 from data_pipeline.loading import augment
@@ -180,7 +181,7 @@ def make_optimizer(cfg: DiffusionTraining) -> optax.GradientTransformation:
 
 def init_params(model: ModelConfig, cfg: DiffusionTraining) -> tuple[dict, dict]:
     """(graphs by name, freshly initialized parameters of the trained networks)."""
-    networks = registry.init(model, jax.random.key(cfg.seed), jnp.dtype(cfg.dtype))
+    networks = registry.init(model, jax.random.key(cfg.seed), ComputeConfig(cfg.dtype))
     params = {name: networks[name][1] for name in TRAINED}
     # Unit recognition vectors have small entries: bring their token to the scale of the others.
     width = model.identity.recognition_width

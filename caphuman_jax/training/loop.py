@@ -22,7 +22,6 @@ from jax.experimental import multihost_utils
 
 from caphuman_jax.errors import DataError, SettingError
 from caphuman_jax.io import atomic
-from caphuman_jax.nn import compute_config
 from caphuman_jax.runtime import compiler, flops, sharding
 from caphuman_jax.runtime.preemption import INTERRUPTED, Preemption
 from caphuman_jax.training.checkpoints import Checkpoints, differences
@@ -400,7 +399,7 @@ def counted_flops(recipe: Recipe, mesh, frozen, batch) -> int:
     """Operations of a step over all devices, counted on what is traced: a compiler's count leaves
     out what it calls libraries for, on a GPU nearly all.
     """
-    with jax.set_mesh(mesh), compute_config.using(attention="xla"):
+    with jax.set_mesh(mesh):
         return flops.count(
             recipe.step,
             recipe.abstract_state(),

@@ -19,6 +19,7 @@ from caphuman_jax.evaluation import bulk, design, report, statistics
 from caphuman_jax.evaluation.benchmark import Outcome, Subject
 from caphuman_jax.evaluation.measure import HeadNumbers, look, recognition_vectors
 from caphuman_jax.models import registry
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.runtime.sharding import on_host
 
@@ -92,7 +93,9 @@ class Previews:
         params = jax.device_put(on_local(self.networks(trained, frozen)), device)
         with jax.default_device(device):
             if self.pipe is None:
-                graphs = registry.abstract(self.model, self.dtype, only=tuple(params))
+                graphs = registry.abstract(
+                    self.model, ComputeConfig(self.dtype), only=tuple(params)
+                )
                 self.pipe = Pipeline(
                     self.model, params, tuple((name, graph) for name, (graph, _) in graphs.items())
                 )

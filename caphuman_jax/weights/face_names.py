@@ -18,6 +18,7 @@ from caphuman_jax.config import SD15
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.models import registry
 from caphuman_jax.models.network import Network
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.weights.convert import fits, to_ours
 
 _LEAVES = [
@@ -92,7 +93,7 @@ def load(name: str, arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
         ModelFolderError: Names every array that is missing, surplus or misshapen. Parts that
             inference does not use (`_UNUSED`) may be there or not.
     """
-    graphdef, shapes = registry.abstract(SD15, dtype, only=(name,))[name]
+    graphdef, shapes = registry.abstract(SD15, ComputeConfig(dtype), only=(name,))[name]
     kind = "mtcnn" if name.startswith("mtcnn_") else name
     return graphdef, fill(kind, shapes, _encoder_of(arrays) if kind == "deca_encoder" else arrays)
 

@@ -20,7 +20,8 @@ from caphuman_jax.models import registry
 from caphuman_jax.models.capface import gate, scale_control, sum_controls
 from caphuman_jax.models.identity_projector import drop_identity
 from caphuman_jax.nn import quantization
-from caphuman_jax.runtime import flops
+from caphuman_jax.nn.compute_config import ComputeConfig
+from caphuman_jax.runtime import flops, sharding
 from caphuman_jax.weights.lora import Lora, Part, apply
 
 CFG = dataclasses.replace(
@@ -339,6 +340,25 @@ def test_fewer_operations_than_the_plain_loop(networks, default):
     # The second half of guidance costs less than the first, since it shares CapFace and what comes
     # before the prompt.
     assert fast(("identity", "text")) < 1.7 * fast(("text",))
+
+
+@pytest.mark.parametrize("first, second", [("auto", "xla"), ("xla", "auto")])
+def test_another_attention_backend_is_another_program(networks, default, first, second):
+    """On a TPU "auto" is splash, a Pallas kernel, from 1,024 positions on."""
+    plan, (params, given, numbers) = default
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    given = given | {"hints": jax.ShapeDtypeStruct((BATCH, 1, 128, 128, 9), jnp.float32)}
+
+    def kernels(attention):
+        compute = ComputeConfig(jnp.bfloat16, attention, platform="tpu", mesh=mesh)
+        graphs = tuple((n, graph) for n, (graph, _) in registry.abstract(CFG, compute).items())
+        traced = generate.trace(
+            params, given, KEYS, numbers, plan, cfg=CFG, graphs=graphs, size=(128, 128)
+        )
+        return str(traced.jaxpr).count("pallas_call")
+
+    found = {attention: kernels(attention) for attention in (first, second)}
+    assert found["xla"] == 0 < found["auto"]
 
 
 def test_int8_kernels(networks, default):

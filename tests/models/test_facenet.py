@@ -10,6 +10,7 @@ import pytest
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.models import facenet, registry
 from caphuman_jax.models.network import abstract_network
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.initializers import HostRngs
 from caphuman_jax.weights import face_names
 
@@ -91,7 +92,7 @@ def test_normalization():
 def test_parameters_and_compute_dtype():
     """The published backbone has 23,482,624 weights besides its running statistics."""
     graphdef, params = registry.split(
-        facenet.FaceNet(jnp.bfloat16, rngs=HostRngs(jax.random.key(0)))
+        facenet.FaceNet(ComputeConfig(jnp.bfloat16), rngs=HostRngs(jax.random.key(0)))
     )
     assert registry.count(params) == 23_482_624 + sum(
         leaf.size

@@ -8,6 +8,7 @@ from flax import nnx
 from caphuman_jax.config import ModelConfig, UNetConfig
 from caphuman_jax.models import registry
 from caphuman_jax.models.unet import control_shapes, skip_widths
+from caphuman_jax.nn.compute_config import ComputeConfig
 
 TINY = ModelConfig(
     unet=UNetConfig(
@@ -112,7 +113,7 @@ def test_wrong_number_of_residuals_is_refused(tiny):
 
 def test_bfloat16_is_near_float32(randomized, filled, diffusers_unet):
     graphdef, params = filled("unet", TINY, randomized(diffusers_unet).state_dict(), "diffusers")
-    half, _ = registry.abstract(TINY, jnp.bfloat16, only=("unet",))["unet"]
+    half, _ = registry.abstract(TINY, ComputeConfig(jnp.bfloat16), only=("unet",))["unet"]
     inputs = [
         jnp.asarray(x)
         for x in (normal(0, 1, 8, 8, 4), np.array([801], np.float32), normal(1, 1, 7, 24))

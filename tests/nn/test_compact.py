@@ -9,6 +9,7 @@ from flax import nnx
 
 from caphuman_jax.nn import quantization
 from caphuman_jax.nn.blocks import ResBlock, TransformerBlock
+from caphuman_jax.nn.compute_config import ComputeConfig
 
 
 def normal(*shape, seed=0):
@@ -18,8 +19,12 @@ def normal(*shape, seed=0):
 class Net(nnx.Module):
     def __init__(self, dtype):
         rngs = nnx.Rngs(0)
-        self.res = ResBlock(8, 8, groups=4, eps=1e-5, time_width=6, dtype=dtype, rngs=rngs)
-        self.attention = TransformerBlock(8, 6, 2, groups=4, dtype=dtype, rngs=rngs)
+        self.res = ResBlock(
+            8, 8, groups=4, eps=1e-5, time_width=6, compute=ComputeConfig(dtype), rngs=rngs
+        )
+        self.attention = TransformerBlock(
+            8, 6, 2, groups=4, compute=ComputeConfig(dtype), rngs=rngs
+        )
 
     def __call__(self, x, time, context):
         return self.attention(self.res(x, self.res.shift(time)), context)

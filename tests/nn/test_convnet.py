@@ -7,6 +7,7 @@ import pytest
 import torch
 from flax import nnx
 
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.convnet import BatchNorm, ConvNorm, Residual, ResNet, max_pool
 
 
@@ -36,7 +37,14 @@ def test_conv_norm(kernel, stride, padding):
     conv = torch.nn.Conv2d(5, 6, kernel, stride=stride, padding=padding, bias=False)
     norm, ours_norm = random_norm(6, 1e-3)
     ours = ConvNorm(
-        5, 6, kernel, stride=stride, padding=padding, eps=1e-3, dtype=jnp.float32, rngs=nnx.Rngs(0)
+        5,
+        6,
+        kernel,
+        stride=stride,
+        padding=padding,
+        eps=1e-3,
+        compute=ComputeConfig(),
+        rngs=nnx.Rngs(0),
     )
     ours.conv.kernel[...] = jnp.asarray(conv.weight.detach().numpy().transpose(2, 3, 1, 0))
     ours.norm = ours_norm
@@ -60,7 +68,9 @@ def test_batch_norm_keeps_the_dtype():
 
 def test_resnet_maps():
     shapes = jax.eval_shape(
-        lambda x: ResNet((3, 4, 6, 3), bottleneck=True, dtype=jnp.float32, rngs=nnx.Rngs(0))(x),
+        lambda x: ResNet((3, 4, 6, 3), bottleneck=True, compute=ComputeConfig(), rngs=nnx.Rngs(0))(
+            x
+        ),
         jnp.zeros((1, 64, 96, 3)),
     )
     assert [s.shape for s in shapes] == [
@@ -72,7 +82,7 @@ def test_resnet_maps():
 
 
 def test_residual_is_its_input_without_weights():
-    block = Residual(4, 4, stride=1, bottleneck=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    block = Residual(4, 4, stride=1, bottleneck=False, compute=ComputeConfig(), rngs=nnx.Rngs(0))
     block.conv_2.norm.scale[...] = jnp.zeros(4)
     x = jax.random.normal(jax.random.key(0), (1, 5, 5, 4))
     np.testing.assert_allclose(block(x), jnp.maximum(x, 0), atol=1e-6)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from flax import nnx
 
-from caphuman_jax.nn import compute_config, fused
+from caphuman_jax.nn import fused
 from caphuman_jax.nn.blocks import FeedForward
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import GroupNorm
 
 
@@ -29,10 +30,9 @@ def test_group_norm_and_its_gradients_are_pytorchs(silu, platform):
     expected = torch.nn.functional.group_norm(there[0], 4, there[1], there[2], 1e-5)
     expected = torch.nn.functional.silu(expected) if silu else expected
     (expected * torch.from_numpy(weight.transpose(0, 3, 1, 2).copy())).sum().backward()
-    run = lambda *a: fused.group_norm(*a, 4, 1e-5, silu)
-    with compute_config.using(platform=platform):
-        got, pull = jax.vjp(run, *map(jnp.asarray, (x, scale, bias)))
-        dx, dscale, dbias = pull(jnp.asarray(weight))
+    run = lambda *a: fused.group_norm(*a, 4, 1e-5, silu, platform)
+    got, pull = jax.vjp(run, *map(jnp.asarray, (x, scale, bias)))
+    dx, dscale, dbias = pull(jnp.asarray(weight))
     np.testing.assert_allclose(got, expected.detach().numpy().transpose(0, 2, 3, 1), atol=2e-6)
     np.testing.assert_allclose(dx, there[0].grad.numpy().transpose(0, 2, 3, 1), atol=3e-6)
     np.testing.assert_allclose(dscale, there[1].grad, rtol=2e-5, atol=1e-5)
@@ -41,7 +41,7 @@ def test_group_norm_and_its_gradients_are_pytorchs(silu, platform):
 
 def test_group_norm_of_bfloat16_is_that_of_float32_rounded_once():
     x = jnp.asarray(normal((2, 8, 8, 64)) * 5 + 10).astype(jnp.bfloat16)
-    norm = GroupNorm(64, groups=8)
+    norm = GroupNorm(64, groups=8, compute=ComputeConfig())
     norm.scale[...], norm.bias[...] = jnp.asarray(normal((64,), 1)), jnp.asarray(normal((64,), 2))
     half, whole = norm(x, silu=True), norm(x.astype(jnp.float32), silu=True)
     assert half.dtype == jnp.bfloat16
@@ -51,7 +51,7 @@ def test_group_norm_of_bfloat16_is_that_of_float32_rounded_once():
 def test_group_norm_of_equal_numbers_is_its_bias():
     """The variance is the difference of two equal squares, which must not come out below zero."""
     x = jnp.full((1, 16, 16, 8), 333, jnp.bfloat16)
-    out = fused.group_norm(x, jnp.ones(8), jnp.full(8, 0.5), 2, 1e-5, False)
+    out = fused.group_norm(x, jnp.ones(8), jnp.full(8, 0.5), 2, 1e-5, False, "cpu")
     np.testing.assert_allclose(out.astype(jnp.float32), 0.5, atol=0.05)
 
 
@@ -83,7 +83,7 @@ def test_gelu_is_the_exact_one_within_a_millionth():
 def test_feed_forward_in_bfloat16_is_that_in_float32():
     x = normal((2, 9, 32))
     layers = {
-        dtype: FeedForward(32, dtype=dtype, rngs=nnx.Rngs(0))
+        dtype: FeedForward(32, compute=ComputeConfig(dtype), rngs=nnx.Rngs(0))
         for dtype in (jnp.bfloat16, jnp.float32)
     }
     for layer in layers.values():
@@ -98,7 +98,7 @@ def test_feed_forward_in_bfloat16_has_the_gradients_of_float32():
     x = normal((2, 9, 32))
 
     def gradients(dtype):
-        graph, params = nnx.split(FeedForward(32, dtype=dtype, rngs=nnx.Rngs(0)))
+        graph, params = nnx.split(FeedForward(32, compute=ComputeConfig(dtype), rngs=nnx.Rngs(0)))
         loss = lambda params: jnp.sum(
             jnp.square(nnx.merge(graph, params)(jnp.asarray(x).astype(dtype)).astype(jnp.float32))
         )

@@ -5,6 +5,7 @@ import pytest
 import torch
 from flax import nnx
 
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import (
     GroupNorm,
     LayerNorm,
@@ -34,7 +35,7 @@ def from_torch(x):
 @pytest.mark.parametrize("eps", [1e-5, 1e-2])
 def test_group_norm(eps):
     x, scale, bias = 3 * normal((2, 5, 7, 12)) + 1, normal((12,), 1), normal((12,), 2)
-    norm = GroupNorm(12, groups=4, eps=eps)
+    norm = GroupNorm(12, groups=4, eps=eps, compute=ComputeConfig())
     norm.scale[...], norm.bias[...] = jnp.asarray(scale), jnp.asarray(bias)
     expected = torch.nn.functional.group_norm(
         to_torch(x), 4, torch.from_numpy(scale), torch.from_numpy(bias), eps
@@ -46,16 +47,18 @@ def test_group_norm_survives_a_large_mean():
     """A variance as mean of squares minus square of mean would be lost here."""
     x = normal((1, 8, 8, 4)) + 3000
     expected = (x.astype(np.float64) - x.astype(np.float64).mean()) / x.astype(np.float64).std()
-    np.testing.assert_allclose(GroupNorm(4, groups=1)(jnp.asarray(x)), expected, atol=2e-3)
+    np.testing.assert_allclose(
+        GroupNorm(4, groups=1, compute=ComputeConfig())(jnp.asarray(x)), expected, atol=2e-3
+    )
 
 
 def test_group_norm_computes_in_float32_and_keeps_the_dtype():
     x = jnp.asarray(normal((1, 8, 8, 4)) + 20).astype(jnp.bfloat16)
-    out = GroupNorm(4, groups=2)(x)
+    out = GroupNorm(4, groups=2, compute=ComputeConfig())(x)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(
         out.astype(jnp.float32),
-        GroupNorm(4, groups=2)(x.astype(jnp.float32)),
+        GroupNorm(4, groups=2, compute=ComputeConfig())(x.astype(jnp.float32)),
         rtol=2**-8,
         atol=1e-6,
     )
@@ -63,7 +66,7 @@ def test_group_norm_computes_in_float32_and_keeps_the_dtype():
 
 def test_group_norm_refuses_groups_that_do_not_divide():
     with pytest.raises(ValueError, match="48 channels cannot be split into 32 groups"):
-        GroupNorm(48, groups=32)
+        GroupNorm(48, groups=32, compute=ComputeConfig())
 
 
 def test_layer_norm():
@@ -81,7 +84,7 @@ def test_layer_norm():
 )
 def test_conv_pads_as_pytorch(padding, stride):
     x = normal((1, 8, 6, 3))
-    layer = conv(3, 5, stride=stride, padding=padding, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer = conv(3, 5, stride=stride, padding=padding, compute=ComputeConfig(), rngs=nnx.Rngs(0))
     weight = torch.from_numpy(np.asarray(layer.kernel[...]).transpose(3, 2, 0, 1).copy())
     (top, bottom), (left, right) = padding
     padded = torch.nn.functional.pad(to_torch(x), (left, right, top, bottom))
@@ -128,7 +131,10 @@ def test_neighboring_timesteps_stay_apart_under_jit():
 
 
 def test_convolution_of_what_was_upsampled():
-    layer, x = conv(5, 7, dtype=jnp.float32, rngs=nnx.Rngs(0)), jnp.asarray(normal((2, 3, 4, 5)))
+    layer, x = (
+        conv(5, 7, compute=ComputeConfig(), rngs=nnx.Rngs(0)),
+        jnp.asarray(normal((2, 3, 4, 5))),
+    )
     layer.bias[...] = jnp.asarray(normal((7,), 1))
     plain = torch.nn.functional.interpolate(to_torch(x), scale_factor=2, mode="nearest")
     kernel = torch.from_numpy(np.asarray(layer.kernel[...]).transpose(3, 2, 0, 1).copy())
@@ -143,7 +149,7 @@ def test_convolution_of_what_was_upsampled():
 
 def test_upsampled_convolution_of_a_kernel_in_bfloat16():
     layer, x = (
-        conv(5, 7, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)),
+        conv(5, 7, compute=ComputeConfig(jnp.bfloat16), rngs=nnx.Rngs(0)),
         jnp.asarray(normal((1, 3, 4, 5)), jnp.bfloat16),
     )
     graph, state = nnx.split(layer)

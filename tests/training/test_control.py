@@ -3,7 +3,6 @@ rematerialization, arithmetic; and the whole command.
 """
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -11,14 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx, traverse_util
+from flax import traverse_util
 
 from caphuman_jax.cli import app
 from caphuman_jax.config import CapFaceConfig
 from caphuman_jax.errors import SettingError
 from caphuman_jax.models import registry
-from caphuman_jax.nn import compute_config
-from caphuman_jax.nn.blocks import TransformerBlock
 from caphuman_jax.runtime import flops, sharding
 from caphuman_jax.training import control, trainable
 from caphuman_jax.training.control import ControlTraining
@@ -162,42 +159,6 @@ def test_rows_that_fill_up_a_batch_do_not_count_in_the_held_out_error(model, rec
     np.testing.assert_allclose(pictures, np.rint(pictures), atol=1e-5)
     assert pictures.sum() == pytest.approx(5)
     assert first["loss_by_time"].sum() / BATCH == pytest.approx(first["denoise"], rel=1e-5)
-
-
-def test_remat_changes_arithmetic_but_no_gradient():
-    block = TransformerBlock(8, 8, 2, groups=4, dtype=jnp.float32, rngs=nnx.Rngs(0))
-    block.proj_out.kernel[...] = jnp.ones((8, 8))
-    x, context = jax.random.normal(jax.random.key(0), (1, 4, 4, 8)), jnp.ones((1, 3, 8))
-    graph, params = registry.split(block)
-
-    def gradient(remat, params, x):
-        with compute_config.using(remat=remat):
-            return jax.grad(
-                lambda params, x: jnp.sum(
-                    jnp.sin(compute_config.block(nnx.merge(graph, params))(x, context))
-                ),
-                argnums=(0, 1),
-            )(params, x)
-
-    found = jax.jit(
-        lambda *args: {remat: gradient(remat, *args) for remat in compute_config.REMAT}
-    )(params, x)
-    work = {
-        remat: flops.count(functools.partial(gradient, remat), params, x)
-        for remat in compute_config.REMAT
-    }
-    for remat in compute_config.REMAT[1:]:
-        # Sums of terms much larger than some of the results: what rounding may change is a share of
-        # the largest.
-        largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found["none"]))
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * largest),
-            found[remat],
-            found["none"],
-        )
-        assert work[remat] > work["none"]
-    forward = flops.count(lambda params, x: nnx.merge(graph, params)(x, context), params, x)
-    assert work["blocks"] - work["none"] > 0.7 * forward > 3 * (work["products"] - work["none"])
 
 
 def test_metrics(plain):
@@ -353,23 +314,6 @@ def test_optimizer_is_adamw_with_rates_of_its_own():
     )
     undecayed = masked.update(grads, masked.init(params), params)[0]["b"]["bias"]
     np.testing.assert_allclose(undecayed, -0.1, rtol=1e-5)  # Adam's first step is the learning rate
-
-
-def test_choices_of_attention_by_length():
-    chosen = compute_config.Choices(attention="1024=cudnn,256=xla")
-    assert [chosen.attention_for(n) for n in (4096, 1024, 300, 64)] == [
-        "cudnn",
-        "cudnn",
-        "xla",
-        "auto",
-    ]
-    assert compute_config.current() == compute_config.Choices()
-    with compute_config.using(remat="blocks"):
-        with compute_config.using(attention="xla"):
-            assert compute_config.current() == compute_config.Choices(
-                attention="xla", remat="blocks"
-            )
-    assert compute_config.current() == compute_config.Choices()
 
 
 def test_begins_as_the_original(model, base):

@@ -21,6 +21,7 @@ import optax
 from flax import nnx
 
 from caphuman_jax.models.vae import VAE
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.initializers import HostRngs
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training.onnx_to_jax import load_onnx
@@ -230,7 +231,9 @@ def train(
 
     `minutes` sets the steps from the measured speed.
     """
-    vae_def, vae = nnx.split(VAE(vae_cfg, jnp.bfloat16, rngs=HostRngs(jax.random.key(cfg.seed))))
+    vae_def, vae = nnx.split(
+        VAE(vae_cfg, ComputeConfig(jnp.bfloat16), rngs=HostRngs(jax.random.key(cfg.seed)))
+    )
     disc_def, disc = nnx.split(
         jax.jit(lambda: PatchDiscriminator(dtype=jnp.bfloat16, rngs=nnx.Rngs(cfg.seed + 1)))()
     )

@@ -20,6 +20,7 @@ from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import SettingError
 from caphuman_jax.models import registry
 from caphuman_jax.models.tokenizer import ClipTokenizer
+from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.runtime import flops, sharding
 from caphuman_jax.training import control, lora_layers, trainable
 from caphuman_jax.training.control import ControlTraining
@@ -75,10 +76,11 @@ def make_recipe(
     held_out: () → batches as the loader gives them, whose error is reported as the evaluation;
     previews: pictures beside it. empty_text: {"ids" (L,)} and, where text is stored, {"text" (L,
     W)} of no prompt. hashes: {network: sha256}, computed if they are not known. mesh, platform: see
-    `control.make_step`. Raises SettingError."""
+    `ComputeConfig`. Raises SettingError."""
     cfg.check()
     dtype = jnp.dtype(cfg.dtype)
-    abstract = registry.abstract(model, dtype, only={*base, *registry.TRAINABLE})
+    compute = ComputeConfig(dtype, cfg.attention, cfg.remat, platform, mesh)
+    abstract = registry.abstract(model, compute, only={*base, *registry.TRAINABLE})
     graphs = {name: graph for name, (graph, _) in abstract.items()}
     shapes, _ = trainable.split(
         {name: leaves for name, (_, leaves) in abstract.items()}, cfg.unfreeze
@@ -99,13 +101,16 @@ def make_recipe(
     optimizer = control.make_optimizer(
         cfg, trainable.rates(shapes, cfg.learning_rate, cfg.unfreeze)
     )
-    make_step = lambda cfg, mesh: control.make_step(
-        model, graphs, cfg, optimizer, mesh=mesh, platform=platform, assemble=assemble
+    make_step = lambda graphs, mesh: control.make_step(
+        model, graphs, cfg, optimizer, mesh=mesh, assemble=assemble
     )
     begin = lambda params: control.begin(cfg, optimizer, params)
-    plain = dataclasses.replace(cfg, remat="none", attention="xla")
+    plain = registry.abstract(model, ComputeConfig(dtype, "xla"), only=graphs)
     arithmetic = flops.count(
-        make_step(plain, None), jax.eval_shape(begin, shapes), _shapes(frozen), dict(batch_shapes)
+        make_step({name: graph for name, (graph, _) in plain.items()}, None),
+        jax.eval_shape(begin, shapes),
+        _shapes(frozen),
+        dict(batch_shapes),
     )
     evaluate = (
         None
@@ -124,7 +129,7 @@ def make_recipe(
         init_params=lambda: _init_params(model, cfg, base) | given,
         shapes=shapes,
         begin=begin,
-        step=make_step(cfg, mesh),
+        step=make_step(graphs, mesh),
         frozen=frozen,
         frozen_hashes={name: hashes[name] for name in frozen if name in hashes},
         batch_shapes=dict(batch_shapes),

@@ -9,14 +9,14 @@ import hashlib
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import DataError
 from caphuman_jax.models import registry
-from caphuman_jax.runtime import sharding
+from caphuman_jax.nn.compute_config import ComputeConfig
+from caphuman_jax.runtime import flops, sharding
 from caphuman_jax.training import dataset, diffusion
 from caphuman_jax.training.previews import Previews
 from caphuman_jax.training.recipe import Recipe, tree_hash
@@ -60,23 +60,34 @@ def recipe(
 
     held_out: as `data`, of other people, for the error that is reported beside the training's;
     previews: pictures of them."""
-    abstract = registry.abstract(model, jnp.dtype(cfg.dtype), only=(*diffusion.TRAINED, "vae"))
+    networks = (*diffusion.TRAINED, "vae")
+    abstract = registry.abstract(model, ComputeConfig(cfg.dtype), only=networks)
     graphs = {name: graph for name, (graph, _) in abstract.items()}
+    shapes = {name: abstract[name][1] for name in diffusion.TRAINED}
     frozen = {"vae": jax.device_get(vae), "data": resident(data)}
     if held_out is not None:
         frozen["data_held_out"] = resident(held_out)
     step = diffusion.make_step(model, graphs, cfg, mesh)
+    begin = lambda params: diffusion.begin(cfg, params)
+    plain = registry.abstract(model, ComputeConfig(cfg.dtype, attention="xla"), only=networks)
+    arithmetic = flops.count(
+        diffusion.make_step(model, {name: graph for name, (graph, _) in plain.items()}, cfg),
+        jax.eval_shape(begin, shapes),
+        {"vae": frozen["vae"]},
+        frozen["data"],
+    )
     return Recipe(
         name=f"{model.name} from nothing",
         batch=cfg.batch,
         steps=cfg.steps,
         settings={"model": model.to_dict(), "training": dataclasses.asdict(cfg)},
         init_params=lambda: _init_params(model, cfg),
-        shapes={name: abstract[name][1] for name in diffusion.TRAINED},
-        begin=lambda params: diffusion.begin(cfg, params),
+        shapes=shapes,
+        begin=begin,
         step=lambda state, frozen, _: step(state, frozen, frozen["data"]),
         frozen=frozen,
         frozen_hashes={"vae": tree_hash(frozen["vae"])},
+        flops=arithmetic,
         evaluate=None if held_out is None else _held_out_error(model, graphs, cfg, mesh),
         pictures=None if previews is None else previews.pictures,
         judge=None if previews is None else previews.evaluate,
