@@ -18,6 +18,7 @@ from pathlib import Path
 from jax.profiler import ProfileData
 
 KINDS = (
+    ("between devices", r"nccl"),  # first: ncclDevKernel_AllReduce has "reduce" in it too
     ("attention", r"flash|fmha|sdpa|mha_"),
     (
         "convolution",
@@ -26,7 +27,6 @@ KINDS = (
     ("product", r"gemm|nvjet|cublas|splitK|dot"),
     ("copy, transposition", r"memcpy|memset|copy|transpose|nchwToNhwc|nhwcToNchw"),
     ("norm, reduction", r"reduce"),
-    ("between devices", r"nccl"),
 )
 """Kind → what the names of its kernels have in them; the first that fits counts, all others are
 "elementwise".
@@ -37,31 +37,51 @@ def events(trace: Path) -> list[tuple[str, str, float, float]]:
     """(kernel, operation of the program, start, duration in ns) of all kernels on all GPUs. Raises
     FileNotFoundError if there is no trace.
     """
+    return [
+        (event.name, str(dict(event.stats).get("hlo_op", "")), event.start_ns, event.duration_ns)
+        for _, event in _events(trace)
+    ]
+
+
+def events_by_device(trace: Path) -> dict[str, list[tuple[str, float, float]]]:
+    """{GPU: (kernel, start, duration in ns) of each of its kernels}. Raises FileNotFoundError."""
+    found = defaultdict(list)
+    for device, event in _events(trace):
+        found[device].append((event.name, event.start_ns, event.duration_ns))
+    return dict(found)
+
+
+def _events(trace: Path):
+    """(GPU, event) of every kernel of the newest trace in a folder."""
     files = sorted(Path(trace).rglob("*.xplane.pb"))
     if not files:
         raise FileNotFoundError(
             f"no *.xplane.pb under {trace}: --profile of a benchmark writes one"
         )
-    found = []
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of the types that ProfileData is made of
+        # The types that ProfileData is made of are deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
         for plane in ProfileData.from_file(str(files[-1])).planes:
-            if "GPU" not in plane.name:
-                continue
-            for line in plane.lines:
+            for line in plane.lines if "GPU" in plane.name else ():
                 if line.name.startswith("Stream"):
-                    found += [
-                        (
-                            event.name,
-                            str(dict(event.stats).get("hlo_op", "")),
-                            event.start_ns,
-                            event.duration_ns,
-                        )
-                        for event in line.events
-                    ]
-    return found
+                    yield from ((plane.name, event) for event in line.events)
+
+
+def collectives(trace: Path, per: int = 1) -> dict[str, float] | None:
+    """Milliseconds a run and device in which collectives ran, and in which nothing else ran beside
+    them: {"ms", "exposed_ms", "busy_ms", "exposed_share"}, means over the devices. None without
+    GPUs. per: runs in the trace.
+    """
+    found = []
+    for _, spans in sorted(events_by_device(trace).items()):
+        nccl = [(start, took) for name, start, took in spans if kind_of(name) == "between devices"]
+        rest = [(start, took) for name, start, took in spans if kind_of(name) != "between devices"]
+        whole, others = busy(nccl + rest), busy(rest)
+        found.append((busy(nccl), whole - others, whole))
+    if not found:
+        return None
+    ms, exposed, whole = (sum(values) / len(found) / 1e6 / per for values in zip(*found))
+    return {"ms": ms, "exposed_ms": exposed, "busy_ms": whole, "exposed_share": exposed / whole}
 
 
 def kind_of(kernel: str) -> str:

@@ -25,6 +25,7 @@ import kernels  # noqa: E402
         ("loop_convert_fusion_4", "elementwise"),  # "conv" is in "convert" too
         ("wrapped_transpose", "copy, transposition"),
         ("MemcpyH2D", "copy, transposition"),
+        ("ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage)", "between devices"),
     ],
 )
 def test_kinds(name, kind):
@@ -37,6 +38,18 @@ def test_time_in_which_something_ran():
     assert (
         kernels.busy([(5, 10), (0, 10), (2, 3)]) == 15
     )  # overlapping, out of order, one inside another
+
+
+def test_collectives_that_nothing_hides(monkeypatch):
+    """A device computes for 30 ns; of 20 ns of collectives 10 ns are at the same time."""
+    nccl = "ncclDevKernel_AllReduce_Sum_f32_RING_LL"
+    spans = {"/device:GPU:0": [("gemm", 0, 30), (nccl, 20, 20)], "/device:GPU:1": [("gemm", 0, 30)]}
+    monkeypatch.setattr(kernels, "events_by_device", lambda trace: spans)
+    found = kernels.collectives(Path("trace"))
+    assert found["ms"] == pytest.approx(10e-6) and found["exposed_ms"] == pytest.approx(5e-6)
+    assert found["exposed_share"] == pytest.approx(5 / 35)
+    monkeypatch.setattr(kernels, "events_by_device", lambda trace: {})
+    assert kernels.collectives(Path("trace")) is None
 
 
 def test_no_trace(tmp_path):
