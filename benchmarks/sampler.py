@@ -24,6 +24,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,13 @@ PROMPT = "a photo of a person"
 
 
 def main() -> None:
+    run(sys.argv[1:])
+
+
+def run(arguments: list[str], ready: Callable[[], None] = lambda: None) -> list[dict]:
+    """The benchmark as the command line says; a line for each variant. ready is called between
+    compiling and everything that needs the devices for itself.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,7 +95,7 @@ def main() -> None:
     parser.add_argument("--peak", action="store_true")
     parser.add_argument("--likeness", type=int, metavar="N", help="pictures an option")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     base = {"steps": args.steps, "size": args.size} | (
         {} if args.guidance is None else {"guidance": args.guidance}
     )
@@ -110,9 +118,10 @@ def main() -> None:
     print(json.dumps(results), flush=True)
     lines = likeness(pipe, variants, args.likeness) if args.likeness else []
     for batch in () if args.likeness else args.batch:
-        lines += measure(pipe, variants, batch * args.devices, args)
+        lines += measure(pipe, variants, batch * args.devices, args, ready)
     if args.json:
         args.json.write_text(json.dumps(results | {"lines": lines}, indent=1) + "\n")
+    return lines
 
 
 def parsed(text: str) -> dict:
@@ -134,7 +143,7 @@ def xla_options(given: list[str]) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in given)
 
 
-def measure(pipe, variants, batch, args) -> list[dict]:
+def measure(pipe, variants, batch, args, ready=lambda: None) -> list[dict]:
     """A line for each variant at this batch size."""
     rows = {
         name: [(scene(pipe, settings), i) for i in range(batch)]
@@ -152,6 +161,7 @@ def measure(pipe, variants, batch, args) -> list[dict]:
         }
         lines[name]["tflop_a_picture"] = operations(pipe, rows[name]) / batch / 1e12
         made[name] = []
+    ready()
     for turn in range(0 if args.peak else args.repeats + 2):
         for name in variants:
             started, cpu = time.perf_counter(), time.process_time()

@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument("--records", type=Path, help="records to train mini on")
     parser.add_argument("--steps", type=int, default=400, help="of mini")
     parser.add_argument("--tiny", action="store_true", help="rehearse with tiny sizes on a CPU")
+    parser.add_argument(
+        "--at-once", type=int, default=99, help="programs that compile at the same time"
+    )
     parser.add_argument("--seconds", type=float, default=560, help="limit of the part")
     parser.add_argument("--job", help=argparse.SUPPRESS)  # of a worker, JSON
     args = parser.parse_args()
@@ -76,26 +79,35 @@ def programs(args) -> list[dict]:
     for old in turns.iterdir():
         old.unlink()
     deadline = time.monotonic() + args.seconds
-    workers = [start(job | {"name": f"{i:02d}"}, args, turns) for i, job in enumerate(jobs)]
+    jobs = [job | {"name": f"{i:02d}"} for i, job in enumerate(jobs)]
     rows = []
+    for first in range(0, len(jobs), args.at_once):
+        rows += measured(jobs[first : first + args.at_once], args, turns, deadline)
+    return rows
+
+
+def measured(jobs: list[dict], args, turns: Path, deadline: float) -> list[dict]:
+    """Rows of jobs that compile side by side and are then measured one after the other."""
+    workers, rows, began = [start(job, args, turns) for job in jobs], [], time.monotonic()
     try:
-        for i, group in enumerate(workers):  # all have compiled, or ended
+        for job, group in zip(jobs, workers):  # all have compiled, or ended
             for number, process in enumerate(group):
-                while not (turns / f"ready-{i:02d}-{number}").exists() and process.poll() is None:
-                    if time.monotonic() > deadline - 60:
+                ready = turns / f"ready-{job['name']}-{number}"
+                while not ready.exists() and process.poll() is None:
+                    if time.monotonic() > deadline - 120:
                         break
                     time.sleep(0.2)
-        print(f"compiled after {args.seconds - (deadline - time.monotonic()):.0f} s", flush=True)
-        for i, (job, group) in enumerate(zip(jobs, workers)):
-            (turns / f"go-{i:02d}").touch()
+        print(f"compiled after {time.monotonic() - began:.0f} s", flush=True)
+        for job, group in zip(jobs, workers):
+            (turns / f"go-{job['name']}").touch()
             for process in group:
                 try:
                     process.wait(max(1, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:
                     process.kill()
-            results = [turns / f"result-{i:02d}-{number}.json" for number in range(len(group))]
-            found = [json.loads(path.read_text()) for path in results if path.exists()]
-            rows.append(job | (joined(found) if len(found) == len(group) else {"failed": True}))
+            paths = [turns / f"result-{job['name']}-{number}.json" for number in range(len(group))]
+            found = [json.loads(path.read_text()) for path in paths if path.exists()]
+            rows.append((joined(found) if len(found) == len(group) else {"failed": True}) | job)
             print(json.dumps(rows[-1]), flush=True)
     finally:
         for process in sum(workers, []):

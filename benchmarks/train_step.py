@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -57,7 +58,7 @@ MODELS = {
 }
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -87,14 +88,23 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the results here too")
     parser.add_argument("--peer", help="a command to run afterwards, shown beside")
-    args = parser.parse_args()
-    model, rng = MODELS[args.size], np.random.default_rng(0)
+    return parser
+
+
+def random_base(model: ModelConfig) -> dict:
+    """Random weights of a base and of what is trained on it."""
     networks = registry.abstract(model, only=("unet", *registry.TRAINABLE))
-    block = rng.standard_normal(2**22, np.float32)
+    block = np.random.default_rng(0).standard_normal(2**22, np.float32)
     random = lambda leaf: (
         np.resize(block, leaf.shape) / np.float32(max(1.0, np.prod(leaf.shape[:-1])) ** 0.5)
     )
-    base = {name: jax.tree.map(random, shapes) for name, (_, shapes) in networks.items()}
+    return {name: jax.tree.map(random, shapes) for name, (_, shapes) in networks.items()}
+
+
+def main() -> None:
+    args = parser().parse_args()
+    model = MODELS[args.size]
+    base = random_base(model)
     results = {
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -134,8 +144,12 @@ def measure(
     remat: str,
     attention: str,
     batch: int,
+    ready: Callable[[], None] = lambda: None,
 ) -> dict:
-    """One variant: compiled, warmed up, timed. What does not fit is a result too."""
+    """One variant: compiled, warmed up, timed. What does not fit is a result too.
+
+    ready is called between compiling and everything that needs the devices for itself.
+    """
     config = read_config("sd15", args.set)
     config.training.update(
         {
@@ -174,6 +188,7 @@ def measure(
                 dict(entry.split("=", 1) for entry in args.xla),
             )
             found["compile_s"] = time.perf_counter() - began
+            ready()
             memory = compiled.memory_analysis()
             if memory is not None:
                 found["program_GiB"] = (
@@ -189,7 +204,7 @@ def measure(
             frozen = compiler.laid_out(
                 sharding.place(recipe.frozen, sharding.frozen_shardings(mesh, recipe.frozen, mode))
             )
-            rows = sharding.place_batch(random_rows(shapes), mesh)
+            rows = sharding.place_batch(random_rows(shapes, jax.process_count()), mesh)
             for _ in range(args.warm_up):
                 state, metrics = compiled(state, frozen, rows)
             jax.block_until_ready(state)
@@ -230,9 +245,13 @@ def measure(
     return found | {"loss": float(metrics["loss"])}
 
 
-def random_rows(shapes: dict) -> dict:
-    """A batch of noise."""
+def random_rows(shapes: dict, processes: int = 1) -> dict:
+    """A batch of noise, or the share of it that one of several processes feeds."""
     rng = np.random.default_rng(1)
+    shapes = {
+        name: jax.ShapeDtypeStruct((s.shape[0] // processes, *s.shape[1:]), s.dtype)
+        for name, s in shapes.items()
+    }
     return {
         name: np.zeros(s.shape, bool)
         if s.dtype == bool
