@@ -28,7 +28,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import cv2
 import numpy as np
 
-from data_pipeline.loading.loader import HEAD, make_loader
+from data_pipeline.loading.batch_maker import HEAD
+from data_pipeline.loading.loader import make_loader
 from data_pipeline.records import tf_example
 from data_pipeline.records.reader import RecordsFolder
 from data_pipeline.records.schema import Layout, features

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.io.images import PHOTO_ENDINGS
 from data_pipeline.records.reader import RecordsFolder
 
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 TEST = "test"
 
 

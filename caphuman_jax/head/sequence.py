@@ -27,16 +27,13 @@ from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.fitting import head_from_photo
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size
-from caphuman_jax.io.images import read_photo
+from caphuman_jax.io.images import PHOTO_ENDINGS, read_photo
 
 log = logging.getLogger("caphuman_jax")
 
 FRAMINGS, MISSING = ("head", "photo"), ("interpolate", "error")
 FPS = 25.0  # of photos in a folder and of tables, which do not say
-_TABLES, _PHOTOS = (
-    (".csv", ".tsv", ".json"),
-    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"),
-)
+_TABLES = (".csv", ".tsv", ".json")
 _SIDE = 512  # pixels of the square in which heads of a sequence are placed
 _LEAST_PRESENCE = 0.9
 _NAMED = 6  # frames named in a notice
@@ -403,12 +400,12 @@ def _photos_of(folder: Path) -> list[Path]:
         (
             path
             for path in folder.iterdir()
-            if path.suffix.lower() in _PHOTOS and not path.name.startswith(".")
+            if path.suffix.lower() in PHOTO_ENDINGS and not path.name.startswith(".")
         ),
         key=digits,
     )
     if not photos:
-        raise PhotoError(f"there are no photos in {folder} ({', '.join(_PHOTOS)})")
+        raise PhotoError(f"there are no photos in {folder} ({', '.join(sorted(PHOTO_ENDINGS))})")
     return photos
 
 

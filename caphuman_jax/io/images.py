@@ -18,6 +18,8 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.io import atomic
 
+PHOTO_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
+"""Endings, in lower case, by which photos are found in a folder."""
 MAX_PIXELS = 24_000_000
 """Larger photos are shrunk to about this many pixels."""
 MAX_SIDE = 16_384

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from caphuman_jax.errors import SettingError
+from caphuman_jax.io.images import PHOTO_ENDINGS
 from caphuman_jax.jobs.validate import Checker
 
-PHOTO_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".identity"}
+REFERENCE_ENDINGS = PHOTO_ENDINGS | {".identity"}
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 
 
@@ -170,7 +171,9 @@ def _axis(path: Path, field: str, base: Path) -> list[_Entry]:
     or its number. Raises SettingError.
     """
     if path.is_dir():
-        found = sorted(file.name for file in path.iterdir() if file.suffix.lower() in PHOTO_ENDINGS)
+        found = sorted(
+            file.name for file in path.iterdir() if file.suffix.lower() in REFERENCE_ENDINGS
+        )
         folder, rows = path, [(name, {field: name}) for name in found]
     else:
         folder, rows = (

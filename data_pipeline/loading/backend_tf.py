@@ -1,4 +1,4 @@
-"""Batches by tf.data: messages are parsed and pictures decoded by TensorFlow's operations, in its
+"""Batches by tf.data: TensorFlow's operations parse the messages and decode the images, in its own
 threads, outside of Python.
 """
 
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
-from data_pipeline.loading.loader import PARTS, BatchMaker
+from data_pipeline.loading.batch_maker import PARTS, BatchMaker
 from data_pipeline.records.schema import Feature
 
 
 def batches(maker: BatchMaker, steps: int, prefetch: int, processes: int = 0) -> Iterator[dict]:
-    """Batches 0 … steps - 1 of `maker`, `prefetch` of them made ahead; there are no processes here."""
-    with contextlib.suppress(RuntimeError):  # TensorFlow is in use already
+    """Batches 0 … steps - 1 of `maker`, `prefetch` of them made in advance, in threads only."""
+    with contextlib.suppress(RuntimeError):  # TensorFlow has been used before
         tf.config.set_visible_devices([], "GPU")
     decoded = _dataset(maker, steps, prefetch).as_numpy_iterator()
     for step in range(steps):
@@ -30,20 +30,20 @@ def batches(maker: BatchMaker, steps: int, prefetch: int, processes: int = 0) ->
 
 
 def _dataset(maker: BatchMaker, steps: int, prefetch: int) -> tf.data.Dataset:
-    """Decoded features by name, of one batch after another."""
+    """Decoded features by name, one batch after another."""
     rows, content = maker.share.local, maker.content
-    selected = [name for name in content.own if name in PARTS]
-    own, lent = (
-        [maker.records.feature(name) for name in names] for names in (content.own, content.lent)
+    selected = [name for name in content.own_features if name in PARTS]
+    own, identity = (
+        [maker.records.feature(name) for name in names]
+        for names in (content.own_features, content.identity_features)
     )
 
     def fetch(step):
         plan = maker.plan(int(step))
         messages = maker.each(lambda row: maker.messages(plan, row)[:2], rows)
-        lender = [own if other is None else other for own, other in messages]
         return (
-            np.array([m for m, _ in messages], object),
-            np.array(lender, object),
+            np.array([own for own, _ in messages], object),
+            np.array([own if other is None else other for own, other in messages], object),
             *(maker.part(plan, name) for name in selected),
         )
 
@@ -53,9 +53,9 @@ def _dataset(maker: BatchMaker, steps: int, prefetch: int) -> tf.data.Dataset:
         )
         return tuple(tf.ensure_shape(value, (rows,)) for value in values)
 
-    def decode(own_messages, lenders, *parts):
+    def decode(own_messages, identity_messages, *parts):
         part, values = dict(zip(selected, parts)), {}
-        for features, messages in ((own, own_messages), (lent, lenders)):
+        for features, messages in ((own, own_messages), (identity, identity_messages)):
             entries = tf.io.parse_example(messages, {f.name: _kind(f) for f in features})
             values |= {
                 f.name: _decode(f, entries[f.name], part.get(f.name), rows) for f in features
@@ -65,17 +65,17 @@ def _dataset(maker: BatchMaker, steps: int, prefetch: int) -> tf.data.Dataset:
     options = tf.data.Options()
     options.deterministic = True
     options.threading.private_threadpool_size = maker.workers
-    ahead = max(1, min(prefetch, maker.workers))
+    parallel = max(1, min(prefetch, maker.workers))
     dataset = (
         tf.data.Dataset.range(steps)
         .map(fetched, num_parallel_calls=2)
-        .map(decode, num_parallel_calls=ahead)
+        .map(decode, num_parallel_calls=parallel)
     )
     return dataset.prefetch(prefetch).with_options(options)
 
 
 def _kind(feature: Feature):
-    """What parse_example is to look for."""
+    """What parse_example looks for."""
     if feature.kind == "array" and not feature.encoding:
         return tf.io.FixedLenFeature(
             feature.shape, tf.float32 if feature.dtype == "float32" else tf.int64
@@ -84,8 +84,8 @@ def _kind(feature: Feature):
 
 
 def _decode(feature: Feature, value, part, rows: int):
-    """A batch of one feature's values; where `part` (rows,) is given, of each row only that part
-    along its first axis.
+    """A batch of one feature's values; with `part` (rows,), only that part of each row along its
+    first axis.
     """
     shape = feature.shape
     if feature.kind == "image":
@@ -96,7 +96,7 @@ def _decode(feature: Feature, value, part, rows: int):
             if feature.encoding == "png"
             else (lambda x: tf.io.decode_jpeg(x, shape[-1], dct_method="INTEGER_ACCURATE"))
         )
-        # Operations of their own, since a batch's pictures are then decoded side by side.
+        # One operation an image, so that a batch's images are decoded in parallel.
         return tf.stack(
             [tf.ensure_shape(one(encoded), shape) for encoded in tf.unstack(value, rows)]
         )

@@ -33,7 +33,7 @@ from data_pipeline.prepare.settings import (
     PrepareSettings,
 )
 from data_pipeline.records.manifest import DROPPED, ENDINGS, read_manifest, version_folder
-from data_pipeline.sources.base import open_source
+from data_pipeline.sources.open import open_source
 
 _LOCAL_NAMES = ("local", "direct", "directrunner", "fnapirunner")
 _NEEDED = ("apache_beam", "array_record", "tensorflow_datasets")

@@ -11,7 +11,7 @@ import posixpath
 from collections.abc import Iterator
 
 from caphuman_jax.errors import DataError
-from data_pipeline.sources import base
+from data_pipeline.sources import base, paths
 from data_pipeline.sources.base import CAPTION_NAMES, PERSON_NAMES, Item, Source
 
 PATH_NAMES = ("path", "file", "filename", "file_name", "image", "image_path")
@@ -36,7 +36,7 @@ class TableSource(Source):
                     f"row {number}", f"{self.table} names no photo there"
                 )
                 continue
-            item = base.described(path, (base.join(posixpath.dirname(self.table), path),), row)
+            item = base.described(path, (paths.join(posixpath.dirname(self.table), path),), row)
             before = items.get(path)
             if before:
                 captions = dict.fromkeys(before.captions + item.captions)
@@ -48,7 +48,7 @@ class TableSource(Source):
             yield items[key]
 
     def _read(self, item: Item) -> bytes:
-        return base.read_bytes(*item.place)
+        return paths.read_bytes(*item.place)
 
     def _rows(self) -> Iterator[dict]:
         """{"path": …, caption and person columns by their names} of each row."""
@@ -70,7 +70,7 @@ class TableSource(Source):
 
 def _read_csv(table: str) -> tuple[list[str], Iterator[dict]]:
     reader = csv.DictReader(
-        io.StringIO(base.read_text(table), newline=""),
+        io.StringIO(paths.read_text(table), newline=""),
         delimiter="\t" if table.lower().endswith(".tsv") else ",",
     )
 
@@ -91,7 +91,7 @@ def _read_parquet(table: str) -> tuple[list[str], Iterator[dict]]:
         raise DataError(f"{table} needs the package pyarrow; install caphuman_jax[data]") from error
     names = (*PATH_NAMES, *CAPTION_NAMES, *PERSON_NAMES)
     try:
-        with base.open_file(table) as stream:
+        with paths.open_file(table) as stream:
             file = parquet.ParquetFile(stream)
             columns = file.schema_arrow.names
             wanted = [name for name in columns if name.strip().lower() in names]

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from caphuman_jax.errors import DataError
-from data_pipeline.sources import base
-from data_pipeline.sources.base import PHOTO_ENDINGS, Item, Source
+from caphuman_jax.io.images import PHOTO_ENDINGS
+from data_pipeline.sources import base, paths
+from data_pipeline.sources.base import Item, Source
 
 _BLOCK = 512
 
@@ -41,7 +42,7 @@ class TarSource(Source):
 
     def _read(self, item: Item) -> bytes:
         tar, start, size = item.place
-        content = base.read_bytes(tar, start, size)
+        content = paths.read_bytes(tar, start, size)
         if len(content) < size:
             raise DataError(f"{item.key}: {tar} ends before it does; fetch the tar again")
         return content
@@ -53,12 +54,12 @@ def find(pattern: str) -> list[str]:
     for one in expand(pattern):
         if re.search(r"[*?[]", one):
             matches = (
-                [f"{one.partition('://')[0]}://{m}" for m in base._file_system(one).glob(one)]
+                [f"{one.partition('://')[0]}://{m}" for m in paths.file_system(one).glob(one)]
                 if "://" in one
                 else glob.glob(one, recursive=True)
             )
         else:
-            matches = [one] if base.exists(one) else []
+            matches = [one] if paths.exists(one) else []
         if not matches:
             raise DataError(f"{one} does not exist")
         found.update(matches)
@@ -94,7 +95,7 @@ def _members(path: str, prefix: str) -> Iterator[Item]:
     """The photos of one tar; and an item that says so where it is damaged."""
     groups: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with base.open_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with paths.open_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 if member.isfile() and not member.name.rpartition("/")[2].startswith("."):
                     folder, slash, name = member.name.removeprefix("./").rpartition("/")
@@ -112,14 +113,14 @@ def _members(path: str, prefix: str) -> Iterator[Item]:
         )
     for stem, parts in groups.items():
         read = {
-            ending: functools.partial(base.read_bytes, path, *parts[ending])
+            ending: functools.partial(paths.read_bytes, path, *parts[ending])
             for ending in ("txt", "json", "cls")
             if ending in parts
         }
         for ending, place in parts.items():
             if "." + ending.rpartition(".")[2].lower() not in PHOTO_ENDINGS:
                 continue
-            item = base._described_item(f"{prefix}{stem}.{ending}", path, read)
+            item = base.described_item(f"{prefix}{stem}.{ending}", path, read)
             if item.place[0] == path:
                 person = item.person or (
                     read["cls"]().decode(errors="replace").strip() if "cls" in read else ""

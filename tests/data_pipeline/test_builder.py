@@ -5,7 +5,7 @@ from cheap_measurer import CheapMeasurer, CheapSettings, write_photos
 from caphuman_jax.errors import DataError
 from data_pipeline.prepare import beam_pipeline, finalize, workdir
 from data_pipeline.records.reader import RecordsFolder
-from data_pipeline.sources.base import open_source
+from data_pipeline.sources.open import open_source
 
 tfds = pytest.importorskip("tensorflow_datasets")
 tf = pytest.importorskip("tensorflow")

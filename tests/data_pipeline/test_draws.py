@@ -1,4 +1,4 @@
-"""Lots: the same for a sample whatever the batch, and distributed as they say."""
+"""AugmentPolicy: the same for a sample whatever the batch, and distributed as they say."""
 
 import dataclasses
 
@@ -9,14 +9,21 @@ from scipy import stats
 
 from caphuman_jax.errors import SettingError
 from data_pipeline.loading.augment import AugmentConfig, sample_transforms
-from data_pipeline.loading.augment_sampling import MIDDLE, MIRROR, Drops, Lots, draw, lender
+from data_pipeline.loading.augment_sampling import (
+    MIDDLE,
+    MIRROR,
+    AugmentPolicy,
+    Drops,
+    identity_source,
+    sample_augmentations,
+)
 
 COUNT = 20_000
 
 
 @pytest.fixture(scope="module")
 def many():
-    return draw(Lots(), 7, np.zeros(COUNT, int), np.arange(COUNT), 3)
+    return sample_augmentations(AugmentPolicy(), 7, np.zeros(COUNT, int), np.arange(COUNT), 3)
 
 
 def flat(drawn):
@@ -25,10 +32,14 @@ def flat(drawn):
 
 def test_a_samples_lots_depend_on_seed_epoch_and_record_alone(many):
     some = np.array([5, 17, 19_999, 0])
-    for a, b in zip(flat(many), flat(draw(Lots(), 7, np.zeros(4, int), some, 3))):
+    for a, b in zip(
+        flat(many), flat(sample_augmentations(AugmentPolicy(), 7, np.zeros(4, int), some, 3))
+    ):
         np.testing.assert_array_equal(a[some], b)
     for seed, epoch in ((8, 0), (7, 1)):
-        other = draw(Lots(), seed, np.full(COUNT, epoch), np.arange(COUNT), 3)
+        other = sample_augmentations(
+            AugmentPolicy(), seed, np.full(COUNT, epoch), np.arange(COUNT), 3
+        )
         for a, b in zip(flat(many), flat(other)):
             assert (a != b).mean() > 0.05
 
@@ -84,35 +95,47 @@ def test_drops_are_as_frequent_as_asked_for(many):
         abs(identity[text].mean() - drop.identity_without_text) < 0.03
         and abs(identity[~text].mean() - drop.identity) < 0.01
     )
-    none = draw(
-        Lots(drop=Drops(0, 0, 0), lent_identity=0), 7, np.zeros(COUNT, int), np.arange(COUNT), 1
+    none = sample_augmentations(
+        AugmentPolicy(drop=Drops(0, 0, 0), identity_swap_prob=0),
+        7,
+        np.zeros(COUNT, int),
+        np.arange(COUNT),
+        1,
     )
     assert (
         not none["without_text"].any()
         and not none["without_identity"].any()
-        and not none["lent"].any()
+        and not none["swap_identity"].any()
         and not none["caption"].any()
     )
-    always = draw(
-        Lots(drop=Drops(1, 0, 1), lent_identity=1), 7, np.zeros(COUNT, int), np.arange(COUNT), 1
+    always = sample_augmentations(
+        AugmentPolicy(drop=Drops(1, 0, 1), identity_swap_prob=1),
+        7,
+        np.zeros(COUNT, int),
+        np.arange(COUNT),
+        1,
     )
     assert (
-        always["without_text"].all() and always["without_identity"].all() and always["lent"].all()
+        always["without_text"].all()
+        and always["without_identity"].all()
+        and always["swap_identity"].all()
     )
 
 
 def test_lenders_are_partners_with_equal_chances():
     partners = np.array([40, -1, 50])
-    chosen = [lender(3, True, u, partners) for u in np.linspace(0, 0.9999, 1000)]
+    chosen = [identity_source(3, True, u, partners) for u in np.linspace(0, 0.9999, 1000)]
     assert set(chosen) == {40, 50} and 450 < chosen.count(40) < 550
     assert (
-        lender(3, False, 0.1, partners) == 3
-        and lender(3, True, 0.9999999, np.array([-1, -1, -1])) == 3
+        identity_source(3, False, 0.1, partners) == 3
+        and identity_source(3, True, 0.9999999, np.array([-1, -1, -1])) == 3
     )
 
 
 def test_no_change_is_no_change():
-    drawn = draw(Lots(augment=MIDDLE, light=1.0), 1, np.zeros(50, int), np.arange(50), 1)
+    drawn = sample_augmentations(
+        AugmentPolicy(augment=MIDDLE, light=1.0), 1, np.zeros(50, int), np.arange(50), 1
+    )
     change = drawn["change"]
     assert (
         (change["scale"] == 1).all()
@@ -122,13 +145,13 @@ def test_no_change_is_no_change():
     )
     assert (drawn["light"] == 1).all()
     assert (
-        Lots(augment=MIRROR, light=1.0).only_mirrors
-        and Lots(augment=MIDDLE, light=1.0).only_mirrors
+        AugmentPolicy(augment=MIRROR, light=1.0).only_mirrors
+        and AugmentPolicy(augment=MIDDLE, light=1.0).only_mirrors
     )
     for wrong in (
-        Lots(augment=MIRROR),
-        Lots(light=1.0),
-        Lots(augment=dataclasses.replace(MIRROR, shift=0.1), light=1.0),
+        AugmentPolicy(augment=MIRROR),
+        AugmentPolicy(light=1.0),
+        AugmentPolicy(augment=dataclasses.replace(MIRROR, shift=0.1), light=1.0),
     ):
         assert not wrong.only_mirrors
 
@@ -137,9 +160,9 @@ def test_no_change_is_no_change():
     "wrong, name",
     [
         (lambda: Drops(text=1.2), "drop.text"),
-        (lambda: Lots(lent_identity=-0.1), "lent_identity"),
-        (lambda: Lots(light=0.5), "light"),
-        (lambda: Lots(augment=AugmentConfig(scale=0.0)), "augment.scale"),
+        (lambda: AugmentPolicy(identity_swap_prob=-0.1), "identity_swap_prob"),
+        (lambda: AugmentPolicy(light=0.5), "light"),
+        (lambda: AugmentPolicy(augment=AugmentConfig(scale=0.0)), "augment.scale"),
     ],
 )
 def test_settings_that_cannot_be(wrong, name):

@@ -15,7 +15,14 @@ from records_standin import write_standin
 
 from caphuman_jax.errors import DataError, SettingError
 from data_pipeline.loading.augment import AugmentConfig
-from data_pipeline.loading.augment_sampling import MIDDLE, MIRROR, Drops, Lots, draw, lender
+from data_pipeline.loading.augment_sampling import (
+    MIDDLE,
+    MIRROR,
+    AugmentPolicy,
+    Drops,
+    identity_source,
+    sample_augmentations,
+)
 from data_pipeline.loading.loader import make_loader
 from data_pipeline.loading.shuffle import records_of
 from data_pipeline.records import tf_example
@@ -75,13 +82,13 @@ def test_tf_and_grain_give_the_same_bits(folder, kind):
 
 
 def test_a_batch_holds_what_the_records_hold(folder):
-    records, lots = RecordsFolder(folder), Lots(MIRROR, 1.0, 0.8, DROP)
+    records, lots = RecordsFolder(folder), AugmentPolicy(MIRROR, 1.0, 0.8, DROP)
     lent = 0
     for step, (batch, samples) in enumerate(
         take(4, folder, batch=8, seed=3, drop=DROP, lent_identity=0.8)
     ):
         epoch, index = records_of(np.arange(8 * step, 8 * step + 8), TRAIN, 3)
-        drawn = draw(lots, 3, epoch, index, 3)
+        drawn = sample_augmentations(lots, 3, epoch, index, 3)
         assert samples == 8 * step + 8
         np.testing.assert_array_equal(batch["index"], index)
         np.testing.assert_array_equal(batch["epoch"], epoch)
@@ -94,7 +101,9 @@ def test_a_batch_holds_what_the_records_hold(folder):
             own = records.record("train", index[row])
             other = records.record(
                 "train",
-                lender(index[row], drawn["lent"][row], drawn["partner"][row], own["partners"]),
+                identity_source(
+                    index[row], drawn["swap_identity"][row], drawn["partner"][row], own["partners"]
+                ),
             )
             lent += own["key"] != other["key"]
             assert own["person"] == other["person"]
@@ -141,14 +150,19 @@ def test_pictures_and_their_lots(folder):
         "recognition",
         "caption_ids",
     }
-    drawn = draw(Lots(drop=Drops(0, 0, 0)), 1, batch["epoch"], batch["index"], 3)
+    drawn = sample_augmentations(
+        AugmentPolicy(drop=Drops(0, 0, 0)), 1, batch["epoch"], batch["index"], 3
+    )
     assert_same([batch["change"], batch["light"]], [drawn["change"], drawn["light"]])
     for row, index in enumerate(batch["index"]):
         own = records.record("train", index)
         for name, key in (("photo", "picture"), ("hints", "hints")):
             np.testing.assert_array_equal(batch[key][row], records.pixels(name, own[name]))
         other = records.record(
-            "train", lender(index, drawn["lent"][row], drawn["partner"][row], own["partners"])
+            "train",
+            identity_source(
+                index, drawn["swap_identity"][row], drawn["partner"][row], own["partners"]
+            ),
         )
         np.testing.assert_array_equal(
             batch["identity_input"][row], records.pixels("identity_input", other["identity_input"])
@@ -267,7 +281,7 @@ def test_what_records_do_not_hold_or_cannot_do(folder, tmp_path):
         ({"latents": "sketch"}, "latents is None or moments or pictures"),
         ({"recognizer": "facenet"}, "recognizer is None or dlib or mobilefacenet"),
         ({"batch": 3, "process_count": 2}, "cannot be split evenly"),
-        ({"lent_identity": 2.0}, "lent_identity is a share"),
+        ({"lent_identity": 2.0}, "identity_swap_prob is a share"),
     ):
         with pytest.raises(SettingError, match=line):
             make_loader(bare, **{"batch": 2, **asked})
@@ -297,6 +311,26 @@ def test_grain_needs_no_tensorflow(folder):
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("loader", ["tf", "grain"])
+def test_a_script_that_never_closes_its_loader_ends(folder, loader):
+    program = """if True:
+        import sys
+        from data_pipeline.loading.loader import make_loader
+        loader = make_loader(sys.argv[1], "train", batch=4, loader=sys.argv[2])
+        batch = next(loader)
+    """
+    root = Path(tf_example.__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), loader],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.slow

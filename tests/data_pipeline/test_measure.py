@@ -293,14 +293,14 @@ def test_an_empty_batch_and_one_of_rubbish(measurer):
 def test_the_same_bytes_in_processes_of_one_thread_and_of_many(tmp_path):
     code = """if True:
         import hashlib, sys, numpy as np
-        from data_pipeline import example
+        from data_pipeline.records import tf_example
         from data_pipeline.records.schema import features
         from data_pipeline.prepare.measure import Measurer
         from data_pipeline.prepare.settings import PrepareSettings
-        from data_pipeline.sources import Item
+        from data_pipeline.sources.base import Item
         settings = PrepareSettings(size=64, hints="pictures")
         (found,) = Measurer(settings).measure([(Item("a"), open(sys.argv[1], "rb").read())])
-        message = example.encode(features(settings.layout()), found.record | {"partners": np.full(3, -1, np.int64)})
+        message = tf_example.encode(features(settings.layout()), found.record | {"partners": np.full(3, -1, np.int64)})
         print(hashlib.sha256(message).hexdigest())
     """
     (tmp_path / "a.png").write_bytes(ORIGINAL)

@@ -15,7 +15,7 @@ from data_pipeline.prepare import beam_pipeline, finalize, plan, workdir
 from data_pipeline.prepare.splits import SAME_PERSON
 from data_pipeline.records import tf_example
 from data_pipeline.records.reader import RecordsFolder
-from data_pipeline.sources.base import open_source
+from data_pipeline.sources.open import open_source
 
 BUNDLES = "--runner=apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"
 

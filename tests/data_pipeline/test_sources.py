@@ -9,7 +9,9 @@ import tarfile
 import pytest
 
 from caphuman_jax.errors import DataError, SettingError
-from data_pipeline.sources.base import FolderSource, Item, open_source
+from data_pipeline.sources.base import Item
+from data_pipeline.sources.folder import FolderSource
+from data_pipeline.sources.open import open_source
 from data_pipeline.sources.tars import expand
 
 

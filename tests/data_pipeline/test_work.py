@@ -6,7 +6,8 @@ from caphuman_jax.io import files
 from data_pipeline.prepare import workdir
 from data_pipeline.records import tf_example
 from data_pipeline.records.schema import features
-from data_pipeline.sources.base import Item, open_source
+from data_pipeline.sources.base import Item
+from data_pipeline.sources.open import open_source
 
 
 def _items(count):

@@ -19,7 +19,7 @@ from caphuman_jax.pipeline import pipeline
 from caphuman_jax.weights import model_folder
 from data_pipeline.prepare import beam_pipeline, finalize, workdir
 from data_pipeline.records.reader import RecordsFolder, held_out_rule
-from data_pipeline.sources.base import open_source
+from data_pipeline.sources.open import open_source
 
 
 @pytest.fixture(scope="module")

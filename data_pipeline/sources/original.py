@@ -1,0 +1,50 @@
+"""Photos in the layout that the original CapHuman trains on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from data_pipeline.sources.base import (
+    Item,
+    Source,
+    celeba_identities,
+    look_up,
+    read_pairs,
+    texts_of,
+)
+from data_pipeline.sources.paths import exists, join, read_bytes, read_text
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalSource(Source):
+    """What the original CapHuman trains on: imgid.txt and Full_align_sup/ID.png, with
+    captions.json, and identity_CelebA.txt where it is.
+
+    Its reference crops (Face_align_sup) are of the same photos, and its hints, vectors and masks
+    are its own networks': all of that is measured afresh."""
+
+    root: str
+
+    def items(self) -> Iterator[Item]:
+        """See `Source`."""
+        names = {
+            name.strip().removesuffix(".png")
+            for name in read_text(join(self.root, "imgid.txt")).splitlines()
+        } - {""}
+        captions = (
+            read_pairs(join(self.root, "captions.json"))
+            if exists(join(self.root, "captions.json"))
+            else {}
+        )
+        persons = celeba_identities(self.root)
+        for name in sorted(names):
+            yield Item(
+                name,
+                str(look_up(persons, name) or ""),
+                texts_of(look_up(captions, name)),
+                (join(self.root, "Full_align_sup", f"{name}.png"),),
+            )
+
+    def _read(self, item: Item) -> bytes:
+        return read_bytes(*item.place)

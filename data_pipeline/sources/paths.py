@@ -1,0 +1,69 @@
+"""Paths on this machine and addresses in a bucket (gs://, s3:// …), read through fsspec."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Iterator
+
+from caphuman_jax.errors import DataError
+
+
+def join(*parts: str) -> str:
+    """Of paths and addresses alike."""
+    return posixpath.join(*parts)
+
+
+def listing(place: str) -> Iterator[tuple[str, bool]]:
+    """Names in a folder, and whether each is a folder; in no order."""
+    if "://" in place:
+        for entry in file_system(place).ls(place, detail=True):
+            name = entry["name"].rstrip("/").rpartition("/")[2]
+            if name and not name.startswith("."):
+                yield name, entry["type"] == "directory"
+        return
+    with os.scandir(place) as entries:
+        yield from (
+            (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
+        )
+
+
+def is_dir(place: str) -> bool:
+    """Is it a folder?"""
+    return file_system(place).isdir(place) if "://" in place else os.path.isdir(place)
+
+
+def exists(place: str) -> bool:
+    """Is there a file or folder of that name?"""
+    return file_system(place).exists(place) if "://" in place else os.path.exists(place)
+
+
+def read_bytes(place: str, start: int = 0, count: int | None = None) -> bytes:
+    """A file, or `count` bytes of it. Raises OSError."""
+    with open_file(place) as stream:
+        stream.seek(start)
+        return stream.read() if count is None else stream.read(count)
+
+
+def read_text(place: str) -> str:
+    """Raises DataError."""
+    try:
+        return read_bytes(place).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{place} cannot be read ({error})") from error
+
+
+def open_file(place: str):
+    """For reading bytes. Raises OSError."""
+    return file_system(place).open(place, "rb") if "://" in place else open(place, "rb")
+
+
+def file_system(place: str):
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(place)[0]
+    except (ImportError, ValueError) as error:
+        raise DataError(
+            f"{place} cannot be opened here ({error}); install the package that fsspec names for it"
+        ) from error
