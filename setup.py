@@ -1,4 +1,4 @@
-"""Packaging of CapHuman on JAX: `pip install .`; extras and their reasons are in docs/decisions.md."""
+"""Packaging of CapHuman on JAX; why each extra exists is written in docs/decisions.md."""
 
 import re
 from pathlib import Path
@@ -6,63 +6,103 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'"(.+)"\n$', (ROOT / "caphuman_jax/version.py").read_text()).group(1)
+# The public address of the repository, once there is one: the README's links lead there from PyPI.
+REPOSITORY = None
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "caphuman_jax/version.py").read_text(), re.MULTILINE
+)[1]
+
+
+def long_description() -> str:
+    """The README with links that work outside of the checkout; without an address they become text."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    relative = r"\]\((?!https?://|#)([^)]+)\)"
+    if REPOSITORY:
+        return re.sub(relative, rf"]({REPOSITORY}/raw/v{VERSION}/\1)", text)
+    text = re.sub(r"!\[[^]]*" + relative + r"\n*", "", text)
+    return re.sub(r"\[([^]]*)" + relative, r"\1", text)
+
+
 EXTRAS = {
-    "train": [
-        "onnx",
-        "tensorboardX",
-    ],  # recognizers as losses; TensorBoard's files without TensorFlow
-    # importlib-resources: tensorflow-datasets imports it without asking for it
+    "train": ["onnx", "tensorboardX"],
     "data": [
         "tensorflow-cpu",
         "tensorflow-datasets",
-        "importlib-resources",
+        "importlib-resources",  # tensorflow-datasets imports it without requiring it
         "apache-beam",
         "array-record",
         "grain",
         "matplotlib",
     ],
     "studio": ["gradio"],
-    "insightface": [
-        "insightface>=2"
-    ],  # ArcFace model packs that the user has; 2.x installs without a compiler
+    "insightface": ["insightface>=2"],
+    "cuda": ["jax[cuda13]"],
+    "tpu": ["jax[tpu]"],
+    "compile": ["jax[tpu]"],  # libtpu, which compiles for TPUs that are elsewhere; Linux on x86-64
+    "lint": ["ruff", "import-linter", "pyrefly"],
     "test": [
         "pytest",
         "pytest-xdist",
         "hypothesis",
         "import-linter",
+        "build",
+        "twine",
+        "nbclient",
+        "ipykernel",
         "onnx",
         "torch",
         "diffusers",
         "transformers",
         "peft",
-        "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
-    ],  # caphuman compile: libtpu
-    "lint": ["ruff", "import-linter"],
-    "cuda": ["jax[cuda12]"],
-    "tpu": ["jax[tpu]"],
-    "compile": [
-        "jax[tpu]"
-    ],  # libtpu alone is wanted, to compile for TPUs that are elsewhere; Linux on x86-64
+        "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",  # caphuman compile
+    ],
 }
+EXTRAS["dev"] = [*EXTRAS["lint"], *EXTRAS["test"], *EXTRAS["train"], *EXTRAS["data"], "pre-commit"]
 
 setup(
     name="caphuman-jax",
     version=VERSION,
-    description="CapHuman on JAX and Flax: a photo of a face, a sentence and a head pose in; "
-    "pictures of that person out",
-    long_description=Path("README.md").read_text(encoding="utf-8")
-    if Path("README.md").exists()
-    else "",
+    description="CapHuman on JAX and Flax: pictures of a person from one photo, a prompt and a "
+    "3D head pose",
+    long_description=long_description(),
     long_description_content_type="text/markdown",
+    author="The authors of CapHuman on JAX",
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
+    keywords="jax flax diffusion stable-diffusion portrait face identity controlnet tpu",
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2402.00627",
+        **(
+            {"Source": REPOSITORY, "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md"}
+            if REPOSITORY
+            else {}
+        ),
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Multimedia :: Graphics",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=[*find_packages(include=["caphuman_jax*", "data_pipeline*"]), "caphuman_jax.configs"],
     # configs/ stands at the top of the checkout, but a package named `configs` in everyone's
     # site-packages would clash.
     package_dir={"caphuman_jax.configs": "configs"},
-    package_data={"caphuman_jax": ["assets/**"]},
+    package_data={
+        "caphuman_jax": ["assets/**", "py.typed"],
+        "data_pipeline": ["py.typed"],
+    },
     entry_points={"console_scripts": ["caphuman=caphuman_jax.cli.app:main"]},
     install_requires=[
         "jax>=0.10",

@@ -1,6 +1,8 @@
 """What importing costs, and what an installation holds."""
 
+import os
 import pkgutil
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -10,6 +12,7 @@ import pytest
 
 import caphuman_jax
 
+ROOT = Path(__file__).parents[1]
 CHECK = """
 import importlib, sys, warnings
 warnings.simplefilter("ignore")
@@ -48,4 +51,50 @@ def test_shipped_parts_come_with_their_notices(folder):
     notice = (files("caphuman_jax") / "assets" / folder / "NOTICE.md").read_text()
     for item in (files("caphuman_jax") / "assets" / folder).iterdir():
         assert item.name == "NOTICE.md" or item.name in notice, item.name
-    assert f"assets/{folder}/NOTICE.md" in (Path(__file__).parents[1] / "NOTICE").read_text()
+    assert f"assets/{folder}/NOTICE.md" in (ROOT / "NOTICE").read_text()
+
+
+def command(*words, **options) -> str:
+    """Output of a program that must succeed, outside of the checkout."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
+    result = subprocess.run(
+        [str(w) for w in words], capture_output=True, text=True, env=clean, **options
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_alone_is_enough(tmp_path):
+    """Builds sdist and wheel, and installs the wheel into an empty environment: from the network."""
+    command(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", ROOT)
+    built = sorted((tmp_path / "dist").iterdir())
+    assert [p.name.removeprefix("caphuman_jax-") for p in built] == [
+        f"{caphuman_jax.__version__}-py3-none-any.whl",
+        f"{caphuman_jax.__version__}.tar.gz",
+    ]
+    command(sys.executable, "-m", "twine", "check", "--strict", *built)
+
+    command(sys.executable, "-m", "venv", tmp_path / "venv")
+    bin_ = tmp_path / "venv" / "bin"
+    install = [bin_ / "python", "-m", "pip", "install", "--quiet", "--prefer-binary"]
+    command(*install, "--constraint", ROOT / "constraints.txt", built[0])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert "generate" in command(bin_ / "caphuman", "--help", cwd=elsewhere)
+    version = command(bin_ / "caphuman", "--version", cwd=elsewhere)
+    assert version == f"caphuman {caphuman_jax.__version__}\n"
+    configs = "from caphuman_jax.configs import mini; print(mini.get_config())"
+    assert "steps" in command(bin_ / "python", "-c", configs, cwd=elsewhere)
+    for package in ("caphuman_jax", "data_pipeline"):
+        typed = f"from importlib.resources import files; print((files('{package}') / 'py.typed'))"
+        assert Path(command(bin_ / "python", "-c", typed, cwd=elsewhere).strip()).exists()
+    words = ["--reference", files("caphuman_jax") / "assets" / "astronaut_nasa.png"]
+    words += ["--prompt", "a photo of a person", "--steps", "2", "--out", "out"]
+    command(bin_ / "caphuman", "generate", *words, cwd=elsewhere)
+    assert list((elsewhere / "out").glob("picture_*.png"))
+
+
+def test_links_of_the_readme_lead_somewhere():
+    for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / "README.md").read_text()):
+        assert (ROOT / link).exists(), link
