@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from caphuman_jax.errors import DataError
-from data_pipeline.prepare.settings import Gate
+from data_pipeline.prepare.settings import QualityThresholds
 from data_pipeline.records import tf_example
 from data_pipeline.records.schema import Layout, features
 
@@ -25,14 +25,15 @@ SECONDS = "CHEAP_MEASURER_SECONDS"  # environment variable: how long a photo tak
 class CheapSettings:
     """As PrepareSettings, of records of a few kilobytes."""
 
-    gate: Gate = Gate()
+    thresholds: QualityThresholds = QualityThresholds()
     same_person: str = "given"
     hold_out: int = 16
     seed: int = 0
     size: int = 16
 
     def to_dict(self):
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        return fields | {"gate": fields.pop("thresholds")}
 
     def fingerprint(self):
         return hashlib.sha256(json.dumps(self.to_dict()).encode()).hexdigest()

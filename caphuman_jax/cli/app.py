@@ -47,7 +47,7 @@ _DELEGATED = {
         "caphuman_jax.cli.inspect",
         "what records hold: counts, histograms, a contact sheet; checks every record",
     ),
-    "prepare": ("data_pipeline.prepare.prepare", "photos to records for training"),
+    "prepare": ("caphuman_jax.cli.prepare", "photos to records for training"),
     "sample": (
         "caphuman_jax.cli.sample",
         "make the pictures of a file of jobs, on all devices and any number of machines",

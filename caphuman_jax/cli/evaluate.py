@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from caphuman_jax.cli.argument_types import positive_int
 from caphuman_jax.errors import CapHumanError, DataError
 from caphuman_jax.evaluation import design
 
@@ -41,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the report; must be new or empty unless --overwrite",
     )
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N photos by name")
+    parser.add_argument(
+        "--limit", type=positive_int, metavar="N", help="only the first N photos by name"
+    )
     parser.add_argument(
         "--held-out",
         action="store_true",
@@ -68,18 +71,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--per-person",
-        type=_count,
+        type=positive_int,
         default=8,
         metavar="N",
         help="pictures of each person, of the heads in turn (default: 8; 50 people then take about "
         "half an hour on 2 cores)",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=_count, help="sampling steps (default: the model's own)")
+    parser.add_argument(
+        "--steps", type=positive_int, help="sampling steps (default: the model's own)"
+    )
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
     parser.add_argument(
         "--batch",
-        type=_count,
+        type=positive_int,
         help="pictures at a time (default: the model's own for this machine)",
     )
     parser.add_argument("--overwrite", action="store_true", help="write over an earlier report")
@@ -219,10 +224,3 @@ def _versions() -> dict[str, str]:
     return {"caphuman_jax": __version__, "python": platform.python_version()} | {
         p: installed[p] for p in packages if p in installed
     }
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number

@@ -13,6 +13,7 @@ import os
 import time
 from pathlib import Path
 
+from caphuman_jax.cli.argument_types import positive_int
 from caphuman_jax.errors import CapHumanError, DataError
 
 _TOLD = 20  # problems that are printed
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--samples",
-        type=_count,
+        type=positive_int,
         default=24,
         metavar="N",
         help="records on the contact sheet, spread evenly over each split (default: 24)",
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the records",
     )
     parser.add_argument(
-        "--workers", type=_count, metavar="N", help="processes (default: one a core)"
+        "--workers", type=positive_int, metavar="N", help="processes (default: one a core)"
     )
 
 
@@ -209,10 +210,3 @@ def _people(manifest, found):
             + (f", {nameless:,} photos of nobody named" if known and nameless else "")
             + f"; {found.paired[split]:,} records have partners"
         )
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number

@@ -23,7 +23,7 @@ from apache_beam.runners.runner import create_runner
 from caphuman_jax.errors import CapHumanError
 from caphuman_jax.io import files
 from data_pipeline.prepare import plan, shards, workdir
-from data_pipeline.prepare.worker_process import marked, told
+from data_pipeline.prepare.error_text import extract_error, wrap_error
 
 # "DirectRunner" has come to mean a program that is downloaded first; this one is a part of the
 # package, and can have several processes.
@@ -54,7 +54,7 @@ def run(job: workdir.Job, arguments: list[str]) -> None:
         with beam.Pipeline(runner=runner, options=options) as pipeline:
             build(pipeline, job)
     except Exception as error:
-        if line := told(str(error)):
+        if line := extract_error(str(error)):
             raise CapHumanError(line) from error
         raise
 
@@ -93,11 +93,11 @@ class _Step(beam.DoFn):
         try:
             yield from self.do(element)
         except CapHumanError as error:
-            raise RuntimeError(marked(error)) from error
+            raise RuntimeError(wrap_error(error)) from error
         except OSError as error:
             explained = files.explained(error, self.job.out)
             raise RuntimeError(
-                marked(explained) if isinstance(explained, CapHumanError) else str(error)
+                wrap_error(explained) if isinstance(explained, CapHumanError) else str(error)
             ) from error
 
 

@@ -46,7 +46,7 @@ _FIT_SIDE = 512
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """A photo that is left out; reason is one of `gate.REASONS`."""
+    """A photo that is left out; reason is one of `quality_filter.REASONS`."""
 
     key: str
     reason: str
@@ -56,7 +56,7 @@ class Dropped:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
     """record: by feature name, see features.py, without `partners`; dhash: 64 bits of
-    `gate.difference_hash`.
+    `quality_filter.difference_hash`.
     """
 
     key: str
@@ -139,7 +139,7 @@ class Measurer:
         faces = find_faces(photo)
         if not faces:
             return Dropped(item.key, "no_face")
-        if len(faces) > 1 and self.settings.gate.faces == "one":
+        if len(faces) > 1 and self.settings.thresholds.faces == "one":
             return Dropped(item.key, "several_faces", f"{len(faces)} faces")
         face = faces[0]
         size = self.settings.stored

@@ -72,7 +72,7 @@ def read_plan(job: workdir.Job) -> dict | None:
 
 
 class _Photos:
-    """Columns over the photos that passed the gate, in the order of their keys, and those that were
+    """Columns over the photos that passed the quality filter, in the order of their keys, and those that were
     dropped: (key, reason, detail).
 
     keys, persons: lists of texts. sha256 (N,) of 32 bytes, dhash (N,) uint64, places (N, 4) int64:
@@ -119,12 +119,12 @@ def _split(photos: _Photos, settings) -> dict[str, list[int]]:
     `photos`, and persons found are.
     """
     there = np.ones(len(photos.keys), bool)
-    if settings.gate.duplicates == "drop":
+    if settings.thresholds.duplicates == "drop":
         for repeat, first in exact_duplicates(photos.sha256).items():
             there[repeat] = False
             photos.drop(repeat, "duplicate", f"the same file as {photos.keys[first]}")
         near = near_duplicates(
-            photos.dhash, settings.gate.duplicate_bits, photos.vectors, np.flatnonzero(there)
+            photos.dhash, settings.thresholds.duplicate_bits, photos.vectors, np.flatnonzero(there)
         )
         for repeat, first in sorted(near.items()):
             there[repeat] = False
@@ -134,12 +134,12 @@ def _split(photos: _Photos, settings) -> dict[str, list[int]]:
     left = np.flatnonzero(there)
     keys, persons = [photos.keys[i] for i in left], [photos.persons[i] for i in left]
     vectors = photos.vectors[left] if len(left) <= ALL_PAIRS else None
-    told = settings.same_person == "given"
-    if not told:
+    given = settings.same_person == "given"
+    if not given:
         persons = [keys[i] for i in persons_by_recognition(vectors)]
         for i, person in zip(left, persons, strict=True):
             photos.persons[i] = person
-    split = hold_out(keys, persons, settings.hold_out, vectors, told)
+    split = hold_out(keys, persons, settings.hold_out, vectors, given)
     photos.moved = len(split.moved)
     for i, held in sorted(split.repeated.items()):
         photos.drop(
@@ -185,5 +185,5 @@ def _nothing_left(photos: _Photos, listed: int) -> str:
         f"none of {listed} photos can be used: "
         f"{', '.join(f'{reason} {number}' for reason, number in reasons)}; for one, {key}: "
         f"{detail}; "
-        "the options of the gate (--min-face and others) decide what is good enough"
+        "--min-face and the options after it decide which photos are good enough"
     )

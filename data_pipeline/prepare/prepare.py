@@ -1,13 +1,9 @@
-"""`caphuman prepare`: photos to records for training, as a TFDS dataset. What is interrupted goes
-on where it stopped.
-"""
+"""Photos to records for training, as a TFDS dataset. The same call resumes what was interrupted."""
 
 from __future__ import annotations
 
-import argparse
 import collections
 import contextlib
-import dataclasses
 import importlib.util
 import itertools
 import json
@@ -22,248 +18,25 @@ from collections.abc import Callable, Iterator
 from caphuman_jax.errors import CapHumanError, DataError, SettingError
 from caphuman_jax.io import files
 from data_pipeline.prepare import finalize, splits, workdir, worker_process
+from data_pipeline.prepare.error_text import extract_error
 from data_pipeline.prepare.progress import Progress
-from data_pipeline.prepare.settings import (
-    ENCODINGS,
-    FACES,
-    HINTS,
-    KEEP,
-    SAME_PERSON,
-    Gate,
-    PrepareSettings,
-)
-from data_pipeline.records.manifest import DROPPED, ENDINGS, read_manifest, version_folder
+from data_pipeline.prepare.quality_filter import REASONS
+from data_pipeline.prepare.settings import PrepareSettings
+from data_pipeline.records.manifest import DROPPED, read_manifest, version_folder
 from data_pipeline.sources.open import open_source
 
 _LOCAL_NAMES = ("local", "direct", "directrunner", "fnapirunner")
 _NEEDED = ("apache_beam", "array_record", "tensorflow_datasets")
 _LOG, _LOG_LINES = "log.txt", 2000
-_GATE_HELP = {
-    "min_face": "pixels of the face's height; default: 142 at --size 512, 71 at 256, and so on",
-    "min_sharpness": "of the face; in focus it is far above this, ",
-    "min_presence": "the landmark network's certainty of a face, ",
-    "max_yaw": "degrees, ",
-    "max_pitch": "degrees, ",
-    "max_roll": "degrees, ",
-    "min_confidence": "of the fitted head, ",
-    "max_outside": "part of the face outside of the photo, ",
-    "min_covered": "part of the square round the head that the photo covers, ",
-    "drawing_score": "above it a photo looks drawn, ",
-    "duplicate_bits": "in how many of 64 bits of their hashes the same pictures may differ, ",
-}
-_EXAMPLES = """examples:
-  caphuman prepare --photos photos --out records                      a folder, searched through, for SD1.5's 512 pixels
-  caphuman prepare --photos photos --out records --size 256 --min-face 37      smaller faces too, to train mini
-  caphuman prepare --photos people --person folder --out records      people/NAME/*.jpg: other photos of a person as targets
-  caphuman prepare --photos 'shards/{000..123}.tar' --out records     tars as webdataset has them
-  caphuman prepare --photos list.csv --out records --model my-sd15 --encode moments,text,image_tokens
-  caphuman prepare --photos gs://bucket/list.parquet --out gs://bucket/records --runner DataflowRunner -- --project=P --region=R
-
-The same command again goes on where the last one stopped, however that one ended. docs/data.md says what the records hold."""
 
 
 def measurer(settings: PrepareSettings):
-    """The measurer of a worker, with its networks."""
+    """A worker's measurer, with its networks."""
     from caphuman_jax.runtime.compile_cache import keep_compiled
     from data_pipeline.prepare.measure import Measurer
 
-    keep_compiled()  # every worker compiles the same programs, in every run
+    keep_compiled()  # every worker of every run compiles the same programs
     return Measurer(settings)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `caphuman prepare`."""
-    default, gate = PrepareSettings(), Gate()
-    parser.description = (
-        "Photos to records for training: found, judged, measured, written as a TFDS dataset."
-    )
-    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, _EXAMPLES
-    parser.add_argument(
-        "--photos",
-        required=True,
-        metavar="SRC",
-        help="a folder; a .tar or a pattern of them; a .csv, .tsv or .parquet with a column "
-        "path; the original CapHuman's folder; tfds:NAME or tfds:NAME:SPLIT",
-    )
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="folder, here or in a bucket; the records are in DIR/caphuman_records",
-    )
-    parser.add_argument(
-        "--person",
-        metavar="folder|FILE",
-        help="who is who, where SRC does not say: its first folders, or a file of keys and persons",
-    )
-    parser.add_argument(
-        "--captions-from",
-        metavar="FILE",
-        help="captions, where SRC does not have them: JSON {key: text}, or lines of a key and a "
-        "text",
-    )
-    parser.add_argument("--limit", type=_count, metavar="N", help="only the first N photos by key")
-
-    made = parser.add_argument_group("what is made")
-    made.add_argument(
-        "--size",
-        type=int,
-        default=default.size,
-        metavar="PIXELS",
-        help="side of the pictures to train on, default %(default)s",
-    )
-    made.add_argument(
-        "--margin",
-        type=float,
-        default=default.margin,
-        help="the stored square over it: room for shifts and turns, default %(default)s",
-    )
-    made.add_argument(
-        "--quality",
-        type=int,
-        default=default.quality,
-        help="of the stored JPEG, default %(default)s",
-    )
-    made.add_argument(
-        "--model",
-        metavar="NAME|FOLDER",
-        help="the model to train: its recognizer, head and identity input are used; default: the "
-        "shipped ones",
-    )
-    made.add_argument(
-        "--encode",
-        metavar="NAME,…",
-        default="",
-        help=f"what to compute with the model already: {','.join(ENCODINGS)}",
-    )
-    made.add_argument(
-        "--hints",
-        choices=HINTS,
-        default=default.hints,
-        help="head: as numbers, rendered in training (default); pictures: those too",
-    )
-    made.add_argument(
-        "--captions",
-        type=int,
-        default=default.captions,
-        metavar="N",
-        help="captions of a photo, default %(default)s; made of what was "
-        "measured where SRC gives none",
-    )
-    made.add_argument(
-        "--caption-model",
-        metavar="FOLDER",
-        help="an image-to-text model of transformers that writes captions instead",
-    )
-    made.add_argument(
-        "--same-person",
-        choices=SAME_PERSON,
-        default=default.same_person,
-        help=f"whose photos belong together: as SRC or --person says (default), or by recognition "
-        f"(up to {splits.ALL_PAIRS:,} photos)",
-    )
-    made.add_argument(
-        "--hold-out",
-        type=int,
-        default=default.hold_out,
-        metavar="N",
-        help="one person in N goes to the split test, default %(default)s; 0: nobody",
-    )
-    made.add_argument(
-        "--seed",
-        type=int,
-        default=default.seed,
-        help="of captions and of the order, default %(default)s",
-    )
-    made.add_argument(
-        "--format",
-        choices=tuple(ENDINGS),
-        default="array_record",
-        help="of the files, default %(default)s",
-    )
-
-    good = parser.add_argument_group("which photos are good enough")
-    good.add_argument(
-        "--faces",
-        choices=FACES,
-        default=gate.faces,
-        help="one: drop photos of several faces (default); largest: take the largest",
-    )
-    for field in dataclasses.fields(Gate):
-        name, value = "--" + field.name.replace("_", "-"), getattr(gate, field.name)
-        if isinstance(value, str):
-            continue
-        text = _GATE_HELP.get(field.name, "")
-        good.add_argument(
-            name,
-            type=_number,
-            default=value,
-            metavar="N",
-            help=text + ("" if value is None else f"default {value:g}"),
-        )
-    good.add_argument(
-        "--drawings",
-        choices=KEEP,
-        default=gate.drawings,
-        help="what looks like a drawing or painting, default %(default)s",
-    )
-    good.add_argument(
-        "--duplicates",
-        choices=KEEP,
-        default=gate.duplicates,
-        help="the same picture again, default %(default)s",
-    )
-
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--workers", type=_count, metavar="N", help="processes on this machine, default: one a core"
-    )
-    how.add_argument(
-        "--runner",
-        default="local",
-        metavar="NAME",
-        help="where the Beam pipeline runs: local (default), FlinkRunner, SparkRunner, "
-        "DataflowRunner …; their own options stand at the end, after --",
-    )
-    how.add_argument("--keep-work", action="store_true", help="leave DIR/.work-… when done")
-    parser.add_argument("beam", nargs="*", metavar="-- BEAM OPTIONS", help="options for the runner")
-
-
-def run(args: argparse.Namespace) -> int:
-    """The command; 0 also where everything was done already."""
-    if args.beam and not args.beam[0].startswith("-"):
-        raise SettingError(
-            f"what is {args.beam[0]!r} for? photos are named by --photos; Beam's options stand "
-            f"after --"
-        )
-    gate = Gate(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Gate)})
-    settings = PrepareSettings(
-        size=args.size,
-        margin=args.margin,
-        quality=args.quality,
-        gate=gate,
-        captions=args.captions,
-        captioner=args.caption_model,
-        hints=args.hints,
-        model=args.model,
-        encode=tuple(name for name in args.encode.replace(" ", "").split(",") if name),
-        same_person=args.same_person,
-        hold_out=args.hold_out,
-        seed=args.seed,
-    )
-    prepare(
-        args.photos,
-        args.out,
-        settings,
-        options={"person": args.person, "captions": args.captions_from},
-        limit=args.limit,
-        file_format=args.format,
-        workers=args.workers,
-        runner=args.runner,
-        beam_options=args.beam,
-        keep_work=args.keep_work,
-    )
-    return 0
 
 
 def prepare(
@@ -281,17 +54,32 @@ def prepare(
     make_measurer: Callable = measurer,
     stream=None,
 ) -> dict:
-    """Prepare photos; the manifest of what is then in `out`. Raises CapHumanError in one line, also
-    for a folder that holds other records.
+    """Prepare photos, or resume where an earlier call was interrupted.
 
-    photos, options: for `sources.open_source`. make_measurer: a function of a module, settings →
-    measurer, in every worker.
-    stream: where progress is told, default standard error.
+    Args:
+        photos: the source, see `open_source`.
+        out: folder for the records, on this machine or in a bucket.
+        settings: decide the records.
+        options: further arguments of `open_source`.
+        limit: only the first photos by key.
+        file_format: "array_record" or "tfrecord".
+        workers: processes on this machine; None: one for each core.
+        runner: of Apache Beam; "local": processes on this machine.
+        beam_options: the runner's own.
+        keep_work: keep the work folder.
+        make_measurer: a module's function, settings -> measurer, called in every worker.
+        stream: where progress is reported; None: standard error.
+
+    Returns:
+        The manifest of the records in `out`.
+
+    Raises:
+        CapHumanError: the photos cannot be prepared, or `out` holds other records.
     """
     lacking = [name for name in _NEEDED if not importlib.util.find_spec(name)]
     if lacking:
         raise DataError(
-            f"photos are prepared with {', '.join(lacking)}, which is not here: pip install "
+            f"photos are prepared with {', '.join(lacking)}, which is not installed: pip install "
             f"'.[data]'"
         )
     out = out.rstrip("/") if not files.is_local(out) else os.path.abspath(os.path.expanduser(out))
@@ -335,22 +123,22 @@ def prepare(
 
 
 def _listed(items: Callable, job: workdir.Job) -> workdir.Listing:
-    """Write the listing, unless it is not the one that the work began with. Where photos lie may
-    have changed.
+    """Write the listing. Raises DataError if it differs from the one that the work began with; only
+    the places of the photos may change.
     """
     before = workdir.read_listing(job.folder)
     if before and workdir.write_listing(items(), None) != before:
         raise DataError(
             f"{job.source} has changed since this work began, when it had {before.photos:,} "
-            f"photos; remove {job.folder} to begin anew"
+            f"photos; remove {job.folder} to start again"
         )
     files.write(job.path("settings.json"), json.dumps(job.settings.to_dict()).encode())
     return workdir.write_listing(items(), job.folder)
 
 
 def _run_pipeline(job: workdir.Job, listing: workdir.Listing, arguments: list[str], stream) -> None:
-    """Run the pipeline in a process by itself, with its workers a group that can be ended, and tell
-    how it gets on.
+    """Run the pipeline in a process of its own, in a group with its workers so that all can be
+    killed, and report its progress.
     """
     progress = Progress(job, listing, stream)
     process = subprocess.Popen(
@@ -364,7 +152,7 @@ def _run_pipeline(job: workdir.Job, listing: workdir.Listing, arguments: list[st
     reader = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
     reader.start()
     try:
-        with contextlib.suppress(BrokenPipeError):  # why it left is told below
+        with contextlib.suppress(BrokenPipeError):  # its exit is explained below
             process.stdin.write(pickle.dumps((job, arguments)))
             process.stdin.close()
         while process.poll() is None:
@@ -373,7 +161,7 @@ def _run_pipeline(job: workdir.Job, listing: workdir.Listing, arguments: list[st
             progress.show()
         progress.end()
     except KeyboardInterrupt:
-        progress.say("interrupted; the same command goes on from here")
+        progress.say("interrupted; run the same command again to resume")
         raise
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -386,8 +174,8 @@ def _run_pipeline(job: workdir.Job, listing: workdir.Listing, arguments: list[st
 
 
 def _failure(job: workdir.Job, code: int, output: str) -> CapHumanError:
-    """What went wrong, as the pipeline told it, or where to look."""
-    if line := worker_process.told(output):
+    """The error that the pipeline reported, or where to look for it."""
+    if line := extract_error(output):
         return DataError(line)
     with contextlib.suppress(OSError):
         files.write(job.path(_LOG), output.encode())
@@ -396,8 +184,8 @@ def _failure(job: workdir.Job, code: int, output: str) -> CapHumanError:
         f"it ended with {code}",
     )
     return DataError(
-        f"the pipeline failed: {last[:300]} (more in {job.path(_LOG)}); the same command goes on "
-        f"where it stopped"
+        f"the pipeline failed: {last[:300]} (more in {job.path(_LOG)}); run the same command "
+        f"again to resume"
     )
 
 
@@ -406,7 +194,7 @@ def _arguments(runner: str, workers: int | None, chunks: int, options: list[str]
     if runner.lower() not in _LOCAL_NAMES:
         if workers:
             raise SettingError(
-                f"--workers is for this machine; how many {runner} has is said with its own "
+                f"--workers is for this machine; {runner} takes its number of workers from its own "
                 f"options, after --"
             )
         return [f"--runner={runner}", *options]
@@ -417,7 +205,7 @@ def _arguments(runner: str, workers: int | None, chunks: int, options: list[str]
 def _check_finished(
     manifest: dict, job: workdir.Job, fingerprint: str, listing: workdir.Listing
 ) -> None:
-    """Raises DataError if a finished folder is not what is asked for."""
+    """Raises DataError if a finished folder holds other records."""
     folder = version_folder(job.out)
     again = f"choose another --out, or remove {folder}"
     if manifest["fingerprint"] != fingerprint:
@@ -447,7 +235,7 @@ def _check_unfinished(job: workdir.Job) -> None:
         before = json.loads(files.read(files.join(folder, "settings.json")))
         raise DataError(
             f"{folder} is unfinished work with other settings "
-            f"({_difference(before, job.settings.to_dict())}); give those again to go on with it, "
+            f"({_difference(before, job.settings.to_dict())}); give those settings again to resume it, "
             "choose another --out, or remove it"
         )
 
@@ -462,7 +250,7 @@ def _difference(before: dict, now: dict) -> str:
         for name in sorted({*before, *now})
         if before.get(name) != now.get(name)
     ]
-    return "; ".join(named) or "the networks are others"
+    return "; ".join(named) or "the networks differ"
 
 
 @contextlib.contextmanager
@@ -475,7 +263,7 @@ def _explained(out: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(job: workdir.Job) -> Iterator[None]:
-    """Keep a second run on this machine from the same work."""
+    """Keep a second run on this machine away from the same work."""
     if not files.is_local(job.folder):
         yield
         return
@@ -487,22 +275,19 @@ def _locked(job: workdir.Job) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DataError(
-                f"another caphuman prepare is at work in {job.out}; wait for it, or end it"
+                f"another caphuman prepare is running in {job.out}; wait for it, or stop it"
             ) from error
         yield
 
 
 def _summary(manifest: dict, out: str) -> str:
-    from data_pipeline.prepare.quality_filter import REASONS
-
     lines = [
         f"{manifest['kept']:,} of {manifest['photos']:,} photos kept: {_splits_text(manifest)}"
     ]
     width = max(map(len, manifest["dropped"]), default=0)
-    meaning = REASONS | {"held_out_person": "shows somebody who is held out"}
     most = sorted(manifest["dropped"].items(), key=lambda one: (-one[1], one[0]))
     lines += [
-        f"  {number:>8,}  {reason:<{width}}  {meaning.get(reason, '')}".rstrip()
+        f"  {number:>8,}  {reason:<{width}}  {REASONS.get(reason, '')}".rstrip()
         for reason, number in most
     ]
     if manifest["dropped"]:
@@ -525,21 +310,3 @@ def _splits_text(manifest: dict) -> str:
         for name, split in sorted(manifest["splits"].items(), reverse=True)
     ]
     return ", ".join(parts)
-
-
-def _number(text: str) -> float:
-    """A whole number as such, since settings tell them apart."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
-
-
-def _count(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
-    return number

@@ -37,7 +37,7 @@ _REVISION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Gate:
+class QualityThresholds:
     """Which photos are good enough to learn from.
 
     faces: "one" drops a photo of several faces, "largest" takes its largest. A second person in the
@@ -46,7 +46,7 @@ class Gate:
     min_face: pixels of the larger side of the landmarks' box, in the photo; None: so many that the
         photo is not enlarged more than twofold to the size trained on (142 at 512, 71 at 256).
         Beyond that three quarters of the pixels are made up.
-    min_sharpness: see `gate.sharpness`; every portrait in focus had 0.16 and more; half of them
+    min_sharpness: see `quality_filter.sharpness`; every portrait in focus had 0.16 and more; half of them
     fall below 0.12 when blurred by 1 % of the face.
     max_yaw, max_pitch, max_roll: degrees. The far side of a face turned further is guessed by the
     landmark network.
@@ -121,7 +121,7 @@ class PrepareSettings:
     size: int = 512
     margin: float = 1.35
     quality: int = 95
-    gate: Gate = dataclasses.field(default_factory=Gate)
+    thresholds: QualityThresholds = dataclasses.field(default_factory=QualityThresholds)
     captions: int = 4
     captioner: str | None = None
     hints: str = "head"
@@ -188,11 +188,11 @@ class PrepareSettings:
 
     @property
     def min_face(self) -> float:
-        """The gate's, or what `size` asks for."""
+        """The threshold, or what `size` asks for."""
         return (
             math.floor(self.size / HEAD_SQUARE / 2)
-            if self.gate.min_face is None
-            else self.gate.min_face
+            if self.thresholds.min_face is None
+            else self.thresholds.min_face
         )
 
     @property
@@ -261,21 +261,20 @@ class PrepareSettings:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types; `from_dict` takes them back."""
-        return dataclasses.asdict(self) | {"encode": list(self.encode)}
+        """JSON types; `from_dict` takes them back. Records keep them, with the thresholds as "gate"."""
+        fields = dataclasses.asdict(self) | {"encode": list(self.encode)}
+        return fields | {"gate": fields.pop("thresholds")}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> PrepareSettings:
-        """Inverse of `to_dict`. Raises SettingError for entries that there are not."""
-        unknown = set(fields) - {f.name for f in dataclasses.fields(cls)} | set(
-            fields.get("gate", {})
-        ) - {f.name for f in dataclasses.fields(Gate)}
+        """Inverse of `to_dict`. Raises SettingError for unknown entries."""
+        fields = dict(fields)
+        thresholds, encode = fields.pop("gate", {}), fields.pop("encode", ())
+        unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
+        unknown |= set(thresholds) - {f.name for f in dataclasses.fields(QualityThresholds)}
         if unknown:
             raise SettingError(f"there is no setting called {', '.join(sorted(unknown))}")
-        return cls(
-            **fields
-            | {"gate": Gate(**fields.get("gate", {})), "encode": tuple(fields.get("encode", ()))}
-        )
+        return cls(**fields, thresholds=QualityThresholds(**thresholds), encode=tuple(encode))
 
     def network_hashes(self) -> dict[str, str]:
         """{name: SHA-256} of every file of numbers that measuring takes part in, sorted by name."""

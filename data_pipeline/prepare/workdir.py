@@ -52,7 +52,7 @@ class Job:
     """Everything that workers need to know; pickled to them.
 
     folder: the work folder. source, options: for `sources.open_source`. settings: PrepareSettings,
-    or what has its methods layout and fields gate, hold_out, same_person and seed. measurer: a
+    or what has its methods layout and fields thresholds, hold_out, same_person and seed. measurer: a
     function of a module, settings → what has `measure` as measure.Measurer."""
 
     out: str

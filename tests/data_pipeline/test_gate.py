@@ -7,7 +7,7 @@ from PIL import Image
 
 from caphuman_jax.face.face import find_faces
 from data_pipeline.prepare import quality_filter
-from data_pipeline.prepare.settings import Gate, PrepareSettings
+from data_pipeline.prepare.settings import PrepareSettings, QualityThresholds
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,10 @@ def test_sharpness_falls_as_a_photo_is_blurred(astronaut, face):
         for part in (0.005, 0.01, 0.02, 0.03)
     ]
     assert all(a > b for a, b in zip(values, values[1:]))
-    assert values[0] > 2 * Gate().min_sharpness and values[-2] < Gate().min_sharpness
+    assert (
+        values[0] > 2 * QualityThresholds().min_sharpness
+        and values[-2] < QualityThresholds().min_sharpness
+    )
 
 
 @pytest.mark.parametrize("factor", [0.9, 2.0, 4.0])
@@ -83,7 +86,7 @@ def test_hashes_of_like_pictures(astronaut):
     bits = lambda a, b: (
         quality_filter.difference_hash(a) ^ quality_filter.difference_hash(b)
     ).bit_count()
-    assert bits(astronaut, again) <= Gate().duplicate_bits
+    assert bits(astronaut, again) <= QualityThresholds().duplicate_bits
     assert bits(astronaut, astronaut[:, ::-1]) > 16 and bits(astronaut, astronaut[::-1]) > 16
 
 
@@ -115,7 +118,12 @@ def test_limits():
         quality_filter.by_drawing(settings, -3.0) is None
         and quality_filter.by_drawing(settings, 2.0)[0] == "drawing"
     )
-    assert quality_filter.by_drawing(PrepareSettings(gate=Gate(drawings="keep")), 2.0) is None
+    assert (
+        quality_filter.by_drawing(
+            PrepareSettings(thresholds=QualityThresholds(drawings="keep")), 2.0
+        )
+        is None
+    )
 
     head = lambda *angles, confidence=0.9: (
         quality_filter.by_head(settings, np.array(angles, float), confidence) or (None, "")

@@ -31,7 +31,7 @@ from caphuman_jax.person.identity import image_tokens
 from caphuman_jax.person.person import measure as measure_person
 from caphuman_jax.weights import model_folder
 from data_pipeline.prepare.measure import Dropped, Measured, Measurer
-from data_pipeline.prepare.settings import Gate, PrepareSettings
+from data_pipeline.prepare.settings import PrepareSettings, QualityThresholds
 from data_pipeline.records import tf_example
 from data_pipeline.records.schema import features
 from data_pipeline.sources.base import Item
@@ -153,7 +153,9 @@ def test_details_are_for_people(results):
 
 def test_the_largest_of_several_faces_when_asked(astronaut, batch):
     measurer = Measurer(
-        PrepareSettings(size=64, gate=Gate(faces="largest", max_roll=90, min_sharpness=0))
+        PrepareSettings(
+            size=64, thresholds=QualityThresholds(faces="largest", max_roll=90, min_sharpness=0)
+        )
     )
     smaller = cv2.resize(astronaut[:, ::-1], (256, 256), interpolation=cv2.INTER_AREA)
     both = np.concatenate([np.pad(smaller, ((0, 256), (0, 0), (0, 0))), astronaut], axis=1)
@@ -272,7 +274,7 @@ def test_texts(results, record):
 def test_the_same_picture_has_nearly_the_same_hash(results):
     assert (
         results["again.jpg"].dhash ^ results["original.png"].dhash
-    ).bit_count() <= Gate().duplicate_bits
+    ).bit_count() <= QualityThresholds().duplicate_bits
 
 
 def test_nothing_depends_on_what_is_in_the_same_batch(measurer, batch, record, results):
@@ -369,7 +371,10 @@ def test_heads_of_flame(tmp_path, monkeypatch, astronaut, by_deca):
     encoder = {"deca_encoder": flame_standin.deca_encoder(astronaut)[1]} if by_deca else {}
     model_folder.save_model(tmp_path / "model", dataclasses.replace(MINI, head="flame"), encoder)
     settings = PrepareSettings(
-        size=64, model=str(tmp_path / "model"), hints="pictures", gate=Gate(min_confidence=0)
+        size=64,
+        model=str(tmp_path / "model"),
+        hints="pictures",
+        thresholds=QualityThresholds(min_confidence=0),
     )
     measurer = Measurer(settings)
     (found,) = measurer.measure([(Item("a"), ORIGINAL)])

@@ -1,4 +1,3 @@
-import argparse
 import hashlib
 import io
 import os
@@ -13,10 +12,9 @@ from pathlib import Path
 import pytest
 from cheap_measurer import SECONDS, CheapMeasurer, CheapSettings, write_photos
 
-from caphuman_jax.cli.app import main
 from caphuman_jax.errors import DataError, SettingError
 from data_pipeline.prepare import beam_pipeline, prepare, workdir
-from data_pipeline.prepare.settings import Gate, PrepareSettings
+from data_pipeline.prepare.settings import QualityThresholds
 
 TESTS = Path(__file__).parent.parent
 
@@ -85,7 +83,10 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path, in_process):
             {"settings": CheapSettings(size=24)},
             r"holds records of other settings \(size 16, now 24\); choose another --out, or remove ",
         ),
-        ({"settings": CheapSettings(gate=Gate(max_yaw=20))}, r"\(max_yaw 60.0, now 20\)"),
+        (
+            {"settings": CheapSettings(thresholds=QualityThresholds(max_yaw=20))},
+            r"\(max_yaw 60.0, now 20\)",
+        ),
         ({"file_format": "tfrecord"}, "holds array_record files, not tfrecord"),
         ({"limit": 39}, "holds records of 40 photos of .*photos, but .* now has 39"),
     ):
@@ -108,15 +109,15 @@ def test_unfinished_work_is_of_its_settings_and_photos(tmp_path, monkeypatch):
         _prepare(photos, out)
     with pytest.raises(
         DataError,
-        match=r"is unfinished work with other settings \(size 16, now 24\); give those again to go "
-        r"on with it",
+        match=r"is unfinished work with other settings \(size 16, now 24\); give those "
+        r"settings again to resume it",
     ):
         _prepare(photos, out, CheapSettings(size=24))
     (tmp_path / "photos" / "000.jpg").unlink()
     with pytest.raises(
         DataError,
         match=r"has changed since this work began, when it had 40 photos; remove .*\.work-\w+ to "
-        r"begin anew",
+        r"start again",
     ):
         _prepare(photos, out)
 
@@ -135,7 +136,7 @@ def test_two_at_a_time_in_one_folder_are_refused(tmp_path, monkeypatch):
     photos, out = _photos(tmp_path / "photos"), tmp_path / "out"
     monkeypatch.setattr(prepare, "_run_pipeline", lambda *args: _prepare(photos, out))
     with pytest.raises(
-        DataError, match="another caphuman prepare is at work in .*out; wait for it, or end it"
+        DataError, match="another caphuman prepare is running in .*out; wait for it, or stop it"
     ):
         _prepare(photos, out)
 
@@ -156,74 +157,13 @@ def test_tfrecord_and_limit_and_keep_work(tmp_path, in_process):
     assert list((tmp_path / "out").glob(".work-*/chunks/0000/0000000.index"))
 
 
-def test_every_setting_has_an_option_and_the_defaults_are_the_settings_own(monkeypatch):
-    def settings_of(*arguments):
-        parser, found = argparse.ArgumentParser(), {}
-        prepare.add_arguments(parser)
-        monkeypatch.setattr(
-            prepare,
-            "prepare",
-            lambda photos, out, settings, **options: found.update(
-                options, settings=settings, photos=photos, out=out
-            ),
-        )
-        prepare.run(parser.parse_args(["--photos", "p", "--out", "o", *arguments]))
-        return found
-
-    assert settings_of()["settings"] == PrepareSettings()
-    found = settings_of(
-        *"--size 256 --margin 1.2 --quality 90 --captions 2 --hints pictures --same-person "
-        "recognition --hold-out 8 --seed 3 --faces largest "
-        "--min-face 37 --min-sharpness 0.1 --max-yaw 30 --max-pitch 20 --max-roll 10 "
-        "--min-presence 0.5 --min-confidence 0.4 --max-outside 0.1 "
-        "--min-covered 0.4 --drawings keep --drawing-score 1 --duplicates keep --duplicate-bits 3 "
-        "--person folder --captions-from c.json "
-        "--model mini --encode moments --runner FlinkRunner --workers 3 --limit 9 --format "
-        "tfrecord --keep-work -- --parallelism=4".split()
-    )
-    gate = Gate("largest", 37, 0.1, 30, 20, 10, 0.5, 0.4, 0.1, 0.4, "keep", 1, "keep", 3)
-    assert found["settings"] == PrepareSettings(
-        256, 1.2, 90, gate, 2, None, "pictures", "mini", ("moments",), "recognition", 8, 3
-    )
-    assert found["options"] == {"person": "folder", "captions": "c.json"} and found[
-        "beam_options"
-    ] == ["--parallelism=4"]
-    assert [found[name] for name in ("runner", "workers", "limit", "file_format", "keep_work")] == [
-        "FlinkRunner",
-        3,
-        9,
-        "tfrecord",
-        True,
-    ]
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--photos", "/nowhere"], "/nowhere is no source of photos, or does not exist"),
-        (["--photos", ".", "--size", "13"], "size must be"),
-        (["--photos", ".", "--limit", "0"], "whole number from 1 on, not '0'"),
-        (["--photos", ".", "photos"], "what is 'photos' for"),
-        (["--photos", ".", "--encode", "moments"], "come from a model"),
-    ],
-)
-def test_bad_input_is_told_in_one_line(arguments, message, tmp_path, capsys):
-    try:
-        code = main(["prepare", "--out", str(tmp_path / "out"), *arguments])
-    except SystemExit as error:
-        code = error.code
-    said = capsys.readouterr().err
-    assert (
-        code == 2 and message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
-    )
-
-
 def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(
         prepare.importlib.util, "find_spec", lambda name: None if name == "array_record" else True
     )
     with pytest.raises(
-        DataError, match=r"prepared with array_record, which is not here: pip install '.\[data\]'"
+        DataError,
+        match=r"prepared with array_record, which is not installed: pip install '.\[data\]'",
     ):
         _prepare(_photos(tmp_path / "photos"), tmp_path / "out")
 
@@ -242,7 +182,7 @@ def test_arguments_for_beam():
 _RUN = """
 import sys
 from cheap_measurer import CheapMeasurer, CheapSettings
-from data_pipeline.prepare import prepare
+from data_pipeline.prepare.prepare import prepare
 prepare(sys.argv[1], sys.argv[2], CheapSettings(hold_out=4), make_measurer=CheapMeasurer, workers=int(sys.argv[3]))
 """
 
@@ -305,7 +245,7 @@ def test_interrupted_it_leaves_no_process_and_goes_on(tmp_path):
     _wait_for(lambda: _work_done(out), run)
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=20)
-    assert run.returncode and "interrupted; the same command goes on from here" in said
+    assert run.returncode and "interrupted; run the same command again to resume" in said
     measured = len(list(out.glob(".work-*/chunks/*/*.index")))
     assert 0 < measured < 4
     again = _start(photos, out)
@@ -341,7 +281,7 @@ def test_a_worker_that_is_ended_is_told_of(tmp_path):
     _, said = run.communicate(timeout=60)
     assert (
         run.returncode
-        and "a worker was ended from outside, most likely for lack of memory; the same command, "
+        and "a worker was killed, most likely for lack of memory; run the same command again "
         "with fewer --workers"
         in said
     )

@@ -8,7 +8,7 @@ from importlib.resources import files
 import pytest
 
 from caphuman_jax.errors import ModelFolderError, SettingError
-from data_pipeline.prepare.settings import Gate, PrepareSettings
+from data_pipeline.prepare.settings import PrepareSettings, QualityThresholds
 from data_pipeline.records.schema import features
 
 
@@ -18,7 +18,7 @@ def test_sizes(size, stored, least):
     assert settings.stored == stored and (settings.stored - size) % 2 == 0
     assert settings.min_face == least  # twofold enlarged it fills 1 / 1.8 of the picture
     assert settings.head_square / 1.8 == pytest.approx(stored / size)
-    assert dataclasses.replace(settings, gate=Gate(min_face=37)).min_face == 37
+    assert dataclasses.replace(settings, thresholds=QualityThresholds(min_face=37)).min_face == 37
 
 
 def test_there_and_back_through_json():
@@ -26,7 +26,7 @@ def test_there_and_back_through_json():
         size=256,
         model="mini",
         encode=("text", "moments"),
-        gate=Gate(faces="largest", min_face=40.5),
+        thresholds=QualityThresholds(faces="largest", min_face=40.5),
         seed=3,
     )
     assert PrepareSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
@@ -67,7 +67,7 @@ def test_what_cannot_be_used(fields, message):
 )
 def test_gates_that_cannot_be_used(fields, message):
     with pytest.raises(SettingError, match=message):
-        Gate(**fields)
+        QualityThresholds(**fields)
 
 
 def test_a_model_that_is_not_there():
@@ -104,16 +104,17 @@ def test_every_setting_changes_the_fingerprint():
         "duplicates": "keep",
         "duplicate_bits": 3,
     }
-    assert {f.name for f in dataclasses.fields(Gate)} == set(gates)
+    assert {f.name for f in dataclasses.fields(QualityThresholds)} == set(gates)
     assert {f.name for f in dataclasses.fields(PrepareSettings)} == {
         *others,
-        "gate",
+        "thresholds",
         "encode",
         "captioner",
     }
     changed = [dataclasses.replace(plain, **{name: value}) for name, value in others.items()]
     changed += [
-        dataclasses.replace(plain, gate=Gate(**{name: value})) for name, value in gates.items()
+        dataclasses.replace(plain, thresholds=QualityThresholds(**{name: value}))
+        for name, value in gates.items()
     ]
     changed.append(PrepareSettings(size=256, model="mini", encode=("text",)))
     prints = [settings.fingerprint() for settings in (plain, *changed)]

@@ -1,0 +1,73 @@
+"""`caphuman prepare`: from the command line to the settings."""
+
+import argparse
+
+import pytest
+
+from caphuman_jax.cli import prepare
+from caphuman_jax.cli.app import main
+from data_pipeline.prepare.settings import PrepareSettings, QualityThresholds
+
+
+def test_every_setting_has_an_option_and_the_defaults_are_the_settings_own(monkeypatch):
+    def settings_of(*arguments):
+        parser, found = argparse.ArgumentParser(), {}
+        prepare.add_arguments(parser)
+        monkeypatch.setattr(
+            prepare,
+            "prepare",
+            lambda photos, out, settings, **options: found.update(
+                options, settings=settings, photos=photos, out=out
+            ),
+        )
+        prepare.run(parser.parse_args(["--photos", "p", "--out", "o", *arguments]))
+        return found
+
+    assert settings_of()["settings"] == PrepareSettings()
+    found = settings_of(
+        *"--size 256 --margin 1.2 --quality 90 --captions 2 --hints pictures --same-person "
+        "recognition --hold-out 8 --seed 3 --faces largest "
+        "--min-face 37 --min-sharpness 0.1 --max-yaw 30 --max-pitch 20 --max-roll 10 "
+        "--min-presence 0.5 --min-confidence 0.4 --max-outside 0.1 "
+        "--min-covered 0.4 --drawings keep --drawing-score 1 --duplicates keep --duplicate-bits 3 "
+        "--person folder --captions-from c.json "
+        "--model mini --encode moments --runner FlinkRunner --workers 3 --limit 9 --format "
+        "tfrecord --keep-work -- --parallelism=4".split()
+    )
+    thresholds = QualityThresholds(
+        "largest", 37, 0.1, 30, 20, 10, 0.5, 0.4, 0.1, 0.4, "keep", 1, "keep", 3
+    )
+    assert found["settings"] == PrepareSettings(
+        256, 1.2, 90, thresholds, 2, None, "pictures", "mini", ("moments",), "recognition", 8, 3
+    )
+    assert found["options"] == {"person": "folder", "captions": "c.json"} and found[
+        "beam_options"
+    ] == ["--parallelism=4"]
+    assert [found[name] for name in ("runner", "workers", "limit", "file_format", "keep_work")] == [
+        "FlinkRunner",
+        3,
+        9,
+        "tfrecord",
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--photos", "/nowhere"], "/nowhere is no source of photos, or does not exist"),
+        (["--photos", ".", "--size", "13"], "size must be"),
+        (["--photos", ".", "--limit", "0"], "whole number from 1 on, not '0'"),
+        (["--photos", ".", "photos"], "unexpected argument 'photos'"),
+        (["--photos", ".", "--encode", "moments"], "come from a model"),
+    ],
+)
+def test_bad_input_is_reported_in_one_line(arguments, message, tmp_path, capsys):
+    try:
+        code = main(["prepare", "--out", str(tmp_path / "out"), *arguments])
+    except SystemExit as error:
+        code = error.code
+    said = capsys.readouterr().err
+    assert (
+        code == 2 and message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+    )
