@@ -26,10 +26,11 @@ test-slow: $(VENV)/.installed-test ## The slow tests alone.
 
 test-all: test test-slow
 
-lint: $(VENV)/.installed-lint ## Style, formatting, layers and circles of imports.
+lint: $(VENV)/.installed-lint ## Style, formatting, layers and circles of imports, types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache out/demo

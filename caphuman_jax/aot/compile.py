@@ -250,11 +250,10 @@ def _guess(tried: dict[int, Outcome], low: int, high: int) -> int:
     """A batch between the two, where a straight line through their memory meets the capacity; the
     middle if nothing is known of one.
     """
-    if low in tried and tried[high].capacity and tried[high].total > tried[low].total:
+    capacity = tried[high].capacity
+    if low in tried and capacity and tried[high].total > tried[low].total:
         slope = (tried[high].total - tried[low].total) / (high - low)
-        return int(
-            min(max(low + (tried[high].capacity - tried[low].total) // slope, low + 1), high - 1)
-        )
+        return int(min(max(low + (capacity - tried[low].total) // slope, low + 1), high - 1))
     return (low + high) // 2
 
 

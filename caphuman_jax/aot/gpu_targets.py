@@ -48,7 +48,7 @@ class Gpu:
             gpu_device_info {{
               cuda_compute_capability {{ major: {major} minor: {minor} feature_extension: {features} }}
               core_count: {self.multiprocessors} fpus_per_core: {self.lanes} clock_rate_ghz: {self.clock}
-              device_memory_size: {round(memory(self.kind))} memory_bandwidth: {round(bandwidth(self.kind))} l2_cache_size: {self.cache}
+              device_memory_size: {round(memory(self.kind) or 0)} memory_bandwidth: {round(bandwidth(self.kind) or 0)} l2_cache_size: {self.cache}
               threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: {threads}
               thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
               block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535

@@ -68,7 +68,7 @@ def sampler(
             for name, (graph, _) in registry.abstract(model, compute, only=NETWORKS).items()
         )
         rows = conditions(model, count)
-        keys = jax.eval_shape(lambda: sampling_loop.picture_keys(0, np.arange(count)))
+        keys = jax.eval_shape(lambda: sampling_loop.picture_keys(0, list(range(count))))
         arguments = params, rows, keys, settings, plan
         if mesh is not None:
             whole, split = sharding.replicated(mesh), sharding.by_batch(mesh)

@@ -95,7 +95,8 @@ class ArcFace:
             pixels = np.concatenate(
                 [pixels, np.zeros((step - count, *pixels.shape[1:]), np.float32)]
             )
-        return self._session.run(None, {self._input: np.ascontiguousarray(pixels)})[0][:count]
+        outputs = self._session.run(None, {self._input: np.ascontiguousarray(pixels)})
+        return np.asarray(outputs[0])[:count]
 
 
 def find(path: str | os.PathLike | None = None, threads: int = 0) -> ArcFace:

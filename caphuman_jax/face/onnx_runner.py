@@ -38,9 +38,8 @@ class OnnxNetwork:
     def __call__(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
         """Run on a float32 array of the network's input shape; all outputs, in the file's order."""
         session = self._session
-        return tuple(
-            session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(x, np.float32)})
-        )
+        feed = {session.get_inputs()[0].name: np.ascontiguousarray(x, np.float32)}
+        return tuple(np.asarray(output) for output in session.run(None, feed))
 
     @functools.cached_property
     def _session(self) -> onnxruntime.InferenceSession:

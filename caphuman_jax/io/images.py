@@ -98,7 +98,7 @@ def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:
     """Text entries of a PNG file. Raises PhotoError if it is not a PNG file."""
     try:
         with Image.open(path) as picture:
-            if picture.format != "PNG":
+            if not isinstance(picture, PngImagePlugin.PngImageFile):
                 raise PhotoError(
                     f"{path} is a {picture.format} file; only PNG files carry the entries"
                 )

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -82,7 +82,9 @@ class _Instance(Built):
         return self.convert(resolve(self.state))
 
 
-def _array(reader: Reader, data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def _array(
+    reader: Reader, data: Any, dtype: Any, shape: Any, order: Literal["C", "F"]
+) -> np.ndarray:
     if not isinstance(dtype, _DType) or type(shape) is not tuple or len(shape) > _MOST_DIMENSIONS:
         raise Damaged("an array without type or shape")
     if any(type(n) is not int or n < 0 for n in shape):
@@ -194,17 +196,16 @@ def _sparse(columns: bool) -> Callable[[dict], np.ndarray]:
     def dense(state: dict) -> np.ndarray:
         shape = state.get("_shape", state.get("shape"))
         parts = [state.get(name) for name in ("data", "indices", "indptr")]
+        arrays = [part for part in parts if isinstance(part, np.ndarray) and part.ndim == 1]
         if (
             type(shape) is not tuple
             or len(shape) != 2
             or any(not isinstance(n, (int, np.integer)) or n < 0 for n in shape)
         ):
             raise Damaged("a sparse matrix without shape")
-        if any(not isinstance(part, np.ndarray) or part.ndim != 1 for part in parts) or any(
-            part.dtype.kind not in "iu" for part in parts[1:]
-        ):
+        if len(arrays) < len(parts) or any(part.dtype.kind not in "iu" for part in arrays[1:]):
             raise Damaged("a sparse matrix without its parts")
-        data, indices, starts = parts
+        data, indices, starts = arrays
         inner, outer = (int(n) for n in (shape if columns else shape[::-1]))
         if data.dtype.kind not in "biufc" or inner * outer * data.itemsize > _LARGEST_DENSE:
             raise Refused("it has a sparse matrix too large to write out")
@@ -288,7 +289,7 @@ def _names() -> dict[tuple[str, str], Name]:
     return table
 
 
-def _order(order: Any) -> str:
+def _order(order: Any) -> Literal["C", "F"]:
     if order not in ("C", "F"):
         raise Damaged("an array in an order that there is not")
     return order

@@ -82,7 +82,7 @@ class File:
         if start < 0 or length < 0 or start + length > self.size:
             raise Damaged("it ends before its last tensor")
         data = np.empty(length, np.uint8)
-        view, done = memoryview(data), 0
+        view, done = data.data, 0
         with self.lock:
             self.stream.seek(start)
             while done < length:
@@ -114,13 +114,12 @@ class Storage:
         if self.crc is not None and (start, length) != (0, self.length):
             crc = 0
             for at in range(0, self.length, _CHUNK):
-                crc = zlib.crc32(
-                    self.file.read(self.start + at, min(_CHUNK, self.length - at)), crc
-                )
+                part = self.file.read(self.start + at, min(_CHUNK, self.length - at))
+                crc = zlib.crc32(part.data, crc)
             self._check(crc)
         data = self.file.read(self.start + start, length)
         if self.crc is not None:
-            self._check(zlib.crc32(data))
+            self._check(zlib.crc32(data.data))
         return data
 
     def _check(self, crc: int) -> None:

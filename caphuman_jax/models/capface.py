@@ -52,7 +52,7 @@ def gate(control: Control, mask: jax.Array, hard: bool = True) -> Control:
     """
     return tuple(
         x * g.astype(x.dtype)
-        for x, g in zip(control, gates(mask, [x.shape[1:3] for x in control], hard))
+        for x, g in zip(control, gates(mask, [(x.shape[1], x.shape[2]) for x in control], hard))
     )
 
 

@@ -86,7 +86,7 @@ def trainable_parameters(cfg: ModelConfig) -> int:
 
 
 def _makers(cfg: ModelConfig, compute: ComputeConfig) -> dict[str, Callable[[Any], nnx.Module]]:
-    makers = {
+    makers: dict[str, Callable[[Any], nnx.Module]] = {
         "unet": lambda rngs: UNet(cfg.unet, compute, rngs=rngs),
         "capface": lambda rngs: CapFace(cfg.unet, cfg.capface, compute, rngs=rngs),
         "identity": lambda rngs: IdentityProjector(
@@ -95,8 +95,8 @@ def _makers(cfg: ModelConfig, compute: ComputeConfig) -> dict[str, Callable[[Any
         "vae": lambda rngs: VAE(cfg.vae, compute, rngs=rngs),
         "text": lambda rngs: TextEncoder(cfg.text, compute, rngs=rngs),
     }
-    if cfg.image_encoder is not None:
-        makers["image_encoder"] = lambda rngs: ImageEncoder(cfg.image_encoder, compute, rngs=rngs)
+    if (image_encoder := cfg.image_encoder) is not None:
+        makers["image_encoder"] = lambda rngs: ImageEncoder(image_encoder, compute, rngs=rngs)
     for name in cfg.controlnets:
         makers[f"controlnet_{name}"] = lambda rngs: ControlNet(
             cfg.unet, cfg.controlnet, compute, rngs=rngs

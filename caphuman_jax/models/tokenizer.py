@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import lzma
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -73,9 +73,7 @@ def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
     packed = (
         resources.files("caphuman_jax") / "assets" / "text" / "clip_merges.txt.xz"
     ).read_bytes()
-    merges = [
-        tuple(line.split(" ")) for line in lzma.decompress(packed).decode("utf-8").splitlines()
-    ]
+    merges = _pairs(lzma.decompress(packed).decode("utf-8").splitlines())
     letters = _byte_letters()
     tokens = (
         letters
@@ -84,6 +82,10 @@ def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:
         + [START, END]
     )
     return {token: i for i, token in enumerate(tokens)}, merges
+
+
+def _pairs(lines: Iterable[str]) -> list[tuple[str, str]]:
+    return [(first, second) for first, second in (line.split(" ") for line in lines)]
 
 
 def _byte_letters() -> list[str]:
@@ -102,9 +104,7 @@ def _read(files: tuple[str, str]) -> tuple[dict[str, int], list[tuple[str, str]]
     try:
         vocabulary = json.loads(Path(files[0]).read_text("utf-8"))
         lines = Path(files[1]).read_text("utf-8").splitlines()
-        merges = [
-            tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")
-        ]
+        merges = _pairs(line for line in lines if line and not line.startswith("#version"))
         if vocabulary[START] != START_ID or vocabulary[END] != END_ID:
             raise ValueError(f"{START} and {END} are not {START_ID} and {END_ID}")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
@@ -60,7 +62,7 @@ def attention(
             value,
             is_causal=causal,
             key_value_seq_lengths=lengths,
-            implementation=backend,
+            implementation="cudnn" if backend == "cudnn" else "xla",
         )
 
     with jax.numpy_dtype_promotion(
@@ -104,7 +106,7 @@ def _widest_head() -> int:
 def _splash(query: jax.Array, key: jax.Array, value: jax.Array, mesh: Mesh | None) -> jax.Array:
     """(B, L, heads, D) with JAX's TPU kernel, on each device for its own part of the batch."""
     scaled = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    run = jax.vmap(_splash_kernel(query.shape[2], query.shape[1], key.shape[1]))
+    run: Any = jax.vmap(_splash_kernel(query.shape[2], query.shape[1], key.shape[1]))
     if mesh is not None and mesh.size > 1:
         batch = PartitionSpec(mesh.axis_names)
         run = jax.shard_map(run, mesh=mesh, in_specs=batch, out_specs=batch, check_vma=False)

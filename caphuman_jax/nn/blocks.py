@@ -100,11 +100,9 @@ class FeedForward(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, L, width) → the same."""
         if fused.is_half(x.dtype):
-            return self.down(
-                fused.geglu_layer(
-                    x, self.up.kernel[...].astype(x.dtype), self.up.bias[...].astype(x.dtype)
-                )
-            )
+            assert self.up.bias is not None
+            kernel, bias = self.up.kernel[...].astype(x.dtype), self.up.bias[...].astype(x.dtype)
+            return self.down(fused.geglu_layer(x, kernel, bias))
         value, gate = jnp.split(self.up(x), 2, axis=-1)
         return self.down(value * jax.nn.gelu(gate, approximate=False))
 

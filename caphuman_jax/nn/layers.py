@@ -160,6 +160,7 @@ def convolve_upsampled(layer: nnx.Conv, x: jax.Array) -> jax.Array:
         for a in (0, 1)
     ]
     h = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+    assert layer.bias is not None
     return h + layer.bias[...].astype(layer.dtype)
 
 

@@ -29,7 +29,7 @@ class Int8:
 
     shape = property(lambda self: self.values.shape)
 
-    def dense(self) -> jax.Array:
+    def dense(self) -> jax.Array | np.ndarray:
         """The kernel in `dtype`, rounded once."""
         return (self.values.astype(jnp.float32) * self.scale).astype(self.dtype)
 

@@ -24,7 +24,7 @@ def keep_compiled() -> None:
     """Turn on JAX's persistent compilation cache in `cache_folder()`, unless one is set already or
     the folder cannot be made.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:  # pyrefly: ignore[missing-attribute]
         return
     where = cache_folder() / "compiled"
     try:

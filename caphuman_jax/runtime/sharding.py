@@ -187,7 +187,9 @@ def on_host(tree: Any) -> Any:
 
     def one(leaf):
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            whole: Callable = jax.jit(lambda x: x, out_shardings=replicated(leaf.sharding.mesh))
+            mesh = leaf.sharding.mesh if isinstance(leaf.sharding, NamedSharding) else None
+            assert isinstance(mesh, Mesh)
+            whole: Callable = jax.jit(lambda x: x, out_shardings=replicated(mesh))
             return np.asarray(whole(leaf).addressable_data(0))
         return np.asarray(leaf)
 
