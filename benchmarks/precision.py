@@ -193,14 +193,15 @@ def pictures(cfg, graphs, params, x):
         run["capface"].mask(features),
         run["identity"](x["image_tokens"], x["recognition"]),
     )
-    spread = lambda t, n: jnp.broadcast_to(t, (n,))
-    control = lambda latents, t, _: gate(
-        run["capface"](latents, spread(t, batch), tokens, features), mask
-    )
-    unet = lambda latents, t, text, residuals, _: run["unet"](
-        latents, spread(t, latents.shape[0]), text, residuals
-    )
-    denoise = guidance.text_guidance(unet, control, x["text"], x["empty"], 7.0)
+    texts = {"identity": x["empty"], "text": x["text"]}
+
+    def predict(branches, latents, t, _, carry):
+        timesteps = jnp.broadcast_to(t, (batch,))
+        control = gate(run["capface"](latents, timesteps, tokens, features), mask)
+        text = jnp.concatenate([texts[branch] for branch in branches])
+        return run["unet"](latents, timesteps, text, control), carry
+
+    denoise = guidance.guided(predict, guidance.branch_weights(7.0))
     latents = sampling_loop.sample(denoise, x["x"], sampling_loop.plan(cfg.diffusion, "ddim", 20))
     return latents, run["vae"].decode(latents / cfg.vae.scale)
 

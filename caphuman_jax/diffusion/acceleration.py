@@ -1,32 +1,36 @@
-"""Which steps of a sampler may cost less: those without guidance, and those that reuse the deep
-features of the step before.
+"""DeepCache (arXiv 2312.00858): steps that reuse the UNet's deep features of an earlier step.
 
-Made on the host with NumPy, as the sampler's plan is; compiled functions take both as arguments, so
-other steps need no other program."""
+Which steps do is decided on the host with NumPy. Compiled functions take the mask as an argument,
+so another interval needs no other program."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from caphuman_jax.diffusion.samplers import Plan
+from caphuman_jax.diffusion.sampling_loop import Denoise, denoise_by_step
 
 
-def guided_steps(plan: Plan, interval: tuple[float, float]) -> np.ndarray:
-    """(S,) bool: the steps whose timestep lies in the interval, both ends included (guidance in a
-    limited interval, arXiv 2404.07724).
-    """
-    return (plan.timesteps >= min(interval)) & (plan.timesteps <= max(interval))
-
-
-def fresh_steps(plan: Plan, every: int, guided: np.ndarray | None = None) -> np.ndarray:
-    """(S,) bool: the steps that run the whole UNet, one of `every` (DeepCache, arXiv 2312.00858,
+def recompute_mask(plan: Plan, cache_interval: int, guided: np.ndarray | None = None) -> np.ndarray:
+    """Mark the steps (S,) that run the whole UNet, one of every `cache_interval` (the paper's
     uniform 1:N).
 
-    Where guidance begins the unguided half has nothing to reuse yet: that step is fresh, and
-    `every` is counted from there."""
-    fresh, since = np.zeros(plan.steps, bool), 0
+    Args:
+        plan: The sampler's steps.
+        cache_interval: 1 recomputes at every step.
+        guided: Steps (S,) with guidance. Where it begins, the unguided half has nothing to reuse
+            yet: that step recomputes, and the interval is counted from there.
+    """
+    mask, since = np.zeros(plan.steps, bool), 0
     for i in range(plan.steps):
         begins = i == 0 or (guided is not None and guided[i] and not guided[i - 1])
-        since = 0 if begins else (since + 1) % every
-        fresh[i] = since == 0
-    return fresh
+        since = 0 if begins else (since + 1) % cache_interval
+        mask[i] = since == 0
+    return mask
+
+
+def with_cache(whole: Denoise, from_cache: Denoise) -> Denoise:
+    """Run `whole` in the steps where the step constant "recompute_mask" is true, `from_cache` in
+    the others. The carry holds the cached features.
+    """
+    return denoise_by_step("recompute_mask", whole, from_cache)

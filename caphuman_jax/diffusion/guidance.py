@@ -1,107 +1,130 @@
-"""Classifier-free guidance (arXiv 2207.12598), with scales of their own for text, identity and
-head.
+"""Classifier-free guidance (arXiv 2207.12598), with separate scales for text, identity and head.
 
-From a prediction that knows nothing, each condition is added in turn and its difference scaled
+A *branch* is one of guidance's predictions, named after what it sees (its condition set, BRANCHES).
+From a prediction that sees nothing, each condition is added in turn and its difference scaled
 (arXiv 2211.09800, eq. 3):
 
-    none + head scale · (head − none) + identity scale · (identity − head) + text scale · (text −
-    identity)
+    none + head scale · (head − none) + identity scale · (identity − head)
+         + text scale · (text − identity)
 
-"head" is CapFace with the identity tokens at zero, "identity" CapFace as trained, "text" that and
-the prompt. CapFace never sees the prompt, so one pass of it serves "identity" and "text". With head
-and identity scale 1, the original's setting, two predictions are left."""
+"head" is CapFace with identity tokens of zero, "identity" CapFace as trained, "text" that and the
+prompt. CapFace never sees the prompt, so one CapFace pass serves "identity" and "text". With head
+and identity scale 1, the original's setting, two branches are left."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from caphuman_jax.diffusion.sampling_loop import Denoise
+from caphuman_jax.diffusion.samplers import Plan
+from caphuman_jax.diffusion.sampling_loop import Denoise, denoise_by_step
 
-BRANCHES = ("none", "head", "identity", "text")
+
+class ConditionSet(NamedTuple):
+    """What a branch sees.
+
+    Attributes:
+        text: "prompt", or "empty" for the text that stands for no prompt.
+        capface_pass: "identity", "head" (identity tokens of zero), or None: no control residuals
+            at all, those of ControlNets included.
+    """
+
+    text: str
+    capface_pass: str | None
+
+
+BRANCHES = {
+    "none": ConditionSet("empty", None),
+    "head": ConditionSet("empty", "head"),
+    "identity": ConditionSet("empty", "identity"),
+    "text": ConditionSet("prompt", "identity"),
+}
+
+Predict = Callable[..., tuple[jax.Array, Any]]
+"""predict(branches, latents (B, h, w, C), timestep (), step_constants, carry) → the predictions of
+these branches as one batch (kB, h, w, C), in their order, and the carry for the next step.
+"""
 
 
 def branch_weights(text: float, identity: float = 1.0, head: float = 1.0) -> dict[str, float]:
-    """What each prediction counts in the sum above, by name; those that count nothing are left out,
-    so that they are not made.
+    """Weight of each branch in the sum above. Branches of weight 0 are omitted, so that they are
+    never computed.
     """
     weights = dict(zip(BRANCHES, (1 - head, head - identity, identity - text, text)))
-    return {name: weight for name, weight in weights.items() if weight != 0}
+    return {branch: weight for branch, weight in weights.items() if weight != 0}
 
 
 def guided(
-    unet: Callable[[jax.Array, jax.Array, Any, Any, Any], jax.Array],
-    controls: Callable[[jax.Array, jax.Array, Any], Mapping[str, Any]] | None,
-    branches: Sequence[tuple[str, float | jax.Array, Any]],
-    rescale: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    predict: Predict,
+    weights: Mapping[str, float | jax.Array],
+    *,
+    rescale: float | jax.Array | None = None,
+    limited: bool = False,
 ) -> Denoise:
-    """A `denoise` function for `samplers.sample`: the weighted sum, in float32, of one prediction a
-    branch.
+    """Make a denoiser that predicts the weighted sum of the branches.
 
-    unet(latents (B, h, w, C), timestep, text, residuals, step_constants) → prediction (kB, h, w,
-    C): the text is that of all k branches in their order, joined once; so are the residuals, unless
-    all branches share theirs: then they are of B pictures. controls(latents, timestep,
-    step_constants) → residuals by branch, pytrees alike with the batch as the leaves' first axis;
-    None runs the UNet with residuals None. branches: (name, weight, text), text a pytree with the
-    batch first; the weight may be traced. rescale(sum, the last branch's prediction) is applied at
-    the end. timestep is a scalar, step_constants have no batch axis."""
-    names, weights, texts = zip(*branches)
-    text = joined(texts)
+    Args:
+        predict: Predicts any of the branches.
+        weights: Weight of each branch, see `branch_weights`; may be traced.
+        rescale: phi of `rescale_guidance`, which the last branch's prediction is the measure of;
+            None leaves the sum as it is.
+        limited: Guide only in the steps where the step constant "guided" is true; the others
+            compute and take the prediction of "text" alone (arXiv 2404.07724).
 
-    def denoise(latents, timestep, step_constants=None):
-        residuals = None if controls is None else controls(latents, timestep, step_constants)
-        residuals = (
-            None if residuals is None else joined_or_shared([residuals[name] for name in names])
-        )
-        return weighted_sum(
-            unet(latents, timestep, text, residuals, step_constants), weights, rescale
-        )
-
-    return denoise
-
-
-def weighted_sum(
-    output: jax.Array, weights: Sequence[float | jax.Array], rescale: Callable | None = None
-) -> jax.Array:
-    """Predictions (kB, h, w, C) of k branches → their sum (B, h, w, C) in float32, each times its
-    weight; see `guided` for `rescale`.
+    Returns:
+        A function as `sampling_loop.sample` takes it.
     """
-    parts = jnp.split(output.astype(jnp.float32), len(weights))
+
+    def everywhere(latents, timestep, step, carry):
+        predictions, carry = predict(tuple(weights), latents, timestep, step, carry)
+        return _weighted_sum(predictions, list(weights.values()), rescale), carry
+
+    def text_alone(latents, timestep, step, carry):
+        return predict(("text",), latents, timestep, step, carry)
+
+    return denoise_by_step("guided", everywhere, text_alone) if limited else everywhere
+
+
+def guided_steps(plan: Plan, interval: tuple[float, float]) -> np.ndarray:
+    """Mark the steps (S,) whose timestep lies in the interval, both ends included."""
+    return (plan.timesteps >= min(interval)) & (plan.timesteps <= max(interval))
+
+
+def rescale_guidance(guided: jax.Array, with_text: jax.Array, phi: float | jax.Array) -> jax.Array:
+    """Bring a guided prediction towards the contrast of the prediction with the text (arXiv
+    2305.08891, eq. 14-16).
+
+    Args:
+        guided: (B, h, w, C) float32.
+        with_text: (B, h, w, C) float32; each image's standard deviation is the measure.
+        phi: Share of the correction in [0, 1]: 0 leaves `guided` as it is. The paper takes 0.7 for
+            models of zero terminal SNR, whose images guidance otherwise over-exposes.
+    """
+    axes = tuple(range(1, guided.ndim))
+    ratio = jnp.std(with_text, axes, keepdims=True) / jnp.std(guided, axes, keepdims=True)
+    return guided * (phi * ratio + (1 - phi))
+
+
+def concatenated(parts: Sequence[Any]) -> Any:
+    """Join pytrees of one structure into one, their leaves concatenated on the first axis."""
+    if len(parts) == 1:
+        return parts[0]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def concatenated_or_shared(parts: Sequence[Any]) -> Any:
+    """`concatenated`, but where all parts are one and the same object, that object."""
+    return parts[0] if all(part is parts[0] for part in parts) else concatenated(parts)
+
+
+def _weighted_sum(
+    predictions: jax.Array, weights: Sequence[float | jax.Array], rescale: float | jax.Array | None
+) -> jax.Array:
+    """Predictions (kB, h, w, C) of k branches → (B, h, w, C) float32."""
+    parts = jnp.split(predictions.astype(jnp.float32), len(weights))
     total = sum(weight * part for weight, part in zip(weights, parts))
-    return total if rescale is None else rescale(total, parts[-1])
-
-
-def joined(parts: Sequence[Any]) -> Any:
-    """Pytrees alike → one, their leaves one after the other on the first axis."""
-    return (
-        parts[0]
-        if len(parts) == 1
-        else jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    )
-
-
-def joined_or_shared(parts: Sequence[Any]) -> Any:
-    """`joined`, but one and the same pytree for all is left as it is."""
-    return parts[0] if all(part is parts[0] for part in parts) else joined(parts)
-
-
-def text_guidance(
-    unet, control, text: Any, empty_text: Any | None, scale: float | jax.Array = 7.0
-) -> Denoise:
-    """`guided` on the text alone: empty + scale · (with text − empty), with one control pass for
-    both halves.
-
-    control(latents, timestep, step_constants) → residuals, or None. empty_text None: the prediction
-    with text alone."""
-    if empty_text is None:
-        branches = [("text", 1.0, text)]
-    else:
-        branches = [("identity", 1 - scale, empty_text), ("text", scale, text)]
-
-    def controls(latents, timestep, constants):
-        return dict.fromkeys(("identity", "text"), control(latents, timestep, constants))
-
-    return guided(unet, None if control is None else controls, branches)
+    return total if rescale is None else rescale_guidance(total, parts[-1], rescale)

@@ -16,6 +16,7 @@ __all__ = [
     "SAMPLERS",
     "Denoise",
     "Plan",
+    "denoise_by_step",
     "initial_noise",
     "picture_key",
     "picture_keys",
@@ -24,10 +25,22 @@ __all__ = [
     "split_prediction",
 ]
 
-Denoise = Callable[[jax.Array, jax.Array, Any], jax.Array]
-"""denoise(latents (B, h, w, C) float32, timestep () float32, step_constants) → the prediction,
-shaped as the latents.
+Denoise = Callable[[jax.Array, jax.Array, Any, Any], tuple[jax.Array, Any]]
+"""denoise(latents (B, h, w, C) float32, timestep () float32, step_constants, carry) → the
+prediction, shaped as the latents, and the carry for the next step.
 """
+
+
+def denoise_by_step(name: str, where_true: Denoise, where_false: Denoise) -> Denoise:
+    """Make a denoiser that runs one of two, whichever the step constant `name`, a bool, says; the
+    other is not computed.
+    """
+
+    def either(latents, timestep, step, carry):
+        at_step = lambda denoise: lambda latents, carry: denoise(latents, timestep, step, carry)
+        return jax.lax.cond(step[name], at_step(where_true), at_step(where_false), latents, carry)
+
+    return either
 
 
 def picture_key(seed: int | jax.Array, index: int | jax.Array) -> jax.Array:
@@ -74,27 +87,36 @@ def sample(
     prediction: str = "epsilon",
     keys: jax.Array | None = None,
     step_constants: Any = None,
-    memory: Any = None,
+    carry: Any = None,
     trajectory: bool = False,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """The whole sampling loop, traced once whatever the number of steps; its state is float32.
+    """Run the sampling loop, traced once whatever the number of steps; its state is float32.
 
-    latents: (B, h, w, C) float32, unit normal whatever the sampler; plan: of `plan`; keys: (B,),
-    needed where the plan has noise;
-    step_constants: a pytree whose leaves have the plan's steps as their first axis (timestep
-    embeddings, for instance), handed to `denoise` one step at a time. memory: a pytree that
-    `denoise` takes as its last argument and returns anew after its prediction, for what it keeps
-    from step to step; None: it takes and returns none. Only what the plan looks back to is kept
-    from step to step. Returns the clean latents (B, h, w, C), with `trajectory` also those after
-    every step (S, B, h, w, C)."""
+    Args:
+        denoise: The network, called once a step.
+        latents: (B, h, w, C) float32, unit normal whatever the sampler.
+        plan: The sampler's steps.
+        prediction: What `denoise` predicts, "epsilon" or "v".
+        keys: (B,) random keys, one an image; needed where the plan has noise.
+        step_constants: Pytree whose leaves have the plan's steps as their first axis (timestep
+            embeddings, for instance); `denoise` gets one step's.
+        carry: Pytree handed from step to step: `denoise` takes it and returns the next.
+        trajectory: Return the latents after every step, too.
+
+    Returns:
+        The clean latents (B, h, w, C); with `trajectory` also those after every step
+        (S, B, h, w, C).
+
+    Raises:
+        ValueError: The plan has noise and `keys` is None.
+    """
     if plan.noise is not None and keys is None:
         raise ValueError("this plan has noise, which needs keys")
 
     def body(state, step):
-        x, last_latents, last_x0, earlier_x0, kept = state
+        x, last_latents, last_x0, earlier_x0, carry = state
         index, row, constants = step
-        output = denoise(x, row.timesteps, constants, *([] if kept is None else [kept]))
-        output, kept = (output, None) if kept is None else output
+        output, carry = denoise(x, row.timesteps, constants, carry)
         output = output.astype(jnp.float32)
         x0, _ = split_prediction(output, x, row.signal, row.spread, prediction)
         if row.corrector is not None:
@@ -116,7 +138,7 @@ def sample(
             last_latents,
             last_x0,
             earlier_x0,
-            kept,
+            carry,
         ), following if trajectory else None
 
     x = latents.astype(jnp.float32)
@@ -125,7 +147,7 @@ def sample(
         None if plan.corrector is None else x,
         None if plan.last_x0 is None else jnp.zeros_like(x),
         None if plan.corrector is None else jnp.zeros_like(x),
-        memory,
+        carry,
     )
     rows = (jnp.arange(plan.steps), jax.tree.map(jnp.asarray, plan), step_constants)
     (final, *_), after_each = jax.lax.scan(body, state, rows)

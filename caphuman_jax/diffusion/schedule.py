@@ -19,7 +19,7 @@ def alphas(config: DiffusionConfig, dtype=np.float32) -> np.ndarray:
     With `zero_terminal_snr` the square roots are shifted and stretched so that the first stays and
     the last is exactly 0 (arXiv 2305.08891, algorithm 1). Raises SettingError where that meets
     prediction "epsilon": noise says nothing of noise."""
-    levels = np.cumprod(1.0 - _plain_betas(config))
+    levels = np.cumprod(1.0 - _betas(config))
     if config.zero_terminal_snr:
         if config.prediction != "v":
             raise SettingError(
@@ -29,16 +29,6 @@ def alphas(config: DiffusionConfig, dtype=np.float32) -> np.ndarray:
         roots = np.sqrt(levels)
         levels = np.square((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1])))
     return levels.astype(dtype)
-
-
-def betas(config: DiffusionConfig) -> np.ndarray:
-    """Variances (num_timesteps,) float64, linear in the square root of beta as Stable Diffusion has
-    them; the last 1 with `zero_terminal_snr`.
-    """
-    if not config.zero_terminal_snr:
-        return _plain_betas(config)
-    levels = alphas(config, np.float64)
-    return 1.0 - levels / np.append(1.0, levels[:-1])
 
 
 def timesteps(
@@ -78,7 +68,7 @@ def check_spacing(spacing: str) -> None:
         raise SettingError(f"spacing is {spacing!r}; known: {', '.join(SPACINGS)}")
 
 
-def _plain_betas(config: DiffusionConfig) -> np.ndarray:
+def _betas(config: DiffusionConfig) -> np.ndarray:
     return (
         np.linspace(
             config.beta_start**0.5, config.beta_end**0.5, config.num_timesteps, dtype=np.float64

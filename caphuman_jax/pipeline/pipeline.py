@@ -17,7 +17,7 @@ import numpy as np
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import acceleration
-from caphuman_jax.diffusion.guidance import branch_weights
+from caphuman_jax.diffusion.guidance import branch_weights, guided_steps
 from caphuman_jax.diffusion.sampling_loop import picture_key
 from caphuman_jax.diffusion.text_to_image import generate
 from caphuman_jax.errors import ModelFolderError, PhotoError, SettingError
@@ -466,7 +466,7 @@ class Pipeline:
         if settings["guidance_interval"] and set(scales) != {"text"}:
             scales, guided = (
                 scales | {"text": scales.get("text", 0.0)},
-                acceleration.guided_steps(request.plan, settings["guidance_interval"]),
+                guided_steps(request.plan, settings["guidance_interval"]),
             )
         numbers = {name: jnp.float32(settings[name]) for name in ("strength", "identity_until")}
         numbers |= {
@@ -478,8 +478,8 @@ class Pipeline:
         if guided is not None:
             numbers["guided"] = jnp.asarray(guided)
         if settings["reuse"] > 1:
-            numbers["fresh"] = jnp.asarray(
-                acceleration.fresh_steps(request.plan, settings["reuse"], guided)
+            numbers["recompute_mask"] = jnp.asarray(
+                acceleration.recompute_mask(request.plan, settings["reuse"], guided)
             )
         static = {
             "size": request.size,

@@ -59,17 +59,26 @@ def noise():
     return [np.array(draw(i)) for i in range(51)]
 
 
+def stateless(predict):
+    """A `Denoise` from a function of latents, timestep and step constants."""
+    return lambda x, t, step, carry: (predict(x, t, step), carry)
+
+
 @jax.jit
 def ours_epsilon(latents, table):
     return sampling_loop.sample(
-        lambda x, t, _: model(x, t, jnp, jnp.asarray), latents, table, keys=KEYS, trajectory=True
+        stateless(lambda x, t, _: model(x, t, jnp, jnp.asarray)),
+        latents,
+        table,
+        keys=KEYS,
+        trajectory=True,
     )
 
 
 @jax.jit
 def ours_v(latents, table):
     return sampling_loop.sample(
-        lambda x, t, _: model(x, t, jnp, jnp.asarray),
+        stateless(lambda x, t, _: model(x, t, jnp, jnp.asarray)),
         latents,
         table,
         prediction="v",
@@ -213,9 +222,9 @@ def test_known_answer_and_who_comes_closer_to_it():
             np.sqrt((signal * deviation) ** 2 + spread**2),
         )
         (m, d), (m_until, d_until) = mean_and_deviation(*at(0)), mean_and_deviation(*at(until))
-        made = sampling_loop.sample(best, x, table, step_constants=rows, trajectory=True)[1][
-            until - 1
-        ]
+        made = sampling_loop.sample(
+            stateless(best), x, table, step_constants=rows, trajectory=True
+        )[1][until - 1]
         return float(np.abs(made - (m_until + (np.asarray(x) - m) / d * d_until)).max())
 
     errors = {
@@ -247,7 +256,7 @@ def test_a_perfect_denoiser_brings_back_the_picture(noise, name, config):
         )
 
     made = sampling_loop.sample(
-        perfect,
+        stateless(perfect),
         jnp.asarray(noise[0]),
         table,
         prediction=config.prediction,
@@ -272,7 +281,7 @@ def test_samplers_that_forget_carry_nothing():
     ):
         table = samplers.plan(SD15, name, 4, eta=eta)
         traced = jax.make_jaxpr(
-            lambda x, t=table: sampling_loop.sample(lambda x, *_: x, x, t, keys=KEYS[:1])
+            lambda x, t=table: sampling_loop.sample(stateless(lambda x, *_: x), x, t, keys=KEYS[:1])
         )(x)
         (scan,) = (e for e in traced.jaxpr.eqns if e.primitive.name == "scan")
         assert sum(out.aval.shape == x.shape for out in scan.outvars) == states, name
@@ -280,7 +289,9 @@ def test_samplers_that_forget_carry_nothing():
 
 def test_plans_of_one_form_share_a_program():
     run = jax.jit(
-        lambda x, table: sampling_loop.sample(lambda x, t, _: jnp.tanh(x), x, table, keys=KEYS)
+        lambda x, table: sampling_loop.sample(
+            stateless(lambda x, t, _: jnp.tanh(x)), x, table, keys=KEYS
+        )
     )
     x = jnp.ones(SHAPE, jnp.float32)
     made = [run(x, samplers.plan(SD15, *how)) for how in (("euler_a", 8), ("lcm", 8))]

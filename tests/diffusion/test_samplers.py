@@ -17,6 +17,11 @@ def normal(seed, shape=SHAPE):
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
+def stateless(predict):
+    """A `Denoise` from a function of latents, timestep and step constants."""
+    return lambda x, t, step, carry: (predict(x, t, step), carry)
+
+
 def toy_denoiser(x, t):
     """Something nonlinear that numpy and JAX compute alike."""
     return 0.7 * x + 0.1 * x * x / (1 + x * x) + 0.001 * t
@@ -43,7 +48,7 @@ def test_original_spacing_equals_the_formula_in_float64(eta):
         )
         expected.append(x)
     final, after_each = sampling_loop.sample(
-        lambda x, t, _: toy_denoiser(x, t),
+        stateless(lambda x, t, _: toy_denoiser(x, t)),
         jnp.asarray(normal(0)),
         table,
         keys=keys,
@@ -61,9 +66,9 @@ def test_step_constants_arrive_one_step_at_a_time(sampler):
     constants = {"t": jnp.asarray(table.timesteps)}
     x = jnp.asarray(normal(0))
     a = sampling_loop.sample(
-        lambda x, t, c: toy_denoiser(x, c["t"]), x, table, step_constants=constants
+        stateless(lambda x, t, c: toy_denoiser(x, c["t"])), x, table, step_constants=constants
     )
-    b = sampling_loop.sample(lambda x, t, c: toy_denoiser(x, t), x, table)
+    b = sampling_loop.sample(stateless(lambda x, t, c: toy_denoiser(x, t)), x, table)
     np.testing.assert_array_equal(a, b)
 
 
@@ -71,7 +76,7 @@ def test_step_constants_arrive_one_step_at_a_time(sampler):
 def test_low_precision_output_keeps_the_state_in_float32(sampler):
     table = sampling_loop.plan(SD15, sampler, 3)
     result = sampling_loop.sample(
-        lambda x, t, _: x.astype(jnp.bfloat16),
+        stateless(lambda x, t, _: x.astype(jnp.bfloat16)),
         jnp.asarray(normal(0)),
         table,
         keys=sampling_loop.picture_keys(0, [0, 1]),
@@ -94,8 +99,10 @@ def test_noise_depends_on_seed_and_picture_index_alone():
 def test_missing_noise_and_unknown_predictions_are_errors():
     x = jnp.asarray(normal(0))
     with pytest.raises(ValueError, match="keys"):
-        sampling_loop.sample(lambda x, t, _: x, x, sampling_loop.plan(SD15, "ddim", 4, eta=1.0))
+        sampling_loop.sample(
+            stateless(lambda x, t, _: x), x, sampling_loop.plan(SD15, "ddim", 4, eta=1.0)
+        )
     with pytest.raises(ValueError, match="prediction is"):
         sampling_loop.sample(
-            lambda x, t, _: x, x, sampling_loop.plan(SD15, "ddim", 4), prediction="x0"
+            stateless(lambda x, t, _: x), x, sampling_loop.plan(SD15, "ddim", 4), prediction="x0"
         )

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caphuman_jax.diffusion.guidance import text_guidance
+from caphuman_jax.diffusion.guidance import branch_weights, guided
 from caphuman_jax.diffusion.sampling_loop import plan, sample
-from caphuman_jax.diffusion.schedule import alphas, betas
+from caphuman_jax.diffusion.schedule import alphas
 from caphuman_jax.models.capface import gate, scale_control, sum_controls
 from caphuman_jax.models.identity_projector import drop_identity
 
@@ -147,16 +147,15 @@ def test_ddim(parity, inputs, networks, tokens, control_and_mask):
 
     @jax.jit
     def run(params, noise):
-        def control(latents, timestep, _):
+        texts = {"identity": inputs.uncond_text, "text": inputs.text}
+
+        def predict(branches, latents, timestep, _, carry):
             timesteps = jnp.full((len(latents),), timestep, jnp.float32)
-            return gate(networks.control(params, latents, timesteps, tokens, inputs.hints)[0], mask)
+            control = networks.control(params, latents, timesteps, tokens, inputs.hints)[0]
+            text = jnp.concatenate([texts[branch] for branch in branches])
+            return networks.unet(params, latents, timesteps, text, gate(control, mask)), carry
 
-        def unet(latents, timestep, text, residuals, _):
-            return networks.unet(
-                params, latents, jnp.full((len(latents),), timestep, jnp.float32), text, residuals
-            )
-
-        denoise = text_guidance(unet, control, inputs.text, inputs.uncond_text, 7.0)
+        denoise = guided(predict, branch_weights(7.0))
         return sample(
             denoise, noise, plan(parity.configs["small"].diffusion, "ddim", 6), trajectory=True
         )
@@ -171,7 +170,9 @@ def test_ddim(parity, inputs, networks, tokens, control_and_mask):
 def test_schedule(parity):
     recorded = parity.recorded("schedule")
     diffusion = parity.configs["full"].diffusion
-    np.testing.assert_allclose(betas(diffusion), recorded["betas"], rtol=1e-6)
+    alphas_cumprod = alphas(diffusion, np.float64)
+    betas = 1 - alphas_cumprod / np.append(1, alphas_cumprod[:-1])
+    np.testing.assert_allclose(betas, recorded["betas"], rtol=1e-6)
     np.testing.assert_allclose(alphas(diffusion), recorded["alphas_cumprod"], rtol=1e-5)
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 import caphuman_jax
 from caphuman_jax.diffusion import guidance, sampling_loop
-from caphuman_jax.diffusion.rescale import rescale_guidance
 from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.head import editing
 from caphuman_jax.io import metadata
@@ -64,12 +63,16 @@ def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params
         nnx.merge(graphs[name], tiny_params[name]) for name in ("text", "unet", "vae")
     )
     encoded, empty = (text(jnp.asarray(pipe.tokenize([words], 77)))[0] for words in (PROMPT, ""))
-    scale = cfg.sampling.guidance
+    texts = {"identity": empty, "text": encoded}
+
+    def predict(branches, x, t, _, carry):
+        text = jnp.concatenate([texts[branch] for branch in branches])
+        return unet(x, jnp.broadcast_to(t.astype(jnp.float32), x.shape[:1]), text), carry
+
     plain = guidance.guided(
-        lambda x, t, c, r, _: unet(x, jnp.broadcast_to(t.astype(jnp.float32), x.shape[:1]), c),
-        None,
-        [("identity", 1 - scale, empty), ("text", scale, encoded)],
-        lambda total, text: rescale_guidance(total, text, cfg.sampling.guidance_rescale),
+        predict,
+        guidance.branch_weights(cfg.sampling.guidance),
+        rescale=cfg.sampling.guidance_rescale,
     )
     keys = sampling_loop.picture_keys(5, [0])
     noise = sampling_loop.initial_noise(keys, (16, 16, cfg.unet.in_channels))

@@ -13,8 +13,7 @@ from flax import nnx
 
 from caphuman_jax.config import MINI
 from caphuman_jax.diffusion import acceleration, sampling_loop, tiling
-from caphuman_jax.diffusion.guidance import branch_weights
-from caphuman_jax.diffusion.rescale import rescale_guidance
+from caphuman_jax.diffusion.guidance import branch_weights, guided_steps, rescale_guidance
 from caphuman_jax.diffusion.text_to_image import generate
 from caphuman_jax.models import registry
 from caphuman_jax.models.capface import gate, scale_control, sum_controls
@@ -144,7 +143,7 @@ def plain_branch(networks, params, given, numbers, hard_gate, branch, x, t):
 def plain(networks, params, given, numbers, plan, guided, cfg, hard_gate=True):
     """Pictures; guided (S,): steps that are."""
 
-    def denoise(x, t, is_guided):
+    def denoise(x, t, is_guided, _):
         made = {
             name: plain_branch(networks, params, given, numbers, hard_gate, name, x, t)
             for name in {**numbers["weights"], "text": 0}
@@ -152,7 +151,7 @@ def plain(networks, params, given, numbers, plan, guided, cfg, hard_gate=True):
         total = sum(weight * made[name] for name, weight in numbers["weights"].items())
         if "rescale" in numbers:
             total = rescale_guidance(total, made[list(numbers["weights"])[-1]], numbers["rescale"])
-        return jnp.where(is_guided, total, made["text"])
+        return jnp.where(is_guided, total, made["text"]), None
 
     noise = sampling_loop.initial_noise(KEYS, (SIZE[0] // 4, SIZE[1] // 4, 8))
     latents = sampling_loop.sample(
@@ -226,7 +225,7 @@ def saving(networks, default):
     plan, (params, given, numbers) = default
 
     def run(guided, fresh):
-        numbers_ = numbers | {"guided": jnp.asarray(guided), "fresh": jnp.asarray(fresh)}
+        numbers_ = numbers | {"guided": jnp.asarray(guided), "recompute_mask": jnp.asarray(fresh)}
         return generate(
             params, given, KEYS, numbers_, plan, cfg=CFG, graphs=networks[0], size=SIZE, shallow=1
         )[0]
@@ -239,14 +238,14 @@ def test_default_is_the_plain_loop_and_so_are_savings_that_save_nothing(networks
     always = np.ones(plan.steps, bool)
     fast = generate(params, given, KEYS, numbers, plan, cfg=CFG, graphs=networks[0], size=SIZE)[0]
     assert_same(fast, plain(networks[0], params, given, numbers, plan, always, CFG))
-    np.testing.assert_array_equal(acceleration.guided_steps(plan, (0, 1000)), always)
-    np.testing.assert_array_equal(acceleration.fresh_steps(plan, 1), always)
+    np.testing.assert_array_equal(guided_steps(plan, (0, 1000)), always)
+    np.testing.assert_array_equal(acceleration.recompute_mask(plan, 1), always)
     np.testing.assert_allclose(saving(always, always), fast, atol=1e-5)
 
 
 def test_guidance_in_an_interval(networks, default, saving):
     plan, (params, given, numbers) = default
-    guided = acceleration.guided_steps(plan, (300, 800))
+    guided = guided_steps(plan, (300, 800))
     assert guided.tolist() == [False, True, True, False]
     made, slow = (
         saving(guided, np.ones(plan.steps, bool)),
@@ -266,7 +265,7 @@ def test_reuse_of_deep_features(networks, default, saving):
     plan, (params, given, numbers) = default
     graphs = dict(networks[0])
     guided = np.array([False, True, True, True])
-    fresh = acceleration.fresh_steps(plan, 3, guided)
+    fresh = acceleration.recompute_mask(plan, 3, guided)
     assert fresh.tolist() == [True, True, False, False]
 
     @jax.jit
@@ -312,7 +311,7 @@ def test_reuse_of_deep_features(networks, default, saving):
         prediction="v",
         keys=KEYS,
         step_constants={"fresh": fresh, "guided": guided},
-        memory=deep,
+        carry=deep,
     )
     slow = jnp.clip(nnx.merge(graphs["vae"], params["vae"]).decode(latents) / 2 + 0.5, 0, 1)
     assert_same(saving(guided, fresh), slow)
@@ -320,22 +319,14 @@ def test_reuse_of_deep_features(networks, default, saving):
 
 def test_fewer_operations_than_the_plain_loop(networks, default):
     plan, (params, given, numbers) = default
-    arguments = (params, given, KEYS, numbers, plan)
-    fast = lambda branches: flops.count(
-        functools.partial(
-            generate.__wrapped__, cfg=CFG, graphs=networks[0], size=SIZE, branches=branches
-        ),
-        *arguments,
+    fast = lambda branches: flops.of(
+        generate.trace(
+            *(params, given, KEYS, numbers, plan),
+            **{"cfg": CFG, "graphs": networks[0], "size": SIZE, "branches": branches},
+        ).jaxpr
     )
     always = jnp.ones(plan.steps, bool)
-    slow = flops.count(
-        lambda params, given, numbers: plain.__wrapped__(
-            networks[0], params, given, numbers, plan, always, CFG
-        ),
-        params,
-        given,
-        numbers,
-    )
+    slow = flops.of(plain.trace(networks[0], params, given, numbers, plan, always, CFG).jaxpr)
     assert fast(("identity", "text")) < 0.75 * slow
     # The second half of guidance costs less than the first, since it shares CapFace and what comes
     # before the prompt.
