@@ -189,7 +189,7 @@ def make_up(folder: Path, count: int, hints: bool, options: str) -> Path:
     """Records of full size."""
     from records_standin import write_standin
 
-    from caphuman_jax.head.base import load_head
+    from caphuman_jax.head.models.registry import load_head
 
     layout = Layout(
         **{
@@ -227,9 +227,9 @@ def _hints(layout: Layout) -> np.ndarray:
     """Hints of a head in the middle as they are stored, (3S, S, 3) uint8."""
     from rasterizer import heads
 
-    from caphuman_jax.head.base import load_head
     from caphuman_jax.head.head import unstack
     from caphuman_jax.head.hints import render_hints
+    from caphuman_jax.head.models.registry import load_head
 
     drawn = np.asarray(
         render_hints(

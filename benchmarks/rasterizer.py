@@ -20,9 +20,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from caphuman_jax.head import pose
-from caphuman_jax.head.base import load_head
 from caphuman_jax.head.head import Head, stack
 from caphuman_jax.head.hints import render_hints_batch
+from caphuman_jax.head.models.registry import load_head
 
 
 def heads(model, count: int, side: int, seed: int = 0) -> Head:

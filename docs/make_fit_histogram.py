@@ -16,17 +16,11 @@ from PIL import Image, ImageDraw, ImageFont
 from caphuman_jax.errors import CapHumanError
 from caphuman_jax.face import segmentation
 from caphuman_jax.face.face import find_faces
+from caphuman_jax.face.landmark_indices import FACE_OVAL, OUTER_EYE_CORNERS
 from caphuman_jax.face.landmarks import expression_names
-from caphuman_jax.head.base import (
-    FACE_OVAL,
-    OUTER_EYE_CORNERS,
-    expression_in_order,
-    landmarks,
-    load_head,
-    vertices,
-)
 from caphuman_jax.head.camera import project
 from caphuman_jax.head.fitting import head_from_photo
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.io.images import read_photo
 
 # Landmarks of MediaPipe's face mesh by the part of the face that they belong to; the rest is
@@ -195,7 +189,7 @@ def main() -> None:
                 model,
                 image,
                 face.landmarks,
-                expression_in_order(model, expression_names(), face.expression),
+                model.expression_from_arkit(expression_names(), face.expression),
                 mask,
             )
             seconds.append((found - started, time.perf_counter() - found))
@@ -227,7 +221,7 @@ def landmark_errors(model, head, seen) -> np.ndarray:
     outer eye corners.
     """
     points = project(
-        landmarks(model, vertices(model, head.identity, head.expression)),
+        model.landmarks(model.vertices(head.identity, head.expression)),
         head.rotation,
         head.scale,
         head.translation,

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from caphuman_jax.head import editing, mesh_export, visualize
-from caphuman_jax.head.base import load_head
 from caphuman_jax.head.hints import render_hints
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.person.person import measure
 
 PHOTO = str(files("caphuman_jax") / "assets" / "astronaut_nasa.png")

@@ -11,9 +11,11 @@ from scipy.spatial import cKDTree
 
 from caphuman_jax.config import MINI
 from caphuman_jax.face.face import find_faces
-from caphuman_jax.head import base, editing
-from caphuman_jax.head.landmarks68 import IBUG_68
+from caphuman_jax.face.landmark_indices import IBUG_68
+from caphuman_jax.head import editing
 from caphuman_jax.head.models import deca, flame
+from caphuman_jax.head.models.registry import load_head
+from caphuman_jax.head.topology import LEFT_EYE, RIGHT_EYE
 from caphuman_jax.models import deca_encoder as encoder
 from caphuman_jax.models import registry
 
@@ -46,7 +48,7 @@ def entries(shipped):
         regressor[joint, near] = 1 / 12
     x, y, z = mean.T
     jaw = np.clip((-0.02 - y) / 0.03, 0, 1) * np.clip((z - 0.01) / 0.03, 0, 1)
-    eyes = [(shipped.parts == part).astype(float) for part in (base.LEFT_EYE, base.RIGHT_EYE)]
+    eyes = [(shipped.parts == part).astype(float) for part in (LEFT_EYE, RIGHT_EYE)]
     root = np.clip((-0.08 - y) / 0.04, 0, 1) * (1 - jaw) * (1 - sum(eyes))
     weights = np.stack(
         [root, 1 - root - jaw * (1 - sum(eyes)) - sum(eyes), jaw * (1 - sum(eyes)), *eyes], axis=1
@@ -92,7 +94,7 @@ def write_folder(folder):
     landmark_embedding.npy, head_template.obj and FLAME_texture.npz of 512² and 50 components, in
     `folder`.
     """
-    shipped = base.load_head()
+    shipped = load_head()
     made, missing = entries(shipped), flame.VERTICES - len(shipped.mean)
     rest = {
         "v_template": 0.0,
@@ -138,7 +140,7 @@ def deca_encoder(photo):
 
     graph, shapes = registry.abstract(MINI, only=("deca_encoder",))["deca_encoder"]
     params = jax.tree_util.tree_map_with_path(draw, shapes)
-    model, face = base.load_head("flame").flame, find_faces(photo)[0]
+    model, face = load_head("flame").flame, find_faces(photo)[0]
     crop = deca.crop_of_box(deca.landmark_box(face.landmarks))
     seen = (face.landmarks[list(IBUG_68), :2] - crop[:2]) / crop[2] * 2 - 1
     mean = np.asarray(flame.fixed_landmarks(model, jnp.asarray(model.mean)))[:, :2]

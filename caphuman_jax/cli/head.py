@@ -9,17 +9,17 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caphuman_jax.cli import head_arguments
 from caphuman_jax.errors import CapHumanError, SettingError
+from caphuman_jax.head.models.registry import HEADS
 from caphuman_jax.io import atomic
 
 if TYPE_CHECKING:
     from caphuman_jax.config import ModelConfig
-    from caphuman_jax.head.base import Morphable
+    from caphuman_jax.head.base import HeadEstimator, HeadModel
     from caphuman_jax.person.person import Person
 
 log = logging.getLogger("caphuman_jax")
@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--head-model",
         metavar="NAME|PATH",
-        help="another head: anny (shipped), or FLAME's file or folder",
+        help=f"another head model: {', '.join(HEADS)}, or a model's file or folder",
     )
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="default: out")
 
@@ -141,9 +141,9 @@ def _check(args) -> None:
 class _Measure:
     """What measures the heads of photos: the same as in generating with this model."""
 
-    model: Morphable
+    model: HeadModel
     config: ModelConfig
-    head_of: Callable | None  # DECA's, see `deca_head.estimator`
+    head_of: HeadEstimator | None
 
     def person(self, photo, face) -> Person:
         """The person of a photo or of an identity file."""
@@ -152,7 +152,7 @@ class _Measure:
         from caphuman_jax.person.person import measure
 
         if identity_file.is_identity_file(photo):
-            name = f"{self.model.name} by DECA" if self.head_of else self.model.name
+            name = self.model.name + (f" by {self.head_of.name}" if self.head_of else "")
             return identity_file.load(photo, name, Identifier(self.config).name)
         return measure(self.model, photo, self.config.image_size, face, head_of=self.head_of)
 
@@ -162,7 +162,7 @@ def _start(args):
     head, and the size.
     """
     from caphuman_jax.head import head_json
-    from caphuman_jax.head.base import load_head
+    from caphuman_jax.head.models.registry import load_head
     from caphuman_jax.runtime.compile_cache import keep_compiled
     from caphuman_jax.weights import model_folder
 
@@ -186,19 +186,22 @@ def _start(args):
 
 
 def _estimator(path, config, name, model):
-    """DECA's, where the model folder and FLAME have all that it needs."""
+    """What estimates heads, where the model folder holds the networks that it needs."""
     import jax
 
-    from caphuman_jax.head.models import deca_head
+    from caphuman_jax.head.models import registry as heads
     from caphuman_jax.io import metadata
     from caphuman_jax.models import registry
     from caphuman_jax.weights import model_folder
 
-    network, encoder = None, "deca_encoder"
-    if hasattr(model, "flame") and encoder in metadata.checksums(path):
-        graph, shapes = registry.abstract(config, only=[encoder])[encoder]
-        network = graph, jax.device_put(model_folder.load_params(path, {encoder: shapes})[encoder])
-    return deca_head.estimator(name, model, network)
+    source, place = heads.find(name)
+    stored = set(source.networks) & set(metadata.checksums(path))
+    networks = {}
+    for network in stored:
+        graph, shapes = registry.abstract(config, only=[network])[network]
+        params = model_folder.load_params(path, {network: shapes})[network]
+        networks[network] = graph, jax.device_put(params)
+    return source.estimator(model, place, networks)
 
 
 def _one(args, measure, person, head, wanted, size) -> list[Path]:
@@ -344,7 +347,7 @@ def _lent_heads(args, measure, head, wanted):
     lent = sequence.complete(
         sequence.place(track, measure.model, wanted.framing), track, args.smooth
     )
-    heads = [editing.mix(head, one, wanted.take, measure.model) for one in lent]
+    heads = [editing.mix(measure.model, head, one, wanted.take) for one in lent]
     heads = (
         [editing.from_numbers(measure.model, one, **wanted.numbers) for one in heads]
         if wanted.numbers

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from caphuman_jax.head.models.registry import HEADS, SHIPPED
+
 _DTYPES = ("keep", "float32", "float16", "bfloat16")
 
 
@@ -105,8 +107,8 @@ def add_arguments(parser) -> None:
     )
     how.add_argument(
         "--head",
-        choices=("anny", "flame"),
-        help="head model that hints are drawn with; default anny, which is shipped",
+        choices=tuple(HEADS),
+        help=f"head model that hints are rendered with; default {SHIPPED}, which is shipped",
     )
     how.add_argument(
         "--ignore",

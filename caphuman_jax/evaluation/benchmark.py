@@ -20,7 +20,7 @@ from caphuman_jax.evaluation import design
 from caphuman_jax.evaluation.measure import RECOGNIZERS, HeadNumbers, Seen, look
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.face import align
-from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.head import Head
 from caphuman_jax.io import metadata
@@ -87,7 +87,7 @@ def read_subjects(
 
 
 def run_requests(
-    model: Morphable,
+    model: HeadModel,
     generate: Generator,
     subjects: Sequence[Subject],
     requests: Sequence[design.Request],
@@ -159,7 +159,7 @@ def run_requests(
 
 
 def run_floor(
-    model: Morphable, subjects: Sequence[Subject], *, seed: int, batch: int
+    model: HeadModel, subjects: Sequence[Subject], *, seed: int, batch: int
 ) -> list[Outcome]:
     """The measuring measured: the photos themselves, mirrored and turned by a known angle, looked
     at as results are.
@@ -187,7 +187,7 @@ def run_floor(
 
 
 def turned(
-    model: Morphable, subject: Subject, mirror: bool, degrees: float
+    model: HeadModel, subject: Subject, mirror: bool, degrees: float
 ) -> tuple[np.ndarray, Head]:
     """The subject's picture mirrored, if so, and turned clockwise about its middle, and the head as
     it then stands.
@@ -203,7 +203,7 @@ def turned(
     return picture, jax.device_get(transform_head(subject.head, model, in_head, size, size))
 
 
-def outcome_record(model: Morphable, outcome: Outcome, subjects: Sequence[Subject]) -> dict:
+def outcome_record(model: HeadModel, outcome: Outcome, subjects: Sequence[Subject]) -> dict:
     """An outcome as JSON types; recognition vectors stay out of it, only distances and cosines to
     the own photo go in.
     """
@@ -227,7 +227,7 @@ def outcome_record(model: Morphable, outcome: Outcome, subjects: Sequence[Subjec
     }
 
 
-def numbers_record(model: Morphable, numbers: HeadNumbers) -> dict:
+def numbers_record(model: HeadModel, numbers: HeadNumbers) -> dict:
     """HeadNumbers as JSON types; expression weights below 0.005 are left out."""
     yaw, pitch, roll = (_rounded(a) for a in numbers.angles)
     return {

@@ -9,7 +9,7 @@ import numpy as np
 
 from caphuman_jax.errors import CapHumanError
 from caphuman_jax.head import editing
-from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 
 HEADS = (
@@ -99,7 +99,7 @@ def plan(
     return requests
 
 
-def wanted_head(model: Morphable, own: Head, request: Request, seed: int = 0) -> Head:
+def wanted_head(model: HeadModel, own: Head, request: Request, seed: int = 0) -> Head:
     """The head that a request asks for, from the person's own.
 
     "own": as in the photo; "random": pose drawn within RANDOM_RANGE, smile, open mouth, and a place
@@ -125,7 +125,7 @@ def wanted_head(model: Morphable, own: Head, request: Request, seed: int = 0) ->
     return editing.from_numbers(model, own, **_numbers(request.head))
 
 
-def check_heads(model: Morphable, own: Head, heads: tuple[str, ...]) -> None:
+def check_heads(model: HeadModel, own: Head, heads: tuple[str, ...]) -> None:
     """Raises HeadError or CapHumanError for a head that cannot be asked for."""
     for head in heads:
         wanted_head(model, own, Request(0, 0, head, "", 0))

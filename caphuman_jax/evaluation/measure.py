@@ -14,10 +14,10 @@ from caphuman_jax.face.colors import BACKGROUND, color_word, measure_colors
 from caphuman_jax.face.face import Face, find_faces
 from caphuman_jax.face.landmarks import expression_names
 from caphuman_jax.head import editing
-from caphuman_jax.head.base import Morphable, expression_in_order
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.fitting import heads_from_photos
 from caphuman_jax.head.head import Head, unstack
-from caphuman_jax.head.lighting import SH_CONSTANTS
+from caphuman_jax.head.spherical_harmonics import SH_CONSTANTS
 
 RECOGNIZERS = ("dlib", "mobilefacenet")
 GREY_CHROMA = 6.0  # mean Lab chroma below which a picture counts as black-and-white
@@ -36,7 +36,7 @@ class HeadNumbers:
     light: np.ndarray
 
     @classmethod
-    def of(cls, model: Morphable, head: Head) -> HeadNumbers:
+    def of(cls, model: HeadModel, head: Head) -> HeadNumbers:
         """The numbers of a head."""
         light = np.asarray(head.light)
         return cls(
@@ -47,7 +47,7 @@ class HeadNumbers:
         )
 
     @classmethod
-    def missing(cls, model: Morphable) -> HeadNumbers:
+    def missing(cls, model: HeadModel) -> HeadNumbers:
         """NaN everywhere: no face was found."""
         return cls(*(np.full(n, np.nan) for n in (3, 3, len(model.expression_names), 2)))
 
@@ -76,7 +76,7 @@ class Seen:
     background: str | None
 
 
-def look(model: Morphable, pictures: Sequence[np.ndarray]) -> list[Seen]:
+def look(model: HeadModel, pictures: Sequence[np.ndarray]) -> list[Seen]:
     """Estimate anew what pictures (S, S, 3) uint8 of one size show. Compiled once for a number of
     pictures and their size.
     """
@@ -96,7 +96,7 @@ def recognition_vectors(picture: np.ndarray, landmarks: np.ndarray) -> dict[str,
 
 
 def _fit(
-    model: Morphable, pictures: Sequence[np.ndarray], faces: Sequence[Face | None]
+    model: HeadModel, pictures: Sequence[np.ndarray], faces: Sequence[Face | None]
 ) -> list[Head | None]:
     """Heads; the batch keeps its size, so that the fit is compiled once: a face stands in where
     there is none.
@@ -107,7 +107,7 @@ def _fit(
     filled = [face or known for face in faces]
     landmarks = np.stack([face.landmarks for face in filled]).astype(np.float32)
     expression = np.stack(
-        [expression_in_order(model, expression_names(), face.expression) for face in filled]
+        [model.expression_from_arkit(expression_names(), face.expression) for face in filled]
     )
     masks = np.stack(
         [

@@ -10,7 +10,7 @@ import numpy as np
 from caphuman_jax.evaluation import design, metrics
 from caphuman_jax.evaluation.benchmark import Outcome, Subject
 from caphuman_jax.evaluation.measure import GREY_CHROMA, RECOGNIZERS
-from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.base import HeadModel
 
 # mobilefacenet cosine above which two reference photos show one person; they are not "other people"
 SAME_PERSON = 0.5
@@ -44,7 +44,7 @@ Pose and expression count where the request changes them: elsewhere a copy of th
 
 
 def compute(
-    model: Morphable, subjects: Sequence[Subject], outcomes: Sequence[Outcome], seed: int = 0
+    model: HeadModel, subjects: Sequence[Subject], outcomes: Sequence[Outcome], seed: int = 0
 ) -> dict:
     """All statistics of requests' outcomes, or of the floor's, which have no prompts. {} without
     outcomes.
@@ -182,7 +182,7 @@ def controlled(
 
 
 def expression(
-    model: Morphable, outcomes: Sequence[Outcome], person: np.ndarray, seed: int
+    model: HeadModel, outcomes: Sequence[Outcome], person: np.ndarray, seed: int
 ) -> dict:
     """smile (mean of its two sides), jawOpen, and all weights taken together."""
     names = list(model.expression_names)
@@ -262,7 +262,7 @@ def prompts(outcomes: Sequence[Outcome], person: np.ndarray, seed: int) -> dict:
     return answer
 
 
-def by_head(model: Morphable, subjects: Sequence[Subject], outcomes: Sequence[Outcome]) -> dict:
+def by_head(model: HeadModel, subjects: Sequence[Subject], outcomes: Sequence[Outcome]) -> dict:
     """A short line for each head that was asked for: face found, AUC, median errors, mean smile and
     jawOpen measured.
     """

@@ -11,6 +11,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from caphuman_jax.face.landmark_indices import FACE_OVAL
 from caphuman_jax.face.onnx_runner import network
 
 LABELS = (
@@ -27,44 +28,6 @@ LABELS = (
 BACKGROUND, PERSON, SKIN, NOSE, BROWS, EYES, UPPER_LIP, LOWER_LIP, INNER_MOUTH = range(len(LABELS))
 
 # Closed polygons, right and left being the person's own.
-FACE_OVAL = (
-    10,
-    338,
-    297,
-    332,
-    284,
-    251,
-    389,
-    356,
-    454,
-    323,
-    361,
-    288,
-    397,
-    365,
-    379,
-    378,
-    400,
-    377,
-    152,
-    148,
-    176,
-    149,
-    150,
-    136,
-    172,
-    58,
-    132,
-    93,
-    234,
-    127,
-    162,
-    21,
-    54,
-    103,
-    67,
-    109,
-)
 NOSE_OUTLINE = (168, 122, 174, 198, 49, 48, 64, 98, 97, 2, 326, 327, 294, 278, 279, 420, 399, 351)
 RIGHT_BROW = (70, 63, 105, 66, 107, 55, 65, 52, 53, 46)
 LEFT_BROW = (300, 293, 334, 296, 336, 285, 295, 282, 283, 276)

@@ -13,7 +13,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from caphuman_jax.errors import HeadError
 from caphuman_jax.head.spherical_harmonics import turn_light
 
 # Accelerators' short products would move a head by half a pixel.
@@ -58,23 +57,6 @@ def similarity(
         offset = offset + turn @ jnp.asarray([mirror_width, 0.0], jnp.float32)
         turn = turn * jnp.asarray([-1.0, 1.0], jnp.float32)
     return jnp.concatenate([turn, offset[:, None]], axis=1)
-
-
-def crop_resize(
-    left: float, top: float, width: float, height: float, new_width: float, new_height: float
-) -> jax.Array:
-    """Matrix (2,3) of cutting a box out of the picture and resizing it. Raises HeadError if the
-    resize changes the aspect by
-    more than one pixel: the camera has one scale.
-    """
-    if abs(new_width * height / width - new_height) > 1.0001:
-        raise HeadError(
-            f"a crop of {width:g}×{height:g} cannot be resized to {new_width:g}×{new_height:g}: "
-            f"the head would be "
-            "stretched; keep the aspect ratio"
-        )
-    scale = new_width / width
-    return jnp.asarray([[scale, 0.0, -left * scale], [0.0, scale, -top * scale]], jnp.float32)
 
 
 def transform_points(matrix: jax.Array, points: jax.Array) -> jax.Array:
@@ -140,35 +122,14 @@ def mirrored(head, model):
         product(flat, flat.T) + 1e-6 * jnp.eye(flat.shape[0], dtype=jnp.float32),
         product(flat, shape.reshape(-1)),
     )
-    if hasattr(model, "mirrored_expression"):
-        expression = model.mirrored_expression(head.expression)
-    else:
-        names = model.expression_names
-        expression = head.expression[
-            jnp.asarray([names.index(_other_side(name)) for name in names])
-        ]
     # SH bands of DECA's order: 1, x, y, z, xy, xz, yz, x²-y², 3z²-1.
     signs = jnp.asarray([1, -1, 1, 1, -1, -1, 1, 1, 1], jnp.float32)[:, None]
     return dataclasses.replace(
         head,
         identity=identity,
-        expression=expression,
+        expression=model.mirrored_expression(head.expression),
         rotation=head.rotation * flip[:, None] * flip,
         translation=jnp.stack([head.size[1] - head.translation[0], head.translation[1]]),
         light=head.light * signs,
-        albedo=head.albedo[:, ::-1]
-        if head.albedo.ndim == 3
-        else head.albedo[jnp.asarray(model.mirror)],
+        albedo=model.mirrored_albedo(head.albedo),
     )
-
-
-def _other_side(name: str) -> str:
-    for one, other in (("Left", "Right"), ("Right", "Left")):
-        if name.endswith(one):
-            return name[: -len(one)] + other
-    return {
-        "jawLeft": "jawRight",
-        "jawRight": "jawLeft",
-        "mouthLeft": "mouthRight",
-        "mouthRight": "mouthLeft",
-    }.get(name, name)

@@ -12,10 +12,10 @@ import numpy as np
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import pose
-from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size
-from caphuman_jax.head.lighting import SH_CONSTANTS
+from caphuman_jax.head.spherical_harmonics import SH_CONSTANTS
 
 # What can be taken from another head. Identity and albedo are never taken: they are whose the
 # picture is.
@@ -99,10 +99,7 @@ LIMITS = {"yaw": 90.0, "pitch": 60.0, "roll": 180.0}
 
 
 def mix(
-    reference: Head,
-    wanted: Head,
-    take: str | Iterable[str] = DEFAULT_TAKE,
-    model: Morphable | None = None,
+    model: HeadModel, reference: Head, wanted: Head, take: str | Iterable[str] = DEFAULT_TAKE
 ) -> Head:
     """The reference person's head, with `take` from the wanted head: any of "position", "pose",
     "expression", "lighting", or "all".
@@ -119,13 +116,7 @@ def mix(
     mixed = dataclasses.replace(
         reference, **{field: getattr(placed, field) for part in parts for field in PARTS[part]}
     )
-    if not hasattr(model, "camera_shift"):
-        return mixed
-    camera = placed if "position" in parts else reference
-    return dataclasses.replace(
-        mixed,
-        translation=camera.translation - model.camera_shift(camera) + model.camera_shift(mixed),
-    )
+    return model.place_by_camera(mixed, placed if "position" in parts else reference)
 
 
 def parse_take(take: str | Iterable[str]) -> tuple[str, ...]:
@@ -143,7 +134,7 @@ def parse_take(take: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def from_numbers(
-    model: Morphable,
+    model: HeadModel,
     reference: Head,
     *,
     yaw: float | None = None,
@@ -186,14 +177,14 @@ def from_numbers(
     return dataclasses.replace(reference, **changes)
 
 
-def position_of(model: Morphable, head: Head) -> tuple[float, float, float]:
+def position_of(model: HeadModel, head: Head) -> tuple[float, float, float]:
     """The head's position as `from_numbers` takes it: (x, y, size), relative to the picture."""
     height, width = (float(side) for side in np.asarray(head.size))
     x, y = (float(value) for value in np.asarray(head.translation))
     return x / width, y / height, float(head.scale) * face_height(model) / height
 
 
-def face_height(model: Morphable) -> float:
+def face_height(model: HeadModel) -> float:
     """Chin to hairline of the mean face in model units (landmarks 152 and 10)."""
     points = (
         model.mean[model.landmark_vertices[[152, 10]]]
@@ -220,14 +211,14 @@ def parse_expression(text: str) -> dict[str, float]:
     return result
 
 
-def expression_vector(model: Morphable, expression: Mapping[str, float] | str) -> np.ndarray:
+def expression_vector(model: HeadModel, expression: Mapping[str, float] | str) -> np.ndarray:
     """Weights (E,) float32 in the model's order; presets and single names add up, capped at 1.
 
     A FLAME head takes the same names, and besides them its own coefficients and turns (from -5 to
     5)."""
     if isinstance(expression, str):
         expression = parse_expression(expression)
-    arkit = getattr(model, "arkit_names", model.expression_names)
+    arkit, basis = model.arkit_basis()
     weights, own = (
         np.zeros(len(arkit), np.float32),
         np.zeros(len(model.expression_names), np.float32),
@@ -251,10 +242,10 @@ def expression_vector(model: Morphable, expression: Mapping[str, float] | str) -
             if part in arkit:
                 weights[arkit.index(part)] += value * share
     weights = np.minimum(weights, 1)
-    return weights @ model.arkit + own if hasattr(model, "arkit") else weights
+    return weights @ basis + own
 
 
-def expression_numbers(model: Morphable, head: Head) -> dict[str, float]:
+def expression_numbers(model: HeadModel, head: Head) -> dict[str, float]:
     """Name → weight of every expression of a head."""
     return dict(zip(model.expression_names, (float(w) for w in np.asarray(head.expression))))
 

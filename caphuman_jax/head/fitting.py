@@ -12,20 +12,22 @@ import numpy as np
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.face import crop
+from caphuman_jax.face.landmark_indices import COUNT, FACE_OVAL, OUTER_EYE_CORNERS
 from caphuman_jax.head import pose
-from caphuman_jax.head.base import FACE_OVAL, LANDMARKS, OUTER_EYE_CORNERS, Morphable
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.lighting import WHITE, estimate_appearance
+from caphuman_jax.head.lighting import estimate_appearance
+from caphuman_jax.head.spherical_harmonics import WHITE
 
-# Deviations, in distances of the outer eye corners: of a landmark in the picture, of its depth as
-# the network guesses it, and (in weights) of an expression weight from the network's.
-_NOISE, _DEPTH_NOISE, _EXPRESSION_NOISE = 0.02, 0.12, 0.12
+# Deviations, in distances of the outer eye corners: of a landmark in the picture, and of its depth
+# as the network guesses it.
+_NOISE, _DEPTH_NOISE = 0.02, 0.12
 _ITERATIONS = 12
 _SQUARE = 512
 
 
 @jax.jit
-def fit(model: Morphable, landmarks: jax.Array, expression: jax.Array, size: jax.Array) -> Head:
+def fit(model: HeadModel, landmarks: jax.Array, expression: jax.Array, size: jax.Array) -> Head:
     """Head from the landmarks of one face; vmap it over landmarks, expressions and sizes for many.
 
     landmarks (478,3): x, y in pixels of the picture (y down), z in the same unit, smaller nearer (a
@@ -46,7 +48,7 @@ def fit(model: Morphable, landmarks: jax.Array, expression: jax.Array, size: jax
 
 @jax.jit
 def fit_batch(
-    model: Morphable, landmarks: jax.Array, expressions: jax.Array, sizes: jax.Array
+    model: HeadModel, landmarks: jax.Array, expressions: jax.Array, sizes: jax.Array
 ) -> Head:
     """`fit` for landmarks (B,478,3), expressions (B,52), sizes (B,2) → Head with a leading axis B."""
     return jax.vmap(fit, in_axes=(None, 0, 0, 0))(model, landmarks, expressions, sizes)
@@ -54,7 +56,7 @@ def fit_batch(
 
 @jax.jit
 def heads_from_photos(
-    model: Morphable,
+    model: HeadModel,
     photos: jax.Array,
     landmarks: jax.Array,
     expressions: jax.Array,
@@ -64,7 +66,7 @@ def heads_from_photos(
     axis B.
 
     photos (B,H,W,3) float32 in [0,1]; landmarks (B,478,3) in their pixels; expressions (B,52) in
-    the model's order (see `morphable.expression_in_order`); masks (B,H,W) where each photo shows
+    the model's order (see `HeadModel.expression_from_arkit`); masks (B,H,W) where each photo shows
     the face, or None. Best on crops whose face is 100-400 px wide: each vertex takes the color of
     one place of the photo."""
     batch, height, width = photos.shape[:3]
@@ -75,7 +77,7 @@ def heads_from_photos(
 
 
 def head_from_photo(
-    model: Morphable,
+    model: HeadModel,
     photo: np.ndarray,
     landmarks: np.ndarray,
     expression: np.ndarray,
@@ -94,9 +96,9 @@ def head_from_photo(
             f"a photo for the head must be height × width × 3 of 8 bits, not {photo.shape} of "
             f"{photo.dtype}"
         )
-    if landmarks.shape != (LANDMARKS, 3) or not np.all(np.isfinite(landmarks)):
+    if landmarks.shape != (COUNT, 3) or not np.all(np.isfinite(landmarks)):
         raise HeadError(
-            f"the head is fitted to {LANDMARKS} finite landmarks (x, y, z), not an array of shape "
+            f"the head is fitted to {COUNT} finite landmarks (x, y, z), not an array of shape "
             f"{landmarks.shape}"
         )
     if np.ptp(landmarks[:, :2], axis=0).min() < 4:
@@ -132,7 +134,7 @@ def head_from_photo(
     )
 
 
-def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: jax.Array) -> Head:
+def _fit(model: HeadModel, observed: jax.Array, expression0: jax.Array, size: jax.Array) -> Head:
     flip = jnp.asarray([1.0, -1.0, -1.0], jnp.float32)
     eyes = observed[jnp.asarray(OUTER_EYE_CORNERS), :2]
     unit = jnp.maximum(jnp.linalg.norm(eyes[0] - eyes[1]), 1e-3)
@@ -141,33 +143,11 @@ def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: ja
     center = jnp.mean(observed, axis=0)
     target = (observed - center) / unit
 
-    corners, weights = jnp.asarray(model.landmark_vertices), jnp.asarray(model.landmark_weights)
-    at_landmarks = lambda field: jnp.sum(
-        jnp.asarray(field)[..., corners, :] * weights[..., None], axis=-2
-    )
-    mean, shape, moves = (
-        at_landmarks(model.mean),
-        at_landmarks(model.identity_basis),
-        at_landmarks(model.expression_basis),
-    )
+    mean = model.landmarks(model.mean)
     origin = jnp.mean(mean, axis=0)
-    mean = mean - origin
-    count, faces = shape.shape[0], moves.shape[0]
-    if hasattr(
-        model, "landmarks_of"
-    ):  # A head that bends: its directions are those of where it is.
-        place = lambda coefficients: (
-            model.landmarks_of(coefficients[:count], coefficients[count:]) - origin
-        )
-        directions = lambda coefficients: jnp.moveaxis(jax.jacfwd(place)(coefficients), 2, 0)
-        deviations, least, greatest = (jnp.asarray(limit) for limit in model.expression_limits())
-    else:
-        basis = jnp.concatenate([shape, moves])
-        place = lambda coefficients: mean + jnp.tensordot(coefficients, basis, axes=1)
-        directions = lambda coefficients: basis
-        deviations, least, greatest = (
-            jnp.full(faces, limit, jnp.float32) for limit in (_EXPRESSION_NOISE, 0, 1)
-        )
+    count, faces = len(model.identity_basis), len(model.expression_names)
+    place, directions = model.landmark_functions(origin)
+    deviations, least, greatest = (jnp.asarray(limit) for limit in model.expression_limits())
     trust = jnp.asarray(model.landmark_valid, jnp.float32) * jnp.asarray(_landmark_trust())
     deviation = jnp.asarray([_NOISE, _NOISE, _DEPTH_NOISE], jnp.float32)
     prior = jnp.concatenate(
@@ -235,7 +215,7 @@ def _fit(model: Morphable, observed: jax.Array, expression0: jax.Array, size: ja
 
     # Back to pixels, and from the landmarks' center to the model's own origin.
     translation = shift[:2] * unit + center[:2] - scale * unit * (rotation @ origin)[:2] * flip[:2]
-    vertices = model.mean.shape[0]
+    vertices = len(model.mean)
     return Head(
         identity=coefficients[:count],
         expression=coefficients[count:],
@@ -267,6 +247,6 @@ def _landmark_trust() -> np.ndarray:
     """Weight (478,) of a landmark: the outline slides along the head as it turns, so it counts
     less.
     """
-    trust = np.ones(LANDMARKS, np.float32)
+    trust = np.ones(COUNT, np.float32)
     trust[list(FACE_OVAL)] = 0.3
     return trust

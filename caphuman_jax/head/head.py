@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caphuman_jax.errors import HeadError
 from caphuman_jax.head import pose
-from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.base import HeadModel
 
 
 @jax.tree_util.register_dataclass
@@ -59,15 +58,13 @@ def unstack(heads: Head) -> list[Head]:
     return [jax.tree.map(lambda leaf: leaf[i], heads) for i in range(heads.scale.shape[0])]
 
 
-def to_numbers(head: Head, model: Morphable, albedo: bool = False) -> dict:
+def to_numbers(head: Head, model: HeadModel) -> dict:
     """The head as JSON types: angles in degrees, position relative to the picture, expressions by
     name (those above 0.005).
-
-    `albedo` adds the colors per vertex (as 0-255 integers), which make the record long.
     """
     yaw, pitch, roll = (round(float(a), 3) for a in np.asarray(head.angles))
     weights = np.asarray(head.expression)
-    numbers = {
+    return {
         "model": model.name,
         "yaw": yaw,
         "pitch": pitch,
@@ -82,46 +79,3 @@ def to_numbers(head: Head, model: Morphable, albedo: bool = False) -> dict:
         "light": np.asarray(head.light).round(5).tolist(),
         "residual": float(head.residual),
     }
-    if albedo:
-        numbers["albedo"] = np.rint(np.asarray(head.albedo) * 255).astype(int).tolist()
-    return numbers
-
-
-def from_record(numbers: dict, model: Morphable) -> Head:
-    """Inverse of `to_numbers`; without an albedo in the record it is mid-grey. Raises HeadError if
-    an entry is missing or wrong.
-    """
-    try:
-        if numbers["model"] != model.name:
-            raise HeadError(
-                f"this head was recorded with the model {numbers['model']!r}, not {model.name!r}"
-            )
-        expression = np.zeros(len(model.expression_names), np.float32)
-        for name, weight in numbers["expression"].items():
-            expression[model.expression_names.index(name)] = weight
-        count = model.mean.shape[0]
-        albedo = (
-            np.asarray(numbers["albedo"], np.float32) / 255
-            if "albedo" in numbers
-            else np.full((count, 3), 0.5, np.float32)
-        )
-        shapes = {
-            "identity": (model.identity_basis.shape[0],),
-            "translation": (2,),
-            "size": (2,),
-            "light": (9, 3),
-        }
-        arrays = {
-            name: np.asarray(numbers[name], np.float32).reshape(shape)
-            for name, shape in shapes.items()
-        }
-        return Head(
-            expression=jnp.asarray(expression),
-            rotation=pose.rotation_matrix(numbers["yaw"], numbers["pitch"], numbers["roll"]),
-            scale=jnp.float32(numbers["scale"]),
-            albedo=jnp.asarray(albedo if albedo.ndim == 3 else albedo.reshape(count, 3)),
-            residual=jnp.float32(numbers["residual"]),
-            **{name: jnp.asarray(a) for name, a in arrays.items()},
-        )
-    except (KeyError, ValueError, TypeError) as problem:
-        raise HeadError(f"this record of a head is incomplete or damaged: {problem}") from problem

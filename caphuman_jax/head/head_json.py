@@ -30,7 +30,7 @@ from PIL import Image
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import editing
 from caphuman_jax.head import head as heads
-from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 
 _ANGLES, _PLACE = ("yaw", "pitch", "roll"), ("x", "y", "size")
@@ -38,7 +38,7 @@ _WHOSE = ("model", "identity", "albedo", "picture")
 _NOT_USED = ("fit", "reference", "frame", "time", "timecode", "file", "name", "note")
 
 
-def of(model: Morphable, head: Head, whose: bool = True, **facts) -> dict:
+def of(model: HeadModel, head: Head, whose: bool = True, **facts) -> dict:
     """The record of a head as JSON types, without model, identity and albedo where it is not to say
     `whose` it is; `facts` are further entries of _NOT_USED, such as fit.
     """
@@ -90,7 +90,7 @@ def read(path: str | os.PathLike) -> dict:
     return record
 
 
-def apply(model: Morphable, head: Head, numbers: Mapping) -> Head:
+def apply(model: HeadModel, head: Head, numbers: Mapping) -> Head:
     """A head with what the numbers say; identity and albedo stay its own. What is None or missing
     stays as it is.
 
@@ -126,7 +126,7 @@ def apply(model: Morphable, head: Head, numbers: Mapping) -> Head:
     )
 
 
-def build(model: Morphable, numbers: Mapping, size: int = 512) -> Head:
+def build(model: HeadModel, numbers: Mapping, size: int = 512) -> Head:
     """A head from numbers alone: what they do not say is that of the mean head, level in the middle
     of a picture of `size` pixels lit from the front, mid-grey. Raises HeadError.
     """
@@ -161,10 +161,8 @@ def build(model: Morphable, numbers: Mapping, size: int = 512) -> Head:
 
 def _single(model, head, weights):
     """The expression (E,) of a head with the weights of single names in place of its own."""
-    names = {
-        name.lower(): name
-        for name in (*editing.PRESETS, *getattr(model, "arkit_names", ()), *model.expression_names)
-    }
+    arkit, _ = model.arkit_basis()
+    names = {name.lower(): name for name in (*editing.PRESETS, *arkit, *model.expression_names)}
     weights = {
         names.get(name.lower(), name): value for name, value in weights.items()
     }  # capture programs write JawOpen
@@ -175,7 +173,7 @@ def _single(model, head, weights):
         editing.expression_vector(model, {unknown[0]: 1.0})  # raises, naming what is near
     own = {name: value for name, value in weights.items() if name in model.expression_names}
     others = {name: value for name, value in weights.items() if name not in own}
-    if hasattr(model, "arkit"):
+    if not set(arkit) <= set(model.expression_names):  # they have no weights of their own
         expression = editing.expression_vector(model, others) if others else expression
     else:
         for name, value in others.items():
@@ -210,7 +208,7 @@ def _albedo_text(albedo):
     """Colors per vertex (V,3), or a texture (S,S,3), as a PNG picture in base64."""
     pixels = np.rint(np.clip(albedo, 0, 1) * 255).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels if pixels.ndim == 3 else pixels[None]).save(file, "PNG")
+    Image.fromarray(np.reshape(pixels, (-1, *pixels.shape[-2:]))).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -232,8 +230,7 @@ def _read_albedo(model, coded):
         ) from error
     if pixels.shape[0] == 1:
         pixels = pixels[0]
-    textured = pixels.ndim == 3 and getattr(getattr(model, "flame", None), "uv", None) is not None
-    if not textured and pixels.shape != (count, 3):
+    if not model.accepts_albedo(pixels.shape):
         raise HeadError(
             "the albedo of these numbers is of another head model; take it out to have a grey head"
         )

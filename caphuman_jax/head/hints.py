@@ -8,18 +8,18 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.lighting import posed, shading
-from caphuman_jax.head.models.flame import texture_at
-from caphuman_jax.head.rasterizer import interpolate, rasterize
+from caphuman_jax.head.lighting import posed
+from caphuman_jax.head.rasterizer import rasterize
+from caphuman_jax.head.spherical_harmonics import shading
 
 CHANNELS = 9
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "with_alpha"))
 def render_hints_batch(
-    model: Morphable, heads: Head, height: int, width: int, with_alpha: bool = False
+    model: HeadModel, heads: Head, height: int, width: int, with_alpha: bool = False
 ):
     """Hints (B,H,W,9) float32 of heads with a leading axis B, on height × width pixels.
 
@@ -33,34 +33,23 @@ def render_hints_batch(
     heads = jax.vmap(lambda head: fit_to_size(head, height, width))(heads)
     points, normals = jax.vmap(lambda head: posed(model, head))(heads)
     triangles = jnp.asarray(model.triangles)
-    textured = heads.albedo.ndim == 4
-    # FLAME is drawn as DECA draws it: an open mouth, which it has no inside for, shows the inside
-    # of the head.
+    clip = model.clips_hints(heads.albedo.shape[1:])
     ids, weights = rasterize(
-        points, triangles, height, width, cull_backfaces=not hasattr(model, "flame")
+        points, triangles, height, width, cull_backfaces=not model.double_sided
     )
 
     def shade(head, normals, ids, weights):
-        if textured:
-            normal, albedo = (
-                interpolate(normals, triangles, ids, weights),
-                texture_at(model.flame, head.albedo, ids, weights),
-            )
-        else:
-            values = interpolate(
-                jnp.concatenate([normals, head.albedo], axis=-1), triangles, ids, weights
-            )
-            normal, albedo = values[..., :3], values[..., 3:]
+        normal, albedo = model.surface(normals, head.albedo, ids, weights)
         rendered = albedo * shading(normal, head.light)
         return jnp.concatenate(
-            [normal, albedo, rendered if textured else jnp.clip(rendered, 0, 1)], axis=-1
+            [normal, albedo, jnp.clip(rendered, 0, 1) if clip else rendered], axis=-1
         )
 
     hints = jax.vmap(shade)(heads, normals, ids, weights)
     return (hints, (ids >= 0).astype(jnp.float32)[..., None]) if with_alpha else hints
 
 
-def render_hints(model: Morphable, head: Head, height: int, width: int, with_alpha: bool = False):
+def render_hints(model: HeadModel, head: Head, height: int, width: int, with_alpha: bool = False):
     """`render_hints_batch` for one head: (H,W,9), and with `with_alpha` also (H,W,1)."""
     result = render_hints_batch(
         model, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], head), height, width, with_alpha

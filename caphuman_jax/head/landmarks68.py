@@ -9,94 +9,22 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from caphuman_jax.head.base import Morphable, landmarks
+from caphuman_jax.face.landmark_indices import IBUG_68
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size
 from caphuman_jax.head.lighting import posed
 
-# The 68 points of the iBUG annotation (arXiv 1803.07835 uses the same) in the numbering of
-# MediaPipe's face mesh: jaw, brows, nose, eyes, lips; right and left of the picture in iBUG's
-# order.
-IBUG_68 = (
-    162,
-    234,
-    93,
-    58,
-    172,
-    136,
-    149,
-    148,
-    152,
-    377,
-    378,
-    365,
-    397,
-    288,
-    323,
-    454,
-    389,
-    71,
-    63,
-    105,
-    66,
-    107,
-    336,
-    296,
-    334,
-    293,
-    301,
-    168,
-    197,
-    5,
-    4,
-    75,
-    97,
-    2,
-    326,
-    305,
-    33,
-    160,
-    158,
-    133,
-    153,
-    144,
-    362,
-    385,
-    387,
-    263,
-    373,
-    380,
-    61,
-    39,
-    37,
-    0,
-    267,
-    269,
-    291,
-    405,
-    314,
-    17,
-    84,
-    181,
-    78,
-    82,
-    13,
-    312,
-    308,
-    317,
-    14,
-    87,
-)
 RADIUS = 3  # pixels, in a picture of 512
 _SUBPIXEL_BITS = 4
 
 
-def landmarks_68(model: Morphable, head: Head, height: int, width: int) -> np.ndarray:
+def landmarks_68(model: HeadModel, head: Head, height: int, width: int) -> np.ndarray:
     """Where the 68 landmarks of a head lie in a picture of height × width: (68, 2) float32, x and y
     in pixels.
     """
     points, _ = posed(model, fit_to_size(head, height, width))
-    return np.asarray(landmarks(model, points))[list(IBUG_68), :2]
+    return np.asarray(model.landmarks(points))[list(IBUG_68), :2]
 
 
 def draw_dots(points: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -118,7 +46,7 @@ def draw_dots(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def landmark_picture(
-    model: Morphable, heads: Sequence[Head], height: int, width: int
+    model: HeadModel, heads: Sequence[Head], height: int, width: int
 ) -> np.ndarray:
     """The dots of all heads in one picture (H, W, 3) uint8."""
     return np.maximum.reduce(

@@ -11,27 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caphuman_jax.head import base
-from caphuman_jax.head.base import Morphable, vertex_normals
+from caphuman_jax.head import topology
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.camera import project
 from caphuman_jax.head.rasterizer import interpolate, rasterize
-from caphuman_jax.head.spherical_harmonics import SH_CONSTANTS, WHITE, sh_basis, shading
-
-__all__ = ["SH_CONSTANTS", "WHITE", "estimate_appearance", "posed", "sample", "sh_basis", "shading"]
+from caphuman_jax.head.spherical_harmonics import WHITE, sh_basis, shading
 
 # Colors of what a photo seldom shows, as multiples of the brightness of the face's skin.
 _DEFAULTS = {
-    base.LEFT_EYE: (1.25, 1.22, 1.2),
-    base.RIGHT_EYE: (1.25, 1.22, 1.2),
-    base.TONGUE: (0.75, 0.36, 0.36),
-    base.LOWER_TEETH: (1.2, 1.16, 1.08),
-    base.UPPER_TEETH: (1.2, 1.16, 1.08),
-    base.MOUTH_INSIDE: (0.45, 0.15, 0.15),
+    topology.LEFT_EYE: (1.25, 1.22, 1.2),
+    topology.RIGHT_EYE: (1.25, 1.22, 1.2),
+    topology.TONGUE: (0.75, 0.36, 0.36),
+    topology.LOWER_TEETH: (1.2, 1.16, 1.08),
+    topology.UPPER_TEETH: (1.2, 1.16, 1.08),
+    topology.MOUTH_INSIDE: (0.45, 0.15, 0.15),
 }
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def estimate_appearance(model: Morphable, heads, photos: jax.Array, masks: jax.Array | None = None):
+def estimate_appearance(model: HeadModel, heads, photos: jax.Array, masks: jax.Array | None = None):
     """Light and albedo of a batch of fitted heads from their photos: the same heads with those two
     filled in.
 
@@ -64,10 +62,10 @@ def _estimate(model, heads, photos, masks):
     return dataclasses.replace(heads, light=light, albedo=albedo)
 
 
-def posed(model: Morphable, head) -> tuple[jax.Array, jax.Array]:
+def posed(model: HeadModel, head) -> tuple[jax.Array, jax.Array]:
     """Vertices (V,3) in pixels and unit normals (V,3) in the viewer's frame, of one head."""
-    shape = base.vertices(model, head.identity, head.expression)
-    normals = vertex_normals(shape, model.triangles, model.vertex_triangles)
+    shape = model.vertices(head.identity, head.expression)
+    normals = topology.vertex_normals(shape, model.triangles, model.vertex_triangles)
     return project(shape, head.rotation, head.scale, head.translation), jnp.matmul(
         normals, head.rotation.T, precision=_HIGHEST
     )
@@ -94,7 +92,7 @@ def _appearance(model, photo, mask, points, normals, depth, scale):
     xy = points[:, :2]
     color = sample(photo, xy)
     seen = _visibility(model, points, normals, depth, scale) * sample(mask[..., None], xy)[:, 0]
-    skin = jnp.where(jnp.asarray(model.parts) == base.SKIN, seen, 0)
+    skin = jnp.where(jnp.asarray(model.parts) == topology.SKIN, seen, 0)
     light = _light(color, normals, skin)
     albedo = jnp.clip(color / jnp.maximum(shading(normals, light), 0.3), 0, 1)
     return light, _fill(model, albedo, seen, skin)
@@ -169,7 +167,9 @@ def _fill(model, albedo, seen, skin):
             jnp.clip(jnp.asarray(color, jnp.float32) * brightness, 0, 0.95),
             default,
         )
-    believable = (parts == base.SKIN) | (parts == base.LEFT_EYE) | (parts == base.RIGHT_EYE)
+    believable = (
+        (parts == topology.SKIN) | (parts == topology.LEFT_EYE) | (parts == topology.RIGHT_EYE)
+    )
     own = jnp.where(believable, seen, 0)[:, None]
     other = own[mirror] * (1 - own)
     weight = own + other

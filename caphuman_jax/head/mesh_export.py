@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from caphuman_jax.head import editing, pose
-from caphuman_jax.head.base import Morphable, vertices
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head, stack
 from caphuman_jax.head.hints import render_hints_batch
 
@@ -17,13 +17,13 @@ _GREY = 0.38
 _TOGETHER = 6  # heads rendered at a time
 
 
-def to_obj(model: Morphable, head: Head) -> str:
+def to_obj(model: HeadModel, head: Head) -> str:
     """The head's mesh as an OBJ file: `v x y z r g b` (colors in [0,1], an extension that Blender,
     MeshLab and CloudCompare read) and `f a b c`. Identity and expression are in it, position and
     pose are not: it looks along +z, y is up, in the model's unit.
     """
     points, colors = (
-        np.asarray(vertices(model, head.identity, head.expression)),
+        np.asarray(model.vertices(head.identity, head.expression)),
         vertex_colors(model, head),
     )
     lines = [
@@ -38,27 +38,12 @@ def to_obj(model: Morphable, head: Head) -> str:
     return "\n".join(lines) + "\n"
 
 
-def vertex_colors(model: Morphable, head: Head) -> np.ndarray:
+def vertex_colors(model: HeadModel, head: Head) -> np.ndarray:
     """Albedo (V,3) in [0,1]; of a textured head the texture's colors where its vertices lie in it."""
-    albedo = np.asarray(head.albedo)
-    if albedo.ndim == 2:
-        return np.clip(albedo, 0, 1)
-    from caphuman_jax.head.models.flame import sample_texture
-
-    place = np.zeros(len(model.mean), np.int32)
-    place[np.asarray(model.triangles).reshape(-1)] = np.asarray(model.flame.uv_triangles).reshape(
-        -1
-    )
-    return np.clip(
-        np.asarray(
-            sample_texture(jnp.asarray(albedo), jnp.asarray(np.asarray(model.flame.uv)[place]))
-        ),
-        0,
-        1,
-    )
+    return np.clip(model.vertex_colors(np.asarray(head.albedo)), 0, 1)
 
 
-def turntable(model: Morphable, head: Head, side: int = 256, count: int = 36) -> np.ndarray:
+def turntable(model: HeadModel, head: Head, side: int = 256, count: int = 36) -> np.ndarray:
     """Pictures (count, side, side, 3) uint8 of the head turning once about itself to the right,
     level and in the middle, the light standing where it is; on grey. The back of a head is not in a
     photo: it has the colors of its surroundings.
@@ -76,7 +61,7 @@ def turntable(model: Morphable, head: Head, side: int = 256, count: int = 36) ->
 
 
 def rendered(
-    model: Morphable, heads: Sequence[Head], height: int, width: int
+    model: HeadModel, heads: Sequence[Head], height: int, width: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each head its hints (H, W, 9) float32, see `hints`, and its render on grey (H, W, 3)
     uint8; a few at a time are made at once.

@@ -22,7 +22,7 @@ from caphuman_jax.face import segmentation
 from caphuman_jax.face.face import Face, find_faces
 from caphuman_jax.face.landmarks import expression_names
 from caphuman_jax.head import editing, head_json, pose
-from caphuman_jax.head.base import Morphable, expression_in_order
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.fitting import head_from_photo
 from caphuman_jax.head.head import Head
@@ -76,7 +76,7 @@ class Track:
 
 def read(
     source: Source,
-    model: Morphable,
+    model: HeadModel,
     reference: Head,
     *,
     take: str | Iterable[str] = editing.DEFAULT_TAKE,
@@ -118,7 +118,7 @@ def read(
     if missing == "error":
         refuse_missing(track, source)
     return [
-        editing.mix(reference, head, take, model)
+        editing.mix(model, reference, head, take)
         for head in complete(place(track, model, framing), track, smooth)
     ]
 
@@ -209,7 +209,7 @@ def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator
 
 def fit_frames(
     source: Source,
-    model: Morphable,
+    model: HeadModel,
     *,
     face: int | None = None,
     every: int = 1,
@@ -254,7 +254,7 @@ def fit_frames(
     return Track(names, times, heads, places, still)
 
 
-def place(track: Track, model: Morphable, framing: str = "head") -> list[Head | None]:
+def place(track: Track, model: HeadModel, framing: str = "head") -> list[Head | None]:
     """The track's heads in one square picture of 512 pixels, framed as `read` says."""
     if framing not in FRAMINGS:
         raise HeadError(
@@ -469,7 +469,7 @@ def _fit(model, image, face, head_of) -> Head | None:
         if head_of is not None:
             return jax.tree.map(np.asarray, head_of(image, face.landmarks))
         region = segmentation.face_mask(segmentation.parse_face(face.landmarks, image.shape[:2]))
-        expression = expression_in_order(model, expression_names(), face.expression)
+        expression = model.expression_from_arkit(expression_names(), face.expression)
         return jax.tree.map(
             np.asarray, head_from_photo(model, image, face.landmarks, expression, region)
         )

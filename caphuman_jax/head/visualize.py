@@ -5,14 +5,15 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from caphuman_jax.head.base import SKIN, Morphable
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size, render_hints
 from caphuman_jax.head.lighting import posed
+from caphuman_jax.head.topology import SKIN
 
 
 def overlay(
-    model: Morphable,
+    model: HeadModel,
     head: Head,
     photo: np.ndarray,
     landmarks: np.ndarray | None = None,
@@ -41,7 +42,7 @@ def overlay(
     return picture
 
 
-def _wires(model: Morphable, head: Head, picture: np.ndarray) -> np.ndarray:
+def _wires(model: HeadModel, head: Head, picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
     points, normals = (np.asarray(a) for a in posed(model, fit_to_size(head, height, width)))
     triangles = model.triangles[(np.asarray(model.parts)[model.triangles] == SKIN).all(axis=1)]

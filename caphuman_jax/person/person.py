@@ -21,7 +21,7 @@ from caphuman_jax.face.crop import crop_square, head_square
 from caphuman_jax.face.face import Face, choose_face, find_faces
 from caphuman_jax.face.landmarks import expression_names
 from caphuman_jax.head import editing
-from caphuman_jax.head.base import Morphable, expression_in_order
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.fitting import head_from_photo
 from caphuman_jax.head.head import Head
@@ -74,13 +74,13 @@ class Person:
         """See `Head.confidence`."""
         return float(self.head.confidence)
 
-    def head_in_photo(self, model: Morphable) -> Head:
+    def head_in_photo(self, model: HeadModel) -> Head:
         """The head as it stands in the whole photo."""
         return transform_head(self.head, model, invert(self.place), *self.photo_size)
 
 
 def measure(
-    model: Morphable,
+    model: HeadModel,
     photo: PhotoSource,
     size: int,
     face: int | None = None,
@@ -107,7 +107,7 @@ def measure(
     region = segmentation.face_mask(segmentation.parse_face(landmarks, (size, size)))
     try:
         if head_of is None:
-            expression = expression_in_order(model, expression_names(), chosen.expression)
+            expression = model.expression_from_arkit(expression_names(), chosen.expression)
             head = head_from_photo(model, square, landmarks, expression, region)
         else:
             head = transform_head(head_of(image, chosen.landmarks), model, place, size, size)
@@ -228,21 +228,21 @@ class WantedHead:
         names = ("yaw", "pitch", "roll", "expression", "light", "position")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def check(self, model: Morphable) -> None:
+    def check(self, model: HeadModel) -> None:
         """Raises HeadError for an unknown expression or light: before any photo is looked at."""
         if self.expression is not None:
             editing.expression_vector(model, self.expression)
         if self.light is not None:
             editing.parse_light(self.light)
 
-    def build(self, model: Morphable, reference: Head, lender: Person | None) -> Head:
+    def build(self, model: HeadModel, reference: Head, lender: Person | None) -> Head:
         """The reference's head with everything asked for; `lender` is the measured `photo`. Raises
         HeadError.
         """
         head = reference
         if lender is not None:
             wanted = lender.head_in_photo(model) if self.framing == "photo" else lender.head
-            head = editing.mix(head, wanted, self.take, model)
+            head = editing.mix(model, head, wanted, self.take)
         return editing.from_numbers(model, head, **self.numbers) if self.numbers else head
 
     def record(self, lender: Person | None) -> dict:
@@ -254,7 +254,7 @@ class WantedHead:
         return asked
 
 
-def note_unusual(model: Morphable, head: Head) -> None:
+def note_unusual(model: HeadModel, head: Head) -> None:
     """Log a notice where a head lies beyond what the model was trained on, or outside the picture."""
     angles = dict(zip(_TRAINED_ANGLES, np.asarray(head.angles)))
     far = [

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
-from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.editing import parse_take
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.landmarks68 import landmark_picture
@@ -88,7 +88,7 @@ def side_by_side(wanted: list[WantedHead], height: int, width: int) -> list[Want
 
 
 def control_picture(
-    picture: PhotoSource, model: Morphable, heads: Sequence[Head], height: int, width: int
+    picture: PhotoSource, model: HeadModel, heads: Sequence[Head], height: int, width: int
 ) -> np.ndarray:
     """(H, W, 3) uint8: the dots of the wanted heads, or a photo cut to the pictures' shape about
     its center. Raises PhotoError.

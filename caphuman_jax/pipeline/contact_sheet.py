@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from caphuman_jax.head import visualize
-from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.base import HeadModel
 
 _LABEL, _GAP, _GREY = 20, 8, 96
 _COLUMNS, _WIDEST = 6, 8
 
 
-def sheet(model: Morphable, result, tile: int = 256) -> np.ndarray:
+def sheet(model: HeadModel, result, tile: int = 256) -> np.ndarray:
     """A `pipeline.Result` as one picture (H, W, 3) uint8; `tile` is the height of its parts in
     pixels.
     """

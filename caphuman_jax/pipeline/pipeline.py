@@ -21,10 +21,10 @@ from caphuman_jax.diffusion.guidance import branch_weights, guided_steps
 from caphuman_jax.diffusion.sampling_loop import picture_key
 from caphuman_jax.diffusion.text_to_image import generate
 from caphuman_jax.errors import ModelFolderError, PhotoError, SettingError
-from caphuman_jax.head.base import load_head
 from caphuman_jax.head.head import Head, to_numbers
 from caphuman_jax.head.hints import render_hints
-from caphuman_jax.head.models import deca_head
+from caphuman_jax.head.models import registry as heads
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.io import metadata
 from caphuman_jax.io.images import PhotoSource
 from caphuman_jax.models import registry
@@ -140,14 +140,13 @@ class Pipeline:
         self.record = dict(record or {})
         self.batch = batch or (1 if jax.default_backend() == "cpu" else _BATCH_ON_ACCELERATOR)
         self.head_model = load_head(config.head)
-        encoder = (
-            (dict(graphs)["deca_encoder"], params["deca_encoder"])
-            if "deca_encoder" in params
-            else None
-        )
-        self.head_of = deca_head.estimator(config.head, self.head_model, encoder)
+        source, path = heads.find(config.head)
+        networks = {
+            name: (dict(graphs)[name], params[name]) for name in source.networks if name in params
+        }
+        self.head_of = source.estimator(self.head_model, path, networks)
         if self.head_of:
-            self.record["head_by"] = "DECA"
+            self.record["head_by"] = self.head_of.name
         self.tokenize = tokenizer or ClipTokenizer()
         self.spread: Callable | None = (
             # what makes a function of `generate`'s arguments run on several devices, see
@@ -387,7 +386,7 @@ class Pipeline:
         """The head model and what measures its heads, in words; people measured otherwise do not
         fit.
         """
-        return f"{self.head_model.name} by DECA" if self.head_of else self.head_model.name
+        return self.head_model.name + (f" by {self.head_of.name}" if self.head_of else "")
 
     def hints(self, head: Head, size: tuple[int, int] | None = None) -> jax.Array:
         """Hints (H, W, 9) of a head for pictures of size (H, W)."""

@@ -12,7 +12,7 @@ import numpy as np
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import sampling_loop
 from caphuman_jax.errors import SettingError
-from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.io.images import PhotoSource
 from caphuman_jax.person.person import Person, WantedHead
 
@@ -104,7 +104,7 @@ def checked_settings(
     )
 
 
-def asked_people(people, reference, head, face, model: Morphable) -> list[Asked]:
+def asked_people(people, reference, head, face, model: HeadModel) -> list[Asked]:
     """The people of a call, checked before any photo is looked at. Raises SettingError, HeadError."""
     if people and (reference is not None or head is not None or face is not None):
         raise SettingError(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from caphuman_jax.head.base import Morphable
+from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import render_hints_batch
@@ -28,7 +28,7 @@ PASSED_ON = (
 )
 
 
-def assemble(batch: Mapping, head_model: Morphable | None, size: int) -> dict:
+def assemble(batch: Mapping, head_model: HeadModel | None, size: int) -> dict:
     """Arrays of B rows for a step on pictures of `size`, of a loader's batch (see `make_loader`).
     Pure, to be called inside of `jax.jit`.
 
@@ -65,8 +65,8 @@ def assemble(batch: Mapping, head_model: Morphable | None, size: int) -> dict:
         made["pictures"] = (
             jnp.minimum(_warped(batch["picture"], coordinates, side) * gain, 1) * 2 - 1
         )
-        # DECA's hints are not clipped, see render_hints_batch.
-        most = jnp.inf if "head" in batch and batch["head"]["albedo"].ndim == 4 else 1.0
+        raw = "head" in batch and not head_model.clips_hints(batch["head"]["albedo"].shape[1:])
+        most = jnp.inf if raw else 1.0
         made["hints"] = jnp.concatenate(
             [made["hints"][..., :3], jnp.minimum(made["hints"][..., 3:] * gain, most)], axis=-1
         )
@@ -81,7 +81,7 @@ def _warped(pictures, coordinates, side):
     return augment.warp(pictures, (coordinates + 0.5) * scale - 0.5) / 255
 
 
-def _rendered(batch: Mapping, model: Morphable, size: int):
+def _rendered(batch: Mapping, model: HeadModel, size: int):
     """Hints of the heads as they stand in the changed pictures.
 
     A head is never mirrored itself: the hints are, so that the mirror image is exact. Rolling and

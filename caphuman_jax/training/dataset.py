@@ -18,7 +18,7 @@ import numpy as np
 from caphuman_jax.errors import DataError
 from caphuman_jax.face import align, colors, recognition, segmentation
 from caphuman_jax.head import hints
-from caphuman_jax.head.base import load_head
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from data_pipeline.prepare import captions
 

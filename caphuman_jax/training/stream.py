@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import DataError, SettingError
-from caphuman_jax.head.base import load_head
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training import batches
 from caphuman_jax.training.control import ControlTraining

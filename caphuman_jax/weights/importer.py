@@ -18,7 +18,8 @@ import numpy as np
 from flax import traverse_util
 
 from caphuman_jax.config import SD15, ModelConfig
-from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
+from caphuman_jax.errors import ModelFolderError, SettingError
+from caphuman_jax.head.models import registry as heads
 from caphuman_jax.io import safetensors_file
 from caphuman_jax.models import registry
 from caphuman_jax.weights import convert, face_names, lora, model_folder, sources, tokenizer_files
@@ -133,13 +134,14 @@ def import_model(
     }
     if not any(given.values()):
         raise SettingError("nothing to import: give --caphuman FILE, or --base FILE with --init")
-    if deca and head not in (None, "flame"):
+    by_deca = heads.estimated_by("deca_encoder")
+    if deca and head not in (None, by_deca):
         raise SettingError(
-            f"--deca measures FLAME's heads: it goes with --head flame, not --head {head}"
+            f"--deca estimates heads of {by_deca}: it goes with --head {by_deca}, not --head {head}"
         )
     faces = _face_files(facenet, face_parsing, mtcnn, deca)
     if flame:
-        _check_flame(flame, bool(deca))
+        heads.find(by_deca)[0].check(Path(flame).expanduser(), bool(deca))
     with model_folder.writing(out, overwrite=overwrite) as beside:
         opened: list[Source] = []
         try:
@@ -147,7 +149,9 @@ def import_model(
                 if path:
                     opened.append(sources.read(option, path))
             exported = next((source for source in opened if source.config), None)
-            head = head or ("flame" if deca else exported.config.head if exported else "anny")
+            head = head or (
+                by_deca if deca else exported.config.head if exported else heads.SHIPPED
+            )
             config = config or (exported.config if exported else SD15)
             chosen = _choose(opened, config, init)
             controls = _controlnets(controlnets, opened, config)
@@ -203,7 +207,7 @@ def import_model(
                     },
                     "trained_with_head": exported.trained_with_head
                     if exported
-                    else "flame"
+                    else SD15.head
                     if caphuman
                     else None,
                 },
@@ -467,17 +471,6 @@ def _face_files(facenet, face_parsing, mtcnn, deca) -> dict[str, Path]:
     return {name: Path(path).expanduser() for name, path in files.items() if path}
 
 
-def _check_flame(path, for_deca: bool) -> None:
-    """Raises HeadError where FLAME cannot be used, or not as DECA does."""
-    from caphuman_jax.head.models import deca_head, flame_files, flame_head
-
-    lacking = deca_head.lacking(flame_head.load_flame_head(path), path) if for_deca else []
-    if lacking:
-        raise HeadError(f"--flame {path} lacks what DECA needs: {'; '.join(lacking)}")
-    if for_deca:
-        flame_files.load_texture(flame_files.folder_of(path))
-
-
 def _write_face_network(beside: Path, name: str, path: Path) -> dict[str, Any]:
     with open_checkpoint(path) as checkpoint:
         _, params = face_names.load(name, checkpoint)
@@ -570,16 +563,12 @@ def _report(out, config, plan, files, unused, loras, manifest) -> list[str]:
         f"{out}: {config.name}, {size:.2f} GiB, predicts {config.diffusion.prediction}, head "
         f"{config.head}"
     )
-    if config.head == "flame":
+    source, _ = heads.find(config.head)
+    if source.setup:
+        lacking = set(source.networks) - set(manifest)
         lines.append(
-            "to use it, set CAPHUMAN_FLAME to the folder with generic_model.pkl, "
-            "landmark_embedding.npy, head_template.obj and "
-            "FLAME_texture.npz"
-            + (
-                ""
-                if "deca_encoder" in manifest
-                else "; without --deca, heads are fitted to landmarks"
-            )
+            f"to use it, {source.setup}"
+            + ("; without --deca, heads are fitted to landmarks" if lacking else "")
         )
     return lines
 

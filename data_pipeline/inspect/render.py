@@ -37,12 +37,12 @@ class Looks:
 
     def _head_name(self, model):
         """Name of the head model that the records' heads are of, or None where it is not here."""
-        from caphuman_jax.head.base import load_head
+        from caphuman_jax.head.models.registry import SHIPPED, load_head
         from caphuman_jax.weights import model_folder
 
         try:
             name = (
-                model_folder.read_config(model_folder.find_model(model)).head if model else "anny"
+                model_folder.read_config(model_folder.find_model(model)).head if model else SHIPPED
             )
             head = load_head(name)
         except CapHumanError as error:
@@ -183,7 +183,7 @@ def unpack_hints(picture: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _load_head(name):
-    from caphuman_jax.head.base import load_head
+    from caphuman_jax.head.models.registry import load_head
 
     return load_head(name)
 

@@ -23,10 +23,9 @@ from caphuman_jax.face.face import Face, find_faces
 from caphuman_jax.face.landmarks import expression_names
 from caphuman_jax.face.onnx_runner import network, providers
 from caphuman_jax.head import fitting, hints, pose
-from caphuman_jax.head.base import expression_in_order, load_head
 from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.models import deca_head
+from caphuman_jax.head.models import registry as head_models
 from caphuman_jax.io.images import read_photo
 from caphuman_jax.models import registry
 from caphuman_jax.models.tokenizer import ClipTokenizer
@@ -94,8 +93,8 @@ class Measurer:
         cv2.setNumThreads(1)
         self.settings = settings
         self._features = {feature.name: feature for feature in features(settings.layout())}
-        self._head_model = load_head(settings.head_model)
-        config, self._identify, encoder = settings.config, Identifier(), None
+        self._head_model = head_models.load_head(settings.head_model)
+        config, self._identify, found = settings.config, Identifier(), {}
         if config:
             networks = registry.abstract(
                 config, only=[n for n in settings.networks() if n in registry.OPTIONAL]
@@ -106,12 +105,9 @@ class Measurer:
             params = {name: jax.device_put(tree) for name, tree in params.items()}
             graphs = {name: graph for name, (graph, _) in networks.items()}
             self._identify = Identifier(config, params, graphs)
-            encoder = (
-                (graphs["deca_encoder"], params["deca_encoder"])
-                if "deca_encoder" in params
-                else None
-            )
-        self._head_of = deca_head.estimator(settings.head_model, self._head_model, encoder)
+            found = {name: (graphs[name], params[name]) for name in params}
+        source, path = head_models.find(settings.head_model)
+        self._head_of = source.estimator(self._head_model, path, found)
         self._encode = Encoder(settings) if settings.encode else None
         self._tokenize = ClipTokenizer(
             model_folder.tokenizer_files(settings.model_folder) if config else None
@@ -239,8 +235,8 @@ class Measurer:
             masks.append(
                 seen * segmentation.face_mask(segmentation.parse_face(marks[-1], (side, side)))
             )
-        expressions = expression_in_order(
-            self._head_model, expression_names(), np.stack([look.face.expression for look in looks])
+        expressions = self._head_model.expression_from_arkit(
+            expression_names(), np.stack([look.face.expression for look in looks])
         )
         heads: list[Head] = []
         parts = (batches(np.stack(rows), HEADS) for rows in (pictures, marks, expressions, masks))

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import SettingError
 from caphuman_jax.face import arcface
 from caphuman_jax.face.crop import HEAD_SQUARE
-from caphuman_jax.head import base
-from caphuman_jax.head.models import flame_files
+from caphuman_jax.head.models import registry as head_models
 from caphuman_jax.io import metadata
 from caphuman_jax.weights import model_folder as folder
 from data_pipeline.records.schema import RECOGNITION, VERSION, Layout
@@ -207,8 +205,8 @@ class PrepareSettings:
 
     @property
     def head_model(self) -> str:
-        """Name for `morphable.load_head`."""
-        return self.config.head if self.config else "anny"
+        """Name for `head.models.registry.find`."""
+        return self.config.head if self.config else head_models.SHIPPED
 
     @property
     def recognizer(self) -> str:
@@ -235,7 +233,7 @@ class PrepareSettings:
 
     def layout(self) -> Layout:
         """The shapes of the records."""
-        head, config = base.load_head(self.head_model), self.config
+        head, config = head_models.load_head(self.head_model), self.config
         moments = text = tokens = None
         if "moments" in self.encode:
             side = self.size // config.vae.downsampling
@@ -284,14 +282,8 @@ class PrepareSettings:
             if p.suffix in (".onnx", ".npz", ".json")
         }
         files |= {f"text/{p.name}": p for p in (_ASSETS / "text").glob("*.xz")}
-        if self.head_model == "anny":
-            files |= {
-                f"head/{p.name}": p
-                for p in (_ASSETS / "head").iterdir()
-                if p.suffix in (".npz", ".json")
-            }
-        else:
-            files |= _flame_files(self.head_model)
+        source, path = head_models.find(self.head_model)
+        files |= source.files(path)
         if self.captioner:
             place = Path(self.captioner).expanduser()
             files |= {
@@ -335,7 +327,7 @@ class PrepareSettings:
             else []
         )
         wanted += ["face_parsing"] if self.config.identity.image_tokens == "clip" else []
-        wanted += ["deca_encoder"] if self.head_model != "anny" else []
+        wanted += head_models.find(self.head_model)[0].networks
         return tuple(name for name in wanted if name in there)
 
     def fingerprint(self) -> str:
@@ -357,28 +349,8 @@ class PrepareSettings:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _albedo_shape(self, head) -> tuple[int, ...]:
-        from caphuman_jax.head.models.deca_head import lacking
-
-        textured = "deca_encoder" in self.networks() and not lacking(
-            head, _flame_path(self.head_model)
-        )
-        return (256, 256, 3) if textured else (len(head.mean), 3)
-
-
-def _flame_path(name: str) -> str:
-    return os.environ[base.FLAME_VARIABLE] if name == "flame" else name
-
-
-def _flame_files(name: str) -> dict[str, Path]:
-    base.load_head(name)  # says what is missing
-    place = flame_files.folder_of(_flame_path(name))
-    names = (
-        *flame_files.MODEL_NAMES,
-        flame_files.EMBEDDING,
-        flame_files.TEMPLATE,
-        flame_files.TEXTURE,
-    )
-    return {f"flame/{file}": place / file for file in names if (place / file).is_file()}
+        source, path = head_models.find(self.head_model)
+        return source.estimated_albedo(head, path, self.networks())
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from PIL import Image
 from caphuman_jax.cli import app
 from caphuman_jax.errors import NoFaceError
 from caphuman_jax.head import editing
-from caphuman_jax.head.base import load_head
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.person.fit_warnings import doubts, outside_share
 from caphuman_jax.person.person import WantedHead, measure
 

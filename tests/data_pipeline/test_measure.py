@@ -21,10 +21,11 @@ from caphuman_jax.errors import DataError
 from caphuman_jax.face.align import apply
 from caphuman_jax.face.crop import crop_square, head_square
 from caphuman_jax.face.face import find_faces
-from caphuman_jax.head import base
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.lighting import posed
+from caphuman_jax.head.models import deca_head
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.models import registry
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person.identity import image_tokens
@@ -208,7 +209,7 @@ def test_the_square_and_what_lies_where_in_it(record, astronaut, face):
 
 def test_the_head_is_that_of_use(record, astronaut):
     """As `person.measure` fits it, in the pixels of the stored square, and where the landmarks are."""
-    model, stored = base.load_head(), SETTINGS.stored
+    model, stored = load_head(), SETTINGS.stored
     head = Head(
         **{
             name: record[f"head/{name}"]
@@ -225,9 +226,7 @@ def test_the_head_is_that_of_use(record, astronaut):
         albedo=record["head/albedo"].astype(np.float32) / 255,
         size=np.full(2, stored, np.float32),
     )
-    points = np.asarray(jax.jit(lambda head: base.landmarks(model, posed(model, head)[0]))(head))[
-        :, :2
-    ]
+    points = np.asarray(jax.jit(lambda head: model.landmarks(posed(model, head)[0]))(head))[:, :2]
     valid = np.asarray(model.landmark_valid)
     off = np.linalg.norm(points - record["landmarks"][:, :2] * stored, axis=1)[valid]
     assert np.median(off) < 0.03 * np.linalg.norm(points[33] - points[263])
@@ -366,8 +365,8 @@ def test_heads_of_flame(tmp_path, monkeypatch, astronaut, by_deca):
     """
     (tmp_path / "flame").mkdir()
     flame_standin.write_folder(tmp_path / "flame")
-    monkeypatch.setenv(base.FLAME_VARIABLE, str(tmp_path / "flame"))
-    base.load_head.cache_clear()
+    monkeypatch.setenv(deca_head.VARIABLE, str(tmp_path / "flame"))
+    load_head.cache_clear()
     encoder = {"deca_encoder": flame_standin.deca_encoder(astronaut)[1]} if by_deca else {}
     model_folder.save_model(tmp_path / "model", dataclasses.replace(MINI, head="flame"), encoder)
     settings = PrepareSettings(
@@ -381,7 +380,7 @@ def test_heads_of_flame(tmp_path, monkeypatch, astronaut, by_deca):
     tf_example.encode(
         features(settings.layout()), found.record | {"partners": np.full(3, -1, np.int64)}
     )
-    model = base.load_head("flame")
+    model = load_head("flame")
     used = measure_person(model, astronaut, 64, head_of=measurer._head_of).head
     assert found.record["head/albedo"].shape == ((256, 256, 3) if by_deca else (len(model.mean), 3))
     np.testing.assert_allclose(found.record["head/translation"], used.translation + 11, atol=0.3)
@@ -391,4 +390,4 @@ def test_heads_of_flame(tmp_path, monkeypatch, astronaut, by_deca):
         "flame/generic_model.pkl" in settings.network_hashes()
         and ("model/deca_encoder" in settings.network_hashes()) == by_deca
     )
-    base.load_head.cache_clear()
+    load_head.cache_clear()

@@ -8,11 +8,11 @@ import pytest
 
 from caphuman_jax.errors import CapHumanError, HeadError
 from caphuman_jax.evaluation import design
-from caphuman_jax.head.base import load_head
 from caphuman_jax.head.editing import position_of
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.lighting import WHITE
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.head.pose import rotation_matrix
+from caphuman_jax.head.spherical_harmonics import WHITE
 
 
 @pytest.fixture(scope="module")

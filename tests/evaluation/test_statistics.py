@@ -9,7 +9,7 @@ import pytest
 from caphuman_jax.evaluation import design, report, statistics
 from caphuman_jax.evaluation.benchmark import Outcome, Subject
 from caphuman_jax.evaluation.measure import HeadNumbers, Seen
-from caphuman_jax.head.base import load_head
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.io.images import write_png
 
 PEOPLE, EACH = 60, 6

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from caphuman_jax.head import base, camera, pose
+from caphuman_jax.head import camera, pose
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.lighting import WHITE
+from caphuman_jax.head.models.registry import load_head
+from caphuman_jax.head.spherical_harmonics import WHITE
 
 PARITY = pathlib.Path(
     os.environ.get("CAPHUMAN_PARITY", pathlib.Path(__file__).parents[1] / "parity" / "data")
@@ -30,7 +31,7 @@ def relative():
 
 @pytest.fixture(scope="session")
 def model():
-    return base.load_head("anny")
+    return load_head("anny")
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +73,7 @@ def landmarks_of(model):
     """Landmarks (478,3) in pixels of a head."""
 
     def project(head):
-        points = base.landmarks(model, base.vertices(model, head.identity, head.expression))
+        points = model.landmarks(model.vertices(head.identity, head.expression))
         return np.asarray(camera.project(points, head.rotation, head.scale, head.translation))
 
     return project

@@ -8,7 +8,7 @@ import pytest
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import editing
-from caphuman_jax.head.lighting import sh_basis, shading
+from caphuman_jax.head.spherical_harmonics import sh_basis, shading
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ FIELDS = {
     "take",
     ["position", "pose", "expression", "lighting", "position,pose", "all", ["expression", "pose"]],
 )
-def test_who_gives_what(pair, take):
+def test_who_gives_what(model, pair, take):
     reference, wanted = pair
-    mixed = editing.mix(reference, wanted, take)
+    mixed = editing.mix(model, reference, wanted, take)
     names = (
         set(FIELDS) if take == "all" else set(take.split(",") if isinstance(take, str) else take)
     )
@@ -55,15 +55,15 @@ def test_who_gives_what(pair, take):
         np.testing.assert_array_equal(getattr(mixed, field), getattr(reference, field))
 
 
-def test_default_is_position_and_pose_and_position_is_relative(pair, make_head):
+def test_default_is_position_and_pose_and_position_is_relative(model, pair):
     import dataclasses
 
     reference, wanted = pair
-    np.testing.assert_array_equal(editing.mix(reference, wanted).light, reference.light)
+    np.testing.assert_array_equal(editing.mix(model, reference, wanted).light, reference.light)
     twice = dataclasses.replace(
         wanted, size=wanted.size * 2, scale=wanted.scale * 2, translation=wanted.translation * 2
     )
-    mixed = editing.mix(reference, twice)
+    mixed = editing.mix(model, reference, twice)
     np.testing.assert_allclose(mixed.translation, wanted.translation, atol=1e-4)
     assert float(mixed.scale) == pytest.approx(30)
 
@@ -117,8 +117,8 @@ def test_lamp_is_the_clamped_cosine():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m, h: editing.mix(h, h, "position,poze"), "near it: .*pose"),
-        (lambda m, h: editing.mix(h, h, ""), "nothing to take"),
+        (lambda m, h: editing.mix(m, h, h, "position,poze"), "near it: .*pose"),
+        (lambda m, h: editing.mix(m, h, h, ""), "nothing to take"),
         (lambda m, h: editing.from_numbers(m, h, expression="smlie=0.8"), "near it: smile"),
         (lambda m, h: editing.from_numbers(m, h, expression="jawopen=0.8"), "near it: .*jawOpen"),
         (lambda m, h: editing.from_numbers(m, h, expression="smile=much"), "must be a number"),

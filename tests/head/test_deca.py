@@ -11,8 +11,9 @@ import pytest
 from scipy import ndimage
 
 from caphuman_jax.errors import HeadError, PhotoError
-from caphuman_jax.head.models import deca, flame, flame_files
-from caphuman_jax.head.models.flame import TextureSpace
+from caphuman_jax.head import texture
+from caphuman_jax.head.models import deca, flame_files
+from caphuman_jax.head.texture import TextureSpace
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +100,8 @@ def test_albedo_at_the_recorded_pixels(model, data):
         second = np.linalg.solve(edges, (at - corners[:, 0])[..., None])[..., 0]
         weights = np.concatenate([1 - second.sum(axis=-1, keepdims=True), second], axis=-1)
         places = (np.asarray(uv)[triangle] * weights[..., None]).sum(axis=1).astype(np.float32)
-        texture = data["albedo_texture"][i].transpose(1, 2, 0)
-        ours = np.asarray(flame.sample_texture(jnp.asarray(texture), jnp.asarray(places)))
+        image = data["albedo_texture"][i].transpose(1, 2, 0)
+        ours = np.asarray(texture.sample_texture(jnp.asarray(image), jnp.asarray(places)))
         theirs = data["albedo_image"][i][:, rows, columns].T
         assert np.quantile(np.abs(ours - theirs).max(axis=-1), 0.99) / np.abs(theirs).max() < 1e-4
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from caphuman_jax.errors import HeadError
-from caphuman_jax.head import base, fitting, pose
-from caphuman_jax.head.head import from_record, stack, to_numbers, unstack
+from caphuman_jax.head import fitting, pose, topology
+from caphuman_jax.head.head import stack, unstack
+from caphuman_jax.head.models.registry import load_head
 
 SIZE = np.asarray([200, 160], np.float32)
 
@@ -49,7 +50,7 @@ def test_pose_scale_and_shape(model, problem, fitted):
     assert np.median(error, axis=0).max() < 1.0 and error.max() < 4.0
     assert np.abs(np.asarray(fitted.scale) / 60 - 1).max() < 0.03
     assert np.abs(np.asarray(fitted.translation) - [80, 105]).max() < 3.0
-    shape = jax.vmap(lambda i, e: base.vertices(model, i, e))
+    shape = jax.vmap(lambda i, e: model.vertices(i, e))
     true = stack(heads)
     face = model.face_weight > 0.5
     distance = lambda identity: np.linalg.norm(
@@ -139,13 +140,13 @@ def test_model_is_symmetric(model):
     np.testing.assert_allclose(mirrored, model.mean, atol=1e-4)
     np.testing.assert_array_equal(model.mirror[model.mirror], np.arange(len(model.mean)))
     counts = np.bincount(model.parts, minlength=7)
-    assert (counts > 0).all() and counts[base.LEFT_EYE] == counts[base.RIGHT_EYE]
-    assert model.mean[model.parts == base.LEFT_EYE, 0].min() > 0
+    assert (counts > 0).all() and counts[topology.LEFT_EYE] == counts[topology.RIGHT_EYE]
+    assert model.mean[model.parts == topology.LEFT_EYE, 0].min() > 0
 
 
 def test_expression_in_order(model):
     names = ("_neutral", "jawOpen", "browDownLeft")
-    weights = base.expression_in_order(model, names, np.asarray([[0.9, 0.5, 0.25]], np.float32))
+    weights = model.expression_from_arkit(names, np.asarray([[0.9, 0.5, 0.25]], np.float32))
     assert weights.shape == (1, 52) and weights.sum() == pytest.approx(0.75)
     assert weights[0, model.expression_names.index("jawOpen")] == 0.5
 
@@ -162,7 +163,7 @@ def test_bad_input(model):
     with pytest.raises(HeadError, match="× 3"):
         fitting.head_from_photo(model, photo[..., 0], points, expression)
     with pytest.raises(HeadError, match="anny"):
-        base.load_head("nobody")
+        load_head("nobody")
 
 
 def test_head_from_photo_of_any_size(model, make_head, landmarks_of):
@@ -186,18 +187,3 @@ def test_head_from_photo_of_any_size(model, make_head, landmarks_of):
     np.testing.assert_allclose(small.translation, head.translation, atol=1.5)
     np.testing.assert_allclose(large.translation / 3, small.translation, atol=0.3)
     np.testing.assert_allclose(large.scale / 3, small.scale, rtol=0.01)
-
-
-def test_record_round_trip(model, make_head):
-    head = make_head(5, 12, -4, 3, expression={"jawOpen": 0.4})
-    numbers = to_numbers(head, model, albedo=True)
-    again = from_record(numbers, model)
-    np.testing.assert_allclose(again.rotation, head.rotation, atol=1e-4)
-    np.testing.assert_allclose(again.expression, head.expression, atol=1e-3)
-    np.testing.assert_allclose(again.identity, head.identity, atol=1e-4)
-    np.testing.assert_allclose(again.albedo, head.albedo, atol=0.003)
-    del numbers["light"]
-    with pytest.raises(HeadError, match="light"):
-        from_record(numbers, model)
-    with pytest.raises(HeadError, match="flame"):
-        from_record({**numbers, "model": "flame"}, model)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from caphuman_jax.errors import HeadError
+from caphuman_jax.head import texture
 from caphuman_jax.head.models import flame, flame_files
 
 
@@ -197,7 +198,7 @@ def test_texture_space(folder):
     expected = (file["mean"] + 2 * file["tex_dir"][..., 1] - file["tex_dir"][..., 4])[
         ::2, ::2, ::-1
     ] / 255
-    np.testing.assert_allclose(flame.texture(space, coefficients), expected, atol=1e-5)
+    np.testing.assert_allclose(texture.texture(space, coefficients), expected, atol=1e-5)
     with pytest.raises(HeadError, match="components"):
         flame_files.load_texture(folder, components=50, size=8)
 
@@ -213,7 +214,7 @@ def test_texture_look_up_like_grid_sample():
         torch.from_numpy(image.transpose(2, 0, 1))[None], grid, align_corners=False
     )[0, :, 0].T
     np.testing.assert_allclose(
-        flame.sample_texture(jnp.asarray(image), jnp.asarray(uv)), theirs.numpy(), atol=1e-5
+        texture.sample_texture(jnp.asarray(image), jnp.asarray(uv)), theirs.numpy(), atol=1e-5
     )
 
 

@@ -11,20 +11,22 @@ import numpy as np
 import pytest
 
 from caphuman_jax.errors import HeadError
-from caphuman_jax.head import base, camera, editing
-from caphuman_jax.head import head as heads
+from caphuman_jax.face import landmark_indices
+from caphuman_jax.face.landmark_indices import IBUG_68
+from caphuman_jax.head import camera, editing, head_json, texture
 from caphuman_jax.head.fitting import fit, head_from_photo
 from caphuman_jax.head.hints import render_hints
-from caphuman_jax.head.landmarks68 import IBUG_68, landmarks_68
+from caphuman_jax.head.landmarks68 import landmarks_68
 from caphuman_jax.head.lighting import posed
 from caphuman_jax.head.models import deca, deca_head, flame, flame_files, flame_head
-from caphuman_jax.head.models.flame import TextureSpace
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.head.pose import rotation_matrix
+from caphuman_jax.head.texture import TextureSpace
 
 
 @pytest.fixture(scope="session")
 def shipped():
-    return base.load_head()
+    return load_head()
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +78,7 @@ def test_landmarks_are_carried_over(model, shipped):
     """The given 68 are exact; of the others, warped from a head that is the same, every one comes
     back to its place.
     """
-    ours, theirs = (np.asarray(base.landmarks(m, m.mean)) for m in (model, shipped))
+    ours, theirs = (np.asarray(m.landmarks(m.mean)) for m in (model, shipped))
     theirs = theirs - model.origin * 10
     assert model.landmark_valid.sum() == 68
     np.testing.assert_allclose(ours[list(IBUG_68)], theirs[list(IBUG_68)], atol=1e-5)
@@ -87,11 +89,11 @@ def test_landmarks_are_carried_over(model, shipped):
 def test_expression_directions_are_derivatives(model):
     """Rows of expression_basis, against differences of the bent head."""
     zero = jnp.zeros(60), jnp.zeros(62)
-    rest = base.vertices(model, *zero)
+    rest = model.vertices(*zero)
     np.testing.assert_allclose(rest, model.mean, atol=1e-5)
     step = 1e-2
     for i in (3, 50, 53, 55, 57, 61):
-        moved = [base.vertices(model, zero[0], zero[1].at[i].set(s)) for s in (step, -step)]
+        moved = [model.vertices(zero[0], zero[1].at[i].set(s)) for s in (step, -step)]
         np.testing.assert_allclose(
             (moved[0] - moved[1]) / (2 * step), model.expression_basis[i], atol=1e-3
         )
@@ -100,7 +102,7 @@ def test_expression_directions_are_derivatives(model):
 def test_fitted_landmarks_are_those_of_the_vertices(model, code):
     expression = jnp.concatenate([code.expression, 0.1 * jnp.arange(12, dtype=jnp.float32)])
     few = model.landmarks_of(code.shape, expression)
-    whole = base.landmarks(model, base.vertices(model, code.shape, expression))
+    whole = model.landmarks(model.vertices(code.shape, expression))
     np.testing.assert_allclose(few[model.landmark_valid], whole[model.landmark_valid], atol=1e-5)
 
 
@@ -137,14 +139,12 @@ def test_fit_finds_a_bent_head(model, space, code):
     """
     wanted = deca_head.head_of_code(model, space, code)
     points, _ = posed(model, wanted)
-    found = fit(model, base.landmarks(model, points), jnp.zeros(62), wanted.size)
+    found = fit(model, model.landmarks(points), jnp.zeros(62), wanted.size)
     assert float(found.residual) < 0.01
     again, _ = posed(model, found)
-    eyes = base.landmarks(model, points)[np.asarray(base.OUTER_EYE_CORNERS), :2]
+    eyes = model.landmarks(points)[np.asarray(landmark_indices.OUTER_EYE_CORNERS), :2]
     unit = float(jnp.linalg.norm(eyes[0] - eyes[1]))
-    given, refound = (
-        np.asarray(base.landmarks(model, p))[list(IBUG_68), :2] for p in (points, again)
-    )
+    given, refound = (np.asarray(model.landmarks(p))[list(IBUG_68), :2] for p in (points, again))
     assert np.median(np.linalg.norm(given - refound, axis=-1)) < 0.01 * unit
     assert np.abs(np.asarray(found.angles) - np.asarray(wanted.angles)).max() < 3
     names = model.expression_names
@@ -156,13 +156,12 @@ def test_fit_finds_a_bent_head(model, space, code):
 def test_everything_downstream_takes_it(model, space, code, tmp_path):
     head = deca_head.head_of_code(model, space, code)
     other = dataclasses.replace(head, rotation=rotation_matrix(20.0, 5.0, 0.0))
-    mixed = editing.mix(head, other, "pose,expression")
+    mixed = editing.mix(model, head, other, "pose,expression")
     np.testing.assert_array_equal(mixed.rotation, other.rotation)
     turned = editing.from_numbers(model, head, yaw=-15.0, position=(0.5, 0.55, 0.6))
     np.testing.assert_allclose(turned.angles[0], -15, atol=1e-3)
     np.testing.assert_allclose(editing.position_of(model, turned), (0.5, 0.55, 0.6), rtol=1e-5)
-    record = heads.to_numbers(head, model, albedo=True)
-    again = heads.from_record(record, model)
+    again = head_json.build(model, head_json.of(model, head))
     np.testing.assert_allclose(
         again.expression, np.where(np.abs(head.expression) > 0.005, head.expression, 0), atol=1e-4
     )
@@ -176,17 +175,14 @@ def test_expressions_by_name(model, shipped):
     """
     rest, opened = (
         np.asarray(
-            base.landmarks(
-                model,
-                base.vertices(
-                    model, jnp.zeros(60), jnp.asarray(editing.expression_vector(model, text))
-                ),
+            model.landmarks(
+                model.vertices(jnp.zeros(60), jnp.asarray(editing.expression_vector(model, text)))
             )
         )
         for text in ("neutral", "jawOpen=0.8")
     )
     theirs = 0.8 * np.asarray(
-        base.landmarks(shipped, shipped.expression_basis[shipped.expression_names.index("jawOpen")])
+        shipped.landmarks(shipped.expression_basis[shipped.expression_names.index("jawOpen")])
     )
     for number in (17, 14, 152):
         assert (opened - rest)[number, 1] == pytest.approx(theirs[number, 1], rel=0.4)
@@ -201,7 +197,7 @@ def test_expressions_by_name(model, shipped):
         editing.expression_vector(model, "jaw_y2=1")
     with pytest.raises(HeadError, match="between 0 and 1"):
         editing.expression_vector(model, {"smile": 1.5})
-    named = base.expression_in_order(model, ("_neutral", "jawOpen"), np.asarray([[0.3, 0.8]]))
+    named = model.expression_from_arkit(("_neutral", "jawOpen"), np.asarray([[0.3, 0.8]]))
     np.testing.assert_allclose(named[0], editing.expression_vector(model, "jawOpen=0.8"), rtol=1e-5)
 
 
@@ -232,7 +228,7 @@ def test_photo_to_head(model, space, code):
     head = head_from_photo(
         model,
         np.rint(picture * 255).astype(np.uint8),
-        np.asarray(base.landmarks(model, points)),
+        np.asarray(model.landmarks(points)),
         np.zeros(62, np.float32),
     )
     assert head.albedo.shape == (len(model.mean), 3)
@@ -255,7 +251,7 @@ def test_photo_to_deca_code_without_deca(model, code):
         model, space, dataclasses.replace(code, light=light, pose=code.pose * 0.5)
     )
     picture = np.asarray(render_hints(model, wanted, 240, 260))[..., 6:]
-    points = np.asarray(base.landmarks(model, posed(model, wanted)[0]))
+    points = np.asarray(model.landmarks(posed(model, wanted)[0]))
     found = deca_head.code_from_photo(
         model, space, np.rint(picture * 255).astype(np.uint8), points, np.zeros(62, np.float32)
     )
@@ -278,8 +274,8 @@ def test_texture_of_albedo(model):
         basis=rng.standard_normal((5, 32, 32, 3)).astype(np.float32),
     )
     wanted = np.asarray([1, -0.5, 0, 2, 0.3], np.float32)
-    colors = flame.sample_texture(
-        flame.texture(space, jnp.asarray(wanted)), jnp.asarray(model.flame.uv)
+    colors = texture.sample_texture(
+        texture.texture(space, jnp.asarray(wanted)), jnp.asarray(model.flame.uv)
     )
     np.testing.assert_allclose(deca_head.texture_of_albedo(model, space, colors), wanted, atol=0.05)
 
@@ -287,7 +283,7 @@ def test_texture_of_albedo(model):
 @pytest.mark.parametrize("shift, words", [(0.0, None), (300.0, "no head where the landmarks")])
 def test_head_by_deca_says_how_well_it_fits(model, space, code, monkeypatch, shift, words):
     wanted = deca_head.head_of_code(model, space, code)
-    points = np.asarray(base.landmarks(model, posed(model, wanted)[0])) + np.asarray([shift, 0, 0])
+    points = np.asarray(model.landmarks(posed(model, wanted)[0])) + np.asarray([shift, 0, 0])
     monkeypatch.setattr(deca, "estimate", lambda *_: code)
     photo = np.zeros((240, 260, 3), np.uint8)
     if words:
@@ -306,19 +302,19 @@ def test_without_landmarks(entries):
 
 
 def test_named_by_its_folder(tmp_path, entries, monkeypatch):
-    with pytest.raises(HeadError, match="by its file or folder"):
-        base.load_head(str(tmp_path / "none"))
-    monkeypatch.delenv(base.FLAME_VARIABLE, raising=False)
+    with pytest.raises(HeadError, match="or the file or folder of a model of flame"):
+        load_head(str(tmp_path / "none"))
+    monkeypatch.delenv(deca_head.VARIABLE, raising=False)
     with pytest.raises(HeadError, match="set CAPHUMAN_FLAME to the folder"):
-        base.load_head("flame")
+        load_head("flame")
     np.savez(tmp_path / "flame2023.npz", **entries)
-    monkeypatch.setenv(base.FLAME_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(deca_head.VARIABLE, str(tmp_path))
     for name in (str(tmp_path), "flame"):
         with pytest.raises(HeadError, match="4,801 vertices; FLAME has 5,023"):
-            base.load_head(name)
-    monkeypatch.setenv(base.FLAME_VARIABLE, str(tmp_path / "none"))
+            load_head(name)
+    monkeypatch.setenv(deca_head.VARIABLE, str(tmp_path / "none"))
     with pytest.raises(HeadError, match="there is no FLAME model at"):
-        base.load_head("flame")
+        load_head("flame")
 
 
 def test_mediapipe_table(entries, embedding, shipped, tmp_path):

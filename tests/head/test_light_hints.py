@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from caphuman_jax.head import base, lighting, visualize
+from caphuman_jax.head import lighting, topology, visualize
 from caphuman_jax.head.editing import directional_light
 from caphuman_jax.head.head import stack, unstack
 from caphuman_jax.head.hints import fit_to_size, render_hints, render_hints_batch
@@ -71,7 +71,7 @@ def test_light_direction_and_albedo(model, scene):
             for lamp in (heads.light[i], found.light[i])
         )
         assert np.corrcoef(made, again)[0, 1] > (0.85 if i < 2 else 0.3)
-    face = (model.face_weight > 0.9) & (model.parts == base.SKIN)
+    face = (model.face_weight > 0.9) & (model.parts == topology.SKIN)
     scale = np.asarray(heads.albedo)[:, face].mean(1) / np.asarray(found.albedo)[:, face].mean(1)
     error = np.abs(
         np.asarray(found.albedo)[:, face] * scale[:, None] - np.asarray(heads.albedo)[:, face]
@@ -105,7 +105,7 @@ def test_hidden_side_is_the_mirrored_one_and_masked_places_are_not_believed(mode
     hidden = (
         (model.mean[:, 0] > 0.35)
         & (model.face_weight > 0.9)
-        & (model.parts == base.SKIN)
+        & (model.parts == topology.SKIN)
         & (np.abs(model.mean[:, 1]) > 0.2)
     )
     assert hidden.sum() > 30

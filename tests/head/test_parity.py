@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from caphuman_jax.head.base import incident_triangles, vertex_normals
-from caphuman_jax.head.lighting import shading
 from caphuman_jax.head.rasterizer import interpolate, rasterize
+from caphuman_jax.head.spherical_harmonics import shading
+from caphuman_jax.head.topology import incident_triangles, vertex_normals
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from caphuman_jax.errors import HeadError
-from caphuman_jax.head import base, camera, pose
-from caphuman_jax.head.lighting import shading
+from caphuman_jax.head import camera, pose
+from caphuman_jax.head.spherical_harmonics import shading
 
 NOSE = jnp.asarray([[0.0, 0.0, 1.0]], jnp.float32)
 CROWN = jnp.asarray([[0.0, 1.0, 0.0]], jnp.float32)
@@ -80,7 +79,7 @@ def test_head_follows_the_picture(model, make_head, landmarks_of, change):
     matrix = camera.similarity(**change)
     moved = camera.transform_head(head, model, matrix, 200, 160)
     points = lambda h: camera.project(
-        base.vertices(model, h.identity, h.expression), h.rotation, h.scale, h.translation
+        model.vertices(h.identity, h.expression), h.rotation, h.scale, h.translation
     )
     expected = np.asarray(camera.transform_points(matrix, points(head)[:, :2]))
     found = np.asarray(points(moved))[:, :2]
@@ -111,16 +110,3 @@ def test_mirror_twice_is_the_same(model, make_head):
         np.testing.assert_allclose(
             getattr(twice, field.name), getattr(head, field.name), atol=0.02, err_msg=field.name
         )
-
-
-def test_crop_resize():
-    matrix = np.asarray(camera.crop_resize(10, 20, 100, 50, 200, 100))
-    np.testing.assert_allclose(
-        camera.transform_points(
-            jnp.asarray(matrix), jnp.asarray([[10.0, 20.0], [110.0, 70.0]], jnp.float32)
-        ),
-        [[0, 0], [200, 100]],
-        atol=1e-4,
-    )
-    with pytest.raises(HeadError, match="stretched"):
-        camera.crop_resize(0, 0, 100, 50, 100, 100)

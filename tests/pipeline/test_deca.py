@@ -13,8 +13,9 @@ from PIL import Image
 
 from caphuman_jax.cli.app import main
 from caphuman_jax.errors import HeadError, PhotoError
-from caphuman_jax.head import base, editing, hints
+from caphuman_jax.head import editing, hints
 from caphuman_jax.head.models import deca, deca_head, flame_files
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.io.images import write_png
 from caphuman_jax.person import identity_file
 from caphuman_jax.person.person import WantedHead
@@ -30,11 +31,11 @@ def flame_folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("flame")
     flame_standin.write_folder(path)
     patch = pytest.MonkeyPatch()
-    patch.setenv(base.FLAME_VARIABLE, str(path))
-    base.load_head.cache_clear()
+    patch.setenv(deca_head.VARIABLE, str(path))
+    load_head.cache_clear()
     yield path
     patch.undo()
-    base.load_head.cache_clear()
+    load_head.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -301,8 +302,8 @@ def test_without_deca_or_its_texture(by_deca, flame_folder, caplog, tmp_path, mo
     caplog.clear()
     for name in ("generic_model.pkl", "landmark_embedding.npy"):
         (tmp_path / name).symlink_to(flame_folder / name)
-    monkeypatch.setenv(base.FLAME_VARIABLE, str(tmp_path))
-    base.load_head.cache_clear()
+    monkeypatch.setenv(deca_head.VARIABLE, str(tmp_path))
+    load_head.cache_clear()
     assert Pipeline(pipe.config, pipe.params, pipe.graphs).head_of is None
     assert f"head_template.obj in {tmp_path}; FLAME_texture.npz in {tmp_path}" in caplog.text
     newer = dataclasses.replace(
@@ -310,11 +311,11 @@ def test_without_deca_or_its_texture(by_deca, flame_folder, caplog, tmp_path, mo
     )
     assert "generic_model.pkl" in deca_head.lacking(newer, flame_folder)[0]
 
-    monkeypatch.delenv(base.FLAME_VARIABLE)
-    base.load_head.cache_clear()
+    monkeypatch.delenv(deca_head.VARIABLE)
+    load_head.cache_clear()
     with pytest.raises(HeadError, match="set CAPHUMAN_FLAME to the folder"):
         pipeline.load(by_deca[0])
-    base.load_head.cache_clear()
+    load_head.cache_clear()
 
 
 @pytest.mark.slow

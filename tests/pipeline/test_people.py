@@ -10,7 +10,8 @@ import pytest
 
 from caphuman_jax.config import ImageEncoderConfig
 from caphuman_jax.errors import ModelFolderError, SettingError
-from caphuman_jax.head.landmarks68 import IBUG_68, draw_dots, landmarks_68
+from caphuman_jax.face.landmark_indices import IBUG_68
+from caphuman_jax.head.landmarks68 import draw_dots, landmarks_68
 from caphuman_jax.models import registry
 from caphuman_jax.person.person import stack_people, together
 from caphuman_jax.pipeline import pipeline

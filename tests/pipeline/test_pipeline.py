@@ -331,7 +331,6 @@ _SHIPPED = (files("caphuman_jax") / "assets" / "mini" / "config.json").is_file()
 @pytest.mark.skipif(not _SHIPPED, reason="no trained model in this checkout")
 def test_the_shipped_model_makes_a_face_where_it_was_asked_to(astronaut_file):
     from caphuman_jax.face.face import find_faces
-    from caphuman_jax.head.base import landmarks
     from caphuman_jax.head.hints import fit_to_size
     from caphuman_jax.head.lighting import posed
 
@@ -344,7 +343,7 @@ def test_the_shipped_model_makes_a_face_where_it_was_asked_to(astronaut_file):
         (picture,) = result.pictures
         (face, *_) = find_faces(picture)
         points, _ = posed(pipe.head_model, fit_to_size(result.head, *picture.shape[:2]))
-        asked = np.asarray(landmarks(pipe.head_model, points))[
+        asked = np.asarray(pipe.head_model.landmarks(points))[
             np.asarray(pipe.head_model.landmark_valid), :2
         ]
         np.testing.assert_allclose(

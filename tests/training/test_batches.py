@@ -12,9 +12,9 @@ import pytest
 from records_standin import LAYOUT, write_standin
 
 from caphuman_jax.head import camera
-from caphuman_jax.head.base import load_head
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import render_hints_batch
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training.batches import assemble
 from data_pipeline.loading import augment

@@ -429,7 +429,7 @@ def test_on_the_fly_with_rendered_heads_and_an_unfrozen_part(base_folder, base, 
     """
     from records_standin import write_standin
 
-    from caphuman_jax.head.base import load_head
+    from caphuman_jax.head.models.registry import load_head
     from caphuman_jax.weights.model_folder import load_params
 
     head = load_head()

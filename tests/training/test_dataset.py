@@ -12,8 +12,8 @@ from records_standin import write_standin
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.face import colors
-from caphuman_jax.head.base import load_head
 from caphuman_jax.head.hints import render_hints_batch
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.training import dataset
 from caphuman_jax.training.recipes import mini

@@ -21,9 +21,10 @@ from weight_standins import EXTRAS, TINY, state_dict, value
 from caphuman_jax.cli.app import main
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
+from caphuman_jax.head.models.deca_head import SOURCE
 from caphuman_jax.models import registry
 from caphuman_jax.weights import convert, known_files, model_folder
-from caphuman_jax.weights.importer import _check_flame, _control_name, import_model
+from caphuman_jax.weights.importer import _control_name, import_model
 from caphuman_jax.weights.lora import parse
 from caphuman_jax.weights.names import PREFIXES, table
 
@@ -622,7 +623,7 @@ def test_deca(tmp_path, caphuman, tiny_config, capsys):
     wrong = tmp_path / "wrong.tar"
     torch.save({"E_flame": {"layers.0.weight": torch.zeros(1024, 2048)}}, wrong)
     for arguments, message in (
-        (["--deca", str(tar), "--head", "anny"], "--deca measures FLAME's heads"),
+        (["--deca", str(tar), "--head", "anny"], "--deca estimates heads of flame"),
         (["--deca", str(without / "none.tar")], "none.tar is missing"),
         (
             ["--deca", str(wrong)],
@@ -642,11 +643,11 @@ def test_deca(tmp_path, caphuman, tiny_config, capsys):
 def test_flame_is_checked(tmp_path):
     """What DECA needs beside the model is asked for; nothing is written of it."""
     flame_standin.write_folder(tmp_path)
-    _check_flame(tmp_path, True)
+    SOURCE.check(tmp_path, True)
     (tmp_path / "head_template.obj").unlink()
-    _check_flame(tmp_path, False)
+    SOURCE.check(tmp_path, False)
     with pytest.raises(HeadError, match=f"lacks what DECA needs: head_template.obj in {tmp_path}$"):
-        _check_flame(tmp_path / "generic_model.pkl", True)
+        SOURCE.check(tmp_path / "generic_model.pkl", True)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def person(astronaut_png):
     """The astronaut, as a model of TINY's sizes that knows people by FaceNet and CLIP would see
     her.
     """
-    from caphuman_jax.head.base import load_head
+    from caphuman_jax.head.models.registry import load_head
 
     measured = measure(load_head(), astronaut_png, 64)
     rng = np.random.default_rng(0)

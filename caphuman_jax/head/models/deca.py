@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from caphuman_jax.errors import HeadError, PhotoError
-from caphuman_jax.head import editing
-from caphuman_jax.head.base import vertex_normals
-from caphuman_jax.head.landmarks68 import IBUG_68
+from caphuman_jax.face.landmark_indices import IBUG_68
+from caphuman_jax.head import editing, texture
 from caphuman_jax.head.models import flame
-from caphuman_jax.head.models.flame import Flame, TextureSpace
+from caphuman_jax.head.models.flame import Flame
 from caphuman_jax.head.rasterizer import interpolate, rasterize
 from caphuman_jax.head.spherical_harmonics import shading
+from caphuman_jax.head.texture import TextureSpace
+from caphuman_jax.head.topology import vertex_normals
 from caphuman_jax.models import deca_encoder as encoder
 
 SIZE = encoder.SIZE
@@ -218,7 +219,7 @@ def render_hints(
         ), normals
 
     points, normals = jax.vmap(place)(codes)
-    textures = jax.vmap(lambda coefficients: flame.texture(space, coefficients))(codes.texture)
+    textures = jax.vmap(lambda coefficients: texture.texture(space, coefficients))(codes.texture)
     return draw(model, points, normals, textures, codes.light, height, width, with_alpha)
 
 
@@ -237,9 +238,9 @@ def draw(
     """
     ids, weights = rasterize(points, jnp.asarray(model.triangles), height, width)
 
-    def shade(normals, texture, light, ids, weights):
+    def shade(normals, image, light, ids, weights):
         normal = interpolate(normals, model.triangles, ids, weights)
-        albedo = flame.texture_at(model, texture, ids, weights)
+        albedo = flame.texture_at(model, image, ids, weights)
         return jnp.concatenate([normal, albedo, albedo * shading(normal, light)], axis=-1)
 
     hints = jax.vmap(shade)(normals, textures, lights, ids, weights)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -18,20 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from caphuman_jax.errors import HeadError
-from caphuman_jax.head import base
+from caphuman_jax.face.landmark_indices import COUNT, IBUG_68
 from caphuman_jax.head import pose as rotations
-from caphuman_jax.head.base import LANDMARKS, Morphable
+from caphuman_jax.head import texture
+from caphuman_jax.head.base import HeadEstimator, HeadModel, HeadSource
 from caphuman_jax.head.fitting import head_from_photo
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.landmarks68 import IBUG_68
 from caphuman_jax.head.lighting import posed
-from caphuman_jax.head.models import deca, flame, flame_files
+from caphuman_jax.head.models import deca, flame_files
 from caphuman_jax.head.models.deca import SIZE, FlameCode
-from caphuman_jax.head.models.flame import TextureSpace
-from caphuman_jax.head.models.flame_head import JOINT_NAMES, UNITS, FlameHead
-from caphuman_jax.models.registry import Network
+from caphuman_jax.head.models.flame_head import JOINT_NAMES, UNITS, FlameHead, load_flame_head
+from caphuman_jax.head.texture import TextureSpace
+from caphuman_jax.models.network import Network
 
 log = logging.getLogger("caphuman_jax")
+
+VARIABLE = "CAPHUMAN_FLAME"
+"""The environment variable that names FLAME's file or folder."""
 
 # Deviation of a vertex's color from the texture's; large, as neighbors err alike.
 _COLOR_NOISE = 1.0
@@ -66,7 +69,7 @@ def head_of_code(model: FlameHead, space: TextureSpace, code: FlameCode) -> Head
         translation=(place + 1) * pixels + code.crop[:2],
         size=code.size,
         light=code.light,
-        albedo=flame.texture(space, code.texture),
+        albedo=texture.texture(space, code.texture),
         residual=jnp.float32(0),
     )
 
@@ -92,35 +95,6 @@ def code_of_head(model: FlameHead, head: Head, crop: jax.Array, texture: jax.Arr
         crop=crop,
         size=head.size,
     )
-
-
-def estimator(
-    name: str, model: Morphable, network: Network | None
-) -> Callable[[np.ndarray, np.ndarray], Head] | None:
-    """head(photo, landmarks) as `head_by_deca`, where there is all that it needs: heads as
-    CapHuman's published weights know them.
-
-    name, model: the head model, see `morphable.load_head`; network: DECA's encoder. None for any
-    other head than FLAME, and, with a notice of what is missing, for FLAME without DECA. Raises
-    HeadError for a texture space that cannot be read."""
-    if not isinstance(model, FlameHead):
-        return None
-    path = os.environ[base.FLAME_VARIABLE] if name == "flame" else name
-    missing = lacking(model, path)
-    if network is None:
-        missing = [
-            "DECA's encoder in the model folder (caphuman import --deca deca_model.tar)",
-            *missing,
-        ]
-    if missing:
-        log.warning(
-            "heads are fitted to landmarks and colored from the photo, whereas the published "
-            "weights saw DECA's; for those there is "
-            "missing: %s",
-            "; ".join(missing),
-        )
-        return None
-    return functools.partial(head_by_deca, model, _texture(flame_files.folder_of(path)), network)
 
 
 def lacking(model: FlameHead, path: str | os.PathLike) -> list[str]:
@@ -155,7 +129,7 @@ def head_by_deca(
         head = head_of_code(model, space, deca.estimate(network, photo, landmarks))
         ours = np.asarray(_landmarks(model, head))[list(IBUG_68), :2]
     given = np.asarray(landmarks)[:, :2]
-    theirs = given[list(IBUG_68)] if len(given) == LANDMARKS else given
+    theirs = given[list(IBUG_68)] if len(given) == COUNT else given
     inner = slice(17, None)  # The outline slides along the head.
     # Outer corners of the eyes in iBUG's order; in profile they are close together, and the face's
     # height gives the unit.
@@ -170,7 +144,7 @@ def head_by_deca(
 
 @jax.jit
 def _landmarks(model: FlameHead, head: Head) -> jax.Array:
-    return base.landmarks(model, posed(model, head)[0])
+    return model.landmarks(posed(model, head)[0])
 
 
 def code_from_photo(
@@ -200,7 +174,7 @@ def texture_of_albedo(model: FlameHead, space: TextureSpace, albedo: jax.Array) 
         jnp.asarray(model.flame.uv)[jnp.asarray(model.flame.uv_triangles).reshape(-1)]
     )
     weight = jnp.asarray(model.face_weight)[:, None] / _COLOR_NOISE
-    flat = lambda image: (flame.sample_texture(image, places) * weight).reshape(-1)
+    flat = lambda image: (texture.sample_texture(image, places) * weight).reshape(-1)
     basis = jax.lax.map(flat, jnp.asarray(space.basis))
     wanted = (albedo * weight).reshape(-1) - flat(jnp.asarray(space.mean))
     normal = jnp.matmul(basis, basis.T, precision=_HIGHEST) + jnp.eye(
@@ -223,3 +197,81 @@ def to_vector(rotation: jax.Array) -> jax.Array:
     length = jnp.linalg.norm(twice_sine)
     angle = jnp.arctan2(length, jnp.trace(rotation) - 1)
     return twice_sine * jnp.where(length > 1e-6, angle / jnp.maximum(length, 1e-6), 0.5)
+
+
+class FlameSource(HeadSource):
+    """FLAME, whose files everyone gets for themselves; DECA estimates its heads."""
+
+    networks = ("deca_encoder",)
+    opens_paths = True
+    setup = (
+        f"set {VARIABLE} to the folder with generic_model.pkl, {flame_files.EMBEDDING}, "
+        f"{flame_files.TEMPLATE} and {flame_files.TEXTURE}"
+    )
+
+    def load(self, path: Path | None) -> FlameHead:
+        return load_flame_head(self._path(path))
+
+    def files(self, path: Path | None) -> dict[str, Path]:
+        path = self._path(path)
+        load_flame_head(path)  # names what is missing
+        folder = flame_files.folder_of(path)
+        names = (
+            *flame_files.MODEL_NAMES,
+            flame_files.EMBEDDING,
+            flame_files.TEMPLATE,
+            flame_files.TEXTURE,
+        )
+        return {f"flame/{name}": folder / name for name in names if (folder / name).is_file()}
+
+    def check(self, path: Path | None, estimated: bool) -> None:
+        path = self._path(path)
+        model = load_flame_head(path)
+        missing = lacking(model, path) if estimated else []
+        if missing:
+            raise HeadError(f"{path} lacks what DECA needs: {'; '.join(missing)}")
+        if estimated:
+            flame_files.load_texture(flame_files.folder_of(path))
+
+    def estimator(
+        self, model: HeadModel, path: Path | None, networks: Mapping[str, Network]
+    ) -> HeadEstimator | None:
+        """`head_by_deca`, which gives heads as CapHuman's published weights know them. Where
+        something that it needs is missing, a warning names it and the result is None. Raises
+        HeadError for a texture space that cannot be read."""
+        path, network = self._path(path), networks.get("deca_encoder")
+        missing = lacking(model, path)
+        if network is None:
+            missing = [
+                "DECA's encoder in the model folder (caphuman import --deca deca_model.tar)",
+                *missing,
+            ]
+        if missing:
+            log.warning(
+                "heads are fitted to landmarks and colored from the photo, whereas the published "
+                "weights saw DECA's; for those there is missing: %s",
+                "; ".join(missing),
+            )
+            return None
+        space = _texture(flame_files.folder_of(path))
+        return HeadEstimator("DECA", functools.partial(head_by_deca, model, space, network))
+
+    def estimated_albedo(
+        self, model: HeadModel, path: Path | None, networks: tuple[str, ...]
+    ) -> tuple[int, ...]:
+        if "deca_encoder" in networks and not lacking(model, self._path(path)):
+            return 256, 256, 3
+        return super().estimated_albedo(model, path, networks)
+
+    def _path(self, path: Path | None) -> Path:
+        if path is not None:
+            return path
+        if VARIABLE not in os.environ:
+            raise HeadError(
+                f"this model draws its heads with FLAME, which everyone gets for themselves "
+                f"(flame.is.tue.mpg.de): {self.setup}"
+            )
+        return Path(os.environ[VARIABLE]).expanduser()
+
+
+SOURCE = FlameSource()

@@ -5,9 +5,7 @@ Everything here is in FLAME's own frame and unit: meters, x to the person's left
 face; and, as in FLAME, the global turn is one about the root joint, which depends on the shape.
 `flame_files` reads the model, `deca` draws it as DECA does.
 
-FLAME as a head model among others is `flame_head.FlameHead`: a `Morphable`, so that fit, camera,
-light, hints and control work on it as on the shipped head. What those need of a model is small, and
-this is how FLAME gives it: identity is FLAME's; expression is FLAME's followed by the turns of
+FLAME as a head model among others is `flame_head.FlameHead`. There, identity is FLAME's; expression is FLAME's followed by the turns of
 neck, jaw and eyes (`expression` means both in CapHuman); the global turn, scale and shift are the
 camera's; units are the shipped head's (0.1 m) and the origin lies between the ears; landmarks are
 those of the 478 that FLAME's 68 correspond to; and the albedo is colors at vertices, or a texture
@@ -23,7 +21,7 @@ import jax.numpy as jnp
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import pose as rotations
-from caphuman_jax.head.rasterizer import interpolate
+from caphuman_jax.head import texture
 
 VERTICES = 5023
 JOINTS = ("root", "neck", "jaw", "left_eye", "right_eye")
@@ -62,7 +60,7 @@ class Flame:
     mean (V,3); shape_basis (K,V,3), expression_basis (E,V,3), pose_basis (36,V,3); joints_mean
     (5,3), joints_shape (K,5,3) and joints_expression (E,5,3): where the joints are, by shape;
     weights (V,5) of the skin; triangles (T,3) int32; vertex_triangles (V,D) int32, see
-    `morphable.incident_triangles`. Landmarks, each as corners (…,3) int32 and weights (…,3): static
+    `topology.incident_triangles`. Landmarks, each as corners (…,3) int32 and weights (…,3): static
     (51): brows, nose, eyes, mouth; contour (79,17): the outline as seen at yaw 0 … 39, -1 … -39
     degrees; full (68): all of them, fixed. None where the model came without an embedding. uv
     (U,2), with v up, and uv_triangles (T,3) int32: where a triangle's corners lie in the texture;
@@ -84,15 +82,6 @@ class Flame:
     uv: jax.Array | None
     uv_triangles: jax.Array | None
     name: str
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["mean", "basis"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class TextureSpace:
-    """FLAME's albedo: mean (S,S,3) and basis (N,S,S,3), RGB where [0,1] is black to white."""
-
-    mean: jax.Array
-    basis: jax.Array
 
 
 def full_pose(
@@ -162,52 +151,14 @@ def fixed_landmarks(flame: Flame, points: jax.Array) -> jax.Array:
     return _embedded(flame.full, points)
 
 
-def texture(space: TextureSpace, coefficients: jax.Array) -> jax.Array:
-    """Albedo (S,S,3) RGB, about [0,1], of coefficients (n,), n at most the number of components;
-    row 0 is v = 1.
-    """
-    count = coefficients.shape[-1]
-    return jnp.asarray(space.mean) + jnp.tensordot(
-        coefficients, jnp.asarray(space.basis)[:count], axes=1, precision=_HIGHEST
-    )
-
-
-def sample_texture(image: jax.Array, uv: jax.Array) -> jax.Array:
-    """Bilinear look-up (…,C) of a texture (S,S,C) at uv (…,2) in [0,1], v up; 0 beyond the
-    texture's edge.
-
-    The texture spans [0,1], so the outermost pixels' centers lie half a pixel inside
-    ("align_corners" off)."""
-    height, width = image.shape[:2]
-    x, y = uv[..., 0] * width - 0.5, (1 - uv[..., 1]) * height - 0.5
-    left, top = jnp.floor(x), jnp.floor(y)
-    total = jnp.zeros((), image.dtype)
-    for row, row_weight in ((top, top + 1 - y), (top + 1, y - top)):
-        for column, column_weight in ((left, left + 1 - x), (left + 1, x - left)):
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            weight = jnp.where(inside, row_weight * column_weight, 0)
-            at = (
-                jnp.clip(row, 0, height - 1).astype(jnp.int32),
-                jnp.clip(column, 0, width - 1).astype(jnp.int32),
-            )
-            total = total + image[at] * weight[..., None]
-    return total
-
-
 def texture_at(flame: Flame, image: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
-    """Colors (H,W,C) of a texture (S,S,C) at pixels: triangles ids (H,W), barycentric weights
-    (H,W,3); 0 where ids is -1.
-
-    Raises HeadError for a model without texture coordinates.
-    """
+    """`head.texture.texture_at` with this model's texture coordinates. Raises HeadError where it
+    has none."""
     if flame.uv is None:
         raise HeadError(
-            "this FLAME model has no texture coordinates; put head_template.obj beside it"
+            "this FLAME model has no texture coordinates; put head_template.obj next to it"
         )
-    colors = sample_texture(
-        image, interpolate(jnp.asarray(flame.uv), flame.uv_triangles, ids, weights)
-    )
-    return jnp.where((ids >= 0)[..., None], colors, 0)
+    return texture.texture_at(image, flame.uv, flame.uv_triangles, ids, weights)
 
 
 def _combine(mean, shape, shape_basis, expression, expression_basis):

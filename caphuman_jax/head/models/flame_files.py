@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from caphuman_jax.errors import HeadError, ModelFolderError
-from caphuman_jax.head.base import LANDMARKS, incident_triangles
-from caphuman_jax.head.models.flame import JOINTS, PARENTS, VERTICES, Flame, TextureSpace
+from caphuman_jax.face import landmark_indices
+from caphuman_jax.head.models.flame import JOINTS, PARENTS, VERTICES, Flame
+from caphuman_jax.head.texture import TextureSpace
+from caphuman_jax.head.topology import incident_triangles
 from caphuman_jax.io import pickles, torch_pickle
 
 MODEL_NAMES = (
@@ -282,7 +284,7 @@ def read_mediapipe(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
         and weights.shape == (*numbers.shape, 3)
         and np.isfinite(weights).all()
         and numbers.min() >= 0
-        and numbers.max() < LANDMARKS
+        and numbers.max() < landmark_indices.COUNT
         and len(set(numbers)) == len(numbers)
         and faces.min() >= 0
     ):

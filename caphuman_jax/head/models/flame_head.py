@@ -6,18 +6,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from caphuman_jax.errors import HeadError
-from caphuman_jax.head import base
-from caphuman_jax.head.base import LANDMARKS, LEFT_EYE, RIGHT_EYE, SKIN, Morphable
-from caphuman_jax.head.landmarks68 import IBUG_68
-from caphuman_jax.head.models import flame, flame_files
+from caphuman_jax.face import landmark_indices
+from caphuman_jax.face.landmark_indices import FACE_OVAL, IBUG_68, OUTER_EYE_CORNERS
+from caphuman_jax.head import texture, topology
+from caphuman_jax.head.base import HeadModel
+from caphuman_jax.head.models import anny, flame, flame_files
 from caphuman_jax.head.models.flame import Flame
+from caphuman_jax.head.rasterizer import interpolate
+from caphuman_jax.head.topology import LEFT_EYE, RIGHT_EYE, SKIN
 
 UNITS = 10.0  # of the shipped head, 0.1 m, in a meter
 JOINT_NAMES = tuple(f"{joint}_{axis}" for joint in flame.JOINTS[1:] for axis in "xyz")
@@ -35,7 +40,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
     data_fields=[
         *(
             field.name
-            for field in dataclasses.fields(Morphable)
+            for field in dataclasses.fields(HeadModel)
             if field.name not in ("name", "expression_names")
         ),
         "flame",
@@ -46,8 +51,8 @@ _HIGHEST = jax.lax.Precision.HIGHEST
     meta_fields=["name", "expression_names", "arkit_names"],
 )
 @dataclasses.dataclass(frozen=True)
-class FlameHead(Morphable):
-    """FLAME behind the fields of a `Morphable`; V, K and E + 12 as there.
+class FlameHead(HeadModel):
+    """FLAME behind the fields of a `HeadModel`; V, K and E + 12 as there.
 
     expression: FLAME's coefficients, then the turns of neck, jaw, left and right eye as axis-angle
     in radians (see JOINT_NAMES); its rows of expression_basis are the derivatives at rest.
@@ -64,8 +69,10 @@ class FlameHead(Morphable):
     arkit: jax.Array
     arkit_names: tuple[str, ...]
 
+    # FLAME has no inside of the mouth: an open mouth shows the inside of the head, as DECA draws it.
+    double_sided: ClassVar[bool] = True
+
     def vertices(self, identity: jax.Array, expression: jax.Array) -> jax.Array:
-        """See `morphable.vertices`."""
         coefficients, pose = self.split_expression(expression)
         return (
             flame.vertices(self.flame, identity, coefficients, pose) - jnp.asarray(self.origin)
@@ -87,6 +94,14 @@ class FlameHead(Morphable):
         """
         origin = self.turned_origin(head.identity, head.expression, head.rotation)
         return origin[:2] * jnp.asarray([1, -1], jnp.float32) * (UNITS * head.scale)
+
+    def place_by_camera(self, head, camera):
+        """As CapHuman mixes DECA's numbers: position is the camera's, and a pose turns about FLAME's
+        root in front of it."""
+        return dataclasses.replace(
+            head,
+            translation=camera.translation - self.camera_shift(camera) + self.camera_shift(head),
+        )
 
     def split_expression(self, expression: jax.Array) -> tuple[jax.Array, jax.Array]:
         """expression (…,E+12) → FLAME's coefficients (…,E) and its pose (…,15) without a global
@@ -118,10 +133,18 @@ class FlameHead(Morphable):
         )
         points = part.vertices(identity, expression).reshape(*corners.shape, 3)
         points = jnp.sum(points * jnp.asarray(self.landmark_weights)[fitted][..., None], axis=-2)
-        return jnp.zeros((LANDMARKS, 3), points.dtype).at[fitted].set(points)
+        return jnp.zeros((landmark_indices.COUNT, 3), points.dtype).at[fitted].set(points)
+
+    def landmark_functions(
+        self, origin: jax.Array
+    ) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+        count = len(self.identity_basis)
+        place = lambda coefficients: (
+            self.landmarks_of(coefficients[:count], coefficients[count:]) - origin
+        )
+        return place, lambda coefficients: jnp.moveaxis(jax.jacfwd(place)(coefficients), 2, 0)
 
     def expression_limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Deviation, least and largest value (E+12,) of each number of the expression in a fit."""
         held = (1.0, 0.0, 0.0)
         rows = (
             [_EXPRESSION_FIT] * (len(self.expression_names) - len(JOINT_NAMES))
@@ -130,6 +153,9 @@ class FlameHead(Morphable):
             + [held] * 6
         )
         return tuple(np.asarray(rows, np.float32).T)
+
+    def arkit_basis(self) -> tuple[tuple[str, ...], np.ndarray]:
+        return self.arkit_names, np.asarray(self.arkit)
 
     def mirrored_expression(self, expression: jax.Array) -> jax.Array:
         """The expression (E+12,) of the mirrored face: nearest coefficients, turns mirrored, eyes
@@ -152,6 +178,39 @@ class FlameHead(Morphable):
         )
         neck, jaw, left, right = expression[count:].reshape(4, 3) * -flip
         return jnp.concatenate([mirrored, neck, jaw, right, left])
+
+    # The albedo is colors at vertices, or a texture (S,S,3), which is drawn as DECA draws it:
+    # looked up at every pixel, and nothing is clipped.
+    def mirrored_albedo(self, albedo: jax.Array) -> jax.Array:
+        return albedo[:, ::-1] if _is_texture(albedo.shape) else super().mirrored_albedo(albedo)
+
+    def accepts_albedo(self, shape: tuple[int, ...]) -> bool:
+        return super().accepts_albedo(shape) or (_is_texture(shape) and self.flame.uv is not None)
+
+    def clips_hints(self, albedo_shape: tuple[int, ...]) -> bool:
+        return not _is_texture(albedo_shape)
+
+    def surface(
+        self, normals: jax.Array, albedo: jax.Array, ids: jax.Array, weights: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        if not _is_texture(albedo.shape):
+            return super().surface(normals, albedo, ids, weights)
+        normal = interpolate(normals, self.triangles, ids, weights)
+        return normal, flame.texture_at(self.flame, albedo, ids, weights)
+
+    def vertex_colors(self, albedo: np.ndarray) -> np.ndarray:
+        if not _is_texture(np.shape(albedo)):
+            return super().vertex_colors(albedo)
+        # A vertex on a seam has several places in the texture; any will do.
+        place = np.zeros(len(self.mean), np.int32)
+        corners = np.asarray(self.flame.uv_triangles).reshape(-1)
+        place[np.asarray(self.triangles).reshape(-1)] = corners
+        uv = jnp.asarray(np.asarray(self.flame.uv)[place])
+        return np.asarray(texture.sample_texture(jnp.asarray(albedo), uv))
+
+
+def _is_texture(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3
 
 
 def load_flame_head(path: str | Path, **options) -> FlameHead:
@@ -188,11 +247,11 @@ def as_head(
     corners, weights, fitted = _landmarks(model, mean, mediapipe)
     parts = _parts(mean, triangles)
     turns = _turn_derivatives(model) * np.float32(UNITS)
-    valid = np.zeros(LANDMARKS, bool)
+    valid = np.zeros(landmark_indices.COUNT, bool)
     valid[fitted] = True
     expressions = len(model.expression_basis)
     basis = np.concatenate([model.expression_basis * np.float32(UNITS), turns])
-    shipped = base.load_head()
+    shipped = anny.load()
     return FlameHead(
         mean=mean,
         identity_basis=model.shape_basis * np.float32(UNITS),
@@ -202,11 +261,11 @@ def as_head(
         landmark_vertices=corners,
         landmark_weights=weights,
         landmark_valid=valid,
-        mirror=base.mirror_map(mean),
+        mirror=topology.mirror_map(mean),
         parts=parts,
         vertex_triangles=model.vertex_triangles,
-        neighbors=base._neighbors(triangles, len(mean)),
-        face_weight=base._face_weight(mean, corners[list(base.FACE_OVAL)], corners, parts).astype(
+        neighbors=topology.neighbors(triangles, len(mean)),
+        face_weight=topology.face_weight(mean, corners[list(FACE_OVAL)], corners, parts).astype(
             np.float32
         ),
         name="flame",
@@ -237,7 +296,7 @@ def _turn_derivatives(model: Flame) -> np.ndarray:
 
 
 def _arkit(
-    shipped: Morphable,
+    shipped: HeadModel,
     basis: np.ndarray,
     corners: np.ndarray,
     weights: np.ndarray,
@@ -254,7 +313,7 @@ def _arkit(
     moves = (basis[:, corners[numbers]] * weights[numbers][..., None]).sum(axis=2)
     turns = [0.0] * 3 + [deviation for deviation, _, _ in _JAW_FIT] + [0.0] * 6
     deviations = np.asarray([_EXPRESSION_FIT[0]] * (len(basis) - len(turns)) + turns, np.float64)
-    eyes = shipped.landmark_vertices[list(base.OUTER_EYE_CORNERS)]
+    eyes = shipped.landmark_vertices[list(OUTER_EYE_CORNERS)]
     noise = 0.01 * np.ptp(shipped.mean[eyes, 0].mean(axis=1))
     scaled = moves.reshape(len(moves), -1) * deviations[:, None] / noise
     solution = np.linalg.solve(
@@ -299,7 +358,7 @@ def _landmarks(
                 (weights, barycentric),
             )
         )
-    shipped = base.load_head()
+    shipped = anny.load()
     source = np.asarray(
         (shipped.mean[shipped.landmark_vertices] * shipped.landmark_weights[..., None]).sum(axis=1),
         np.float64,
@@ -311,47 +370,18 @@ def _landmarks(
     warp = RBFInterpolator(
         source[numbers[known]], target[known], kernel="thin_plate_spline", smoothing=1e-3
     )
-    carried = np.flatnonzero(shipped.landmark_valid & ~np.isin(np.arange(LANDMARKS), numbers))
-    all_corners, all_weights = (
-        np.zeros((LANDMARKS, 3), np.int32),
-        np.full((LANDMARKS, 3), 1 / 3, np.float32),
+    carried = np.flatnonzero(
+        shipped.landmark_valid & ~np.isin(np.arange(landmark_indices.COUNT), numbers)
     )
-    all_corners[carried], all_weights[carried] = _nearest_on_mesh(
+    all_corners, all_weights = (
+        np.zeros((landmark_indices.COUNT, 3), np.int32),
+        np.full((landmark_indices.COUNT, 3), 1 / 3, np.float32),
+    )
+    all_corners[carried], all_weights[carried] = topology.nearest_on_mesh(
         warp(source[carried]), mean, model.triangles
     )
     all_corners[numbers], all_weights[numbers] = corners, weights
     return all_corners, all_weights, np.sort(numbers).astype(np.int32)
-
-
-def _nearest_on_mesh(
-    points: np.ndarray, mesh: np.ndarray, triangles: np.ndarray, candidates: int = 12
-) -> tuple[np.ndarray, np.ndarray]:
-    """For points (N,3) the triangle's corners (N,3) and barycentric weights (N,3) of the nearest
-    place on the mesh, among the triangles whose centers are nearest.
-    """
-    from scipy.spatial import cKDTree
-
-    corner = mesh[triangles].astype(np.float64)
-    chosen = (
-        cKDTree(corner.mean(axis=1))
-        .query(points, min(candidates, len(triangles)))[1]
-        .reshape(len(points), -1)
-    )
-    a, b, c = (corner[chosen, i] for i in range(3))
-    edges = np.stack([b - a, c - a], axis=-1)
-    gram = np.einsum("nkxi,nkxj->nkij", edges, edges) + 1e-12 * np.eye(2)
-    second = np.linalg.solve(
-        gram, np.einsum("nkxi,nkx->nki", edges, points[:, None] - a)[..., None]
-    )[..., 0]
-    weights = np.concatenate([1 - second.sum(axis=-1, keepdims=True), second], axis=-1)
-    weights = np.maximum(
-        weights, 0
-    )  # Beyond an edge: near enough to the nearest place for what this is used for.
-    weights /= weights.sum(axis=-1, keepdims=True)
-    place = np.einsum("nki,nkix->nkx", weights, corner[chosen])
-    best = np.linalg.norm(place - points[:, None], axis=-1).argmin(axis=1)
-    rows = np.arange(len(points))
-    return triangles[chosen[rows, best]], weights[rows, best].astype(np.float32)
 
 
 def _parts(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
