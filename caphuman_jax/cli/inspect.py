@@ -1,6 +1,4 @@
-"""`caphuman inspect`: what a dataset of records holds, whether every record is sound, and pictures
-of it to look at.
-"""
+"""`caphuman inspect`: what records hold, whether every record is sound, and pictures of them."""
 
 from __future__ import annotations
 
@@ -16,46 +14,46 @@ from pathlib import Path
 from caphuman_jax.cli.argument_types import positive_int
 from caphuman_jax.errors import CapHumanError, DataError
 
-_TOLD = 20  # problems that are printed
+_PRINTED = 20  # problems
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `caphuman inspect`."""
     parser.add_argument(
-        "records", type=Path, metavar="DIR", help="folder that caphuman prepare wrote"
+        "records", type=Path, metavar="DIR", help="directory that caphuman prepare wrote"
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="for histograms.png and contact_sheet.png (default: DIR/inspect)",
+        help="directory for histograms.png and contact_sheet.png; default: DIR/inspect",
     )
     parser.add_argument(
         "--samples",
         type=positive_int,
         default=24,
         metavar="N",
-        help="records on the contact sheet, spread evenly over each split (default: 24)",
+        help="records on the contact sheet, evenly spaced over each split; default: %(default)s",
     )
     parser.add_argument(
         "--fast",
         action="store_true",
-        help="check numbers only: pictures are not decoded, hints not rendered, files not hashed",
+        help="check numbers only: do not decode images, render hints or hash files",
     )
     parser.add_argument(
         "--model",
         metavar="NAME|FOLDER",
-        help="decode stored moments with this model; default: none, and the head model that made "
-        "the records",
+        help="decode stored moments and render heads with this model; default: no moments, and the "
+        "head model that made the records",
     )
     parser.add_argument(
-        "--workers", type=positive_int, metavar="N", help="processes (default: one a core)"
+        "--workers", type=positive_int, metavar="N", help="processes; default: one for each core"
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report and draw the pictures; 1 if anything is wrong with the records. Raises
-    DataError where there are none.
+    DataError if there are none.
     """
     from tqdm import tqdm
 
@@ -64,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     if not importlib.util.find_spec("matplotlib"):
         raise DataError(
-            "histograms are drawn with the package matplotlib, which is not here: pip install "
+            "histograms are drawn with the package matplotlib, which is not installed: pip install "
             "'.[data]'"
         )
     folder = reader.version_folder(args.records)
@@ -76,11 +74,11 @@ def run(args: argparse.Namespace) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CapHumanError(
-            f"{out} cannot be made ({error.strerror}); choose another folder with --out"
+            f"{out} cannot be created ({error.strerror}); choose another directory with --out"
         ) from error
     print("\n".join(_describe(folder, manifest)))
     print("\n".join(_dropped(folder, manifest)))
-    look = render.Looks(folder, manifest, args.model)
+    renderer = render.DatasetRenderer(folder, manifest, args.model)
     started = time.perf_counter()
     bar = functools.partial(tqdm, desc="checking", unit="run", leave=False)
     found = check.check(
@@ -88,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         manifest,
         fast=args.fast,
         workers=args.workers,
-        hints=look.compare_hints,
+        hints=renderer.compare_hints,
         progress=lambda runs, total: bar(runs, total=total),
     )
     seconds = time.perf_counter() - started
@@ -96,24 +94,24 @@ def run(args: argparse.Namespace) -> int:
     found.tally.draw(out / "histograms.png", f"{args.records}: {found.tally.records:,} records")
     written = [out / "histograms.png"]
     if found.tally.records:
-        written += look.contact_sheet(out / "contact_sheet.png", args.samples)
-    print("\n".join([*look.notices, *(f"{path}" for path in written)]))
+        written += renderer.contact_sheet(out / "contact_sheet.png", args.samples)
+    print("\n".join([*renderer.notices, *(f"{path}" for path in written)]))
     total = sum(found.records.values())
     what = "numbers" if args.fast else "numbers, pictures and files"
     print(
         f"checked {total:,} records ({what}) in {seconds:.1f} s, {total / max(seconds, 1e-9):,.0f} "
         f"a second: "
         + (f"{len(found.problems):,} problems" if found.problems else "nothing wrong")
-        + ("; the rest was not looked at" if len(found.problems) > check.ENOUGH else "")
+        + ("; the rest was not checked" if len(found.problems) > check.ENOUGH else "")
     )
-    print("".join(f"  {problem}\n" for problem in found.problems[:_TOLD]), end="")
-    if len(found.problems) > _TOLD:
-        print(f"  … and {len(found.problems) - _TOLD:,} more")
+    print("".join(f"  {problem}\n" for problem in found.problems[:_PRINTED]), end="")
+    if len(found.problems) > _PRINTED:
+        print(f"  … and {len(found.problems) - _PRINTED:,} more")
     return 1 if found.problems else 0
 
 
 def _read_manifest(folder):
-    """The manifest, with what is read from it here known to be there."""
+    """The manifest; entries that are read from it here are checked to exist."""
     from data_pipeline.records.manifest import MANIFEST
     from data_pipeline.records.schema import Feature
 
@@ -154,7 +152,7 @@ def _describe(folder, manifest):
         for name in ("hints", "moments", "text", "image_tokens")
         if any(f["name"] == name for f in manifest["features"])
     ]
-    yield f"model {settings.get('model') or 'none'}; stored beside photo and head: {', '.join(extra) or 'nothing'}"
+    yield f"model {settings.get('model') or 'none'}; stored next to photo and head: {', '.join(extra) or 'nothing'}"
     for name, split in manifest["splits"].items():
         size = sum(
             os.path.getsize(folder / shard["file"])
@@ -172,7 +170,7 @@ def _dropped(folder, manifest):
     counts, examples = collections.Counter(), {}
     path = folder / DROPPED
     if not path.is_file():
-        return [f"  {path} is missing: what was dropped is not known"]
+        return [f"  {path} is missing, so the dropped photos are unknown"]
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             try:
@@ -186,13 +184,13 @@ def _dropped(folder, manifest):
                     f"{path}, line {number + 1} is damaged ({error!r}); make the records again "
                     f"with caphuman prepare"
                 ) from error
-    told = [
+    lines = [
         f"  {reason:16} {count:>8,}   such as {examples[reason]}"
         for reason, count in counts.most_common()
     ]
     if dict(counts) != manifest.get("dropped", dict(counts)):
-        told.append(f"  but the manifest says {manifest['dropped']}")
-    return [f"dropped {counts.total():,} photos" + (":" if counts else ""), *told]
+        lines.append(f"  but the manifest says {manifest['dropped']}")
+    return [f"dropped {counts.total():,} photos" + (":" if counts else ""), *lines]
 
 
 def _people(manifest, found):
@@ -207,6 +205,6 @@ def _people(manifest, found):
         named = f"{len(known):,} persons ({text} photos)" if known else "no persons named"
         yield (
             f"  {split:6} {named}"
-            + (f", {nameless:,} photos of nobody named" if known and nameless else "")
+            + (f", {nameless:,} photos without a person" if known and nameless else "")
             + f"; {found.paired[split]:,} records have partners"
         )

@@ -1,6 +1,4 @@
-"""Is every record of a dataset what it says to be? Reads all of them, a few hundred at a time, on
-every core, and names what is wrong.
-"""
+"""Checks every record of a dataset, on every core, and names what is wrong."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from data_pipeline.inspect import statistics
 from data_pipeline.records import shard_file, tf_example
 from data_pipeline.records.schema import Feature
 
-# problems after which looking stops: what is wrong with every record need not fill the memory
+# problems after which checking stops, so that they cannot fill the memory
 ENOUGH = 10_000
 _CHUNK = 32  # records a worker reads at a time: about 16 MB at 512²
 _MARKERS = {"jpeg": (b"\xff\xd8", b"\xff\xd9"), "png": (b"\x89PNG", b"IEND\xaeB`\x82")}
@@ -33,7 +31,7 @@ _MAY_BE_NAN = frozenset({"colours"})
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Problem:
-    """One thing that is wrong. number: of the record in its file, from 0; -1: the whole file."""
+    """One thing that is wrong; `number` of the record in its file, from 0, or -1 for the file."""
 
     file: str
     number: int
@@ -53,10 +51,14 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What was found. people: for every split {hash of the person: photos}, 0 where the source
-    names nobody; paired: records with partners.
+    """What was found. With more than ENOUGH problems the rest was not checked.
 
-    With more than ENOUGH problems the rest was not looked at.
+    Attributes:
+        problems: sorted.
+        tally: counts over the records.
+        records: {split: number of records}.
+        people: {split: {hash of the person, 0 for none: number of photos}}.
+        paired: {split: number of records with partners}.
     """
 
     problems: list[Problem]
@@ -68,8 +70,8 @@ class Checked:
 
 @dataclasses.dataclass
 class _Part:
-    """What a worker found in a run of records, and what has to be compared across runs: hashes of
-    keys and persons, partners.
+    """What a worker found in a run of records, and what is compared across runs: hashes of keys and
+    persons, and partners.
     """
 
     problems: list[Problem]
@@ -88,11 +90,19 @@ def check(
     hints: Callable | None = None,
     progress: Callable = lambda runs, total: runs,
 ) -> Checked:
-    """Check every record of the version folder `folder` against its manifest.
+    """Check every record of a version's folder against its manifest.
 
-    fast: only numbers; pictures are not decoded, files not hashed. hints(records) → [(number of the
-    record, what is wrong)] compares stored hint pictures with the head (picklable; called in the
-    workers). Memory: about 50 bytes a record, whatever is in it."""
+    Memory is about 50 bytes a record.
+
+    Args:
+        folder: the version's folder.
+        manifest: its manifest.
+        fast: check numbers only; do not decode images or hash files.
+        workers: processes; None: one for each core.
+        hints: records -> [(number of the record, what is wrong)], compares stored hints with the
+            head; must be picklable.
+        progress: (iterator, total) -> iterator.
+    """
     features = [Feature.from_dict(fields) for fields in manifest["features"]]
     problems, readable = _check_files(folder, manifest, fast)
     runs = [
@@ -142,7 +152,7 @@ def check(
 def check_record(
     features: Sequence[Feature], record: dict, pictures: bool = True
 ) -> Iterator[tuple[str, str]]:
-    """(feature, what is wrong) of a decoded record; `pictures`: those are decoded too."""
+    """(feature, what is wrong) of a decoded record; `pictures`: decode its images too."""
     for feature in features:
         value = record[feature.name]
         if feature.kind == "image":
@@ -162,7 +172,7 @@ def check_record(
 def _check_image(feature: Feature, encoded: bytes, pictures: bool) -> Iterator[str]:
     begin, end = _MARKERS[feature.encoding]
     if not (encoded.startswith(begin) and encoded.endswith(end)):
-        yield f"is no whole {feature.encoding} file"
+        yield f"is not a whole {feature.encoding} file"
     elif pictures:
         try:
             tf_example.decode_image(feature, encoded)
@@ -188,7 +198,7 @@ def _whole_rectangle(_, covered):
     return (
         None
         if covered[0] < covered[2] and covered[1] < covered[3]
-        else f"is no rectangle: {covered.tolist()}"
+        else f"is not a rectangle: {covered.tolist()}"
     )
 
 
@@ -202,7 +212,7 @@ def _a_rotation(_, matrix):
     return (
         None
         if off < 1e-3 and np.linalg.det(matrix) > 0
-        else f"is no rotation: off by {off:.2g}, determinant {np.linalg.det(matrix):.3g}"
+        else f"is not a rotation: off by {off:.2g}, determinant {np.linalg.det(matrix):.3g}"
     )
 
 
@@ -222,15 +232,15 @@ def _whole_captions(_, ids):
 
 def _json_object(_, text):
     try:
-        return None if isinstance(json.loads(text), dict) else "is no JSON object"
+        return None if isinstance(json.loads(text), dict) else "is not a JSON object"
     except ValueError as error:
-        return f"is no JSON: {error}"
+        return f"is not JSON: {error}"
 
 
 _RULES: dict[str, Callable] = {
     "key": lambda _, text: None if text else "is empty",
     "sha256": lambda _, text: (
-        None if re.fullmatch("[0-9a-f]{64}", text) else f"{text!r} is no SHA-256"
+        None if re.fullmatch("[0-9a-f]{64}", text) else f"{text!r} is not a SHA-256"
     ),
     "captions": lambda _, texts: (
         None if texts and all(texts) else "has no caption, or an empty one"
@@ -246,7 +256,7 @@ _RULES: dict[str, Callable] = {
 
 
 def _check_files(folder, manifest, fast):
-    """Problems of whole files, and how many records of each can be read."""
+    """Problems of whole files, and {file: number of records that can be read}."""
     problems, readable = [], {}
     for facts in manifest["splits"].values():
         for shard in facts["shards"]:
@@ -331,7 +341,7 @@ def _check_run(folder, file_format, features, fast, hints, run) -> _Part:
 
 
 def _decode(features, message):
-    """The record, as far as it can be read, or None; and what is wrong with it."""
+    """The record, as far as it can be decoded, or None; and what is wrong with it."""
     try:
         return tf_example.decode(features, message), []
     except DataError:
@@ -384,7 +394,7 @@ def _key_of(folder, file_format, features, file, number, name="key"):
 
 
 def _check_keys(found, place, key_of):
-    """Keys that stand twice, and people who are in two splits."""
+    """Keys that occur twice, and people who are in two splits."""
     splits = list(found)
     keys = np.concatenate([found[split][0] for split in splits])
     persons = np.concatenate([found[split][1] for split in splits])
@@ -453,7 +463,7 @@ def _check_partners(keys, persons, partners, place, key_of, complete):
 
 
 class _pool:
-    """`map` over worker processes, or in this one where one is enough."""
+    """`map` over worker processes, or in this process if one is enough."""
 
     def __init__(self, workers: int):
         self.executor = None

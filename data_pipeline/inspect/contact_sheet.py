@@ -1,4 +1,4 @@
-"""Records to look at: photo, masks, hints over the photo, what identity is computed from, caption."""
+"""A sheet of records: photo, masks, hints over the photo, identity input, caption."""
 
 from __future__ import annotations
 
@@ -35,10 +35,17 @@ def sheet(
     hints: Sequence[np.ndarray | None],
     pictures: Sequence[np.ndarray | None],
 ) -> np.ndarray:
-    """One picture (H, W, 3) uint8 of decoded records (`example.decode`).
+    """Draw records.
 
-    hints (S, S, 9) of each, rendered or stored, and pictures (s, s, 3) uint8 decoded from its
-    moments; None where there are none."""
+    Args:
+        features: of the records.
+        records: from `tf_example.decode`.
+        hints: (S, S, 9) of each, rendered or stored, or None.
+        pictures: (s, s, 3) uint8 of each, decoded from its moments, or None.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
     kinds = {f.name: f for f in features}
     rows = [
         (_tiles(kinds, record, hint, picture), _lines(record))
@@ -62,9 +69,7 @@ def sheet(
 
 
 def pixels_of(kinds: dict[str, Feature], record: dict) -> dict[str, np.ndarray]:
-    """Pixels of the pictures that a tile is made of. Raises DataError for one that cannot be
-    decoded.
-    """
+    """{name: pixels} of the images on the sheet. Raises DataError if one cannot be decoded."""
     return {
         name: tf_example.decode_image(kinds[name], record[name])
         for name in ("photo", "region", "person_mask", "identity_input")
@@ -90,7 +95,7 @@ def _tiles(kinds, record, hints, picture):
 
 
 def _covered(photo, covered):
-    """The photo with a frame round the part that it covers."""
+    """The square with a frame around the part that the photo covers."""
     x0, y0, x1, y1 = (round(float(v) * len(photo)) for v in covered)
     return cv2.rectangle(
         photo.copy(), (x0, y0), (x1 - 1, y1 - 1), (255, 200, 0), max(1, len(photo) // 170)
@@ -98,7 +103,7 @@ def _covered(photo, covered):
 
 
 def _masks(photo, region, person):
-    """The face tinted red, what is not the person darkened."""
+    """The face tinted red, and everything but the person darkened."""
     side = len(photo)
     face, body = (
         cv2.resize(mask, (side, side), interpolation=cv2.INTER_LINEAR)[..., None] / 255

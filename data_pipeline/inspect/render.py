@@ -19,9 +19,12 @@ _ALIKE = 3  # levels of 255 that a stored hint may differ from the rendered one
 _ALIKE_SHARE = 0.995  # of the pixels: at edges another device may see another triangle
 
 
-class Looks:
-    """notices: what could not be shown or compared, and why; compare_hints: for `check`, None where
-    there is nothing to compare.
+class DatasetRenderer:
+    """Renders what records hold.
+
+    Attributes:
+        notices: what could not be rendered or compared, and why.
+        compare_hints: for `check`; None if there is nothing to compare.
     """
 
     def __init__(self, folder: Path, manifest: dict, model: str | None):
@@ -36,7 +39,7 @@ class Looks:
         )
 
     def _head_name(self, model):
-        """Name of the head model that the records' heads are of, or None where it is not here."""
+        """Name of the head model of the records' heads, or None if it is not available."""
         from caphuman_jax.head.models.registry import SHIPPED, load_head
         from caphuman_jax.weights import model_folder
 
@@ -60,8 +63,8 @@ class Looks:
         return name
 
     def contact_sheet(self, path: Path, samples: int) -> list[Path]:
-        """Writes the sheet of records spread evenly over each split; [path], or nothing where no
-        record can be read.
+        """Write a sheet of records that are evenly spaced over each split. Returns [path], or [] if
+        no record can be read.
         """
         from caphuman_jax.io.images import write_png
 
@@ -73,7 +76,7 @@ class Looks:
         return [path]
 
     def _chosen(self, samples):
-        """Decoded records; damaged ones are passed over, `check` names them."""
+        """Decoded records. Damaged ones are left out; `check` names them."""
         splits = self.manifest["splits"]
         total = sum(split["records"] for split in splits.values())
         for split in splits.values():
@@ -111,7 +114,7 @@ class Looks:
         return [None] * len(records)
 
     def _decoded(self, records):
-        """The pictures in the records' moments, where there are some and --model is given."""
+        """The images in the records' moments, if they have some and --model is given."""
         if "moments" not in self.kinds or not self.model:
             if "moments" in self.kinds:
                 self.notices.append("stored moments are not decoded: give --model")
@@ -123,8 +126,8 @@ class Looks:
 
 @dataclasses.dataclass(frozen=True)
 class CompareHints:
-    """records → [(number, what is wrong)] where the hints stored in a record are not those of its
-    head. Can be sent to workers.
+    """records -> [(number, what is wrong)], for records whose stored hints are not those of their
+    head. Can be pickled.
     """
 
     head: str

@@ -1,5 +1,5 @@
-"""What a dataset holds, as counts and histograms: gathered record by record in memory that does not
-grow, drawn as one picture.
+"""What a dataset holds, as counts and histograms: collected record by record in constant memory, and
+drawn as one picture.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ FEATURES = (
     "head/rotation",
     "sharpness",
 )
-"""What `Tally.add` reads of a record."""
+"""What `Tally.add` reads from a record."""
 
-_BINS = 400  # of what has no natural range; empty ends are not drawn
+_BINS = 400  # of values without a natural range; empty ends are not drawn
 _HISTOGRAMS: dict[str, np.ndarray] = {
     "yaw (degrees, to the right)": np.linspace(-90, 90, 61),
     "pitch (degrees, up)": np.linspace(-90, 90, 61),
@@ -41,7 +41,7 @@ _HISTOGRAMS: dict[str, np.ndarray] = {
     "light, directed over even part": np.linspace(0, 1.5, 61),
 }
 _LIGHT = np.linspace(-1, 1, 41)
-_SHOWN = 0.3  # an expression weight that can be seen
+_SHOWN = 0.3  # an expression weight that is visible
 _NO_COLOR, _NOT_SEEN = "(no colors)", "(not seen)"
 _SILENT = frozenset("a an and at by in is of on or the to with".split())
 _WORDS = 100_000  # different words kept, so that captions of every kind do not fill the memory
@@ -145,9 +145,7 @@ class Tally:
 
 
 def angles(rotation: np.ndarray) -> tuple[float, float, float]:
-    """Yaw, pitch, roll in degrees of one rotation (3, 3): `head.pose.angles` without an
-    accelerator.
-    """
+    """Yaw, pitch and roll in degrees of one rotation (3, 3): `head.pose.angles` in NumPy."""
     yaw = np.arcsin(np.clip(-rotation[2, 0], -1, 1))
     return tuple(
         np.rad2deg(
@@ -161,7 +159,7 @@ def angles(rotation: np.ndarray) -> tuple[float, float, float]:
 
 
 def _bin(edges, value):
-    """The bin of a value; beyond the ends, the last one there."""
+    """Number of the bin that holds a value; values beyond the ends count in the last bin there."""
     return int(np.clip(np.searchsorted(edges, value, side="right") - 1, 0, len(edges) - 2))
 
 

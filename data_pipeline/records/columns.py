@@ -31,13 +31,18 @@ _COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Records:
-    """Columns over N photos, those to train on first; lengths in parts of the stored square's side
-    S.
+    """Columns over N photos, those of the split train first. Lengths are fractions of the stored
+    square's side S. Columns that are not described here are as in `schema.features`.
 
-    name: keys; test: who is held out; pictures (N, S, S, 3), person (N, 256, 256) uint8;
-    attributes: dicts, see `captions.attributes`;
-    heads: `Head` with a leading axis, in pixels of the square; partners (N, 3): numbers of other
-    photos of the person among these, or -1."""
+    Attributes:
+        name: keys.
+        test: (N,) bool, who is held out.
+        pictures: (N, S, S, 3) uint8.
+        person: (N, 256, 256) uint8.
+        attributes: dicts, see `captions.attributes`.
+        heads: `Head` with a leading axis, in pixels of the square.
+        partners: (N, 3), numbers of other photos of the person among these, or -1.
+    """
 
     name: np.ndarray
     test: np.ndarray
@@ -57,7 +62,7 @@ class Records:
         return len(self.name)
 
     def take(self, index: np.ndarray) -> Records:
-        """The records of an index or mask; who is not among them is nobody's partner any more."""
+        """The records of an index or mask. Partners that are not among them are removed."""
         index = np.arange(len(self))[index]
         place = np.full(len(self) + 1, -1, np.int64)  # the last one for -1
         place[index] = np.arange(len(index))
@@ -69,14 +74,18 @@ class Records:
 
 
 def load_records(folder: str | os.PathLike, size: int | None = None) -> Records:
-    """Everything in memory (about 0.5 MB a photo at 256²). size: of the pictures that are to be
-    trained on.
+    """Read all records into memory (about 0.5 MB a photo at 256²).
 
-    Raises DataError for a folder that is missing, damaged or made for another size.
+    Args:
+        folder: of the records.
+        size: side in pixels of the images to train on; None: any.
+
+    Raises:
+        DataError: the folder is missing, damaged or made for another size.
     """
     if (Path(folder) / "records.npz").is_file():
         raise DataError(
-            f"{folder} was written by caphuman precompute, which is no more; make the records with "
+            f"{folder} was written by caphuman precompute, which no longer exists; make the records with "
             f"caphuman prepare --photos PHOTOS --out DIR"
         )
     source = RecordsFolder(folder)
@@ -154,9 +163,9 @@ def _attributes(text: str) -> dict:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise DataError(f"attributes is no JSON: {error}") from error
+        raise DataError(f"attributes is not JSON: {error}") from error
 
 
 def training_split(records: Records) -> tuple[np.ndarray, np.ndarray]:
-    """Indices to train on and to measure on, as `prepare` split them."""
+    """Indices to train on and to evaluate on, as `prepare` split them."""
     return np.flatnonzero(~records.test), np.flatnonzero(records.test)

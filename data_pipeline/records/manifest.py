@@ -1,22 +1,22 @@
-"""manifest.json: what a finished folder of records holds, and what made it. It is written last: a
-folder without one is not finished.
+"""manifest.json: what a finished folder of records holds, and what made it. It is written last, so a
+folder without one is not finished. Its entries:
 
-    format, version      "caphuman_records", "1.0.0": of the records (features.NAME,
-                         features.VERSION) file_format          "array_record" or "tfrecord"
-                         features, layout     every feature (features.Feature.to_dict), sorted by
-                         name, and what decides their shapes (features.Layout) settings, networks
-                         what `prepare` was asked for, and the sha256 of every network that measured
-                         fingerprint          sha256 over both source               {"text",
-                         "options", "photos", "sha256"}: what was read, how many photos, and the
-                         hash of their names, persons and captions photos, kept         numbers;
-                         dropped: {reason: number}; moved: held-out photos that were put back to
-                         train on, see data_pipeline.splits splits               {"train":
-                         {"records", "bytes", "shards": [{"file", "records", "bytes", "sha256"},
-                         …]}, "test": …}; bytes of a split are its records', bytes of a shard its
-                         file's
+* format, version: "caphuman_records", "1.0.0" (schema.NAME, schema.VERSION);
+* file_format: "array_record" or "tfrecord";
+* features: every feature (schema.Feature.to_dict), sorted by name;
+* layout: what decides their shapes (schema.Layout);
+* settings: of `prepare`; networks: SHA-256 of every network that measured;
+* fingerprint: SHA-256 over settings and networks;
+* source: {"text", "options", "photos", "sha256"}: what was read, how many photos, and the hash of
+  their names, persons and captions;
+* photos, kept: numbers; dropped: {reason: number}; moved: number of photos that were to be held out
+  and moved to train, see prepare.splits;
+* splits: {"train": {"records", "bytes", "shards": [{"file", "records", "bytes", "sha256"}, …]},
+  "test": …}; "bytes" of a split are its records', of a shard its file's.
 
-Beside it lies dropped.jsonl: one line {"key", "reason", "detail"} for every photo that is in no
-split, sorted by key."""
+dropped.jsonl next to it has one line {"key", "reason", "detail"} for every photo that is in no
+split, sorted by key.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ENDINGS = {
 
 
 def version_folder(folder: str) -> str:
-    """Where the records of DIR lie."""
+    """The folder inside DIR that holds the records."""
     return files.join(folder, NAME, VERSION)
 
 
@@ -44,8 +44,8 @@ def shard_name(split: str, number: int, count: int, file_format: str) -> str:
 
 
 def read_manifest(folder: str) -> dict | None:
-    """The manifest of DIR, or None where there is none. Raises DataError for one that is damaged or
-    of another format.
+    """The manifest of DIR, or None if there is none. Raises DataError if it is damaged or of another
+    format.
     """
     path = files.join(version_folder(folder), MANIFEST)
     if not files.exists(path):
@@ -66,5 +66,5 @@ def read_manifest(folder: str) -> dict | None:
 
 
 def to_json(content: dict) -> bytes:
-    """JSON that is the same bytes for the same content."""
+    """JSON with the same bytes for the same content."""
     return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()

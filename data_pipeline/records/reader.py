@@ -1,5 +1,5 @@
-"""Records by their number, in any order: what `caphuman prepare` wrote, read from its array_record
-files without TensorFlow.
+"""Records by number, in any order: reads the array_record files of `caphuman prepare` without
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -25,13 +25,20 @@ _SPARE_FILES = 256  # for whatever else the process has open
 
 
 class RecordsFolder:
-    """A dataset: `folder` as the user named it, or the folder of its version inside. Safe to use
-    from many threads, and can be pickled.
+    """The records in a folder: `--out` of `caphuman prepare`, or the version's folder inside it.
 
-    path: the version's folder. manifest: its manifest.json. features: of its records. size: side in
-    pixels of the pictures that they are for.
-    splits: number of records by split. files: paths and numbers of records of a split's files.
-    Raises DataError for a folder that is missing, unfinished, of another version or incomplete.
+    Safe to use from many threads. Can be pickled.
+
+    Attributes:
+        path: the version's folder.
+        manifest: its manifest.json.
+        features: of the records.
+        size: side in pixels of the images to train on.
+        splits: {split: number of records}.
+        files: {split: [(path, number of records), …]}.
+
+    Raises:
+        DataError: the folder is missing, unfinished, incomplete or of another version.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -81,13 +88,11 @@ class RecordsFolder:
         self.__dict__.update(state, _readers={}, _lock=threading.Lock())
 
     def feature(self, name: str) -> Feature | None:
-        """The feature of that name, None where records have none."""
+        """The feature of that name, or None."""
         return next((f for f in self.features if f.name == name), None)
 
     def count(self, split: str) -> int:
-        """Number of records of a split. Raises DataError for one that there is not, or that is
-        empty.
-        """
+        """Number of records of a split. Raises DataError if it does not exist or is empty."""
         if not self.splits.get(split):
             having = ", ".join(f"{name} ({n})" for name, n in sorted(self.splits.items()))
             raise DataError(
@@ -103,15 +108,15 @@ class RecordsFolder:
         return file, index - self._ends[split][number] + count
 
     def read(self, split: str, indices: Iterable[int]) -> list[bytes]:
-        """The messages of records, in the order asked for. Raises DataError naming file and record
-        for one that is damaged.
+        """The messages of records, in the order of `indices`. Raises DataError, naming file and
+        record, if one is damaged.
         """
         total, found = self.count(split), {}
         indices = [int(i) for i in indices]
         for index in indices:
             if not 0 <= index < total:
                 raise DataError(
-                    f"{self.path}: there is no record {index} in split {split!r}; they are "
+                    f"{self.path}: split {split!r} has no record {index}; its records are "
                     f"numbered from 0 to {total - 1}"
                 )
             file, place = self.place(split, index)
@@ -122,7 +127,7 @@ class RecordsFolder:
         return [messages[index] for index in indices]
 
     def decode(self, message: bytes, only: Collection[str] | None = None) -> dict:
-        """See `example.decode`."""
+        """See `tf_example.decode`."""
         return tf_example.decode(self.features, message, only)
 
     def record(self, split: str, index: int, only: Collection[str] | None = None) -> dict:
@@ -137,7 +142,7 @@ class RecordsFolder:
         return tf_example.decode_image(self.feature(name), encoded)
 
     def naming(self, split: str, index: int) -> _Naming:
-        """A context in which a DataError gets the file's and record's names."""
+        """A context that adds the file and the record to the message of a DataError."""
         return _Naming(self, split, index)
 
     def _read_file(self, split: str, file: Path, places: list[int]) -> list[bytes]:
@@ -151,7 +156,7 @@ class RecordsFolder:
                 except RuntimeError as one:
                     raise DataError(
                         f"{_named(file, place)} is damaged: {one}; make the records again, or copy "
-                        f"that file anew"
+                        f"that file again"
                     ) from error
             raise DataError(f"{file} cannot be read: {error}") from error
 
@@ -174,7 +179,7 @@ class RecordsFolder:
         if not reader.ok() or reader.num_records() != count:
             raise DataError(
                 f"{file} is damaged or cut off: it has {reader.num_records()} readable records of "
-                f"{count}; copy it anew, or make the records again"
+                f"{count}; copy it again, or make the records again"
             )
         return reader
 
@@ -199,7 +204,7 @@ def _named(file: Path, place: int) -> str:
 
 
 def version_folder(folder: Path) -> Path:
-    """The folder that holds the manifest; DataError in one line that says what there is instead."""
+    """The folder that holds the manifest. Raises DataError that says what there is instead."""
     for path in (folder / NAME / VERSION, folder):
         if (path / MANIFEST).is_file():
             version = _json(path / MANIFEST).get("version", VERSION)
@@ -217,8 +222,8 @@ def version_folder(folder: Path) -> Path:
         )
     if any(folder.glob(".work-*")):
         raise DataError(
-            f"the records in {folder} are unfinished; run the same caphuman prepare again, it goes "
-            f"on where it stopped"
+            f"the records in {folder} are unfinished; run the same caphuman prepare again to "
+            f"resume it"
         )
     raise DataError(
         f"{folder}: no records there; make them with caphuman prepare --photos PHOTOS --out "
@@ -250,19 +255,19 @@ def _json(file: Path) -> dict:
 
 
 def array_record_reader():
-    """The class that reads array_record files. Raises DataError where the package is missing."""
+    """The class that reads array_record files. Raises DataError if the package is missing."""
     try:
         from array_record.python.array_record_module import ArrayRecordReader
     except ImportError as error:
         raise DataError(
-            f"records are read with the package array_record, which is not here: pip install "
+            f"records are read with the package array_record, which is not installed: pip install "
             f"'.[data]' ({error})"
         ) from error
     return ArrayRecordReader
 
 
 def _allow_open_files(count: int) -> None:
-    """Every file of a dataset stays open; the usual limit is 1,024 of them."""
+    """Raise the limit of open files (usually 1,024), since every file of a dataset stays open."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,8 +1,9 @@
-"""What a record holds: one photo of one face, measured. The one place that names features, shapes,
-encodings and ranges.
+"""What a record holds: one photo of one face, measured. This is the only place that names features,
+shapes, encodings and ranges.
 
-Records are tf.Example messages in a TFDS folder. Lengths are parts of the stored square's side
-unless they are said to be pixels."""
+Records are tf.Example messages in a TFDS folder. Lengths are fractions of the stored square's side
+unless they are given in pixels.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +14,7 @@ import numpy as np
 NAME = "caphuman_records"
 VERSION = "1.0.0"
 PARTNERS = 3  # other photos of the same person that a record names
-MASK_SIZE = (
-    256  # side of the two masks: finer than any latent, and read in a fifth of a millisecond
-)
+MASK_SIZE = 256  # side of the two masks: finer than any latent, and decoded in 0.2 ms
 RECOGNITION = {"mobilefacenet": 192, "dlib": 128, "facenet": 512, "arcface": 512}
 EXPRESSIONS = 52  # ARKit's names, in the order of face.landmarks.expression_names
 
@@ -24,10 +23,17 @@ EXPRESSIONS = 52  # ARKit's names, in the order of face.landmarks.expression_nam
 class Feature:
     """One entry of a record.
 
-    kind "text", "texts" (any number), "image" (encoded "jpeg" or "png", uint8) or "array". Arrays
-    are kept as numbers of the message (encoding None: float32 and int64 only), as their bytes
-    ("bytes"), or compressed ("zlib"). low and high: the range that values lie in, where there is
-    one."""
+    Attributes:
+        name: of the entry; "a/b" is nested in TFDS.
+        kind: "text", "texts" (any number), "image" (uint8) or "array".
+        shape: of an image or array.
+        dtype: of an image or array.
+        encoding: of an image "jpeg" or "png"; of an array None (numbers of the message, float32 and
+            int64 only), "bytes", or "zlib" (compressed bytes).
+        low: least value, or None.
+        high: greatest value, or None.
+        meaning: in words.
+    """
 
     name: str
     kind: str
@@ -52,12 +58,20 @@ class Feature:
 class Layout:
     """What decides the shapes of a dataset's records.
 
-    size: the side of the pictures that a model is trained on; stored: of the square that is kept,
-    in pixels. identity, expression: numbers of the head model; albedo: (V, 3), or of a textured
-    head (T, T, 3). identity_side: of the identity networks' input.
-    recognizer: the model's, beside the two shipped ones, or "". hints: 8-bit hint pictures are
-    stored too. moments (h, w, 2c), text width and image_tokens (N, W): None where they are not
-    stored."""
+    Attributes:
+        size: side in pixels of the images that a model is trained on.
+        stored: side in pixels of the stored square.
+        identity: number of the head model's identity parameters.
+        expression: number of its expressions.
+        albedo: (V, 3), or (T, T, 3) for a textured head.
+        identity_side: side of the identity networks' input.
+        captions: rows of caption_ids.
+        recognizer: the model's own, in addition to the two shipped ones, or "".
+        hints: whether 8-bit rendered hints are stored too.
+        moments: (h, w, 2c), or None where they are not stored.
+        text: width of the encoded captions, or None.
+        image_tokens: (N, W), or None.
+    """
 
     size: int
     stored: int
@@ -256,7 +270,7 @@ def features(layout: Layout) -> tuple[Feature, ...]:
 
 
 def to_tfds(found: tuple[Feature, ...]):
-    """The same as a `tfds.features.FeaturesDict`; a name a/b lies in a nested dict."""
+    """The same as a `tfds.features.FeaturesDict`; a name a/b becomes a nested dict."""
     import tensorflow_datasets as tfds
 
     def one(feature: Feature):

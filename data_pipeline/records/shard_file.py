@@ -1,5 +1,5 @@
-"""One file of records, a damaged one too: what `inspect` reads by. Training reads by
-`reading.RecordsFolder`.
+"""One file of records, even a damaged one, as `inspect` reads it. Training reads through
+`reader.RecordsFolder`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,15 @@ _HEADER = 12
 
 
 def open_file(path: str | os.PathLike, file_format: str) -> ArrayRecordFile | TFRecordFile:
-    """A file of records, "array_record" or "tfrecord". Raises FileNotFoundError, and DataError for
-    one that cannot be opened.
+    """Open a file of records.
+
+    Args:
+        path: the file.
+        file_format: "array_record" or "tfrecord".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it cannot be read.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(path)
@@ -24,7 +31,7 @@ def open_file(path: str | os.PathLike, file_format: str) -> ArrayRecordFile | TF
 
 
 class ArrayRecordFile:
-    """count: its records."""
+    """An array_record file; `count`: its number of records."""
 
     def __init__(self, path):
         from data_pipeline.records.reader import array_record_reader
@@ -37,7 +44,7 @@ class ArrayRecordFile:
         self.count = self._reader.num_records()
 
     def read(self, start: int, stop: int) -> list[bytes | DataError]:
-        """Messages start … stop − 1; in place of one that is damaged, what is wrong with it."""
+        """Messages start … stop − 1, with a DataError in place of a damaged one."""
         try:
             return self._reader.read(list(range(start, stop)))
         except RuntimeError as error:
@@ -47,7 +54,9 @@ class ArrayRecordFile:
 
 
 class TFRecordFile:
-    """count: its records. Its checksums are not looked at: the file's SHA-256 is in the manifest."""
+    """A TFRecord file; `count`: its number of records. Its own checksums are not checked, since the
+    manifest has the file's SHA-256.
+    """
 
     def __init__(self, path):
         self._path = path

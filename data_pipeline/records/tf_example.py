@@ -1,8 +1,9 @@
 """Records as tf.Example messages, written and read without TensorFlow.
 
-TensorFlow's own writer does not promise the same bytes twice (its map has no order); here entries
-stand in the order of their names. The format is protobuf's wire format of
-tensorflow/core/example/{example,feature}.proto."""
+TensorFlow's own writer does not promise the same bytes twice, since its map has no order; here the
+entries are sorted by name. The format is protobuf's wire format of
+tensorflow/core/example/{example,feature}.proto.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +19,14 @@ _BYTES, _FLOATS, _INTS = 1, 2, 3  # fields of Feature: which list it holds
 
 
 def encode(features: Iterable[Feature], record: dict) -> bytes:
-    """The message of a record: name → str, list of str, encoded image (bytes) or array. Raises
-    DataError where one does not fit its feature.
+    """Encode a record as a message.
+
+    Args:
+        features: of the record.
+        record: {feature's name: str, list of str, encoded image (bytes) or array}.
+
+    Raises:
+        DataError: a value does not fit its feature.
     """
     features = sorted(features, key=lambda f: f.name)
     names = {f.name for f in features}
@@ -38,10 +45,15 @@ def encode(features: Iterable[Feature], record: dict) -> bytes:
 def decode(
     features: Iterable[Feature], message: bytes, only: Collection[str] | None = None
 ) -> dict:
-    """The record of a message, or its entries `only`; images stay encoded (bytes), arrays are
-    read-only views where that is possible.
+    """Decode a message. Images stay encoded (bytes); arrays are read-only views where possible.
 
-    Raises DataError naming the entry that is missing, of another kind or of another length.
+    Args:
+        features: of the record.
+        message: from `encode`.
+        only: names of the entries to decode; None: all.
+
+    Raises:
+        DataError: an entry is missing, of another kind or of another length; the message names it.
     """
     wanted = {f.name: f for f in features if only is None or f.name in only}
     record = {}
@@ -58,7 +70,7 @@ def decode(
 
 
 def decode_image(feature: Feature, encoded: bytes) -> np.ndarray:
-    """Pixels of an image feature, (H, W, C) uint8, RGB. Raises DataError where they cannot be read
+    """Pixels of an image feature, (H, W, C) uint8, RGB. Raises DataError if they cannot be decoded
     or have another shape.
     """
     import cv2
@@ -72,7 +84,7 @@ def decode_image(feature: Feature, encoded: bytes) -> np.ndarray:
         else None
     )
     if pixels is None:
-        raise DataError(f"{feature.name} is no picture that can be read")
+        raise DataError(f"{feature.name} is not an image that can be decoded")
     pixels = pixels[..., None] if grey else pixels
     if pixels.shape != feature.shape:
         raise DataError(f"{feature.name} is {pixels.shape}, not {feature.shape}")
@@ -80,7 +92,7 @@ def decode_image(feature: Feature, encoded: bytes) -> np.ndarray:
 
 
 def encode_image(feature: Feature, pixels: np.ndarray, quality: int = 95) -> bytes:
-    """JPEG (without subsampling of colors) or PNG of (H, W, C) uint8 pixels, RGB."""
+    """JPEG (without chroma subsampling) or PNG of (H, W, C) uint8 pixels, RGB."""
     import cv2
 
     jpeg = [

@@ -1,8 +1,9 @@
 """The records as a TFDS dataset: after `import data_pipeline.records.tfds_builder`,
 `tfds.load("caphuman_records", data_dir=DIR, split="train")`.
 
-Plain TFDS reads array_record files through `tfds.data_source` alone; here `tfds.load` reads them
-too."""
+Plain TFDS reads array_record files only through `tfds.data_source`; with this builder `tfds.load`
+reads them too.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ _READ_TOGETHER = 16  # records
 
 
 class CaphumanRecords(tfds.core.GeneratorBasedBuilder):
-    """What `caphuman prepare` wrote, array_record or tfrecord; its features are those of the
-    folder.
+    """The records of `caphuman prepare`, in array_record or tfrecord files; the features are read
+    from their folder.
     """
 
     VERSION = tfds.core.Version(records.VERSION)
@@ -37,7 +38,7 @@ class CaphumanRecords(tfds.core.GeneratorBasedBuilder):
         )
 
     def download_and_prepare(self, **unused) -> None:
-        """Nothing where the records are; else DataError."""
+        """Do nothing if the records exist. Raises DataError otherwise."""
         if not self.is_prepared():
             raise DataError(
                 f"there are no records in {self._data_dir_root}; make them with: caphuman prepare "
@@ -53,8 +54,8 @@ class CaphumanRecords(tfds.core.GeneratorBasedBuilder):
     def _as_dataset(
         self, split, decoders=None, read_config=None, shuffle_files=False
     ) -> tf.data.Dataset:
-        """As TFDS's own for tfrecord files. In array_record files `shuffle_files` mixes records, of
-        all files, in another order each epoch.
+        """TFDS's own method, extended to array_record files, where `shuffle_files` shuffles the
+        records of all files again in each epoch.
         """
         if self.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             return super()._as_dataset(

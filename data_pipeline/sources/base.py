@@ -30,8 +30,13 @@ _ERROR = "error"
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One photo that is not read yet. key: its name, unique and stable; person: "" where nobody
-    says; place: where the source finds it.
+    """One photo that has not been read yet.
+
+    Attributes:
+        key: its name, unique and stable.
+        person: whom it shows, or "".
+        captions: given ones.
+        place: where the source finds it.
     """
 
     key: str
@@ -46,8 +51,8 @@ class Item:
 
 
 class Source:
-    """Photos of one kind of place; can be pickled. Subclasses give `items` in the order of the
-    keys, and `_read`.
+    """Photos from one kind of place. Can be pickled. Subclasses define `items`, sorted by key, and
+    `_read`.
     """
 
     def items(self) -> Iterator[Item]:
@@ -55,7 +60,7 @@ class Source:
         raise NotImplementedError
 
     def read(self, item: Item) -> bytes:
-        """The photo's file. Raises DataError where it cannot be had."""
+        """The photo's file. Raises DataError if it cannot be read."""
         if item.place and item.place[0] == _ERROR:
             raise DataError(f"{item.key}: {item.place[1]}")
         try:
@@ -69,7 +74,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Described(Source):
-    """A source with persons or captions out of a file; those of the file go over the source's own."""
+    """A source with persons or captions from a file, which replace the source's own."""
 
     source: Source
     persons: Mapping[str, Any] | None
@@ -95,7 +100,7 @@ class Described(Source):
 def described(
     key: str, place: tuple, fields: Mapping[str, Any], texts: tuple[str, ...] = ()
 ) -> Item:
-    """An item with what a JSON object, or a row, says of it under the names of CAPTION_NAMES and
+    """An item with the captions and the person of a JSON object or a row, under CAPTION_NAMES and
     PERSON_NAMES.
     """
     lower = {str(name).lower(): value for name, value in fields.items()}
@@ -109,9 +114,7 @@ def described(
 
 
 def described_item(key: str, path: str, beside: dict) -> Item:
-    """An item with the text and the JSON object (both as functions that read them) that lie beside
-    it.
-    """
+    """An item with the text and the JSON object next to it, both given as functions that read them."""
     try:
         texts = (
             tuple(line.strip() for line in beside["txt"]().decode().splitlines() if line.strip())
@@ -120,12 +123,12 @@ def described_item(key: str, path: str, beside: dict) -> Item:
         )
         fields = json.loads(beside["json"]()) if "json" in beside else {}
     except (OSError, ValueError) as error:
-        return Item.broken(key, f"the text beside it cannot be read ({error})")
+        return Item.broken(key, f"the text next to it cannot be read ({error})")
     return described(key, (path,), fields if isinstance(fields, dict) else {}, texts)
 
 
 def read_pairs(path: str | os.PathLike) -> dict[str, Any]:
-    """{key: value} of a JSON object, or of lines of a key, a blank, tab or comma, and a value.
+    """{key: value} of a JSON object, or of lines with a key, a blank, tab or comma, and a value.
     Raises DataError.
     """
     path, text = os.fspath(path), read_text(os.fspath(path))
@@ -133,9 +136,9 @@ def read_pairs(path: str | os.PathLike) -> dict[str, Any]:
         try:
             pairs = json.loads(text)
         except ValueError as error:
-            raise DataError(f"{path} is no JSON: {error}") from error
+            raise DataError(f"{path} is not JSON: {error}") from error
         if not isinstance(pairs, dict):
-            raise DataError(f"{path} is a {type(pairs).__name__}; an object {{key: …}} is wanted")
+            raise DataError(f"{path} is a {type(pairs).__name__}; an object {{key: …}} is expected")
         return pairs
     lines = [
         re.split(r"[\s,]+", line.strip(), maxsplit=1) for line in text.splitlines() if line.strip()
@@ -153,7 +156,7 @@ def celeba_identities(root: str) -> dict[str, Any]:
 
 
 def look_up(pairs: Mapping[str, Any] | None, key: str) -> Any:
-    """By the key, or without its folders or its ending; an ending may also be another's (CelebA's
+    """The value of a key, also without its folders or its ending, or with another ending (CelebA's
     ID.jpg for ID.png).
     """
     if not pairs:

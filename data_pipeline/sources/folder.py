@@ -21,8 +21,8 @@ from data_pipeline.sources.paths import join, listing, read_bytes
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource(Source):
-    """A folder, searched through; keys are paths below it. Beside NAME.jpg may lie NAME.txt, a
-    caption a line, and NAME.json with captions and a person. What begins with a dot is passed over.
+    """A folder and its subfolders; keys are paths below it. NAME.txt next to NAME.jpg has one caption
+    a line, NAME.json captions and a person. Names that begin with a dot are skipped.
     """
 
     root: str
@@ -48,7 +48,7 @@ class FolderSource(Source):
             yield dataclasses.replace(item, person=person or "")
 
     def _walk(self, below: str, above: frozenset) -> Iterator[tuple[str, dict[str, str]]]:
-        """Photos' keys, and the paths of the files beside each by their ending."""
+        """Each photo's key, and {ending: path} of the files next to it."""
         place = join(self.root, below) if below else self.root
         if "://" not in place:
             status = os.stat(place)
@@ -56,7 +56,7 @@ class FolderSource(Source):
                 return
             above = above | {(status.st_dev, status.st_ino)}
         names = dict(listing(place))
-        # With their slash, folders sort among files as their contents' keys do.
+        # With a slash appended, folders are sorted among files as the keys of their contents are.
         for name in sorted(name + "/" * folder for name, folder in names.items()):
             if name.endswith("/"):
                 yield from self._walk(below + name, above)

@@ -28,11 +28,18 @@ def open_source(
 ) -> Source:
     """The source that `text` names: %s.
 
-    person: who is who, where the source does not say: "folder", the first folder below the root, or
-    a file that says it ({key: person} as JSON, or lines of a key and a person as in CelebA's
-    identity_CelebA.txt). captions: a file that says them, {key: text or texts} as JSON, or lines of
-    a key and a caption. Keys there may leave out folders and endings. Raises DataError where there
-    is no such place, nothing in it, or a file that cannot be read."""
+    Keys in the files below may leave out folders and endings.
+
+    Args:
+        text: names the source.
+        person: whom the photos show, where the source does not say: "folder" (the first folder
+            below the root), or a file: {key: person} as JSON, or lines of a key and a person as in
+            CelebA's identity_CelebA.txt.
+        captions: a file: {key: text or texts} as JSON, or lines of a key and a caption.
+
+    Raises:
+        DataError: there is no such place, it is empty, or a file cannot be read.
+    """
     source = _source(os.fspath(text), person == "folder")
     persons = read_pairs(person) if person not in (None, "folder") else None
     described = (
@@ -56,15 +63,15 @@ def _source(text: str, by_folder: bool) -> Source:
         source: Source = TfdsSource(text)
     elif re.search(r"\.(tar\.\w+|tgz|tbz2?|txz|zip)$", text.lower()):
         raise DataError(
-            f"{text} is compressed, and photos in it cannot be read in any order; unpack it, or "
-            f"make it a plain .tar"
+            f"{text} is compressed, so its photos cannot be read in any order; unpack it, or make "
+            f"it a plain .tar"
         )
     elif ending == ".tar":
         source = TarSource(text)
     elif ending in (".csv", ".tsv", ".parquet"):
         source = TableSource(text)
     elif not is_dir(text):
-        raise DataError(f"{text} is no source of photos, or does not exist; give {_KNOWN}")
+        raise DataError(f"{text} does not exist or is not a source of photos; give {_KNOWN}")
     elif exists(join(text, "imgid.txt")):
         source = OriginalSource(text)
     else:

@@ -18,11 +18,11 @@ from data_pipeline.sources.paths import exists, join, read_bytes, read_text
 
 @dataclasses.dataclass(frozen=True)
 class OriginalSource(Source):
-    """What the original CapHuman trains on: imgid.txt and Full_align_sup/ID.png, with
-    captions.json, and identity_CelebA.txt where it is.
+    """imgid.txt and Full_align_sup/ID.png, with captions.json and identity_CelebA.txt if they exist.
 
-    Its reference crops (Face_align_sup) are of the same photos, and its hints, vectors and masks
-    are its own networks': all of that is measured afresh."""
+    The layout's reference crops (Face_align_sup) show the same photos, and its hints, vectors and
+    masks come from the original's own networks, so all of them are measured again.
+    """
 
     root: str
 

@@ -10,12 +10,12 @@ from caphuman_jax.errors import DataError
 
 
 def join(*parts: str) -> str:
-    """Of paths and addresses alike."""
+    """Join the parts of a path or an address."""
     return posixpath.join(*parts)
 
 
 def listing(place: str) -> Iterator[tuple[str, bool]]:
-    """Names in a folder, and whether each is a folder; in no order."""
+    """Names in a folder, in no order, and whether each is a folder."""
     if "://" in place:
         for entry in file_system(place).ls(place, detail=True):
             name = entry["name"].rstrip("/").rpartition("/")[2]
@@ -29,24 +29,24 @@ def listing(place: str) -> Iterator[tuple[str, bool]]:
 
 
 def is_dir(place: str) -> bool:
-    """Is it a folder?"""
+    """Whether the path is a folder."""
     return file_system(place).isdir(place) if "://" in place else os.path.isdir(place)
 
 
 def exists(place: str) -> bool:
-    """Is there a file or folder of that name?"""
+    """Whether there is a file or folder at the path."""
     return file_system(place).exists(place) if "://" in place else os.path.exists(place)
 
 
 def read_bytes(place: str, start: int = 0, count: int | None = None) -> bytes:
-    """A file, or `count` bytes of it. Raises OSError."""
+    """The bytes of a file from `start` on, or `count` of them. Raises OSError."""
     with open_file(place) as stream:
         stream.seek(start)
         return stream.read() if count is None else stream.read(count)
 
 
 def read_text(place: str) -> str:
-    """Raises DataError."""
+    """The text of a file. Raises DataError."""
     try:
         return read_bytes(place).decode("utf-8-sig")
     except (OSError, ValueError) as error:
@@ -54,7 +54,7 @@ def read_text(place: str) -> str:
 
 
 def open_file(place: str):
-    """For reading bytes. Raises OSError."""
+    """The file, opened for reading bytes. Raises OSError."""
     return file_system(place).open(place, "rb") if "://" in place else open(place, "rb")
 
 

@@ -1,5 +1,5 @@
-"""Photos that a table names: CSV, TSV or Parquet with a column of paths, and captions and persons
-where there are.
+"""Photos that a table names: CSV, TSV or Parquet with a column of paths, and optionally captions and
+persons.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ PATH_NAMES = ("path", "file", "filename", "file_name", "image", "image_path")
 
 @dataclasses.dataclass(frozen=True)
 class TableSource(Source):
-    """Rows of a table; relative paths are relative to its folder. Keys are the paths as they stand
-    there. Several rows of one path are one photo with the captions of all. An item whose row has no
-    path is told by the row's number.
+    """Rows of a table. Keys are the paths as written; relative ones are relative to the table's
+    folder. Rows with the same path are one photo with the captions of all of them. A row without a
+    path is reported by its number.
     """
 
     table: str

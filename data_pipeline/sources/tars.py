@@ -1,4 +1,4 @@
-"""Photos in tars as webdataset has them: KEY.jpg with KEY.txt (captions), KEY.json (captions,
+"""Photos in tars in the webdataset layout: KEY.jpg with KEY.txt (captions), KEY.json (captions,
 person), KEY.cls (person).
 """
 
@@ -22,8 +22,8 @@ _BLOCK = 512
 
 @dataclasses.dataclass(frozen=True)
 class TarSource(Source):
-    """The tars of a pattern, *, ? and [] as in a shell, {000..123} and {a,b} too. Keys are
-    TAR/NAME, TAR without its ending, and without the folders that all have in common.
+    """The tars of a pattern with *, ?, [], {000..123} and {a,b} as in a shell. Keys are TAR/NAME, with
+    TAR without its ending and without the folders that all tars share.
     """
 
     pattern: str
@@ -49,7 +49,7 @@ class TarSource(Source):
 
 
 def find(pattern: str) -> list[str]:
-    """Paths that a pattern names, sorted. Raises DataError where one is not there."""
+    """Paths that a pattern names, sorted. Raises DataError if one does not exist."""
     found: set[str] = set()
     for one in expand(pattern):
         if re.search(r"[*?[]", one):
@@ -67,7 +67,7 @@ def find(pattern: str) -> list[str]:
 
 
 def expand(pattern: str) -> list[str]:
-    """Texts that {000..123} and {a,b} stand for."""
+    """The texts that {000..123} and {a,b} expand to."""
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
         return [pattern]
@@ -92,7 +92,7 @@ def _while_equal(rows: list[tuple]) -> Iterator[tuple]:
 
 
 def _members(path: str, prefix: str) -> Iterator[Item]:
-    """The photos of one tar; and an item that says so where it is damaged."""
+    """The photos of one tar; if it is damaged, also an item that says so."""
     groups: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with paths.open_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:

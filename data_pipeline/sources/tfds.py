@@ -20,11 +20,12 @@ _BLOCK = 64  # examples read at a time
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource(Source):
-    """The images of a dataset that is prepared already, encoded as they are stored. Keys are
-    SPLIT/NUMBER.
+    """The images of a prepared dataset, encoded as they are stored. Keys are SPLIT/NUMBER. Captions
+    and persons are features with those names.
 
-    text: "tfds:NAME" for all splits, "tfds:NAME:SPLIT" for one. Captions and persons are features
-    of those names."""
+    Attributes:
+        text: "tfds:NAME" for all splits, "tfds:NAME:SPLIT" for one.
+    """
 
     text: str
 
@@ -54,7 +55,7 @@ class TfdsSource(Source):
 
 
 def _parts(text: str) -> tuple[str, str]:
-    """Name and split, "" for all; what follows the last colon is a split only where it can be one."""
+    """Name and split, "" for all; the part after the last colon is a split unless it has a slash."""
     name, colon, split = text.removeprefix("tfds:").rpartition(":")
     return (name, split) if colon and "/" not in split else (text.removeprefix("tfds:"), "")
 
@@ -73,7 +74,7 @@ def _builder(name: str):
             if os.path.isdir(os.path.expanduser(name))
             else tfds.builder(name)
         )
-    except Exception as error:  # of many kinds, without a common base
+    except Exception as error:  # there are many kinds without a common base
         raise DataError(
             f"tfds:{name} cannot be opened ({str(error).strip().splitlines()[0]}); prepare it with "
             f"tfds first"
@@ -90,15 +91,14 @@ def _image(builder) -> str:
     ]
     if not images:
         raise DataError(
-            f"{builder.name} has no feature that is a picture; it has "
-            f"{', '.join(builder.info.features)}"
+            f"{builder.name} has no image feature; it has {', '.join(builder.info.features)}"
         )
     return "image" if "image" in images else images[0]
 
 
 def _read(builder, split: str, wanted: list[str]) -> Iterator[dict[str, Any]]:
-    """Features `wanted` of the examples of a split (a slice of one too), in the order in which they
-    are stored; images stay encoded.
+    """The features `wanted` of the examples of a split or a slice of one, in stored order; images
+    stay encoded.
     """
     import tensorflow_datasets as tfds
 
@@ -115,7 +115,7 @@ def _read(builder, split: str, wanted: list[str]) -> Iterator[dict[str, Any]]:
             split=split, shuffle_files=False, decoders=decoders, read_config=config
         )
         yield from tfds.as_numpy(dataset)
-    except Exception as error:  # of TensorFlow, of many kinds
+    except Exception as error:  # TensorFlow has many kinds
         raise DataError(
             f"tfds:{builder.name}, {split}: {str(error).strip().splitlines()[0]}"
         ) from error

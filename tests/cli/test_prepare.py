@@ -55,7 +55,7 @@ def test_every_setting_has_an_option_and_the_defaults_are_the_settings_own(monke
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--photos", "/nowhere"], "/nowhere is no source of photos, or does not exist"),
+        (["--photos", "/nowhere"], "/nowhere does not exist or is not a source of photos"),
         (["--photos", ".", "--size", "13"], "size must be"),
         (["--photos", ".", "--limit", "0"], "whole number from 1 on, not '0'"),
         (["--photos", ".", "photos"], "unexpected argument 'photos'"),

@@ -120,7 +120,7 @@ def test_packages_that_are_not_here(folder, monkeypatch, capsys, package):
     assert app.main(["inspect", str(folder)]) == 2
     error = capsys.readouterr().err
     assert (
-        f"the package {package}, which is not here: pip install '.[data]'" in error
+        f"the package {package}, which is not installed: pip install '.[data]'" in error
         and error.count("\n") == 1
     )
 
@@ -161,12 +161,12 @@ def test_words_do_not_fill_the_memory(monkeypatch):
 
 def test_a_record_is_shown_with_its_numbers(folder, tmp_path):
     found = RecordsFolder(folder)
-    look = render.Looks(found.path, found.manifest, None)
-    records = list(look._chosen(6))
+    renderer = render.DatasetRenderer(found.path, found.manifest, None)
+    records = list(renderer._chosen(6))
     assert [r["key"] for r in records] == [f"photo-{i:06}" for i in range(6)]
     with_hints, without = (
-        contact_sheet.sheet(look.features, records[:1], [hints], [None])
-        for hints in (look._hints(records[:1])[0], None)
+        contact_sheet.sheet(renderer.features, records[:1], [hints], [None])
+        for hints in (renderer._hints(records[:1])[0], None)
     )
     assert with_hints.shape[1] - without.shape[1] == 2 * (contact_sheet._TILE + contact_sheet._GAP)
     write_png(tmp_path / "sheet.png", with_hints)
@@ -176,4 +176,6 @@ def test_a_record_is_shown_with_its_numbers(folder, tmp_path):
 def test_moments_of_another_model_are_told(tmp_path):
     records = RecordsFolder(write_standin(tmp_path / "x", 1, shards=1, moments=(4, 4, 10)))
     with pytest.raises(DataError, match="have 5 channels, the autoencoder of mini 8"):
-        render.Looks(records.path, records.manifest, "mini").contact_sheet(tmp_path / "s.png", 1)
+        render.DatasetRenderer(records.path, records.manifest, "mini").contact_sheet(
+            tmp_path / "s.png", 1
+        )

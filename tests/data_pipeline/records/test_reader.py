@@ -99,7 +99,7 @@ def test_what_is_no_record_is_named_too(tmp_path):
 
     records = RecordsFolder(write_standin(tmp_path / "x", 5, shards=1, change=lose))
     with (
-        pytest.raises(DataError, match=r"record 3 \(number 3 of train\): region is no picture"),
+        pytest.raises(DataError, match=r"record 3 \(number 3 of train\): region is not an image"),
         records.naming("train", 3),
     ):
         records.pixels("region", records.record("train", 3)["region"])
@@ -150,5 +150,5 @@ def test_splits_and_numbers_that_there_are_not(folder):
     with pytest.raises(DataError, match=r"split 'dev'.*test \(4\), train \(13\)"):
         records.count("dev")
     for number in (-1, 13):
-        with pytest.raises(DataError, match=f"no record {number} in split 'train'"):
+        with pytest.raises(DataError, match=f"split 'train' has no record {number};"):
             records.read("train", [number])

@@ -135,7 +135,7 @@ def test_damage_is_named(record):
     with pytest.raises(DataError, match=r"lacks \['key'\]"):
         tf_example.encode(known, {k: v for k, v in record.items() if k != "key"})
     photo = next(f for f in known if f.name == "photo")
-    with pytest.raises(DataError, match="photo is no picture"):
+    with pytest.raises(DataError, match="photo is not an image"):
         tf_example.decode_image(photo, b"not a picture")
 
 

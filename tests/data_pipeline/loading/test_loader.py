@@ -242,7 +242,7 @@ def test_a_damaged_record_stops_with_its_name(tmp_path, loader):
     next(batches)
     file = folder / NAME / VERSION / f"{NAME}-train.array_record-00001-of-00002"
     with pytest.raises(
-        DataError, match=f"{file}, record 0 .number 3 of train.: photo is no picture"
+        DataError, match=f"{file}, record 0 .number 3 of train.: photo is not an image"
     ):
         next(batches)
 

@@ -16,7 +16,7 @@ from caphuman_jax.errors import DataError, SettingError
 from data_pipeline.prepare import beam_pipeline, prepare, workdir
 from data_pipeline.prepare.settings import QualityThresholds
 
-TESTS = Path(__file__).parent.parent
+TESTS = Path(__file__).parents[2]
 
 
 @pytest.fixture

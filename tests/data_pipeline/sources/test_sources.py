@@ -170,7 +170,7 @@ def test_a_photo_that_is_gone_is_an_error_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("nothing", "is no source of photos, or does not exist"),
+        ("nothing", "does not exist or is not a source of photos"),
         ("empty", "no photos in"),
         ("x.tar.gz", "compressed"),
         ("x.tar", "does not exist"),

@@ -88,7 +88,7 @@ def test_what_cannot_be_trained_on_is_told(folder, tmp_path):
     (tmp_path / "records.npz").write_bytes(b"")
     with pytest.raises(
         DataError,
-        match=r"written by caphuman precompute, which is no more; make the records with caphuman "
+        match=r"written by caphuman precompute, which no longer exists; make the records with caphuman "
         r"prepare",
     ):
         load_records(tmp_path)
@@ -98,7 +98,7 @@ def test_a_missing_package_is_told(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
     with pytest.raises(
         DataError,
-        match="^records are read with the package array_record, which is not here: pip install",
+        match="^records are read with the package array_record, which is not installed: pip install",
     ):
         load_records(folder)
 
@@ -106,9 +106,9 @@ def test_a_missing_package_is_told(folder, monkeypatch):
 @pytest.mark.parametrize(
     "name, value, words",
     [
-        ("attributes", "{", "attributes is no JSON"),
-        ("photo", b"\xff\xd8\xff\xd9", "photo is no picture"),
-        ("person_mask", b"", "person_mask is no picture"),
+        ("attributes", "{", "attributes is not JSON"),
+        ("photo", b"\xff\xd8\xff\xd9", "photo is not an image"),
+        ("person_mask", b"", "person_mask is not an image"),
     ],
 )
 def test_a_damaged_record_is_named(tmp_path, name, value, words):
