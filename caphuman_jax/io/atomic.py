@@ -14,14 +14,14 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
-def file(path: str | os.PathLike) -> Iterator[Path]:
+def file(path: str | os.PathLike) -> Generator[Path]:
     """A temporary path to write; it replaces `path` when the block ends without an exception.
 
     A file that is replaced passes its permission bits on. If the block raises, the temporary file
@@ -41,7 +41,7 @@ def file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder(path: str | os.PathLike) -> Iterator[Path]:
+def folder(path: str | os.PathLike) -> Generator[Path]:
     """A new, empty temporary folder to fill; it replaces `path` when the block ends without an
     exception.
 

@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from caphuman_jax.errors import DataError
@@ -61,7 +61,7 @@ def write(path: str, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def written(path: str) -> Iterator[str]:
+def written(path: str) -> Generator[str]:
     """A local path to write; when the block ends, the file is at `path`. If the block raises,
     `path` stays as it was.
     """
