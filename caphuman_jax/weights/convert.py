@@ -40,7 +40,7 @@ def from_pytorch(
     Raises:
         ModelFolderError: naming every missing, surplus and misshapen array.
     """
-    wanted = traverse_util.flatten_dict(shapes, sep=".")
+    wanted: dict[str, Any] = traverse_util.flatten_dict(shapes, sep=".")
     names = {prefix + name: path for name, path in table(network, cfg, wanted).items()}
     unnamed = sorted(set(wanted) - set(names.values()))
     if unnamed:

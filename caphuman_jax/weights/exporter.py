@@ -264,8 +264,9 @@ def _described(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "eos_token_id": 2,
             "pad_token_id": 1,
         },
-        "image_encoder": config.image_encoder
-        and {
+        "image_encoder": {}
+        if config.image_encoder is None
+        else {
             "architectures": ["CLIPVisionModel"],
             "model_type": "clip_vision_model",
             "image_size": config.image_encoder.image_size,

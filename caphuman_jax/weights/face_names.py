@@ -126,7 +126,7 @@ def fill(network: str, shapes: Mapping[str, Any], arrays: Mapping[str, Any]) -> 
     with or without a prefix that stands before every name ("module."). Every array must be used,
     except batch counters and `_UNUSED`. Returns nested dicts of float32 arrays. Raises
     ModelFolderError naming every missing, surplus and misshapen array."""
-    wanted = traverse_util.flatten_dict(shapes, sep=".")
+    wanted: dict[str, Any] = traverse_util.flatten_dict(shapes, sep=".")
     names = table(network, wanted)
     prefix = "module." if arrays and all(name.startswith("module.") for name in arrays) else ""
     given = {name.removeprefix(prefix): name for name in arrays}

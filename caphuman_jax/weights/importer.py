@@ -71,6 +71,7 @@ class _Piece:
     def read(self) -> np.ndarray:
         if self.value is not None:
             return self.value
+        assert self.checkpoint is not None
         return convert.to_ours(self.path, self.checkpoint[self.key], self.shape)
 
 
@@ -140,7 +141,7 @@ def import_model(
             f"--deca estimates heads of {by_deca}: it goes with --head {by_deca}, not --head {head}"
         )
     faces = _face_files(facenet, face_parsing, mtcnn, deca)
-    if flame:
+    if flame and by_deca:
         heads.find(by_deca)[0].check(Path(flame).expanduser(), bool(deca))
     with model_folder.writing(out, overwrite=overwrite) as beside:
         opened: list[Source] = []
@@ -149,10 +150,9 @@ def import_model(
                 if path:
                     opened.append(sources.read(option, path))
             exported = next((source for source in opened if source.config), None)
-            head = head or (
-                by_deca if deca else exported.config.head if exported else heads.SHIPPED
-            )
-            config = config or (exported.config if exported else SD15)
+            found = exported.config if exported else None
+            head = head or (by_deca if deca else found.head if found else heads.SHIPPED)
+            config = config or found or SD15
             chosen = _choose(opened, config, init)
             controls = _controlnets(controlnets, opened, config)
             opened += [source for source, _ in controls.values() if source not in opened]

@@ -15,9 +15,9 @@ import json
 import math
 import re
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -48,7 +48,9 @@ class Part:
         may be flat, (out, in·rows·columns).
         """
         arrays = {role: np.asarray(x).astype(np.float32) for role, x in self.arrays.items()}
-        return _KINDS[_kind(arrays)].weight(arrays) * np.float32(self.scale)
+        kind = _kind(arrays)
+        assert kind is not None, "checked when the file was read"
+        return _KINDS[kind].weight(arrays) * np.float32(self.scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,7 @@ def parse(text: str) -> tuple[Path, Strength]:
             f"LoRA {text}: there is no such file, and {tail!r} is no strength; write FILE:0.8 or "
             f"FILE:0.8,0.5"
         ) from error
-    return Path(path), strengths[0] if len(strengths) == 1 else strengths
+    return Path(path), strengths[0] if len(strengths) == 1 else (strengths[0], strengths[1])
 
 
 def read_file(path: str | Path, cfg: ModelConfig) -> Lora:
@@ -122,9 +124,8 @@ def read_file(path: str | Path, cfg: ModelConfig) -> Lora:
             for key, x in checkpoint.extra.items()
             if key.endswith(".alpha") and isinstance(x, int | float)
         }
-        return read(
-            ChainMap(alphas, checkpoint), cfg, name=Path(path).name, metadata=checkpoint.metadata
-        )
+        everything = ChainMap(alphas, cast(MutableMapping, checkpoint))  # only read
+        return read(everything, cfg, name=Path(path).name, metadata=checkpoint.metadata)
 
 
 def read(
@@ -146,8 +147,8 @@ def read(
     for key in checkpoint:
         _refuse(key, name)
         found = next(filter(None, (pattern.fullmatch(key) for pattern in _KEYS)), None)
-        place = found and _place(found["module"], lookup)
-        if not place:
+        place = _place(found["module"], lookup) if found else None
+        if found is None or place is None:
             unknown.append(key)
             continue
         role = {"A": "down", "B": "up"}.get(found["role"], found["role"])
@@ -231,7 +232,9 @@ def merged(network: str, path: str, array: Any, loras: Loras) -> Any:
     if total is None:
         return array
     result = np.ascontiguousarray(total).astype(array.dtype)
-    return jax.device_put(result, array.format) if isinstance(array, jax.Array) else result
+    if not isinstance(array, jax.Array):
+        return result
+    return jax.device_put(result, array.format)  # pyrefly: ignore[missing-attribute]
 
 
 def apply(params: Mapping[str, Any], loras: Loras) -> dict[str, Any]:

@@ -69,7 +69,9 @@ def modules(network: str, cfg: ModelConfig) -> Rows:
         "identity": lambda: _alike([("img_linear", "image"), ("id_linear", "recognition")]),
         "vae": lambda: _vae(cfg.vae),
         "text": lambda: _text(cfg.text),
-        "image_encoder": lambda: _image_encoder(cfg.image_encoder.layers),
+        "image_encoder": lambda: _image_encoder(
+            cfg.image_encoder.layers if cfg.image_encoder else 0
+        ),
     }[_kind(network)]()
 
 
