@@ -228,7 +228,7 @@ def _hints(layout: Layout) -> np.ndarray:
     from rasterizer import heads
 
     from caphuman_jax.head.head import unstack
-    from caphuman_jax.head.hints import render_hints
+    from caphuman_jax.head.hints import pack_hints, render_hints, to_picture
     from caphuman_jax.head.models.registry import load_head
 
     drawn = np.asarray(
@@ -239,10 +239,7 @@ def _hints(layout: Layout) -> np.ndarray:
             layout.stored,
         )
     )
-    drawn = np.concatenate([drawn[..., :3] / 2 + 0.5, drawn[..., 3:]], axis=-1)
-    return np.round(np.concatenate([drawn[..., i : i + 3] for i in (0, 3, 6)]) * 255).astype(
-        np.uint8
-    )
+    return to_picture(pack_hints(drawn))
 
 
 def leaves(batch: dict):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
@@ -15,6 +17,7 @@ from caphuman_jax.head.rasterizer import rasterize
 from caphuman_jax.head.spherical_harmonics import shading
 
 CHANNELS = 9
+Array = jax.Array | np.ndarray
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "with_alpha"))
@@ -67,3 +70,39 @@ def fit_to_size(head: Head, height: int, width: int) -> Head:
     return dataclasses.replace(
         head, scale=head.scale * factor, translation=translation, size=new[::-1]
     )
+
+
+def pack_hints(hints: Array) -> Array:
+    """Hints (…,H,W,9) float → 8 bits (…,H,W,9): normals as n/2 + 1/2, albedo and render as they are,
+    all clipped to [0,1] and rounded. NumPy or JAX arrays."""
+    xp = jnp if isinstance(hints, jax.Array) else np
+    levels = xp.concatenate([hints[..., :3] / 2 + 0.5, hints[..., 3:]], axis=-1)
+    return xp.round(xp.clip(levels, 0, 1) * 255).astype(xp.uint8)
+
+
+def unpack_hints(values: Array, turn: Callable[[Array], Array] | None = None) -> Array:
+    """Hints (…,H,W,9) of what `pack_hints` gave, 0 where there is no head.
+
+    Args:
+        values: (…,H,W,9) float in [0,1]: 8 bits / 255, possibly resampled.
+        turn: What becomes of the normals (…,H,W,3), if the picture was mirrored or rolled.
+    """
+    xp = jnp if isinstance(values, jax.Array) else np
+    normals = values[..., :3] * 2 - 1
+    normals = turn(normals) if turn else normals
+    # Above 0 by more than the interpolation at the head's edge leaves.
+    head = (xp.sum(values[..., 3:6], axis=-1, keepdims=True) > 0.01).astype(xp.float32)
+    return xp.concatenate([normals, values[..., 3:]], axis=-1) * head
+
+
+def to_picture(packed: Array) -> Array:
+    """Packed hints (…,H,W,9) as one picture (…,3H,W,3): normals, albedo and render below each
+    other, as records store them."""
+    xp = jnp if isinstance(packed, jax.Array) else np
+    return xp.concatenate([packed[..., i : i + 3] for i in (0, 3, 6)], axis=-3)
+
+
+def from_picture(picture: Array) -> Array:
+    """Inverse of `to_picture`."""
+    xp = jnp if isinstance(picture, jax.Array) else np
+    return xp.concatenate(xp.split(picture, 3, axis=-3), axis=-1)

@@ -7,7 +7,7 @@ import numpy as np
 
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.hints import fit_to_size, render_hints
+from caphuman_jax.head.hints import fit_to_size, pack_hints, render_hints
 from caphuman_jax.head.lighting import posed
 from caphuman_jax.head.topology import SKIN
 
@@ -57,9 +57,7 @@ def hint_pictures(hints: np.ndarray) -> list[np.ndarray]:
     """Hints (H,W,9) → three pictures (H,W,3) uint8: normals (x/2 + 1/2, mid-grey where there is no
     head), albedo, render.
     """
-    hints = np.asarray(hints)
-    parts = (hints[..., :3] / 2 + 0.5, hints[..., 3:6], hints[..., 6:])
-    return [np.rint(np.clip(part, 0, 1) * 255).astype(np.uint8) for part in parts]
+    return np.split(pack_hints(np.asarray(hints)), 3, axis=-1)
 
 
 def hint_strip(hints: np.ndarray) -> np.ndarray:

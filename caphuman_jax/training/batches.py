@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.head import Head
-from caphuman_jax.head.hints import render_hints_batch
+from caphuman_jax.head.hints import from_picture, render_hints_batch, unpack_hints
 from data_pipeline.loading import augment
 
 PASSED_ON = (
@@ -129,14 +129,6 @@ def _matrices(change: Mapping, side, size: int):
 
 
 def _stored_hints(pictures, change: Mapping, coordinates, side):
-    """Hints of 8-bit pictures (B, 3S, S, 3): normals, albedo and rendered below each other."""
-    count, stored = pictures.shape[0], pictures.shape[2]
-    beside = (
-        pictures.reshape(count, 3, stored, stored, 3)
-        .transpose(0, 2, 3, 1, 4)
-        .reshape(count, stored, stored, 9)
-    )
-    values = _warped(beside, coordinates, side)
-    head = (jnp.sum(values[..., 3:6], axis=-1, keepdims=True) > 0.01).astype(jnp.float32)
-    normals = augment.turn_normals(values[..., :3] * 2 - 1, change)
-    return jnp.concatenate([normals, values[..., 3:]], axis=-1) * head
+    """Hints of 8-bit pictures (B, 3S, S, 3), see `hints.to_picture`."""
+    values = _warped(from_picture(pictures), coordinates, side)
+    return unpack_hints(values, lambda normals: augment.turn_normals(normals, change))

@@ -170,11 +170,7 @@ def render(heads, partner: np.ndarray, grey: np.ndarray, size: int, *, chunk: in
             f"the records' heads are not of the head model {model.name}; make the records with "
             f"caphuman prepare without --model"
         )
-    encode = jax.jit(
-        lambda h: jnp.round(jnp.concatenate([h[..., :3] / 2 + 0.5, h[..., 3:]], -1) * 255).astype(
-            jnp.uint8
-        )
-    )
+    encode = jax.jit(hints.pack_hints)
     batches = [
         np.minimum(np.arange(s, s + chunk), len(grey) - 1) for s in range(0, len(grey), chunk)
     ]

@@ -14,6 +14,7 @@ from flax import nnx
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import loss, schedule
+from caphuman_jax.head.hints import unpack_hints
 from caphuman_jax.models import registry
 from caphuman_jax.models.capface import gate, start_from_unet
 from caphuman_jax.models.identity_projector import drop_identity
@@ -114,8 +115,7 @@ def _assemble(data: dict, chosen: dict, size: int) -> dict:
         pictures * jnp.asarray([0.299, 0.587, 0.114], jnp.float32), axis=-1, keepdims=True
     )
     pictures = jnp.where(grey[:, None, None, None], luma, pictures)
-    head = (jnp.sum(hints[..., 3:6], axis=-1, keepdims=True) > 0.01).astype(jnp.float32)
-    normals = augment.turn_normals(hints[..., :3] * 2 - 1, change) * head
+    hints = unpack_hints(hints, lambda normals: augment.turn_normals(normals, change))
     replaced = chosen["replaced"][:, None]
     caption = data["captions"][
         index, chosen["caption"], jnp.where(replaced[:, 0], 2, grey.astype(jnp.int32))
@@ -127,7 +127,7 @@ def _assemble(data: dict, chosen: dict, size: int) -> dict:
     )
     return {
         "pictures": pictures,
-        "hints": jnp.concatenate([normals, hints[..., 3:] * head], axis=-1),
+        "hints": hints,
         "region": region,
         "features": features,
         "area": augment.valid_area(coordinates, data["covered"][index]),

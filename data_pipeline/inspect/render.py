@@ -107,8 +107,13 @@ class DatasetRenderer:
         if self.head:
             return render(self.head, records, self.stored)
         if "hints" in self.kinds:
+            from caphuman_jax.head.hints import from_picture, unpack_hints
+
             return [
-                unpack_hints(tf_example.decode_image(self.kinds["hints"], record["hints"]))
+                unpack_hints(
+                    from_picture(tf_example.decode_image(self.kinds["hints"], record["hints"]))
+                    / np.float32(255)
+                )
                 for record in records
             ]
         return [None] * len(records)
@@ -134,6 +139,8 @@ class CompareHints:
     features: Sequence[Feature]
 
     def __call__(self, records: Sequence[dict]) -> list[tuple[int, str]]:
+        from caphuman_jax.head.hints import pack_hints, to_picture
+
         kind = next(f for f in self.features if f.name == "hints")
         found = []
         for i, rendered in enumerate(render(self.head, records, kind.shape[1])):
@@ -141,7 +148,8 @@ class CompareHints:
                 stored = tf_example.decode_image(kind, records[i]["hints"]).astype(np.int32)
             except DataError:
                 continue  # named already
-            off = np.any(np.abs(stored - pack_hints(rendered)) > _ALIKE, axis=-1)
+            wanted = to_picture(pack_hints(rendered))
+            off = np.any(np.abs(stored - wanted) > _ALIKE, axis=-1)
             seen = np.any(rendered[..., :3] != 0, axis=-1).sum() * 3
             if off.sum() > (1 - _ALIKE_SHARE) * max(seen, 1):
                 found.append(
@@ -169,19 +177,6 @@ def render(head: str, records: Sequence[dict], side: int) -> list[np.ndarray]:
         )
         rendered += list(np.asarray(hints))[: len(records) - start]
     return rendered
-
-
-def pack_hints(hints: np.ndarray) -> np.ndarray:
-    """Hints (S, S, 9) as the levels 0 to 255 that a record stores, (3S, S, 3) int32."""
-    levels = np.concatenate([hints[..., :3] / 2 + 0.5, hints[..., 3:6], hints[..., 6:]])
-    return np.round(np.clip(levels, 0, 1) * 255).astype(np.int32)
-
-
-def unpack_hints(picture: np.ndarray) -> np.ndarray:
-    """Inverse of `pack_hints`, (S, S, 9) float32."""
-    normals, albedo, rendered = np.split(picture.astype(np.float32) / 255, 3)
-    there = np.any(albedo > 0, axis=-1, keepdims=True)
-    return np.concatenate([(normals * 2 - 1) * there, albedo, rendered], axis=-1)
 
 
 @functools.cache

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from caphuman_jax.errors import DataError, HeadError, PhotoError
@@ -421,8 +420,6 @@ def _angles(rotations: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=2)
 def _hint_pictures(model, heads: Head, size: int) -> jax.Array:
-    """(B, 3·size, size, 3) uint8: normals x/2 + 1/2, albedo, rendered below each other."""
-    drawn = hints.render_hints_batch(model, heads, size, size)
-    drawn = jnp.concatenate([drawn[..., :3] / 2 + 0.5, jnp.clip(drawn[..., 3:], 0, 1)], axis=-1)
-    parts = jnp.round(drawn * 255).astype(jnp.uint8)
-    return jnp.concatenate([parts[..., i : i + 3] for i in (0, 3, 6)], axis=1)
+    """(B, 3·size, size, 3) uint8, see `hints.to_picture`."""
+    rendered = hints.render_hints_batch(model, heads, size, size)
+    return hints.to_picture(hints.pack_hints(rendered))

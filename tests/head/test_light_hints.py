@@ -10,7 +10,15 @@ import pytest
 from caphuman_jax.head import lighting, topology, visualize
 from caphuman_jax.head.editing import directional_light
 from caphuman_jax.head.head import stack, unstack
-from caphuman_jax.head.hints import fit_to_size, render_hints, render_hints_batch
+from caphuman_jax.head.hints import (
+    fit_to_size,
+    from_picture,
+    pack_hints,
+    render_hints,
+    render_hints_batch,
+    to_picture,
+    unpack_hints,
+)
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +195,19 @@ def test_pictures_for_the_eye(model, make_head, landmarks_of):
     dotted = visualize.overlay(model, head, photo, landmarks)
     nose = dotted[int(landmarks[1, 1]), int(landmarks[1, 0])].astype(int)
     assert nose[1] > nose[0] + 50
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_hints_as_8_bits_and_as_a_picture(model, make_head, array):
+    hints = array(render_hints(model, make_head(1, 20), 60, 50))
+    packed = pack_hints(hints)
+    assert packed.dtype == np.uint8 and packed.shape == (60, 50, 9)
+    picture = to_picture(packed)
+    assert picture.shape == (180, 50, 3) and isinstance(picture, type(hints))
+    np.testing.assert_array_equal(from_picture(picture), packed)
+    np.testing.assert_array_equal(from_picture(to_picture(packed[None]))[0], packed)
+    values = array(np.asarray(packed) / np.float32(255))
+    again = unpack_hints(values)
+    assert np.abs(again - hints).max() < 1 / 255
+    turned = unpack_hints(values, lambda normals: -normals)
+    np.testing.assert_array_equal(turned[..., :3], -again[..., :3])
