@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "parity")]
 
 from conftest import FOLDER, Parity
 
-from caphuman_jax.diffusion import guidance, sampling_loop
+from caphuman_jax.diffusion import guidance, samplers, sampling_loop
 from caphuman_jax.models import registry
 from caphuman_jax.models.capface import gate
 from caphuman_jax.nn.compute_config import ComputeConfig
@@ -202,8 +202,10 @@ def pictures(cfg, graphs, params, x):
         return run["unet"](latents, timesteps, text, control), carry
 
     denoise = guidance.guided(predict, guidance.branch_weights(7.0))
-    latents = sampling_loop.sample(denoise, x["x"], sampling_loop.plan(cfg.diffusion, "ddim", 20))
-    return latents, run["vae"].decode(latents / cfg.vae.scale)
+    latents = sampling_loop.sample(
+        denoise, x["x"], samplers.make_sampler("ddim", cfg.diffusion, 20)
+    )
+    return latents, run["vae"].decode(latents / cfg.vae.scaling_factor)
 
 
 def say(results, args, **more):

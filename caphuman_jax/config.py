@@ -66,7 +66,7 @@ class VAEConfig:
     blocks_per_level: int = 2
     latent_channels: int = 4
     groups: int = 32
-    scale: float = 0.18215
+    scaling_factor: float = 0.18215
 
     @property
     def downsampling(self) -> int:
@@ -103,7 +103,7 @@ class ImageEncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """Noise schedule linear in the square root of beta. `prediction` is "epsilon" or "v".
+    """Noise schedule linear in the square root of beta. `prediction_type` is "epsilon" or "v".
 
     `zero_terminal_snr`: betas rescaled so that the last step is noise alone (arXiv 2305.08891,
     algorithm 1); needs "v"."""
@@ -111,7 +111,7 @@ class DiffusionConfig:
     num_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    prediction: str = "epsilon"
+    prediction_type: str = "epsilon"
     zero_terminal_snr: bool = False
 
 
@@ -220,10 +220,10 @@ MINI = ModelConfig(
         blocks_per_level=1,
         latent_channels=8,
         groups=16,
-        scale=1.0,
+        scaling_factor=1.0,
     ),
     text=TextConfig(width=128, layers=4, heads=4, mlp_width=512, embed_width=16),
-    diffusion=DiffusionConfig(prediction="v", zero_terminal_snr=True),
+    diffusion=DiffusionConfig(prediction_type="v", zero_terminal_snr=True),
     sampling=SamplingConfig(
         steps=50, guidance=3.0, spacing="trailing", eta=1.0, guidance_rescale=0.5
     ),

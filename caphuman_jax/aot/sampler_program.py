@@ -13,7 +13,7 @@ import numpy as np
 
 from caphuman_jax.aot.compile import Target
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.diffusion import sampling_loop
+from caphuman_jax.diffusion import samplers, sampling_loop
 from caphuman_jax.diffusion.guidance import branch_weights
 from caphuman_jax.diffusion.text_to_image import generate
 from caphuman_jax.models import registry
@@ -38,8 +38,8 @@ def sampler(
     lower() gives the program (`jax.stages.Lowered`): everything from token ids, hints and identity
     tokens to decoded pictures."""
     best = model.sampling
-    plan = sampling_loop.plan(
-        model.diffusion, best.sampler, steps or best.steps, spacing=best.spacing, eta=best.eta
+    coefficients = samplers.make_sampler(
+        best.sampler, model.diffusion, steps or best.steps, spacing=best.spacing, eta=best.eta
     )
     weights = branch_weights(best.guidance)
     weights = weights[0] if isinstance(weights, tuple) else weights
@@ -69,7 +69,7 @@ def sampler(
         )
         rows = conditions(model, count)
         keys = jax.eval_shape(lambda: sampling_loop.picture_keys(0, list(range(count))))
-        arguments = params, rows, keys, settings, plan
+        arguments = params, rows, keys, settings, coefficients
         if mesh is not None:
             whole, split = sharding.replicated(mesh), sharding.by_batch(mesh)
             place = lambda tree, there: jax.tree.map(
@@ -81,7 +81,7 @@ def sampler(
                 place(rows, split),
                 place(keys, split),
                 place(settings, whole),
-                plan,
+                coefficients,
             )
         return generate.trace(*arguments, graphs=graphs, **static)
 
@@ -89,7 +89,7 @@ def sampler(
     arithmetic = flops.of(traced(batch, "xla").jaxpr)
     told = {
         "sampler": best.sampler,
-        "steps": plan.steps,
+        "steps": coefficients.steps,
         "size": model.image_size,
         "dtype": dtype,
         "attention": attention,

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from caphuman_jax.diffusion.samplers import Plan
+from caphuman_jax.diffusion.samplers import SamplerCoefficients
 from caphuman_jax.diffusion.sampling_loop import Denoise, denoise_by_step
 
 
-def recompute_mask(plan: Plan, cache_interval: int, guided: np.ndarray | None = None) -> np.ndarray:
+def recompute_mask(
+    sampler: SamplerCoefficients, cache_interval: int, guided: np.ndarray | None = None
+) -> np.ndarray:
     """Mark the steps (S,) that run the whole UNet, one of every `cache_interval` (the paper's
     uniform 1:N).
 
     Args:
-        plan: The sampler's steps.
         cache_interval: 1 recomputes at every step.
         guided: Steps (S,) with guidance. Where it begins, the unguided half has nothing to reuse
             yet: that step recomputes, and the interval is counted from there.
     """
-    mask, since = np.zeros(plan.steps, bool), 0
-    for i in range(plan.steps):
+    mask, since = np.zeros(sampler.steps, bool), 0
+    for i in range(sampler.steps):
         begins = i == 0 or (guided is not None and guided[i] and not guided[i - 1])
         since = 0 if begins else (since + 1) % cache_interval
         mask[i] = since == 0

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caphuman_jax.diffusion.samplers import Plan
+from caphuman_jax.diffusion.samplers import SamplerCoefficients
 from caphuman_jax.diffusion.sampling_loop import Denoise, denoise_by_step
 
 
@@ -89,9 +89,9 @@ def guided(
     return denoise_by_step("guided", everywhere, text_alone) if limited else everywhere
 
 
-def guided_steps(plan: Plan, interval: tuple[float, float]) -> np.ndarray:
+def guided_steps(sampler: SamplerCoefficients, interval: tuple[float, float]) -> np.ndarray:
     """Mark the steps (S,) whose timestep lies in the interval, both ends included."""
-    return (plan.timesteps >= min(interval)) & (plan.timesteps <= max(interval))
+    return (sampler.timesteps >= min(interval)) & (sampler.timesteps <= max(interval))
 
 
 def rescale_guidance(guided: jax.Array, with_text: jax.Array, phi: float | jax.Array) -> jax.Array:

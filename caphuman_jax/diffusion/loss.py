@@ -11,35 +11,35 @@ BANDS = 10
 """Equal parts of the schedule for which the loss is reported apart."""
 
 
-def add_noise(latents: jax.Array, noise: jax.Array, alpha: jax.Array) -> jax.Array:
-    """Clean latents (B, …) and unit normal noise (B, …) to the signal level alpha (B,): DDPM, eq.
-    4.
-    """
-    alpha = _per_item(alpha, latents)
-    return jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
+def add_noise(latents: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array) -> jax.Array:
+    """Noise clean latents (B, …) with unit normal noise (B, …) to ᾱ_t (B,): DDPM, eq. 4."""
+    alpha_cumprod = _per_item(alpha_cumprod, latents)
+    return jnp.sqrt(alpha_cumprod) * latents + jnp.sqrt(1 - alpha_cumprod) * noise
 
 
 def prediction_target(
-    latents: jax.Array, noise: jax.Array, alpha: jax.Array, prediction: str = "epsilon"
+    latents: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array, prediction_type: str = "epsilon"
 ) -> jax.Array:
-    """What the denoiser should output: the noise, or v = sqrt(alpha) noise − sqrt(1 − alpha) x0
+    """What the denoiser should output: the noise, or v = sqrt(ᾱ_t) noise − sqrt(1 − ᾱ_t) x0
     (arXiv 2202.00512).
     """
-    if prediction == "epsilon":
+    if prediction_type == "epsilon":
         return noise
-    if prediction == "v":
-        alpha = _per_item(alpha, latents)
-        return jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * latents
-    raise ValueError(f"prediction is {prediction!r}; known: epsilon, v")
+    if prediction_type == "v":
+        alpha_cumprod = _per_item(alpha_cumprod, latents)
+        return jnp.sqrt(alpha_cumprod) * noise - jnp.sqrt(1 - alpha_cumprod) * latents
+    raise ValueError(f"prediction_type is {prediction_type!r}; known: epsilon, v")
 
 
-def min_snr_weight(alpha: jax.Array, gamma: float = 5.0, prediction: str = "epsilon") -> jax.Array:
-    """Min-SNR weights (B,) for signal levels alpha (B,): arXiv 2303.09556, section 3.4. Infinite
+def min_snr_weight(
+    alpha_cumprod: jax.Array, gamma: float = 5.0, prediction_type: str = "epsilon"
+) -> jax.Array:
+    """Min-SNR weights (B,) for ᾱ_t (B,): arXiv 2303.09556, section 3.4. Infinite
     gamma: x0's own weight.
     """
-    ratio = alpha / (1 - alpha)
+    ratio = alpha_cumprod / (1 - alpha_cumprod)
     capped = jnp.minimum(ratio, jnp.asarray(gamma, ratio.dtype))
-    return capped / ratio if prediction == "epsilon" else capped / (ratio + 1)
+    return capped / ratio if prediction_type == "epsilon" else capped / (ratio + 1)
 
 
 def capface_loss(

@@ -1,4 +1,4 @@
-"""Every sampler as a table of numbers, made on the host with NumPy; `samplers.sample` is the one
+"""Every sampler as a table of numbers, made on the host with NumPy; `sampling_loop.sample` is the one
 loop that follows any of them.
 
 All samplers here are linear in what they remember: in the latents, in the last few estimates of the
@@ -51,19 +51,19 @@ class Corrector(NamedTuple):
     earlier_x0: np.ndarray
 
 
-class Plan(NamedTuple):
+class SamplerCoefficients(NamedTuple):
     """A sampler's steps, noisiest first: arrays (S,) float32. None is a term that the sampler has
     not, and costs nothing.
 
-    At each step the network is asked at `timesteps`, and its answer taken apart with `signal` =
-    sqrt(ᾱ) and `spread` = sqrt(1 − ᾱ). Where there is a `corrector`, the latents are first replaced
+    At each step the network is asked at `timesteps`, and its answer taken apart with `alpha_t` =
+    sqrt(ᾱ) and `sigma_t` = sqrt(1 − ᾱ). Where there is a `corrector`, the latents are first replaced
     by what it makes. Then next latents = latents · x + x0 · x0 + last_x0 · (x0 of the step before)
-    + noise · (unit normal noise). A pytree, so it may be an argument of a compiled function: plans
-    that differ in numbers alone share the program."""
+    + noise · (unit normal noise). A pytree, so it may be an argument of a compiled function:
+    samplers that differ in numbers alone share the program."""
 
     timesteps: np.ndarray
-    signal: np.ndarray
-    spread: np.ndarray
+    alpha_t: np.ndarray
+    sigma_t: np.ndarray
     latents: np.ndarray
     x0: np.ndarray
     last_x0: np.ndarray | None = None
@@ -78,14 +78,14 @@ class Plan(NamedTuple):
         return self.timesteps.shape[0]
 
 
-def plan(
+def make_sampler(
+    name: str,
     config: DiffusionConfig,
-    sampler: str = "ddim",
     steps: int = 20,
     *,
     spacing: str = "original",
     eta: float = 0.0,
-) -> Plan:
+) -> SamplerCoefficients:
     """The table of one of SAMPLERS; without a device, in well under a millisecond a step.
 
     steps: see `schedule.timesteps`; "lcm" takes at most LCM_STEPS. spacing: one of
@@ -93,15 +93,15 @@ def plan(
     "dpmpp_2m_karras" and "lcm" have a spacing of their own. A zero-terminal-SNR model wants
     "trailing": the others leave the last timestep out. eta: of "ddim" alone, 0 deterministic to 1
     as noisy as DDPM. Raises SettingError."""
-    if sampler not in SAMPLERS:
-        raise SettingError(f"there is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
+    if name not in SAMPLERS:
+        raise SettingError(f"there is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
     schedule.check_spacing(spacing)
     if not 0 <= eta <= 1:
         raise SettingError(f"eta must lie between 0 and 1, not {eta:g}")
-    if sampler == "ddim":
+    if name == "ddim":
         table = _ddim(config, steps, spacing, eta)
     elif eta != 0:
-        raise SettingError(f"eta belongs to the sampler ddim; {sampler} takes none")
+        raise SettingError(f"eta belongs to the sampler ddim; {name} takes none")
     else:
         make = {
             "dpmpp_2m": _dpmpp_2m,
@@ -109,38 +109,39 @@ def plan(
             "euler_a": _euler_a,
             "unipc": _unipc,
             "lcm": _lcm,
-        }[sampler]
+        }[name]
         table = make(config, steps, "leading" if spacing == "original" else spacing)
     return _float32(table)
 
 
-def _ddim(config: DiffusionConfig, steps: int, spacing: str, eta: float) -> Plan:
+def _ddim(config: DiffusionConfig, steps: int, spacing: str, eta: float) -> SamplerCoefficients:
     """DDIM (arXiv 2010.02502, eq. 12 and 16). The last step ends at ᾱ₀, not at 1, as the original's
     and Diffusers' for SD1.5 do.
     """
-    levels, times = schedule.alphas(config, np.float64), schedule.timesteps(config, steps, spacing)
+    alphas_cumprod = schedule.alphas_cumprod(config, np.float64)
+    times = schedule.timesteps(config, steps, spacing)
     if spacing in ("original", "leading"):
         before = np.append(times[1:], 0)
     else:
         # Diffusers' rule, which people's pictures were made with: the stride is whole even where
         # the timesteps' is not, so that a step need not end quite where the next begins.
         before = np.maximum(times - config.num_timesteps // steps, 0)
-    alpha, after = levels[times], levels[before]
-    variance = eta**2 * (1 - after) / (1 - alpha) * (1 - alpha / after)
-    signal, spread = np.sqrt(alpha), np.sqrt(1 - alpha)
-    # The noise, of which `direction` is wanted, is (latents − signal · x0) / spread.
+    now, after = alphas_cumprod[times], alphas_cumprod[before]
+    variance = eta**2 * (1 - after) / (1 - now) * (1 - now / after)
+    alpha_t, sigma_t = np.sqrt(now), np.sqrt(1 - now)
+    # The noise, of which `direction` is wanted, is (latents − alpha_t · x0) / sigma_t.
     direction = np.sqrt(np.maximum(1 - after - variance, 0.0))
-    return Plan(
+    return SamplerCoefficients(
         times,
-        signal,
-        spread,
-        latents=direction / spread,
-        x0=np.sqrt(after) - direction / spread * signal,
+        alpha_t,
+        sigma_t,
+        latents=direction / sigma_t,
+        x0=np.sqrt(after) - direction / sigma_t * alpha_t,
         noise=np.sqrt(variance) if eta else None,
     )
 
 
-def _dpmpp_2m(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
+def _dpmpp_2m(config: DiffusionConfig, steps: int, spacing: str) -> SamplerCoefficients:
     """DPM-Solver++ 2M, midpoint (arXiv 2211.01095, algorithm 2), of first order at both ends, down
     to σ = 0.
     """
@@ -148,13 +149,13 @@ def _dpmpp_2m(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
     return _multistep(times, _sigmas(config)[times])
 
 
-def _dpmpp_2m_karras(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
+def _dpmpp_2m_karras(config: DiffusionConfig, steps: int, spacing: str) -> SamplerCoefficients:
     """The same on the noise levels of arXiv 2206.00364, eq. 5 with ρ = 7, and the nearest whole
     timesteps; `spacing` is not used.
     """
     if not 1 <= steps <= config.num_timesteps:
         raise SettingError(f"steps is {steps}; it must lie between 1 and {config.num_timesteps}")
-    # From float32 levels, as everywhere: 1 − ᾱ₀ loses four digits, and whole timesteps hang on it.
+    # From float32 ᾱ, as everywhere: 1 − ᾱ₀ loses four digits, and whole timesteps hang on it.
     # Reproducing pictures needs the same.
     known = _sigmas(config, np.float32)
     ends = known[[-1, 0]] ** (1 / 7)
@@ -163,25 +164,25 @@ def _dpmpp_2m_karras(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
     return _multistep(np.round(times), sigmas)
 
 
-def _multistep(times: np.ndarray, sigmas: np.ndarray) -> Plan:
-    signal, spread = _signal_and_spread(np.append(sigmas, 0.0))
+def _multistep(times: np.ndarray, sigmas: np.ndarray) -> SamplerCoefficients:
+    alpha_t, sigma_t = _alpha_and_sigma(np.append(sigmas, 0.0))
     stride = _strides(sigmas)
-    growth = signal[1:] * -np.expm1(-stride)
+    growth = alpha_t[1:] * -np.expm1(-stride)
     # Extrapolation from the step before: the first step has none to look back to, and the last ends
     # at λ = ∞.
     extra = np.zeros_like(sigmas)
     extra[1:-1] = growth[1:-1] * stride[1:-1] / stride[:-2] / 2
-    return Plan(
+    return SamplerCoefficients(
         times,
-        signal[:-1],
-        spread[:-1],
-        latents=spread[1:] / spread[:-1],
+        alpha_t[:-1],
+        sigma_t[:-1],
+        latents=sigma_t[1:] / sigma_t[:-1],
         x0=growth + extra,
         last_x0=-extra,
     )
 
 
-def _unipc(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
+def _unipc(config: DiffusionConfig, steps: int, spacing: str) -> SamplerCoefficients:
     """UniPC-2 for predictions of x0 with B(h) = e^h − 1 (arXiv 2302.04867).
 
     Its predictor, with the weight 1/2 that the paper takes for order 2, is DPM-Solver++ 2M. The
@@ -201,12 +202,12 @@ def _unipc(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
     back = (b1 - b2) / (1 + r)
     end = b1 - back
     back[:1], end[:1] = 0.0, 0.5
-    scale = table.signal[1:] * gain
+    scale = table.alpha_t[1:] * gain
     return table._replace(
         corrector=Corrector(
             # Nothing is to be corrected at the first step: there the latents before it are taken to
             # be its own.
-            last_latents=np.append(1.0, table.spread[1:] / table.spread[:-1]),
+            last_latents=np.append(1.0, table.sigma_t[1:] / table.sigma_t[:-1]),
             x0=np.append(0.0, scale * end),
             last_x0=np.append(0.0, scale * (1 + back / r - end)),
             earlier_x0=np.append(0.0, -scale * back / r),
@@ -214,7 +215,7 @@ def _unipc(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
     )
 
 
-def _euler_a(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
+def _euler_a(config: DiffusionConfig, steps: int, spacing: str) -> SamplerCoefficients:
     """Euler ancestral (k-diffusion's sample_euler_ancestral, eta 1): down to σ'²/σ, then noise up
     to σ', all times sqrt(ᾱ').
     """
@@ -222,19 +223,19 @@ def _euler_a(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
     if spacing == "linspace":  # fractional timesteps are kept, as in Diffusers
         times = np.linspace(0, config.num_timesteps - 1, steps)[::-1]
     sigmas = np.append(np.interp(times, np.arange(config.num_timesteps), _sigmas(config)), 0.0)
-    signal, spread = _signal_and_spread(sigmas)
+    alpha_t, sigma_t = _alpha_and_sigma(sigmas)
     shrink = np.square(sigmas[1:] / sigmas[:-1])
-    return Plan(
+    return SamplerCoefficients(
         times,
-        signal[:-1],
-        spread[:-1],
-        latents=shrink * signal[1:] / signal[:-1],
-        x0=(1 - shrink) * signal[1:],
-        noise=np.sqrt(1 - shrink) * spread[1:],
+        alpha_t[:-1],
+        sigma_t[:-1],
+        latents=shrink * alpha_t[1:] / alpha_t[:-1],
+        x0=(1 - shrink) * alpha_t[1:],
+        noise=np.sqrt(1 - shrink) * sigma_t[1:],
     )
 
 
-def _lcm(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
+def _lcm(config: DiffusionConfig, steps: int, spacing: str) -> SamplerCoefficients:
     """Multistep consistency sampling (arXiv 2310.04378, algorithm 3): x0, then noise to the next
     level; `spacing` is not used.
 
@@ -249,14 +250,14 @@ def _lcm(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
         )
     known = np.arange(LCM_STEPS, 0, -1) * (config.num_timesteps // LCM_STEPS) - 1
     times = known[np.floor(np.linspace(0, LCM_STEPS, steps, endpoint=False)).astype(int)]
-    alpha = schedule.alphas(config, np.float64)[times]
-    after = np.append(alpha[1:], 1.0)
+    now = schedule.alphas_cumprod(config, np.float64)[times]
+    after = np.append(now[1:], 1.0)
     scaled = times * 10.0
     skip, out = 0.25 / (scaled**2 + 0.25), scaled / np.sqrt(scaled**2 + 0.25)
-    return Plan(
+    return SamplerCoefficients(
         times,
-        np.sqrt(alpha),
-        np.sqrt(1 - alpha),
+        np.sqrt(now),
+        np.sqrt(1 - now),
         latents=np.sqrt(after) * skip,
         x0=np.sqrt(after) * out,
         noise=np.sqrt(1 - after),
@@ -264,14 +265,15 @@ def _lcm(config: DiffusionConfig, steps: int, spacing: str) -> Plan:
 
 
 def _sigmas(config: DiffusionConfig, precision=np.float64) -> np.ndarray:
-    """σ (num_timesteps,) float64, ascending and finite, of levels of that precision."""
-    levels = np.maximum(schedule.alphas(config, precision).astype(np.float64), _NEARLY_ZERO)
-    return np.sqrt((1 - levels) / levels)
+    """σ (num_timesteps,) float64, ascending and finite, from ᾱ of that precision."""
+    alphas_cumprod = schedule.alphas_cumprod(config, precision).astype(np.float64)
+    alphas_cumprod = np.maximum(alphas_cumprod, _NEARLY_ZERO)
+    return np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
 
 
-def _signal_and_spread(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    signal = 1 / np.sqrt(np.square(sigmas) + 1)
-    return signal, sigmas * signal
+def _alpha_and_sigma(sigmas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    alpha_t = 1 / np.sqrt(np.square(sigmas) + 1)
+    return alpha_t, sigmas * alpha_t
 
 
 def _strides(sigmas: np.ndarray) -> np.ndarray:
@@ -279,7 +281,7 @@ def _strides(sigmas: np.ndarray) -> np.ndarray:
     return np.append(-np.diff(np.log(sigmas)), np.inf)
 
 
-def _float32(table: Plan) -> Plan:
+def _float32(table: SamplerCoefficients) -> SamplerCoefficients:
     made = {
         name: None if column is None else np.asarray(column, np.float32)
         for name, column in table._asdict().items()
@@ -290,4 +292,4 @@ def _float32(table: Plan) -> Plan:
         if table.corrector is None
         else Corrector(*(np.asarray(column, np.float32) for column in table.corrector))
     )
-    return Plan(**made, corrector=corrector)
+    return SamplerCoefficients(**made, corrector=corrector)

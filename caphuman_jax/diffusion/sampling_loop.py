@@ -1,4 +1,4 @@
-"""From noise to latents: one loop that follows the plan of any sampler, and where the noise comes
+"""From noise to latents: one loop that follows any sampler, and where the noise comes
 from.
 """
 
@@ -10,20 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from caphuman_jax.diffusion.samplers import SAMPLERS, Plan, plan
-
-__all__ = [
-    "SAMPLERS",
-    "Denoise",
-    "Plan",
-    "denoise_by_step",
-    "initial_noise",
-    "picture_key",
-    "picture_keys",
-    "plan",
-    "sample",
-    "split_prediction",
-]
+from caphuman_jax.diffusion.samplers import SamplerCoefficients
 
 Denoise = Callable[[jax.Array, jax.Array, Any, Any], tuple[jax.Array, Any]]
 """denoise(latents (B, h, w, C) float32, timestep () float32, step_constants, carry) → the
@@ -65,26 +52,26 @@ def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def split_prediction(
     output: jax.Array,
     latents: jax.Array,
-    signal: jax.Array,
-    spread: jax.Array,
-    prediction: str = "epsilon",
+    alpha_t: jax.Array,
+    sigma_t: jax.Array,
+    prediction_type: str = "epsilon",
 ) -> tuple[jax.Array, jax.Array]:
-    """The (x0, noise) that a denoiser's output means for latents = signal · x0 + spread · noise
+    """The (x0, noise) that a denoiser's output means for latents = alpha_t · x0 + sigma_t · noise
     (scalars), for either kind of prediction.
     """
-    if prediction == "epsilon":
-        return (latents - spread * output) / signal, output
-    if prediction == "v":
-        return signal * latents - spread * output, signal * output + spread * latents
-    raise ValueError(f"prediction is {prediction!r}; known: epsilon, v")
+    if prediction_type == "epsilon":
+        return (latents - sigma_t * output) / alpha_t, output
+    if prediction_type == "v":
+        return alpha_t * latents - sigma_t * output, alpha_t * output + sigma_t * latents
+    raise ValueError(f"prediction_type is {prediction_type!r}; known: epsilon, v")
 
 
 def sample(
     denoise: Denoise,
     latents: jax.Array,
-    plan: Plan,
+    sampler: SamplerCoefficients,
     *,
-    prediction: str = "epsilon",
+    prediction_type: str = "epsilon",
     keys: jax.Array | None = None,
     step_constants: Any = None,
     carry: Any = None,
@@ -95,10 +82,10 @@ def sample(
     Args:
         denoise: The network, called once a step.
         latents: (B, h, w, C) float32, unit normal whatever the sampler.
-        plan: The sampler's steps.
-        prediction: What `denoise` predicts, "epsilon" or "v".
-        keys: (B,) random keys, one an image; needed where the plan has noise.
-        step_constants: Pytree whose leaves have the plan's steps as their first axis (timestep
+        sampler: Of `samplers.make_sampler`.
+        prediction_type: What `denoise` predicts, "epsilon" or "v".
+        keys: (B,) random keys, one an image; needed where the sampler adds noise.
+        step_constants: Pytree whose leaves have the sampler's steps as their first axis (timestep
             embeddings, for instance); `denoise` gets one step's.
         carry: Pytree handed from step to step: `denoise` takes it and returns the next.
         trajectory: Return the latents after every step, too.
@@ -108,17 +95,17 @@ def sample(
         (S, B, h, w, C).
 
     Raises:
-        ValueError: The plan has noise and `keys` is None.
+        ValueError: The sampler adds noise and `keys` is None.
     """
-    if plan.noise is not None and keys is None:
-        raise ValueError("this plan has noise, which needs keys")
+    if sampler.noise is not None and keys is None:
+        raise ValueError("this sampler adds noise, which needs keys")
 
     def body(state, step):
         x, last_latents, last_x0, earlier_x0, carry = state
         index, row, constants = step
         output, carry = denoise(x, row.timesteps, constants, carry)
         output = output.astype(jnp.float32)
-        x0, _ = split_prediction(output, x, row.signal, row.spread, prediction)
+        x0, _ = split_prediction(output, x, row.alpha_t, row.sigma_t, prediction_type)
         if row.corrector is not None:
             c = row.corrector
             x = (
@@ -144,12 +131,12 @@ def sample(
     x = latents.astype(jnp.float32)
     state = (
         x,
-        None if plan.corrector is None else x,
-        None if plan.last_x0 is None else jnp.zeros_like(x),
-        None if plan.corrector is None else jnp.zeros_like(x),
+        None if sampler.corrector is None else x,
+        None if sampler.last_x0 is None else jnp.zeros_like(x),
+        None if sampler.corrector is None else jnp.zeros_like(x),
         carry,
     )
-    rows = (jnp.arange(plan.steps), jax.tree.map(jnp.asarray, plan), step_constants)
+    rows = (jnp.arange(sampler.steps), jax.tree.map(jnp.asarray, sampler), step_constants)
     (final, *_), after_each = jax.lax.scan(body, state, rows)
     return (final, after_each) if trajectory else final
 

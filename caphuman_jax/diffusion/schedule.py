@@ -1,7 +1,7 @@
 """The noise schedule, and the timesteps that a sampler visits.
 
-alpha means the cumulative product ᾱ_t throughout: latents_t = sqrt(alpha) · x0 + sqrt(1 − alpha) ·
-noise (DDPM, arXiv 2006.11239, eq. 4)."""
+latents_t = alpha_t · x0 + sigma_t · noise with alpha_t = sqrt(ᾱ_t) and sigma_t = sqrt(1 − ᾱ_t), where
+ᾱ_t is the cumulative product `alphas_cumprod` (DDPM, arXiv 2006.11239, eq. 4)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from caphuman_jax.errors import SettingError
 SPACINGS = ("original", "leading", "trailing", "linspace")
 
 
-def alphas(config: DiffusionConfig, dtype=np.float32) -> np.ndarray:
-    """Cumulative signal levels (num_timesteps,), computed in float64.
+def alphas_cumprod(config: DiffusionConfig, dtype=np.float32) -> np.ndarray:
+    """ᾱ_t at every timestep, (num_timesteps,), computed in float64.
 
     With `zero_terminal_snr` the square roots are shifted and stretched so that the first stays and
     the last is exactly 0 (arXiv 2305.08891, algorithm 1). Raises SettingError where that meets
-    prediction "epsilon": noise says nothing of noise."""
-    levels = np.cumprod(1.0 - _betas(config))
+    prediction_type "epsilon": noise says nothing of noise."""
+    products = np.cumprod(1.0 - _betas(config))
     if config.zero_terminal_snr:
-        if config.prediction != "v":
+        if config.prediction_type != "v":
             raise SettingError(
-                f'zero_terminal_snr needs a model that predicts "v", not "{config.prediction}"; '
+                f'zero_terminal_snr needs a model that predicts "v", not "{config.prediction_type}"; '
                 f"correct one of the two in its config"
             )
-        roots = np.sqrt(levels)
-        levels = np.square((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1])))
-    return levels.astype(dtype)
+        roots = np.sqrt(products)
+        products = np.square((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1])))
+    return products.astype(dtype)
 
 
 def timesteps(

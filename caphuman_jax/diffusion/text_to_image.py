@@ -41,7 +41,7 @@ def generate(
     conditions,
     keys,
     settings,
-    plan,
+    sampler,
     *,
     cfg: ModelConfig,
     graphs,
@@ -67,7 +67,7 @@ def generate(
             `guidance.rescale_guidance`); guided (S,) bool, the steps with guidance (the others take
             the prediction of "text" alone); recompute_mask (S,) bool, the steps that run the whole
             UNet (`acceleration.recompute_mask`).
-        plan: The sampler and its steps.
+        sampler: Of `samplers.make_sampler`.
         cfg: The model's configuration.
         graphs: ((name, graphdef), …), the static halves of the networks.
         size: (H, W) in pixels, multiples of the autoencoder's downsampling times the UNet's.
@@ -81,7 +81,7 @@ def generate(
         Images (B, H, W, 3) float32 in [0, 1], and the people's face masks (B, P, H/f, W/f).
     """
     network = lambda name, barrier_with=None: nnx.merge(
-        dict(graphs)[name], quantization.dense(params[name], barrier_with)
+        dict(graphs)[name], quantization.dequantize(params[name], barrier_with)
     )
     factor, batch = cfg.vae.downsampling, conditions["hints"].shape[0]
     height, width = size[0] // factor, size[1] // factor
@@ -105,13 +105,13 @@ def generate(
     )
 
     time_biases = {
-        "unet": unet.embed_times(plan.timesteps),
-        "capface": capface.embed_times(plan.timesteps),
-        "controlnets": controlnets.embed_times(plan.timesteps),
+        "unet": unet.embed_times(sampler.timesteps),
+        "capface": capface.embed_times(sampler.timesteps),
+        "controlnets": controlnets.embed_times(sampler.timesteps),
     }
     steps = {
         "time_biases": jax.tree.map(lambda x: x[:, None], time_biases),
-        "keeps_identity": keeps_identity(plan.timesteps, settings["identity_until"]),
+        "keeps_identity": keeps_identity(sampler.timesteps, settings["identity_until"]),
     }
     steps |= {name: settings[name] for name in ("guided", "recompute_mask") if name in settings}
 
@@ -125,7 +125,7 @@ def generate(
 
     def predict(branches, latents, _, step, cached_features):
         unet, biases, context, control = inputs(branches, latents, step)
-        output, features = unet.with_deep(latents, biases, context, control, blocks=shallow)
+        output, features = unet.with_features(latents, biases, context, control, blocks=shallow)
         if cached_features is None:
             return output, None
         # The last branch is "text": its features are last. Without guidance they are the only ones
@@ -137,7 +137,7 @@ def generate(
         unet, biases, context, control = inputs(branches, latents, step)
         control = None if control is None else control[:shallow]
         own = cached_features[-len(branches) * batch :]
-        output = unet.shallow(own, latents, biases, context, control, blocks=shallow)
+        output = unet.from_cached_features(own, latents, biases, context, control, blocks=shallow)
         return output, cached_features
 
     guide = functools.partial(
@@ -152,20 +152,23 @@ def generate(
         denoise = acceleration.with_cache(guide(predict), guide(predict_from_cache))
         first = jax.tree.map(lambda x: x[0], steps["time_biases"]["unet"])
         shape = jax.eval_shape(
-            lambda: unet.with_deep(noise, first, contexts[branches], blocks=shallow)[1]
+            lambda: unet.with_features(noise, first, contexts[branches], blocks=shallow)[1]
         )
         cached_features = jnp.zeros(shape.shape, shape.dtype)
     latents = sampling_loop.sample(
         denoise,
         noise,
-        plan,
-        prediction=cfg.diffusion.prediction,
+        sampler,
+        prediction_type=cfg.diffusion.prediction_type,
         keys=keys,
         step_constants=steps,
         carry=cached_features,
     )
     decoded = tiling.decode_in_tiles(
-        network("vae").decode, latents / cfg.vae.scale, tile // factor or max(height, width), factor
+        network("vae").decode,
+        latents / cfg.vae.scaling_factor,
+        tile // factor or max(height, width),
+        factor,
     )
     return jnp.clip(decoded / 2 + 0.5, 0.0, 1.0), capface.mask.reshape(batch, -1, height, width)
 

@@ -28,8 +28,11 @@ class TextEncoder(nnx.Module):
         self.tokens = nnx.Embed(
             cfg.vocabulary, narrow, dtype=compute.dtype, embedding_init=normal, rngs=rngs
         )
-        if narrow != cfg.width:
-            self.widen = linear(narrow, cfg.width, use_bias=False, compute=compute, rngs=rngs)
+        self.widen = (
+            None
+            if narrow == cfg.width
+            else linear(narrow, cfg.width, use_bias=False, compute=compute, rngs=rngs)
+        )
         self.positions = nnx.Param(normal(rngs.params(), (cfg.length, cfg.width), jnp.float32))
         self.transformer = Transformer(
             cfg.width, cfg.layers, cfg.heads, cfg.mlp_width, causal=True, compute=compute, rngs=rngs
@@ -43,7 +46,7 @@ class TextEncoder(nnx.Module):
         highest id), padding → last hidden state after the final norm (B, L, width); the end token's
         (B, width). Both in the compute dtype."""
         x = rows(self.tokens.embedding[...], token_ids).astype(self.tokens.dtype)
-        if hasattr(self, "widen"):
+        if self.widen is not None:
             x = self.widen(x)
         x = x + self.positions[: token_ids.shape[1]].astype(x.dtype)
         hidden = self.norm_out(self.transformer(x))

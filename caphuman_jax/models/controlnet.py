@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from caphuman_jax.config import CapFaceConfig, UNetConfig
-from caphuman_jax.models.unet import Context, Encoder, Times, skip_widths
+from caphuman_jax.models.unet import Context, Encoder, TimeBiases, skip_widths
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import conv, linear
 
@@ -47,7 +47,7 @@ class ControlNet(nnx.Module):
         """
         return self.hint(hints)
 
-    def embed_times(self, timesteps: jax.Array) -> Times:
+    def embed_times(self, timesteps: jax.Array) -> TimeBiases:
         """What timesteps (S,) float32 add in every block; computed once, before the sampling loop."""
         return self.encoder.embed_times(timesteps)
 
@@ -59,7 +59,7 @@ class ControlNet(nnx.Module):
     def __call__(
         self,
         latents: jax.Array,
-        timesteps: jax.Array | Times,
+        timesteps: jax.Array | TimeBiases,
         context: jax.Array | Context,
         hint_features: jax.Array,
     ) -> Control:

@@ -14,12 +14,12 @@ from flax import nnx
 from caphuman_jax.config import UNetConfig
 from caphuman_jax.nn.blocks import ResBlock, TransformerBlock, repeated
 from caphuman_jax.nn.compute_config import ComputeConfig
+from caphuman_jax.nn.embeddings import timestep_embedding
 from caphuman_jax.nn.layers import GroupNorm, conv, convolve_upsampled, linear
-from caphuman_jax.nn.timesteps import timestep_embedding
 
-Times = dict[str, Any]
-"""What each residual block adds for a timestep (`ResBlock.shift`): arrays (S, channels), nested as
-the blocks are.
+TimeBiases = dict[str, Any]
+"""What each residual block adds for a timestep (`ResBlock.time_bias`): arrays (S, channels), nested
+as the blocks are.
 """
 Context = dict[str, Any]
 """The keys and values of each cross-attention (`Attention.keys_values`), nested as the blocks are.
@@ -56,12 +56,12 @@ class UNet(nnx.Module):
         self.norm_out = GroupNorm(width, cfg.groups, compute=compute)
         self.conv_out = conv(width, cfg.out_channels, compute=compute, rngs=rngs, zero=True)
 
-    def embed_times(self, timesteps: jax.Array) -> Times:
+    def embed_times(self, timesteps: jax.Array) -> TimeBiases:
         """What every residual block adds for timesteps (S,) float32; needed at all steps, so
         computed once before them.
         """
         time = self.encoder.embed_time(timesteps)
-        return {"encoder": self.encoder.shifts(time), "up": _shifts(self.up, time)}
+        return {"encoder": self.encoder.time_biases(time), "up": _time_biases_of(self.up, time)}
 
     def encode_context(self, text: jax.Array) -> Context:
         """Keys and values of every cross-attention for text (B, L, cross_attention_dim); the same
@@ -71,7 +71,7 @@ class UNet(nnx.Module):
     def __call__(
         self,
         latents: jax.Array,
-        timesteps: jax.Array | Times,
+        timesteps: jax.Array | TimeBiases,
         text: jax.Array | Context,
         control: Control | None = None,
     ) -> jax.Array:
@@ -91,29 +91,35 @@ class UNet(nnx.Module):
         Raises:
             ValueError: if `control` has another number of residuals.
         """
-        return self.with_deep(latents, timesteps, text, control, blocks=0)[0]
+        return self.with_features(latents, timesteps, text, control, blocks=0)[0]
 
-    def with_deep(
+    def with_features(
         self, latents, timesteps, text, control: Control | None = None, *, blocks: int
     ) -> tuple[jax.Array, jax.Array]:
-        """The prediction as by a call, and the features (kB, h, w, C) that the last `blocks` blocks
-        of the decoder begin with.
+        """Predict as a call does, and return the features that the last blocks begin with, too.
 
-        These are nearly the same at the next step: `shallow` makes a prediction of them (DeepCache,
-        arXiv 2312.00858).
-        blocks: at most those of the decoder's last level.
+        The features are nearly the same at the next step, where `from_cached_features` can start
+        from them (DeepCache, arXiv 2312.00858).
+
+        Args:
+            latents, timesteps, text, control: As in a call.
+            blocks: How many of the decoder's last blocks come after the features; at most those of
+                its last level.
+
+        Returns:
+            The prediction, and the features (kB, h, w, C).
         """
-        times = self._times(timesteps)
-        skips, h = self.encoder(latents, times["encoder"], _at(text, "encoder"))
+        time_biases = self._time_biases(timesteps)
+        skips, h = self.encoder(latents, time_biases["encoder"], _at(text, "encoder"))
         if control is not None and len(control) != len(skips) + 1:
             raise ValueError(f"{len(control)} control residuals; this UNet takes {len(skips) + 1}")
         *skips, h = _added([*skips, h], control)
-        deep = self._decode(h, skips, times, text, 0, len(skips) - blocks)
-        return self._finish(deep, skips, times, text, len(skips) - blocks), deep
+        features = self._decode(h, skips, time_biases, text, 0, len(skips) - blocks)
+        return self._finish(features, skips, time_biases, text, len(skips) - blocks), features
 
-    def shallow(
+    def from_cached_features(
         self,
-        deep: jax.Array,
+        cached_features: jax.Array,
         latents,
         timesteps,
         text,
@@ -121,31 +127,37 @@ class UNet(nnx.Module):
         *,
         blocks: int,
     ) -> jax.Array:
-        """The prediction from `deep` features of another step: only the last `blocks` blocks run,
-        and what skips to them.
+        """Predict from the features of another step: only the last `blocks` blocks run, and what
+        skips to them.
 
-        control: the first `blocks` residuals; the others are part of `deep`.
+        Args:
+            cached_features: (kB, h, w, C) of `with_features`.
+            latents, timesteps, text: As in a call.
+            control: The first `blocks` residuals; the others are part of the features.
+            blocks: As in `with_features`.
+
+        Returns:
+            The prediction (kB, h, w, out_channels) float32.
         """
-        times = self._times(timesteps)
-        skips, _ = self.encoder(
-            latents, times["encoder"], _at(text, "encoder")
-        )  # the deeper ones are not used, so not computed
+        time_biases = self._time_biases(timesteps)
+        # Only the shallow skips are used; the compiler drops the rest of the encoder.
+        skips, _ = self.encoder(latents, time_biases["encoder"], _at(text, "encoder"))
         return self._finish(
-            deep,
+            cached_features,
             _added(skips[:blocks], control),
-            times,
+            time_biases,
             text,
             self.levels * self.blocks_per_level - blocks,
         )
 
-    def _times(self, timesteps):
+    def _time_biases(self, timesteps):
         return timesteps if isinstance(timesteps, dict) else self.embed_times(timesteps)
 
-    def _finish(self, h, skips, times, text, start):
-        h = self._decode(h, skips, times, text, start, self.levels * self.blocks_per_level)
+    def _finish(self, h, skips, time_biases, text, start):
+        h = self._decode(h, skips, time_biases, text, start, self.levels * self.blocks_per_level)
         return self.conv_out(self.norm_out(h, silu=True)).astype(jnp.float32)
 
-    def _decode(self, h, skips, times, text, start, stop):
+    def _decode(self, h, skips, time_biases, text, start, stop):
         """Blocks start … stop - 1 of the decoder, deep to shallow."""
         places = [
             (str(level), i)
@@ -156,7 +168,7 @@ class UNet(nnx.Module):
             stage, res, attend = self.up[level], f"res_{i}", f"attention_{i}"
             skip = repeated(skips[len(places) - 1 - number], h.shape[0])
             h = self.compute.remat_block(stage[res])(
-                jnp.concatenate([h, skip], axis=-1), times["up"][level][res]
+                jnp.concatenate([h, skip], axis=-1), time_biases["up"][level][res]
             )
             if attend in stage:
                 h = self.compute.remat_block(stage[attend])(h, _at(text, "up", level, attend))
@@ -196,17 +208,20 @@ class Encoder(nnx.Module):
             }
         )
 
-    def embed_times(self, timesteps: jax.Array) -> Times:
+    def embed_times(self, timesteps: jax.Array) -> TimeBiases:
         """What every residual block adds for timesteps (S,) float32."""
-        return self.shifts(self.embed_time(timesteps))
+        return self.time_biases(self.embed_time(timesteps))
 
     def embed_time(self, timesteps: jax.Array) -> jax.Array:
         """Timesteps (S,) float32 → embedding (S, 4·channels)."""
         return self.time_2(jax.nn.silu(self.time_1(timestep_embedding(timesteps, self.channels))))
 
-    def shifts(self, time: jax.Array) -> Times:
+    def time_biases(self, time: jax.Array) -> TimeBiases:
         """An embedding → what every residual block adds for it."""
-        return {"down": _shifts(self.down, time), **_shifts({"middle": self.middle}, time)}
+        return {
+            "down": _time_biases_of(self.down, time),
+            **_time_biases_of({"middle": self.middle}, time),
+        }
 
     def encode_context(self, context: jax.Array) -> Context:
         """Keys and values of every cross-attention for a context (B, L, cross_attention_dim)."""
@@ -218,7 +233,7 @@ class Encoder(nnx.Module):
     def __call__(
         self,
         latents: jax.Array,
-        timesteps: jax.Array | Times,
+        timesteps: jax.Array | TimeBiases,
         context: jax.Array | Context,
         hint: jax.Array | None = None,
     ) -> tuple[list[jax.Array], jax.Array]:
@@ -227,7 +242,7 @@ class Encoder(nnx.Module):
         latents, timesteps, context as in `UNet`; hint (B, h, w, channels) is added after the first
         convolution → skips (shallow to deep, `skip_widths` channels) and middle features. Those
         from before the first cross-attention are of B pictures, the others of kB."""
-        times = timesteps if isinstance(timesteps, dict) else self.embed_times(timesteps)
+        time_biases = timesteps if isinstance(timesteps, dict) else self.embed_times(timesteps)
         h = self.conv_in(latents)
         if hint is not None:
             h = h + hint.astype(h.dtype)
@@ -235,7 +250,9 @@ class Encoder(nnx.Module):
         for level in range(self.levels):
             stage, place = self.down[str(level)], ("down", str(level))
             for i in range(self.blocks_per_level):
-                h = self.compute.remat_block(stage[f"res_{i}"])(h, _at(times, *place, f"res_{i}"))
+                h = self.compute.remat_block(stage[f"res_{i}"])(
+                    h, _at(time_biases, *place, f"res_{i}")
+                )
                 if f"attention_{i}" in stage:
                     h = self.compute.remat_block(stage[f"attention_{i}"])(
                         h, _at(context, *place, f"attention_{i}")
@@ -244,11 +261,11 @@ class Encoder(nnx.Module):
             if "downsample" in stage:
                 h = stage["downsample"](h)
                 skips.append(h)
-        h = self.compute.remat_block(self.middle["res_1"])(h, times["middle"]["res_1"])
+        h = self.compute.remat_block(self.middle["res_1"])(h, time_biases["middle"]["res_1"])
         h = self.compute.remat_block(self.middle["attention"])(
             h, _at(context, "middle", "attention")
         )
-        h = self.compute.remat_block(self.middle["res_2"])(h, times["middle"]["res_2"])
+        h = self.compute.remat_block(self.middle["res_2"])(h, time_biases["middle"]["res_2"])
         return skips, h
 
 
@@ -276,10 +293,12 @@ def control_shapes(cfg: UNetConfig, height: int, width: int) -> list[tuple[int, 
     ]
 
 
-def _shifts(stages: Mapping[str, Mapping[str, nnx.Module]], time: jax.Array) -> Times:
+def _time_biases_of(stages: Mapping[str, Mapping[str, nnx.Module]], time: jax.Array) -> TimeBiases:
     return {
         key: {
-            name: block.shift(time) for name, block in stage.items() if isinstance(block, ResBlock)
+            name: block.time_bias(time)
+            for name, block in stage.items()
+            if isinstance(block, ResBlock)
         }
         for key, stage in stages.items()
     }

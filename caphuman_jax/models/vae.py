@@ -26,7 +26,7 @@ class VAE(nnx.Module):
     """Encoder, decoder and the 1×1 convolutions around the latents.
 
     Latents here are as the decoder takes them; the diffusion networks see them multiplied by
-    `cfg.scale`."""
+    `cfg.scaling_factor`."""
 
     def __init__(self, cfg: VAEConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs):
         self.encoder = Encoder(cfg, compute=compute, rngs=rngs)

@@ -37,24 +37,28 @@ class ResBlock(nnx.Module):
     ):
         self.norm_1 = GroupNorm(inputs, groups, eps, compute=compute)
         self.conv_1 = conv(inputs, outputs, compute=compute, rngs=rngs)
-        if time_width is not None:
-            self.time = linear(time_width, outputs, compute=compute, rngs=rngs)
+        self.time = (
+            None if time_width is None else linear(time_width, outputs, compute=compute, rngs=rngs)
+        )
         self.norm_2 = GroupNorm(outputs, groups, eps, compute=compute)
         self.conv_2 = conv(outputs, outputs, compute=compute, rngs=rngs, zero=zero)
-        if inputs != outputs:
-            self.shortcut = linear(inputs, outputs, compute=compute, rngs=rngs)
+        self.shortcut = (
+            None if inputs == outputs else linear(inputs, outputs, compute=compute, rngs=rngs)
+        )
 
-    def shift(self, time: jax.Array) -> jax.Array:
-        """Timestep embedding (B, time_width) → what it adds to the block's features, (B, outputs)."""
-        return self.time(jax.nn.silu(time))
+    def time_bias(self, time_embeddings: jax.Array) -> jax.Array:
+        """Timestep embeddings (B, time_width) → what they add to the block's features, (B,
+        outputs). Only for blocks with a `time_width`.
+        """
+        return self.time(jax.nn.silu(time_embeddings))
 
-    def __call__(self, x: jax.Array, shift: jax.Array | None = None) -> jax.Array:
-        """x (B, H, W, inputs), shift (n, outputs) of `shift`, n dividing B → (B, H, W, outputs)."""
+    def __call__(self, x: jax.Array, time_bias: jax.Array | None = None) -> jax.Array:
+        """x (B, H, W, inputs), time_bias (n, outputs), n dividing B → (B, H, W, outputs)."""
         h = self.conv_1(self.norm_1(x, silu=True))
-        if shift is not None:
-            h = h + repeated(shift, h.shape[0])[:, None, None]
+        if time_bias is not None:
+            h = h + repeated(time_bias, h.shape[0])[:, None, None]
         h = self.conv_2(self.norm_2(h, silu=True))
-        return h + (self.shortcut(x) if hasattr(self, "shortcut") else x)
+        return h + (x if self.shortcut is None else self.shortcut(x))
 
 
 class Attention(nnx.Module):

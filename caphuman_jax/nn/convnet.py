@@ -142,12 +142,16 @@ class Residual(nnx.Module):
         else:
             self.conv_1 = ConvNorm(inputs, channels, 3, stride=stride, padding=1, **common)
             self.conv_2 = ConvNorm(channels, channels, 3, padding=1, activate=False, **common)
-        if stride > 1 or inputs != self.width:
-            self.shortcut = ConvNorm(inputs, self.width, 1, stride=stride, activate=False, **common)
+            self.conv_3 = None
+        self.shortcut = (
+            ConvNorm(inputs, self.width, 1, stride=stride, activate=False, **common)
+            if stride > 1 or inputs != self.width
+            else None
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, inputs) → (B, H/stride, W/stride, width)."""
         h = self.conv_2(self.conv_1(x))
-        if hasattr(self, "conv_3"):
+        if self.conv_3 is not None:
             h = self.conv_3(h)
-        return jax.nn.relu(h + (self.shortcut(x) if hasattr(self, "shortcut") else x))
+        return jax.nn.relu(h + (x if self.shortcut is None else self.shortcut(x)))

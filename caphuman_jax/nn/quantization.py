@@ -75,18 +75,16 @@ def to_int8(kernel: np.ndarray, dtype) -> Int8:
     return Int8(np.rint(kernel / scale).astype(np.int8), scale, jnp.dtype(dtype))
 
 
-def dense(params: Any, beside: jax.Array | None = None) -> Any:
-    """Parameters as networks take them: whatever has a method `dense` is replaced by what it gives
-    (`Int8`, `bulk.devices.Part`).
+def dequantize(params: Any, barrier_with: jax.Array | None = None) -> Any:
+    """Replace packed leaves, which have a method `dense` (`Int8`), by dense arrays.
 
-    In a loop, `beside` is an array that changes from step to step: 8-bit kernels then stay 8-bit
-    between the steps, and each is made dense where it is used. Otherwise the compiler would make
-    them all dense before the loop."""
+    Inside a loop, pass an array that changes from step to step as `barrier_with`, so that XLA does
+    not hoist dequantization out of the loop: kernels then stay 8-bit between the steps."""
     is_packed = lambda leaf: hasattr(leaf, "dense")
     if not any(map(is_packed, jax.tree.leaves(params, is_leaf=is_packed))):
         return params
-    if beside is not None:
-        params, _ = jax.lax.optimization_barrier((params, beside))
+    if barrier_with is not None:
+        params, _ = jax.lax.optimization_barrier((params, barrier_with))
     return jax.tree.map(
         lambda leaf: leaf.dense() if is_packed(leaf) else leaf, params, is_leaf=is_packed
     )

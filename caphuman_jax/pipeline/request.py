@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.diffusion import sampling_loop
+from caphuman_jax.diffusion import samplers
 from caphuman_jax.errors import SettingError
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.io.images import PhotoSource
@@ -37,13 +37,13 @@ class Asked:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Request:
     """What is asked for, checked, before any photo is looked at; of `Pipeline.request`. settings:
-    JSON types; plan: of `samplers.plan`;
+    JSON types; plan: of `samplers.make_sampler`;
     size: (H, W); people: as they were asked for; controls: (ControlNet, picture, strength) each;
     pictures first … first + num - 1.
     """
 
     settings: dict
-    plan: sampling_loop.Plan
+    plan: samplers.SamplerCoefficients
     size: tuple[int, int]
     people: tuple[Asked, ...]
     photos: str
@@ -69,7 +69,7 @@ def checked_settings(
     hard_gate,
     guidance_interval,
     reuse,
-) -> tuple[dict, sampling_loop.Plan]:
+) -> tuple[dict, samplers.SamplerCoefficients]:
     """The settings as JSON types, checked, and the sampler's plan; the arguments are those of
     `Pipeline.request`. Raises SettingError.
     """
@@ -99,8 +99,8 @@ def checked_settings(
         "guidance_interval": _interval(guidance_interval, diffusion.num_timesteps),
         "reuse": whole(reuse, "reuse", 1, diffusion.num_timesteps),
     }
-    return settings, sampling_loop.plan(
-        diffusion, sampler, settings["steps"], spacing=settings["spacing"], eta=settings["eta"]
+    return settings, samplers.make_sampler(
+        sampler, diffusion, settings["steps"], spacing=settings["spacing"], eta=settings["eta"]
     )
 
 

@@ -168,7 +168,7 @@ def make_loss(
     """(trained, frozen, batch, draws) → (loss, metrics); `draws` of `draw`, `batch` as `make_step`
     says.
     """
-    levels = schedule.alphas(model.diffusion)
+    levels = schedule.alphas_cumprod(model.diffusion)
 
     def loss_fn(trained, frozen, batch, draws):
         params = trainable.joined({k: v for k, v in trained.items() if k != "lora"}, frozen)
@@ -191,7 +191,9 @@ def make_loss(
         residuals = gate(capface(noisy, timesteps, identity, features), mask)
         output = run("unet")(noisy, timesteps, given["text"], residuals)
 
-        target = loss.prediction_target(latents, draws["noise"], alpha, model.diffusion.prediction)
+        target = loss.prediction_target(
+            latents, draws["noise"], alpha, model.diffusion.prediction_type
+        )
         shrunk = lambda picture: loss.shrink_mask(picture, latents.shape[1:3])
         region = shrunk(batch["region"])
         # Squares count by the square of what both sides are multiplied with: nothing where the
@@ -211,7 +213,7 @@ def make_loss(
                 region * counts,
             )
         weights = (
-            loss.min_snr_weight(alpha, cfg.min_snr, model.diffusion.prediction)
+            loss.min_snr_weight(alpha, cfg.min_snr, model.diffusion.prediction_type)
             if cfg.min_snr
             else None
         )
@@ -266,7 +268,7 @@ def conditions(
         mean, logvar = jnp.split(batch["moments"].astype(jnp.float32), 2, axis=-1)
     else:
         mean, logvar = run("vae").encode(batch["pictures"])
-    latents = (mean + jnp.exp(0.5 * logvar) * draws["latent_noise"]) * model.vae.scale
+    latents = (mean + jnp.exp(0.5 * logvar) * draws["latent_noise"]) * model.vae.scaling_factor
     without = batch.get("without_text")
     if "text" in batch:
         text = batch["text"].astype(dtype)

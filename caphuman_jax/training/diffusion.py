@@ -212,7 +212,7 @@ def init_state(model: ModelConfig, cfg: DiffusionTraining) -> tuple[dict, dict]:
 
 def make_loss(model: ModelConfig, graphs: dict, cfg: DiffusionTraining):
     """(params, batch of `draw`, scaled latents, key) -> (loss, its parts)."""
-    levels = schedule.alphas(model.diffusion)
+    levels = schedule.alphas_cumprod(model.diffusion)
 
     def loss_fn(params, batch, latents, key):
         k = jax.random.split(key, 6)
@@ -257,14 +257,14 @@ def make_loss(model: ModelConfig, graphs: dict, cfg: DiffusionTraining):
             + (cfg.feature_weight - cfg.face_weight) * shrunk(batch["features"])
         )
         counts = jnp.sqrt(counts / (jnp.mean(counts) + 1e-6))
-        target = loss.prediction_target(latents, noise, alpha, model.diffusion.prediction)
+        target = loss.prediction_target(latents, noise, alpha, model.diffusion.prediction_type)
         total, parts = loss.capface_loss(
             output * counts,
             target * counts,
             mask,
             region,
             mask_weight=cfg.mask_weight,
-            weights=noise_weight(alpha, cfg, model.diffusion.prediction),
+            weights=noise_weight(alpha, cfg, model.diffusion.prediction_type),
         )
         return total, {
             **parts,
@@ -284,7 +284,9 @@ def latents_of(model: ModelConfig, graphs: dict, vae: dict, pictures, key):
     [-1, 1].
     """
     mean, logvar = nnx.merge(graphs["vae"], vae).encode(pictures)
-    return (mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)) * model.vae.scale
+    return (
+        mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    ) * model.vae.scaling_factor
 
 
 def make_step(model: ModelConfig, graphs: dict, cfg: DiffusionTraining, mesh=None):

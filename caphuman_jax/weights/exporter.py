@@ -251,7 +251,7 @@ def _described(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "layers_per_block": vae.blocks_per_level,
             "norm_num_groups": vae.groups,
             "sample_size": config.image_size,
-            "scaling_factor": vae.scale,
+            "scaling_factor": vae.scaling_factor,
         },
         "text": {
             "architectures": ["CLIPTextModel"],
@@ -338,7 +338,7 @@ def _scheduler(config: ModelConfig) -> dict[str, Any]:
         "beta_start": diffusion.beta_start,
         "beta_end": diffusion.beta_end,
         "beta_schedule": "scaled_linear",
-        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[diffusion.prediction],
+        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[diffusion.prediction_type],
         "rescale_betas_zero_snr": diffusion.zero_terminal_snr,
         "clip_sample": False,
         "set_alpha_to_one": False,

@@ -159,10 +159,10 @@ def import_model(
             identified = {path: Identification(path) for path in _files(opened, loras, faces)}
             config = _settings(config, opened, controls, prediction, zero_snr, name, head)
             scale = chosen["vae"].vae_scale
-            if scale is not None and abs(scale - config.vae.scale) > 1e-6:
+            if scale is not None and abs(scale - config.vae.scaling_factor) > 1e-6:
                 raise ModelFolderError(
                     f"the VAE of {chosen['vae'].path} scales latents by {scale}, Stable Diffusion "
-                    f"1's by {config.vae.scale}: it is another model's"
+                    f"1's by {config.vae.scaling_factor}: it is another model's"
                 )
 
             wanted = {
@@ -309,7 +309,7 @@ def _settings(config, opened, controls, prediction, zero_snr, name, head) -> Mod
     base = next((s for s in opened if s.option == "base"), None) or next(
         s for s in opened if s.option != "controlnet"
     )
-    kind = prediction or base.prediction or config.diffusion.prediction
+    kind = prediction or base.prediction or config.diffusion.prediction_type
     rescaled = next(
         z for z in (zero_snr, base.zero_snr, config.diffusion.zero_terminal_snr) if z is not None
     )
@@ -336,7 +336,7 @@ def _settings(config, opened, controls, prediction, zero_snr, name, head) -> Mod
         head=head,
         controlnets=tuple(n.removeprefix("controlnet_") for n in controls),
         diffusion=dataclasses.replace(
-            config.diffusion, prediction=kind, zero_terminal_snr=rescaled
+            config.diffusion, prediction_type=kind, zero_terminal_snr=rescaled
         ),
     )
 
@@ -560,7 +560,7 @@ def _report(out, config, plan, files, unused, loras, manifest) -> list[str]:
     ]
     size = sum(entry["bytes"] for entry in manifest.values()) / 2**30
     lines.append(
-        f"{out}: {config.name}, {size:.2f} GiB, predicts {config.diffusion.prediction}, head "
+        f"{out}: {config.name}, {size:.2f} GiB, predicts {config.diffusion.prediction_type}, head "
         f"{config.head}"
     )
     source, _ = heads.find(config.head)

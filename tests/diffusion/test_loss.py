@@ -9,7 +9,7 @@ from caphuman_jax.config import DiffusionConfig
 from caphuman_jax.diffusion import loss, sampling_loop, schedule
 
 TIMES = np.array([37, 801])
-ALPHA = jnp.asarray(schedule.alphas(DiffusionConfig())[TIMES])
+ALPHA = jnp.asarray(schedule.alphas_cumprod(DiffusionConfig())[TIMES])
 
 
 def normal(seed, shape=(2, 8, 8, 4)):
@@ -27,7 +27,7 @@ def test_noising_and_v_equal_diffusers(diffusers_schedule):
     v = loss.prediction_target(x, noise, ALPHA, "v")
     np.testing.assert_allclose(v, theirs.get_velocity(*arguments), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(loss.prediction_target(x, noise, ALPHA), noise)
-    with pytest.raises(ValueError, match="prediction is"):
+    with pytest.raises(ValueError, match="prediction_type is"):
         loss.prediction_target(x, noise, ALPHA, "x0")
 
 

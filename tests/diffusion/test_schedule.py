@@ -9,11 +9,11 @@ from caphuman_jax.diffusion import loss, samplers, schedule
 from caphuman_jax.errors import SettingError
 
 SD15 = DiffusionConfig()
-ZERO_SNR = DiffusionConfig(prediction="v", zero_terminal_snr=True)
+ZERO_SNR = DiffusionConfig(prediction_type="v", zero_terminal_snr=True)
 
 
 def betas_of(config):
-    alphas_cumprod = schedule.alphas(config, np.float64)
+    alphas_cumprod = schedule.alphas_cumprod(config, np.float64)
     return 1 - alphas_cumprod / np.append(1, alphas_cumprod[:-1])
 
 
@@ -21,28 +21,28 @@ def test_levels_equal_diffusers(diffusers_schedule):
     theirs = diffusers_schedule()
     np.testing.assert_allclose(betas_of(SD15), theirs.betas.numpy(), rtol=1e-6)
     np.testing.assert_allclose(
-        schedule.alphas(SD15), theirs.alphas_cumprod.numpy(), rtol=1e-4, atol=1e-6
+        schedule.alphas_cumprod(SD15), theirs.alphas_cumprod.numpy(), rtol=1e-4, atol=1e-6
     )
-    assert schedule.alphas(SD15).dtype == np.float32
+    assert schedule.alphas_cumprod(SD15).dtype == np.float32
 
 
 def test_zero_terminal_snr_equals_diffusers(diffusers_schedule):
     theirs = diffusers_schedule(rescale_betas_zero_snr=True)
-    levels = schedule.alphas(ZERO_SNR)
-    assert levels[-1] == 0 and levels[0] == schedule.alphas(SD15)[0]
+    levels = schedule.alphas_cumprod(ZERO_SNR)
+    assert levels[-1] == 0 and levels[0] == schedule.alphas_cumprod(SD15)[0]
     np.testing.assert_allclose(betas_of(ZERO_SNR), theirs.betas.numpy(), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(levels, theirs.alphas_cumprod.numpy(), rtol=1e-4, atol=1e-6)
     with pytest.raises(SettingError, match='predicts "v"'):
-        schedule.alphas(DiffusionConfig(zero_terminal_snr=True))
+        schedule.alphas_cumprod(DiffusionConfig(zero_terminal_snr=True))
 
 
 def test_training_at_zero_snr_shows_noise_alone_and_asks_for_the_picture():
     """The last timestep as training/diffusion.py makes it: noised, its v and its weight."""
     x, noise = jnp.full((1, 2, 2, 1), 0.5, jnp.float32), jnp.full((1, 2, 2, 1), -2.0, jnp.float32)
-    alpha = jnp.asarray(schedule.alphas(ZERO_SNR)[[999]])
+    alpha = jnp.asarray(schedule.alphas_cumprod(ZERO_SNR)[[999]])
     np.testing.assert_array_equal(loss.add_noise(x, noise, alpha), noise)
     np.testing.assert_array_equal(loss.prediction_target(x, noise, alpha, "v"), -x)
-    assert float(loss.min_snr_weight(alpha, prediction="v")[0]) == 0
+    assert float(loss.min_snr_weight(alpha, prediction_type="v")[0]) == 0
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -90,13 +90,13 @@ def test_counting_the_end_leaves_it_out():
 @pytest.mark.parametrize("spacing", ["original", "leading"])
 @pytest.mark.parametrize("steps", [6, 20])
 def test_each_step_of_ddim_ends_where_the_next_begins(spacing, steps):
-    """With x0 = 0 a step scales the noise, so the coefficient of the latents is spread after /
-    spread before.
+    """With x0 = 0 a step scales the noise, so the coefficient of the latents is sigma_t after /
+    sigma_t before.
     """
-    table = samplers.plan(SD15, "ddim", steps, spacing=spacing)
-    last = np.sqrt(1 - schedule.alphas(SD15, np.float64)[0])
+    table = samplers.make_sampler("ddim", SD15, steps, spacing=spacing)
+    last = np.sqrt(1 - schedule.alphas_cumprod(SD15, np.float64)[0])
     np.testing.assert_allclose(
-        table.latents * table.spread, np.append(table.spread[1:], last), rtol=1e-6
+        table.latents * table.sigma_t, np.append(table.sigma_t[1:], last), rtol=1e-6
     )
 
 

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from caphuman_jax.config import MINI
-from caphuman_jax.diffusion import acceleration, sampling_loop, tiling
+from caphuman_jax.diffusion import acceleration, samplers, sampling_loop, tiling
 from caphuman_jax.diffusion.guidance import branch_weights, guided_steps, rescale_guidance
 from caphuman_jax.diffusion.text_to_image import generate
 from caphuman_jax.models import registry
@@ -140,7 +140,7 @@ def plain_branch(networks, params, given, numbers, hard_gate, branch, x, t):
 
 
 @functools.partial(jax.jit, static_argnames=("networks", "cfg", "hard_gate"))
-def plain(networks, params, given, numbers, plan, guided, cfg, hard_gate=True):
+def plain(networks, params, given, numbers, sampler, guided, cfg, hard_gate=True):
     """Pictures; guided (S,): steps that are."""
 
     def denoise(x, t, is_guided, _):
@@ -155,10 +155,15 @@ def plain(networks, params, given, numbers, plan, guided, cfg, hard_gate=True):
 
     noise = sampling_loop.initial_noise(KEYS, (SIZE[0] // 4, SIZE[1] // 4, 8))
     latents = sampling_loop.sample(
-        denoise, noise, plan, prediction=cfg.diffusion.prediction, keys=KEYS, step_constants=guided
+        denoise,
+        noise,
+        sampler,
+        prediction_type=cfg.diffusion.prediction_type,
+        keys=KEYS,
+        step_constants=guided,
     )
     vae = nnx.merge(dict(networks)["vae"], params["vae"])
-    return jnp.clip(vae.decode(latents / cfg.vae.scale) / 2 + 0.5, 0, 1)
+    return jnp.clip(vae.decode(latents / cfg.vae.scaling_factor) / 2 + 0.5, 0, 1)
 
 
 def assert_same(fast, slow):
@@ -183,9 +188,11 @@ def test_everything_at_once_is_the_plain_loop(networks):
     params = apply(params, [(Lora("style", {"unet": parts}), 0.8)])
     cfg = dataclasses.replace(
         CFG,
-        diffusion=dataclasses.replace(CFG.diffusion, prediction="epsilon", zero_terminal_snr=False),
+        diffusion=dataclasses.replace(
+            CFG.diffusion, prediction_type="epsilon", zero_terminal_snr=False
+        ),
     )
-    plan = sampling_loop.plan(cfg.diffusion, "unipc", STEPS)
+    sampler = samplers.make_sampler("unipc", cfg.diffusion, STEPS)
     given = conditions(2, ["pose"])
     numbers = settings(branch_weights(2.0, 1.5, 1.2), ["pose"], identity_until=500.0)
     assert tuple(numbers["weights"]) == ALL
@@ -194,7 +201,7 @@ def test_everything_at_once_is_the_plain_loop(networks):
         given,
         KEYS,
         numbers,
-        plan,
+        sampler,
         cfg=cfg,
         graphs=graphs,
         size=SIZE,
@@ -205,56 +212,77 @@ def test_everything_at_once_is_the_plain_loop(networks):
     assert_same(
         fast,
         plain(
-            graphs, params, given, numbers, plan, jnp.ones(plan.steps, bool), cfg, hard_gate=False
+            graphs,
+            params,
+            given,
+            numbers,
+            sampler,
+            jnp.ones(sampler.steps, bool),
+            cfg,
+            hard_gate=False,
         ),
     )
 
 
 @pytest.fixture(scope="module")
 def default(networks):
-    """Guidance as it is by default, v predicted, noise put back: the plan, and the arguments of
+    """Guidance as it is by default, v predicted, noise put back: the sampler, and the arguments of
     `plain` and `generate`.
     """
-    plan = sampling_loop.plan(CFG.diffusion, "ddim", STEPS, spacing="trailing", eta=1.0)
-    return plan, (networks[1], conditions(1, []), settings(branch_weights(3.0), rescale=0.5))
+    sampler = samplers.make_sampler("ddim", CFG.diffusion, STEPS, spacing="trailing", eta=1.0)
+    return sampler, (networks[1], conditions(1, []), settings(branch_weights(3.0), rescale=0.5))
 
 
 @pytest.fixture(scope="module")
 def saving(networks, default):
-    """Pictures with the savings compiled in, by the steps that are guided and fresh."""
-    plan, (params, given, numbers) = default
+    """Pictures with the savings compiled in, by the steps that are guided and recompute."""
+    sampler, (params, given, numbers) = default
 
-    def run(guided, fresh):
-        numbers_ = numbers | {"guided": jnp.asarray(guided), "recompute_mask": jnp.asarray(fresh)}
+    def run(guided, recompute):
+        numbers_ = numbers | {
+            "guided": jnp.asarray(guided),
+            "recompute_mask": jnp.asarray(recompute),
+        }
         return generate(
-            params, given, KEYS, numbers_, plan, cfg=CFG, graphs=networks[0], size=SIZE, shallow=1
+            params,
+            given,
+            KEYS,
+            numbers_,
+            sampler,
+            cfg=CFG,
+            graphs=networks[0],
+            size=SIZE,
+            shallow=1,
         )[0]
 
     return run
 
 
 def test_default_is_the_plain_loop_and_so_are_savings_that_save_nothing(networks, default, saving):
-    plan, (params, given, numbers) = default
-    always = np.ones(plan.steps, bool)
-    fast = generate(params, given, KEYS, numbers, plan, cfg=CFG, graphs=networks[0], size=SIZE)[0]
-    assert_same(fast, plain(networks[0], params, given, numbers, plan, always, CFG))
-    np.testing.assert_array_equal(guided_steps(plan, (0, 1000)), always)
-    np.testing.assert_array_equal(acceleration.recompute_mask(plan, 1), always)
+    sampler, (params, given, numbers) = default
+    always = np.ones(sampler.steps, bool)
+    fast = generate(params, given, KEYS, numbers, sampler, cfg=CFG, graphs=networks[0], size=SIZE)[
+        0
+    ]
+    assert_same(fast, plain(networks[0], params, given, numbers, sampler, always, CFG))
+    np.testing.assert_array_equal(guided_steps(sampler, (0, 1000)), always)
+    np.testing.assert_array_equal(acceleration.recompute_mask(sampler, 1), always)
     np.testing.assert_allclose(saving(always, always), fast, atol=1e-5)
 
 
 def test_guidance_in_an_interval(networks, default, saving):
-    plan, (params, given, numbers) = default
-    guided = guided_steps(plan, (300, 800))
+    sampler, (params, given, numbers) = default
+    guided = guided_steps(sampler, (300, 800))
     assert guided.tolist() == [False, True, True, False]
     made, slow = (
-        saving(guided, np.ones(plan.steps, bool)),
-        plain(networks[0], params, given, numbers, plan, guided, CFG),
+        saving(guided, np.ones(sampler.steps, bool)),
+        plain(networks[0], params, given, numbers, sampler, guided, CFG),
     )
     assert_same(made, slow)
     assert (
         np.abs(
-            slow - plain(networks[0], params, given, numbers, plan, np.ones(plan.steps, bool), CFG)
+            slow
+            - plain(networks[0], params, given, numbers, sampler, np.ones(sampler.steps, bool), CFG)
         ).max()
         > 0.02
     )
@@ -262,14 +290,14 @@ def test_guidance_in_an_interval(networks, default, saving):
 
 @pytest.mark.slow
 def test_reuse_of_deep_features(networks, default, saving):
-    plan, (params, given, numbers) = default
+    sampler, (params, given, numbers) = default
     graphs = dict(networks[0])
     guided = np.array([False, True, True, True])
-    fresh = acceleration.recompute_mask(plan, 3, guided)
-    assert fresh.tolist() == [True, True, False, False]
+    recompute = acceleration.recompute_mask(sampler, 3, guided)
+    assert recompute.tolist() == [True, True, False, False]
 
     @jax.jit
-    def plain_step(x, t, deep, is_fresh):
+    def plain_step(x, t, deep, recomputes):
         """Guidance's two predictions apart, deep features of each kept."""
         outputs, kept = [], []
         for branch, old in zip(("empty_tokens", "tokens"), deep):
@@ -287,17 +315,19 @@ def test_reuse_of_deep_features(networks, default, saving):
                 gate(run("capface")(x, times, tokens, features), run("capface").mask(features)),
                 numbers["strength"],
             )
-            whole, new = run("unet").with_deep(x, times, text, control, blocks=1)
+            whole, new = run("unet").with_features(x, times, text, control, blocks=1)
             outputs.append(
                 jnp.where(
-                    is_fresh, whole, run("unet").shallow(old, x, times, text, control[:1], blocks=1)
+                    recomputes,
+                    whole,
+                    run("unet").from_cached_features(old, x, times, text, control[:1], blocks=1),
                 )
             )
-            kept.append(jnp.where(is_fresh, new, old))
+            kept.append(jnp.where(recomputes, new, old))
         return outputs, kept
 
     def denoise(x, t, step, deep):
-        (empty, text), deep = plain_step(x, t, deep, step["fresh"])
+        (empty, text), deep = plain_step(x, t, deep, step["recompute"])
         return jnp.where(
             step["guided"], rescale_guidance(empty + 3.0 * (text - empty), text, 0.5), text
         ), deep
@@ -307,26 +337,26 @@ def test_reuse_of_deep_features(networks, default, saving):
     latents = sampling_loop.sample(
         denoise,
         noise,
-        plan,
-        prediction="v",
+        sampler,
+        prediction_type="v",
         keys=KEYS,
-        step_constants={"fresh": fresh, "guided": guided},
+        step_constants={"recompute": recompute, "guided": guided},
         carry=deep,
     )
     slow = jnp.clip(nnx.merge(graphs["vae"], params["vae"]).decode(latents) / 2 + 0.5, 0, 1)
-    assert_same(saving(guided, fresh), slow)
+    assert_same(saving(guided, recompute), slow)
 
 
 def test_fewer_operations_than_the_plain_loop(networks, default):
-    plan, (params, given, numbers) = default
+    sampler, (params, given, numbers) = default
     fast = lambda branches: flops.of(
         generate.trace(
-            *(params, given, KEYS, numbers, plan),
+            *(params, given, KEYS, numbers, sampler),
             **{"cfg": CFG, "graphs": networks[0], "size": SIZE, "branches": branches},
         ).jaxpr
     )
-    always = jnp.ones(plan.steps, bool)
-    slow = flops.of(plain.trace(networks[0], params, given, numbers, plan, always, CFG).jaxpr)
+    always = jnp.ones(sampler.steps, bool)
+    slow = flops.of(plain.trace(networks[0], params, given, numbers, sampler, always, CFG).jaxpr)
     assert fast(("identity", "text")) < 0.75 * slow
     # The second half of guidance costs less than the first, since it shares CapFace and what comes
     # before the prompt.
@@ -336,7 +366,7 @@ def test_fewer_operations_than_the_plain_loop(networks, default):
 @pytest.mark.parametrize("first, second", [("auto", "xla"), ("xla", "auto")])
 def test_another_attention_backend_is_another_program(networks, default, first, second):
     """On a TPU "auto" is splash, a Pallas kernel, from 1,024 positions on."""
-    plan, (params, given, numbers) = default
+    sampler, (params, given, numbers) = default
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     given = given | {"hints": jax.ShapeDtypeStruct((BATCH, 1, 128, 128, 9), jnp.float32)}
 
@@ -344,7 +374,7 @@ def test_another_attention_backend_is_another_program(networks, default, first, 
         compute = ComputeConfig(jnp.bfloat16, attention, platform="tpu", mesh=mesh)
         graphs = tuple((n, graph) for n, (graph, _) in registry.abstract(CFG, compute).items())
         traced = generate.trace(
-            params, given, KEYS, numbers, plan, cfg=CFG, graphs=graphs, size=(128, 128)
+            params, given, KEYS, numbers, sampler, cfg=CFG, graphs=graphs, size=(128, 128)
         )
         return str(traced.jaxpr).count("pallas_call")
 
@@ -353,21 +383,21 @@ def test_another_attention_backend_is_another_program(networks, default, first, 
 
 
 def test_int8_kernels(networks, default):
-    plan, (params, given, numbers) = default
+    sampler, (params, given, numbers) = default
     host = jax.tree.map(np.asarray, params)
     packed = params | {
         name: jax.tree.map(jnp.asarray, quantization.in_int8(host[name], jnp.float32))
         for name in ("unet", "capface")
     }
     run = lambda params: generate(
-        params, given, KEYS, numbers, plan, cfg=CFG, graphs=networks[0], size=SIZE
+        params, given, KEYS, numbers, sampler, cfg=CFG, graphs=networks[0], size=SIZE
     )[0]
     kernel, found = (
         tree["unet"]["encoder"]["middle"]["res_1"]["conv_1"]["kernel"] for tree in (host, packed)
     )
     assert found.values.dtype == jnp.int8
     assert (np.abs(found.dense() - kernel) <= np.abs(kernel).max((0, 1, 2)) / 253).all()
-    rounded = params | {name: quantization.dense(packed[name]) for name in ("unet", "capface")}
+    rounded = params | {name: quantization.dequantize(packed[name]) for name in ("unet", "capface")}
     np.testing.assert_allclose(run(packed), run(rounded), atol=1e-5)
 
 

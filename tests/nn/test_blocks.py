@@ -23,7 +23,7 @@ def test_zeroed_res_block_is_its_input():
         rngs=nnx.Rngs(0),
     )
     x = normal((2, 4, 4, 8))
-    np.testing.assert_array_equal(block(x, block.shift(normal((2, 16)))), x)
+    np.testing.assert_array_equal(block(x, block.time_bias(normal((2, 16)))), x)
 
 
 def test_res_block_sees_the_time():
@@ -31,7 +31,7 @@ def test_res_block_sees_the_time():
         8, 12, groups=4, eps=1e-5, time_width=16, compute=ComputeConfig(), rngs=nnx.Rngs(0)
     )
     x, time = normal((1, 4, 4, 8)), normal((1, 16))
-    one, two = (block(x, block.shift(t)) for t in (time, 2 * time))
+    one, two = (block(x, block.time_bias(t)) for t in (time, 2 * time))
     assert one.shape == (1, 4, 4, 12)
     assert float(jnp.abs(one - two).max()) > 1e-2
 

@@ -6,6 +6,7 @@ import torch
 from flax import nnx
 
 from caphuman_jax.nn.compute_config import ComputeConfig
+from caphuman_jax.nn.embeddings import timestep_embedding
 from caphuman_jax.nn.layers import (
     GroupNorm,
     LayerNorm,
@@ -16,7 +17,6 @@ from caphuman_jax.nn.layers import (
     space_to_depth,
     upsample,
 )
-from caphuman_jax.nn.timesteps import timestep_embedding
 
 
 def normal(shape, seed=0):

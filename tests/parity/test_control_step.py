@@ -32,7 +32,7 @@ def test_gradients_of_the_step_are_the_originals(parity):
         "region": jnp.asarray(face[..., None], jnp.float32),
         "moments": jnp.asarray(
             np.concatenate(
-                [clean / np.float32(model.vae.scale), np.full_like(clean, -1e4)], axis=-1
+                [clean / np.float32(model.vae.scaling_factor), np.full_like(clean, -1e4)], axis=-1
             )
         ),
         "text": parity.tokens("in/text", (BATCH, 77, 64)),

@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 from caphuman_jax.diffusion.guidance import branch_weights, guided
-from caphuman_jax.diffusion.sampling_loop import plan, sample
-from caphuman_jax.diffusion.schedule import alphas
+from caphuman_jax.diffusion.samplers import make_sampler
+from caphuman_jax.diffusion.sampling_loop import sample
+from caphuman_jax.diffusion.schedule import alphas_cumprod
 from caphuman_jax.models.capface import gate, scale_control, sum_controls
 from caphuman_jax.models.identity_projector import drop_identity
 
@@ -157,7 +158,10 @@ def test_ddim(parity, inputs, networks, tokens, control_and_mask):
 
         denoise = guided(predict, branch_weights(7.0))
         return sample(
-            denoise, noise, plan(parity.configs["small"].diffusion, "ddim", 6), trajectory=True
+            denoise,
+            noise,
+            make_sampler("ddim", parity.configs["small"].diffusion, 6),
+            trajectory=True,
         )
 
     final, trajectory = run(networks.params, inputs.latents)
@@ -170,10 +174,10 @@ def test_ddim(parity, inputs, networks, tokens, control_and_mask):
 def test_schedule(parity):
     recorded = parity.recorded("schedule")
     diffusion = parity.configs["full"].diffusion
-    alphas_cumprod = alphas(diffusion, np.float64)
-    betas = 1 - alphas_cumprod / np.append(1, alphas_cumprod[:-1])
+    products = alphas_cumprod(diffusion, np.float64)
+    betas = 1 - products / np.append(1, products[:-1])
     np.testing.assert_allclose(betas, recorded["betas"], rtol=1e-6)
-    np.testing.assert_allclose(alphas(diffusion), recorded["alphas_cumprod"], rtol=1e-5)
+    np.testing.assert_allclose(alphas_cumprod(diffusion), recorded["alphas_cumprod"], rtol=1e-5)
 
 
 def test_vae(parity, size):

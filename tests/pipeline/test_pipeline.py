@@ -13,7 +13,7 @@ from flax import nnx
 from PIL import Image
 
 import caphuman_jax
-from caphuman_jax.diffusion import guidance, sampling_loop
+from caphuman_jax.diffusion import guidance, samplers, sampling_loop
 from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.head import editing
 from caphuman_jax.io import metadata
@@ -76,15 +76,17 @@ def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params
     )
     keys = sampling_loop.picture_keys(5, [0])
     noise = sampling_loop.initial_noise(keys, (16, 16, cfg.unet.in_channels))
-    plan = sampling_loop.plan(
-        cfg.diffusion, "ddim", 2, spacing=cfg.sampling.spacing, eta=cfg.sampling.eta
+    sampler = samplers.make_sampler(
+        "ddim", cfg.diffusion, 2, spacing=cfg.sampling.spacing, eta=cfg.sampling.eta
     )
     latents = jax.jit(
         lambda x: sampling_loop.sample(
-            plain, x, plan, prediction=cfg.diffusion.prediction, keys=keys
+            plain, x, sampler, prediction_type=cfg.diffusion.prediction_type, keys=keys
         )
     )(noise)
-    picture = np.clip(np.asarray(vae.decode(latents / cfg.vae.scale)) / 2 + 0.5, 0, 1) * 255
+    picture = (
+        np.clip(np.asarray(vae.decode(latents / cfg.vae.scaling_factor)) / 2 + 0.5, 0, 1) * 255
+    )
     assert np.abs(picture - made[0]).max() <= 1.5
 
 

@@ -77,7 +77,7 @@ def tiny():
             blocks_per_level=1,
             latent_channels=3,
             groups=4,
-            scale=1.0,
+            scaling_factor=1.0,
         ),
         text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, embed_width=4, vocabulary=100),
     )

@@ -77,4 +77,4 @@ def test_a_short_run_learns_and_the_latents_can_be_centered(tiny):
     (_, before), (latents, after) = round_trip(params), round_trip(centered)
     np.testing.assert_allclose(np.asarray(before), np.asarray(after), atol=0.05)  # bfloat16 compute
     assert np.abs(np.asarray(latents).mean((0, 1, 2)) * vae_cfg.scale).max() < 0.02
-    assert dataclasses.replace(vae_cfg, scale=1.0) == tiny.vae
+    assert dataclasses.replace(vae_cfg, scaling_factor=1.0) == tiny.vae

@@ -88,7 +88,7 @@ def get_config():
         unet=UNetConfig(in_channels=3, out_channels=3, channels=16, channel_multipliers=(1, 2), blocks_per_level=1, attention_resolutions=(2,), heads=2,
                         cross_attention_dim=16, groups=8),
         capface=CapFaceConfig(hint_widths=(8, 8, 16)), text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, embed_width=4),
-        vae=VAEConfig(patch=2, encoder_channels=8, decoder_channels=8, channel_multipliers=(1, 2), blocks_per_level=1, latent_channels=3, groups=4, scale=1.0)).to_dict()
+        vae=VAEConfig(patch=2, encoder_channels=8, decoder_channels=8, channel_multipliers=(1, 2), blocks_per_level=1, latent_channels=3, groups=4, scaling_factor=1.0)).to_dict()
     config.autoencoder.update({"steps": 2, "batch": 4, "size": 32})
     config.training.update({"steps": 2, "batch": 4})
     config.loop.update({"log_every": 1, "evaluate_every": 2, "pictures_every": 2})

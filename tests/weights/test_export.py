@@ -171,7 +171,7 @@ def test_diffusers_folders_are_bases(tmp_path, model, caphuman):
 
     import_model(tmp_path / "m", caphuman=caphuman, base=tmp_path / "saved", config=TINY)
     config = model_folder.read_config(tmp_path / "m")
-    assert (config.diffusion.prediction, config.diffusion.zero_terminal_snr) == ("v", True)
+    assert (config.diffusion.prediction_type, config.diffusion.zero_terminal_snr) == ("v", True)
     export_model(tmp_path / "m", tmp_path / "again.safetensors", "ldm")
     again = safetensors.torch.load_file(tmp_path / "again.safetensors")
     for name, x in mixed().items():

@@ -406,7 +406,7 @@ def test_prediction(tmp_path, caphuman):
     def of(name, **given):
         import_model(tmp_path / name, caphuman=caphuman, config=TINY, **given)
         diffusion = model_folder.read_config(tmp_path / name).diffusion
-        return diffusion.prediction, diffusion.zero_terminal_snr
+        return diffusion.prediction_type, diffusion.zero_terminal_snr
 
     marked = base_file(
         tmp_path / "v.safetensors",

@@ -27,7 +27,7 @@ class Net(nnx.Module):
         )
 
     def __call__(self, x, time, context):
-        return self.attention(self.res(x, self.res.shift(time)), context)
+        return self.attention(self.res(x, self.res.time_bias(time)), context)
 
 
 GRAPH, STATE = nnx.split(Net(jnp.bfloat16))
@@ -40,7 +40,7 @@ INPUTS = [
 
 def run(params):
     return np.asarray(
-        jax.jit(lambda params: nnx.merge(GRAPH, quantization.dense(params))(*INPUTS))(params),
+        jax.jit(lambda params: nnx.merge(GRAPH, quantization.dequantize(params))(*INPUTS))(params),
         np.float32,
     )
 
@@ -82,7 +82,7 @@ def test_in_a_loop_they_stay_8_bit():
 
     def loop(kernels, x, beside):
         def body(x, _):
-            for kernel in quantization.dense(kernels, x if beside else None):
+            for kernel in quantization.dequantize(kernels, x if beside else None):
                 x = jnp.tanh(x @ kernel)
             return x, None
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings(
 )  # torch's, in Diffusers
 
 SD15 = DiffusionConfig()
-ZERO_SNR = DiffusionConfig(prediction="v", zero_terminal_snr=True)
+ZERO_SNR = DiffusionConfig(prediction_type="v", zero_terminal_snr=True)
 SHAPE = (2, 6, 5, 4)
 KEYS = sampling_loop.picture_keys(3, [0, 1])
 SCHEDULERS = {
@@ -81,7 +81,7 @@ def ours_v(latents, table):
         stateless(lambda x, t, _: model(x, t, jnp, jnp.asarray)),
         latents,
         table,
-        prediction="v",
+        prediction_type="v",
         keys=KEYS,
         trajectory=True,
     )
@@ -96,7 +96,7 @@ def theirs(monkeypatch, noise, config, name, steps, spacing, eta):
         beta_schedule="scaled_linear",
         steps_offset=1,
         timestep_spacing=spacing,
-        prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[config.prediction],
+        prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[config.prediction_type],
         **({"rescale_betas_zero_snr": True} if config.zero_terminal_snr else {}),
         **options,
     )
@@ -113,15 +113,15 @@ def theirs(monkeypatch, noise, config, name, steps, spacing, eta):
     scaled = lambda i: (scheduler.sigmas[i] ** 2 + 1) ** 0.5 if name == "euler_a" else 1.0
     x, after_each = double(noise[0]) * scaled(0), []
     for i, t in enumerate(scheduler.timesteps):
-        fresh = double(noise[i + 1])
+        noise = double(noise[i + 1])
         for module in (scheduling_lcm, scheduling_euler_ancestral_discrete):
-            monkeypatch.setattr(module, "randn_tensor", lambda *shape, fresh=fresh, **_: fresh)
+            monkeypatch.setattr(module, "randn_tensor", lambda *shape, noise=noise, **_: noise)
         output = model(scheduler.scale_model_input(x, t), t.float(), torch, double)
         x = scheduler.step(
             output,
             t,
             x,
-            **({"eta": eta, "variance_noise": fresh if eta else None} if name == "ddim" else {}),
+            **({"eta": eta, "variance_noise": noise if eta else None} if name == "ddim" else {}),
         ).prev_sample
         after_each.append((x / scaled(i + 1)).numpy())
     return scheduler.timesteps.numpy(), after_each
@@ -129,9 +129,11 @@ def theirs(monkeypatch, noise, config, name, steps, spacing, eta):
 
 def compare(monkeypatch, noise, config, name, steps, spacing, eta=0.0):
     timesteps, expected = theirs(monkeypatch, noise, config, name, steps, spacing, eta)
-    table = samplers.plan(config, name, steps, spacing=spacing, eta=eta)
+    table = samplers.make_sampler(name, config, steps, spacing=spacing, eta=eta)
     np.testing.assert_array_equal(table.timesteps, timesteps)
-    final, after_each = {"epsilon": ours_epsilon, "v": ours_v}[config.prediction](noise[0], table)
+    final, after_each = {"epsilon": ours_epsilon, "v": ours_v}[config.prediction_type](
+        noise[0], table
+    )
     for a, b in zip(after_each, expected, strict=True):
         assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
     np.testing.assert_array_equal(final, after_each[-1])
@@ -144,7 +146,9 @@ def test_every_sampler_equals_diffusers_step_for_step(monkeypatch, noise, name, 
 
 
 @pytest.mark.parametrize(
-    "config", [SD15, DiffusionConfig(prediction="v"), ZERO_SNR], ids=["epsilon", "v", "zero SNR"]
+    "config",
+    [SD15, DiffusionConfig(prediction_type="v"), ZERO_SNR],
+    ids=["epsilon", "v", "zero SNR"],
 )
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -185,7 +189,7 @@ def test_every_number_of_steps_has_diffusers_timesteps(name):
         ):
             scheduler.set_timesteps(steps)
             expected = scheduler.timesteps.numpy()
-            table = samplers.plan(SD15, name, steps, spacing=spacing)
+            table = samplers.make_sampler(name, SD15, steps, spacing=spacing)
             if (expected >= 0).all():
                 np.testing.assert_array_equal(table.timesteps, expected)
             assert (
@@ -203,23 +207,23 @@ def test_known_answer_and_who_comes_closer_to_it():
     x = jnp.linspace(-2, 2, 16, dtype=jnp.float32).reshape(1, 4, 4, 1)
 
     def error(name, steps):
-        table = samplers.plan(SD15, name, steps, spacing="trailing")
-        rows = {"signal": jnp.asarray(table.signal), "spread": jnp.asarray(table.spread)}
+        table = samplers.make_sampler(name, SD15, steps, spacing="trailing")
+        rows = {"alpha_t": jnp.asarray(table.alpha_t), "sigma_t": jnp.asarray(table.sigma_t)}
 
         def best(x, t, row):
             return (
-                row["spread"]
-                * (x - row["signal"] * mean)
-                / (row["signal"] ** 2 * deviation**2 + row["spread"] ** 2)
+                row["sigma_t"]
+                * (x - row["alpha_t"] * mean)
+                / (row["alpha_t"] ** 2 * deviation**2 + row["sigma_t"] ** 2)
             )
 
         until = list(table.timesteps).index(
             99
         )  # visited by all; the strides after it are long however many they are
-        at = lambda i: (np.float64(table.signal[i]), np.float64(table.spread[i]))
-        mean_and_deviation = lambda signal, spread: (
-            signal * mean,
-            np.sqrt((signal * deviation) ** 2 + spread**2),
+        at = lambda i: (np.float64(table.alpha_t[i]), np.float64(table.sigma_t[i]))
+        mean_and_deviation = lambda alpha_t, sigma_t: (
+            alpha_t * mean,
+            np.sqrt((alpha_t * deviation) ** 2 + sigma_t**2),
         )
         (m, d), (m_until, d_until) = mean_and_deviation(*at(0)), mean_and_deviation(*at(until))
         made = sampling_loop.sample(
@@ -246,25 +250,29 @@ def test_known_answer_and_who_comes_closer_to_it():
 @pytest.mark.parametrize("config", [SD15, ZERO_SNR], ids=["epsilon", "zero SNR"])
 def test_a_perfect_denoiser_brings_back_the_picture(noise, name, config):
     x0 = jnp.asarray(noise[1])
-    table = samplers.plan(config, name, 10, spacing="trailing")
-    rows = {"signal": jnp.asarray(table.signal), "spread": jnp.asarray(table.spread)}
+    table = samplers.make_sampler(name, config, 10, spacing="trailing")
+    rows = {"alpha_t": jnp.asarray(table.alpha_t), "sigma_t": jnp.asarray(table.sigma_t)}
 
     def perfect(x, t, row):
-        fresh = (x - row["signal"] * x0) / row["spread"]
+        noise = (x - row["alpha_t"] * x0) / row["sigma_t"]
         return (
-            fresh if config.prediction == "epsilon" else row["signal"] * fresh - row["spread"] * x0
+            noise
+            if config.prediction_type == "epsilon"
+            else row["alpha_t"] * noise - row["sigma_t"] * x0
         )
 
     made = sampling_loop.sample(
         stateless(perfect),
         jnp.asarray(noise[0]),
         table,
-        prediction=config.prediction,
+        prediction_type=config.prediction_type,
         keys=KEYS,
         step_constants=rows,
     )
     # DDIM's last step ends at ᾱ₀, so a little noise is left.
-    remaining = np.sqrt(1 - schedule.alphas(config, np.float64)[0]) if name == "ddim" else 1e-4
+    remaining = (
+        np.sqrt(1 - schedule.alphas_cumprod(config, np.float64)[0]) if name == "ddim" else 1e-4
+    )
     assert np.abs(made - x0).max() < 5 * remaining
 
 
@@ -279,7 +287,7 @@ def test_samplers_that_forget_carry_nothing():
         ("dpmpp_2m", 0.0, 2),
         ("unipc", 0.0, 4),
     ):
-        table = samplers.plan(SD15, name, 4, eta=eta)
+        table = samplers.make_sampler(name, SD15, 4, eta=eta)
         traced = jax.make_jaxpr(
             lambda x, t=table: sampling_loop.sample(stateless(lambda x, *_: x), x, t, keys=KEYS[:1])
         )(x)
@@ -294,29 +302,29 @@ def test_plans_of_one_form_share_a_program():
         )
     )
     x = jnp.ones(SHAPE, jnp.float32)
-    made = [run(x, samplers.plan(SD15, *how)) for how in (("euler_a", 8), ("lcm", 8))]
+    made = [run(x, samplers.make_sampler(name, SD15, 8)) for name in ("euler_a", "lcm")]
     assert run._cache_size() == 1 and np.abs(made[0] - made[1]).max() > 0.1
-    run(x, samplers.plan(SD15, "ddim", 8))
+    run(x, samplers.make_sampler("ddim", SD15, 8))
     assert run._cache_size() == 2
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sampler": "heun"}, "no sampler 'heun'; choose one of ddim, dpmpp_2m"),
-        ({"sampler": "unipc", "eta": 0.5}, "eta belongs to the sampler ddim"),
+        ({"name": "heun"}, "no sampler 'heun'; choose one of ddim, dpmpp_2m"),
+        ({"name": "unipc", "eta": 0.5}, "eta belongs to the sampler ddim"),
         ({"eta": 1.5}, "eta must lie between 0 and 1"),
         ({"spacing": "sideways"}, "spacing is 'sideways'"),
-        ({"sampler": "lcm", "spacing": "sideways"}, "spacing is 'sideways'"),
-        ({"sampler": "lcm", "steps": 51}, "lcm takes 1 to 50 steps"),
-        ({"sampler": "lcm", "steps": 0}, "lcm takes 1 to 50 steps"),
+        ({"name": "lcm", "spacing": "sideways"}, "spacing is 'sideways'"),
+        ({"name": "lcm", "steps": 51}, "lcm takes 1 to 50 steps"),
+        ({"name": "lcm", "steps": 0}, "lcm takes 1 to 50 steps"),
         (
-            {"sampler": "lcm", "config": DiffusionConfig(num_timesteps=20), "steps": 4},
+            {"name": "lcm", "config": DiffusionConfig(num_timesteps=20), "steps": 4},
             "at least 50 timesteps",
         ),
-        ({"sampler": "dpmpp_2m", "steps": 1000}, "steps is 1000; it must lie between 1 and 999"),
-        ({"sampler": "dpmpp_2m_karras", "steps": 0}, "steps is 0"),
-        ({"sampler": "euler_a", "steps": 1001, "spacing": "linspace"}, "between 1 and 1000"),
+        ({"name": "dpmpp_2m", "steps": 1000}, "steps is 1000; it must lie between 1 and 999"),
+        ({"name": "dpmpp_2m_karras", "steps": 0}, "steps is 0"),
+        ({"name": "euler_a", "steps": 1001, "spacing": "linspace"}, "between 1 and 1000"),
         (
             {"config": DiffusionConfig(zero_terminal_snr=True)},
             'zero_terminal_snr needs a model that predicts "v"',
@@ -325,7 +333,7 @@ def test_plans_of_one_form_share_a_program():
 )
 def test_what_cannot_be_is_said_in_one_line(change, message):
     with pytest.raises(SettingError, match=message) as error:
-        samplers.plan(**{"config": SD15, "sampler": "ddim", "steps": 20, **change})
+        samplers.make_sampler(**{"config": SD15, "name": "ddim", "steps": 20, **change})
     assert "\n" not in str(error.value)
 
 

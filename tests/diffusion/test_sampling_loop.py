@@ -1,5 +1,5 @@
 """The loop: the original's DDIM, step constants, precision, and noise that can be repeated.
-(Samplers against Diffusers: test_plan.)
+(Samplers against Diffusers: test_sampler_coefficients.)
 """
 
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from caphuman_jax.config import DiffusionConfig
-from caphuman_jax.diffusion import sampling_loop
+from caphuman_jax.diffusion import samplers, sampling_loop
 
 SD15 = DiffusionConfig()
 SHAPE = (2, 6, 5, 4)
@@ -29,7 +29,7 @@ def toy_denoiser(x, t):
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_original_spacing_equals_the_formula_in_float64(eta):
-    table = sampling_loop.plan(SD15, "ddim", 6, eta=eta)
+    table = samplers.make_sampler("ddim", SD15, 6, eta=eta)
     keys = sampling_loop.picture_keys(3, [0, 1])
     levels = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
     times = [997, 831, 665, 499, 333, 167, 1, 0]
@@ -62,7 +62,7 @@ def test_original_spacing_equals_the_formula_in_float64(eta):
 
 @pytest.mark.parametrize("sampler", ["ddim", "unipc"])
 def test_step_constants_arrive_one_step_at_a_time(sampler):
-    table = sampling_loop.plan(SD15, sampler, 4)
+    table = samplers.make_sampler(sampler, SD15, 4)
     constants = {"t": jnp.asarray(table.timesteps)}
     x = jnp.asarray(normal(0))
     a = sampling_loop.sample(
@@ -72,9 +72,9 @@ def test_step_constants_arrive_one_step_at_a_time(sampler):
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("sampler", sampling_loop.SAMPLERS)
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 def test_low_precision_output_keeps_the_state_in_float32(sampler):
-    table = sampling_loop.plan(SD15, sampler, 3)
+    table = samplers.make_sampler(sampler, SD15, 3)
     result = sampling_loop.sample(
         stateless(lambda x, t, _: x.astype(jnp.bfloat16)),
         jnp.asarray(normal(0)),
@@ -100,9 +100,12 @@ def test_missing_noise_and_unknown_predictions_are_errors():
     x = jnp.asarray(normal(0))
     with pytest.raises(ValueError, match="keys"):
         sampling_loop.sample(
-            stateless(lambda x, t, _: x), x, sampling_loop.plan(SD15, "ddim", 4, eta=1.0)
+            stateless(lambda x, t, _: x), x, samplers.make_sampler("ddim", SD15, 4, eta=1.0)
         )
-    with pytest.raises(ValueError, match="prediction is"):
+    with pytest.raises(ValueError, match="prediction_type is"):
         sampling_loop.sample(
-            stateless(lambda x, t, _: x), x, sampling_loop.plan(SD15, "ddim", 4), prediction="x0"
+            stateless(lambda x, t, _: x),
+            x,
+            samplers.make_sampler("ddim", SD15, 4),
+            prediction_type="x0",
         )
