@@ -55,7 +55,7 @@ class Target:
 class Outcome:
     """One program compiled for one target. Bytes, operations and seconds are those of one device.
 
-    fits: None where the memory is not known. total: arguments + outputs that are no arguments +
+    fits: None where the memory is not known. total: arguments + outputs that are not arguments +
     temporaries + code. flops: of the networks, counted on what was traced; compiled_flops and
     bytes_accessed: as the compiler counts them, which leaves hand-written kernels out."""
 

@@ -84,8 +84,8 @@ def _check_writable(out: Path) -> None:
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise SettingError(
-            f"the pictures cannot be written to {out}: {there} is no folder that may be written "
-            f"to; choose another with --out"
+            f"the pictures cannot be written to {out}: {there} is not a directory that may be "
+            f"written to; choose another with --out"
         )
 
 

@@ -136,7 +136,7 @@ def pixels(text: str) -> int | list[int]:
         sides = [int(side) for side in text.lower().split("x")]
     except ValueError:
         raise SettingError(
-            f"--size is a side in pixels or WIDTHxHEIGHT, such as 256 or 256x320; {text!r} is no "
-            f"number"
+            f"--size is a side in pixels or WIDTHxHEIGHT, such as 256 or 256x320; {text!r} is not "
+            f"a number"
         ) from None
     return sides[0] if len(sides) == 1 else sides

@@ -156,7 +156,7 @@ def _numbers(text: str) -> dict:
                 numbers[name] = float(value)
             except ValueError:
                 raise CapHumanError(
-                    f"a head for the evaluation: {entry!r} is no number of degrees; write for "
+                    f"a head for the evaluation: {entry!r} is not a number of degrees; write for "
                     f"example yaw=-20"
                 ) from None
         else:

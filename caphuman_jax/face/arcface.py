@@ -37,7 +37,7 @@ class ArcFace:
     """
 
     def __init__(self, path: str | os.PathLike, threads: int = 0):
-        """Raises ModelFolderError where the file cannot be read or is no network of this kind."""
+        """Raises ModelFolderError if the file cannot be read or is not a network of this kind."""
         import onnxruntime
 
         self.path = Path(path).expanduser()

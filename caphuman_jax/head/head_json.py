@@ -81,8 +81,8 @@ def read(path: str | os.PathLike) -> dict:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise HeadError(f"the numbers {path} cannot be read ({error.strerror or error})") from error
-    except ValueError as error:  # also text that is no UTF-8
-        raise HeadError(f"the numbers {path} are no JSON: {error}") from error
+    except ValueError as error:  # also text that is not UTF-8
+        raise HeadError(f"the numbers {path} are not JSON: {error}") from error
     if not isinstance(record, dict):
         raise HeadError(
             f'the numbers {path} are a {type(record).__name__}; a head is {{"yaw": 10, …}}'

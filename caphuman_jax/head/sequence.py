@@ -434,8 +434,8 @@ def _video(path, every, fps):
     try:
         if not video.isOpened():
             raise PhotoError(
-                f"{path} is no table, picture or video that can be read; save it as MP4, GIF or a "
-                f"folder of photos"
+                f"{path} is not a table, picture or video that can be read; save it as MP4, GIF or "
+                f"a folder of photos"
             )
         rate = fps or video.get(cv2.CAP_PROP_FPS)
         rate = rate if np.isfinite(rate) and rate > 0 else FPS

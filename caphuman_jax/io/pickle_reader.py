@@ -92,7 +92,7 @@ class Reader(pickle._Unpickler):
         if function.call is None:
             raise Refused(f"it calls {function.name}")
         if type(args) is not tuple:
-            raise Damaged("arguments are no tuple")
+            raise Damaged("arguments are not a tuple")
         try:
             return function.call(self, *args)
         except TypeError as error:
@@ -139,26 +139,26 @@ class Reader(pickle._Unpickler):
     def _set_items(self, items: list) -> None:
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
-            raise Damaged("entries of something that is no dict")
+            raise Damaged("entries of something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[checked_key(key)] = value
 
     def load_appends(self) -> None:
         items = self.pop_mark()
         if type(self.stack[-1]) is not list:
-            raise Damaged("items of something that is no list")
+            raise Damaged("items of something that is not a list")
         self.stack[-1].extend(items)
 
     def load_append(self) -> None:
         item = self.stack.pop()
         if type(self.stack[-1]) is not list:
-            raise Damaged("items of something that is no list")
+            raise Damaged("items of something that is not a list")
         self.stack[-1].append(item)
 
     def load_additems(self) -> None:
         items = self.pop_mark()
         if type(self.stack[-1]) is not set:
-            raise Damaged("items of something that is no set")
+            raise Damaged("items of something that is not a set")
         self.stack[-1].update(checked_key(item) for item in items)
 
     def load_frozenset(self) -> None:

@@ -75,7 +75,7 @@ class _Instance(Built):
 
     def set_state(self, reader, state):
         if type(state) is not dict:
-            raise Damaged("attributes that are no dict")
+            raise Damaged("attributes that are not a dict")
         self.state = state
 
     def finish(self, resolve):

@@ -70,7 +70,7 @@ def read_header(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise Damaged("its header is too long to be true")
     header = json.loads(file.read(8, length).tobytes().decode("utf-8"), object_pairs_hook=_unique)
     if not isinstance(header, dict):
-        raise Damaged("its header is no JSON object")
+        raise Damaged("its header is not a JSON object")
     metadata = header.pop("__metadata__", {}) or {}
     tensors, places = {}, []
     for name, entry in header.items():

@@ -211,7 +211,7 @@ def _tensor_v3(reader, storage, offset, size, strides, requires_grad, hooks, dty
 
 def _parameter(reader, data, requires_grad=True, hooks=None, state=None):
     if not isinstance(data, Tensor):
-        raise Damaged("a parameter that is no tensor")
+        raise Damaged("a parameter that is not a tensor")
     return data
 
 
@@ -219,7 +219,7 @@ def _from_type(reader, function, kind, args, state):
     """A tensor with attributes; they are left out."""
     result = reader.invoke(function, args)
     if not isinstance(result, Tensor):
-        raise Refused("it rebuilds something that is no tensor")
+        raise Refused("it rebuilds something that is not a tensor")
     return result
 
 
@@ -283,7 +283,7 @@ def _typed_storage(pid: Any, found: dict[str, Storage]) -> _TypedStorage:
         what = (
             pid[0] if type(pid) is tuple and pid and isinstance(pid[0], str) else type(pid).__name__
         )
-        raise Refused(f"it refers to something that is no storage ({what[:40]})")
+        raise Refused(f"it refers to something that is not a storage ({what[:40]})")
     _, kind, key, _, count, *view = pid
     if isinstance(key, int):
         key = str(key)

@@ -261,7 +261,7 @@ def _json(text: str):
     try:
         return json.loads(text)
     except ValueError as error:
-        return _Wrong(f"is no JSON ({error})")
+        return _Wrong(f"is not JSON ({error})")
 
 
 def _object(text: str) -> dict | str:

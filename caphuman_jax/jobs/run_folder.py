@@ -223,7 +223,7 @@ class RunFolder:
 
 def _refuse_strangers(out: Path) -> None:
     if not out.is_dir():
-        raise SettingError(f"{out} is no folder; choose another with --out")
+        raise SettingError(f"{out} is not a directory; choose another with --out")
     for path in out.iterdir():
         if path.suffix in (".png", ".jpg", ".array_record"):
             raise SettingError(

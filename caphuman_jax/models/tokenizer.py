@@ -53,7 +53,7 @@ class ClipTokenizer:
         for row, text in zip(ids, texts, strict=True):
             text = text.encode("utf-8", "replace").decode(
                 "utf-8"
-            )  # a terminal may pass on bytes that are no UTF-8
+            )  # a terminal may pass on bytes that are not UTF-8
             words = _backend(self._files).encode(text, add_special_tokens=False)
             if len(words.ids) > length - 2:
                 rest = text[words.offsets[length - 2][0] :]

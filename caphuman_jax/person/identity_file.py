@@ -69,7 +69,7 @@ def load(path: str | os.PathLike, head_model: str, known_by: str) -> Person:
         with safe_open(path, framework="numpy") as file:
             facts = file.metadata() or {}
             if facts.get("format") != FORMAT:
-                raise PhotoError(f"{path} is no identity file; make one with caphuman identity")
+                raise PhotoError(f"{path} is not an identity file; make one with caphuman identity")
             if facts.get("format_version") != FORMAT_VERSION:
                 raise PhotoError(
                     f"{path} has format version {facts.get('format_version')}; this program reads "

@@ -45,8 +45,8 @@ _TRAINED_OFF_CENTER, _TRAINED_SIZES = 0.25, (0.33, 0.8)
 class Person:
     """A face in a photo, measured; reusable for any number of pictures.
 
-    name, sha256: the photo's file name and the checksum of its bytes (of its pixels where it is no
-    file).
+    name, sha256: the photo's file name and the checksum of its bytes (of its pixels where it is not
+    a file).
     square: (S, S, 3) uint8, the upright square around the head. landmarks: (478, 3) in the square's
     pixels.
     head: in that square, with light and albedo. place: (2, 3), photo pixels to the square's;
@@ -296,7 +296,7 @@ def _moved(landmarks: np.ndarray, matrix: np.ndarray, scale: float) -> np.ndarra
 
 
 def checksum(photo: PhotoSource, image: np.ndarray) -> str:
-    """SHA-256 of a photo's file, or of its pixels where it is no file."""
+    """SHA-256 of a photo's file, or of its pixels where it is not a file."""
     if isinstance(photo, (str, os.PathLike)):
         return hashlib.sha256(Path(photo).read_bytes()).hexdigest()
     return hashlib.sha256(
@@ -312,5 +312,5 @@ def _plain(value):
         return value
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
-        raise SettingError(f"{value!r} is no number")
+        raise SettingError(f"{value!r} is not a number")
     return array.tolist()

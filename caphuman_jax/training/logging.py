@@ -102,7 +102,7 @@ class Report:
 
     def measured(self, step: int, values: Mapping[str, float | list], under: str) -> None:
         """Further numbers, such as those of held-out people, named UNDER/NAME; the line names those
-        that are no lists.
+        that are not lists.
         """
         if self.writers:
             self._write(step, {f"{under}/{name}": value for name, value in values.items()})

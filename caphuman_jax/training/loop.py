@@ -30,7 +30,7 @@ from caphuman_jax.training.recipe import Recipe, State
 
 AHEAD = 2  # steps given to the devices before the metrics of the first of them are looked at
 NOT_A_NUMBER = 1
-"""Exit code when a metric was no number."""
+"""Exit code when a metric was not a number."""
 
 
 class Batches(Protocol):

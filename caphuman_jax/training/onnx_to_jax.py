@@ -32,7 +32,7 @@ def load_onnx(path: str | Path) -> tuple[Params, Apply]:
     It is pure: use it under `jit`, `grad` and `vmap`. Compute follows the dtype of `params` and
     inputs, which must agree. Inner tensors keep the graph's layout, which is NCHW.
 
-    Raises ModelFolderError for a file that is no ONNX network or holds an operator that is not
+    Raises ModelFolderError for a file that is not an ONNX network or holds an operator that is not
     known here, and, from `apply`, for a tensor name that the graph does not have."""
     graph = _read_graph(path)
     params, shapes, nodes = _fold_constants(graph)

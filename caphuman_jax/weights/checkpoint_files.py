@@ -35,7 +35,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
     """Name → array, read at each look-up; close it, or use it in `with`.
 
     path: the file; files: all that belong to it; format: "safetensors", "torch", "old torch" or
-    "pickle"; metadata: a safetensors file's; extra: what is no array (numbers, texts), by dotted
+    "pickle"; metadata: a safetensors file's; extra: all but arrays (numbers, texts), by dotted
     name. bfloat16 is `ml_dtypes.bfloat16`."""
 
     def __init__(

@@ -587,8 +587,8 @@ def read_configuration(given: str) -> ModelConfig | None:
     except (OSError, ValueError) as error:
         raise SettingError(f"--config {given} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise SettingError(f"--config {given} is no JSON object")
+        raise SettingError(f"--config {given} is not a JSON object")
     try:
         return ModelConfig.from_dict(content.get("config", content))
     except (TypeError, AttributeError) as error:
-        raise SettingError(f"--config {given} is no configuration: {error}") from error
+        raise SettingError(f"--config {given} is not a configuration: {error}") from error

@@ -107,7 +107,7 @@ def parse(text: str) -> tuple[Path, Strength]:
             raise ValueError(tail)
     except ValueError as error:
         raise SettingError(
-            f"LoRA {text}: there is no such file, and {tail!r} is no strength; write FILE:0.8 or "
+            f"LoRA {text}: there is no such file, and {tail!r} is not a strength; write FILE:0.8 or "
             f"FILE:0.8,0.5"
         ) from error
     return Path(path), strengths[0] if len(strengths) == 1 else (strengths[0], strengths[1])
@@ -139,7 +139,7 @@ def read(
 
     metadata: that of a safetensors file, where diffusers writes alpha; a layer with no alpha
     anywhere has its rank as alpha. Raises ModelFolderError naming every key that is not understood,
-    and by its kind a file that is no LoRA of these kinds."""
+    and by its kind a file that is not a LoRA of these kinds."""
     lookup = {network: _lookup(network, cfg) for network in NETWORKS}
     places: dict[tuple[str, str], str] = {}
     arrays: dict[tuple[str, str], dict[str, Any]] = {}
@@ -344,7 +344,7 @@ class _Settings:
         try:
             self.entries = json.loads(metadata.get("lora_adapter_metadata") or "{}")
             if not isinstance(self.entries, dict):
-                raise TypeError("it is no object")
+                raise TypeError("it is not an object")
         except (TypeError, ValueError) as error:
             raise ModelFolderError(
                 f"{name}: lora_adapter_metadata in its header cannot be read: {error}"
@@ -370,7 +370,7 @@ class _Settings:
             return 1.0
         if not isinstance(alpha, int | float):
             raise ModelFolderError(
-                f"{self.name}: alpha in its header is {alpha!r}, which is no number"
+                f"{self.name}: alpha in its header is {alpha!r}, which is not a number"
             )
         return alpha / (math.sqrt(rank) if entries.get("use_rslora") else rank)
 
@@ -381,7 +381,7 @@ class _Settings:
 def _lora(x: dict[str, np.ndarray]) -> np.ndarray:
     up, down = x["up"], x["down"]
     if up.size != up.shape[0] * up.shape[1]:
-        raise ValueError(f"an upward part of {up.shape}, which is no matrix")
+        raise ValueError(f"an upward part of {up.shape}, which is not a matrix")
     up = up.reshape(up.shape[:2])
     if "mid" in x:
         return _tucker(x["mid"], up.T, down.reshape(down.shape[:2]))

@@ -35,7 +35,7 @@ def find_model(name_or_path: str | Path) -> Path:
     if (path / "config.json").is_file():
         return path
     if path.is_dir():
-        raise ModelFolderError(f"{path} is no model folder: it has no config.json")
+        raise ModelFolderError(f"{path} is not a model folder: it has no config.json")
     known = ", ".join(shipped) or "none"
     raise ModelFolderError(
         f"no model named {name_or_path} and no folder of that path; shipped models: {known}"
@@ -84,7 +84,7 @@ def writing(
     if path.exists() and not overwrite:
         raise ModelFolderError(f"{path} exists already; choose another folder or allow overwriting")
     if path.exists() and not (path / marker).is_file():
-        raise ModelFolderError(f"{path} exists and is no {kind}; it is left as it is")
+        raise ModelFolderError(f"{path} exists and is not a {kind}; it is left as it is")
 
     with atomic.folder(path) as part:
         yield part
@@ -175,7 +175,7 @@ def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads((path / "config.json").read_text())
     except FileNotFoundError as error:
-        raise ModelFolderError(f"{path} is no model folder: it has no config.json") from error
+        raise ModelFolderError(f"{path} is not a model folder: it has no config.json") from error
     except (OSError, ValueError) as error:
         raise ModelFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:

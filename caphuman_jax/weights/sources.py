@@ -167,7 +167,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelFolderError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ModelFolderError(f"{path} cannot be read: it is no JSON object")
+        raise ModelFolderError(f"{path} cannot be read: it is not a JSON object")
     return content
 
 

@@ -214,7 +214,7 @@ def test_report_is_written(model, subjects, tmp_path, missing):
     report.write_index(tmp_path / "index.md", document)
     loaded = json.loads(
         (tmp_path / "report.json").read_text(),
-        parse_constant=lambda text: pytest.fail(f"{text} is no JSON"),
+        parse_constant=lambda text: pytest.fail(f"{text} is not JSON"),
     )
     assert loaded["seconds"]["generate"] is None
     assert loaded["results"]["face_found"]["value"] == (0 if missing else 1)

@@ -275,5 +275,5 @@ def test_wrong_files(tmp_path, folder, entries, embedding, data):
     with pytest.raises(HeadError, match="numbers.npy"):
         flame_files.read_embedding(tmp_path / "numbers.npy")
     (tmp_path / "quads.obj").write_text("v 0 0 0\nvt 0 0\nf 1/1 1/1 1/1 1/1\n")
-    with pytest.raises(HeadError, match="quads.obj is no mesh of triangles"):
+    with pytest.raises(HeadError, match="quads.obj is not a mesh of triangles"):
         flame_files.read_template(tmp_path / "quads.obj")

@@ -205,7 +205,7 @@ def test_bad_sources(model, reference, tmp_path):
         (tmp_path / "gone.mp4", PhotoError, "does not exist"),
         (tmp_path / "empty", PhotoError, "no photos"),
         ([], PhotoError, "empty"),
-        (tmp_path / "text.mp4", PhotoError, "no table, picture or video"),
+        (tmp_path / "text.mp4", PhotoError, "not a table, picture or video"),
         (tmp_path / "black.gif", NoFaceError, "any of the 1 frames"),
     ):
         with pytest.raises(error, match=told):

@@ -94,7 +94,7 @@ def test_lines_that_are_no_jobs_and_files_without_any(write, checker, tmp_path):
         "jobs.jsonl:4",
     ]
     assert (
-        "no JSON" in found.problems[0]
+        "not JSON" in found.problems[0]
         and "must be an object" in found.problems[1]
         and "'1' is that of jobs.jsonl:1 already" in found.problems[2]
     )

@@ -126,5 +126,5 @@ def test_a_folder_of_another_run_or_of_other_pictures_is_refused(open_folder, tm
         open_folder(name="pictures")
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["mine.png"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(SettingError, match="no folder"):
+    with pytest.raises(SettingError, match="not a directory"):
         open_folder(name="file")

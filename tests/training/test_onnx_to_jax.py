@@ -127,7 +127,7 @@ def save_one_node(path, op_type, **attributes):
 def test_errors_name_what_is_wrong(tmp_path):
     with pytest.raises(ModelFolderError, match="no such file"):
         load_onnx(tmp_path / "none.onnx")
-    (tmp_path / "bad.onnx").write_bytes(b"this is no network")
+    (tmp_path / "bad.onnx").write_bytes(b"this is not a network")
     with pytest.raises(ModelFolderError, match="not an ONNX network"):
         load_onnx(tmp_path / "bad.onnx")
     save_one_node(tmp_path / "erf.onnx", "Erf")

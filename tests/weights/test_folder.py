@@ -170,7 +170,7 @@ def test_overwriting_must_be_allowed_and_keeps_the_model_card(saved):
 
     other = saved.parent / "photos"
     other.mkdir()
-    with pytest.raises(ModelFolderError, match="is no model folder; it is left"):
+    with pytest.raises(ModelFolderError, match="is not a model folder; it is left"):
         model_folder.save_model(other, CONFIG, params, overwrite=True)
 
 

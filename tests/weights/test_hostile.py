@@ -136,7 +136,7 @@ ATTACKS = {
     "stack underflow": (b"\x80\x020R.", "damaged"),
     "never stops": (b"\x80\x02" + b"N0" * 100, "damaged"),
     "list as key": (text("(d(lI1\ns."), "key is a list"),
-    "entries of a list": (text("(lI0\nI1\ns."), "no dict"),
+    "entries of a list": (text("(lI0\nI1\ns."), "not a dict"),
     "torch from bytes": (text("ctorch.storage\n_load_from_bytes\n(S'x'\ntR."), "_load_from_bytes"),
 }
 

@@ -713,7 +713,7 @@ def test_command(tmp_path, caphuman, tiny_config, capsys):
         ([], "nothing to import"),
         (["--caphuman", str(caphuman)], "text of width 16"),
         (["--caphuman", str(caphuman), "--config", "none.json"], "no such file"),
-        (["--caphuman", str(caphuman), "--lora", "x:y"], "no strength"),
+        (["--caphuman", str(caphuman), "--lora", "x:y"], "not a strength"),
         (
             [
                 "--caphuman",

@@ -528,7 +528,7 @@ def test_damaged_header(small):
     for text in ("{", "[]"):
         with pytest.raises(ModelFolderError, match="lora_adapter_metadata"):
             lora.read(small, TINY, metadata={"lora_adapter_metadata": text})
-    with pytest.raises(ModelFolderError, match="no number"):
+    with pytest.raises(ModelFolderError, match="not a number"):
         lora.read(
             small, TINY, metadata={"lora_adapter_metadata": json.dumps({"unet.lora_alpha": "much"})}
         )

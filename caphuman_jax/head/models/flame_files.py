@@ -51,8 +51,8 @@ def load_flame(
     embedding, template: landmark_embedding.npy and head_template.obj; if not given, those of these
     names beside the model are taken, and without them the model has no landmarks or no texture
     coordinates. shapes, expressions: how many directions to keep; DECA's are 100 and 50. vertices:
-    how many the model must have (None: any number). Raises HeadError where a file is missing, is no
-    FLAME model, or contradicts itself."""
+    how many the model must have (None: any number). Raises HeadError where a file is missing, is
+    not a FLAME model, or contradicts itself."""
     path = Path(path).expanduser()
     if path.is_dir():
         found = [path / name for name in MODEL_NAMES if (path / name).is_file()]
@@ -100,7 +100,7 @@ def from_arrays(
     the file in it."""
     missing = [entry for entry in _ENTRIES if entry not in arrays]
     if missing:
-        raise HeadError(f"{source} is no FLAME model: it has no {', '.join(missing)}")
+        raise HeadError(f"{source} is not a FLAME model: it has no {', '.join(missing)}")
     try:
         mean, shapedirs, posedirs, regressor, weights = (
             np.asarray(arrays[entry], np.float64)
@@ -112,14 +112,14 @@ def from_arrays(
         )
     except (TypeError, ValueError) as problem:
         raise HeadError(
-            f"{source} is no FLAME model: an entry of it is not numbers ({problem})"
+            f"{source} is not a FLAME model: an entry of it is not numbers ({problem})"
         ) from problem
     count = len(mean) if mean.ndim == 2 else 0
     joints = len(JOINTS)
     if regressor.ndim == 2 and regressor.shape[0] != joints:
         raise HeadError(
-            f"{source} is no FLAME head: it has {regressor.shape[0]} joints, FLAME has {joints}; "
-            f"SMPL's files have other numbers"
+            f"{source} is not a FLAME head: it has {regressor.shape[0]} joints, FLAME has "
+            f"{joints}; SMPL's files have other numbers"
         )
     if vertices is not None and count != vertices:
         raise HeadError(f"{source} has {count:,} vertices; FLAME has {vertices:,}")
@@ -203,7 +203,7 @@ def load_texture(path: str | Path, *, components: int = 50, size: int = 256) -> 
     arrays = _read_npz(path, ("mean", "tex_dir"))
     missing = [entry for entry in ("mean", "tex_dir") if entry not in arrays]
     if missing:
-        raise HeadError(f"{path} is no FLAME texture space: it has no {', '.join(missing)}")
+        raise HeadError(f"{path} is not a FLAME texture space: it has no {', '.join(missing)}")
     mean, basis = np.asarray(arrays["mean"]), np.asarray(arrays["tex_dir"])
     side = mean.shape[0] if mean.ndim == 3 else 0
     if (
@@ -255,7 +255,7 @@ def read_embedding(path: str | Path) -> dict[str, np.ndarray]:
 
     table = _heads_error(lambda: pickles.guarded(path, read))
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
-        raise HeadError(f"{path} is no table of landmarks")
+        raise HeadError(f"{path} is not a table of landmarks")
     return {key: value for key, value in table.items() if isinstance(value, np.ndarray)}
 
 
@@ -271,7 +271,7 @@ def read_mediapipe(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
         numbers, faces, weights = (np.asarray(arrays[name]) for name in names)
     except KeyError as problem:
         raise HeadError(
-            f"{path} is no table of MediaPipe's landmarks: it has no {problem}"
+            f"{path} is not a table of MediaPipe's landmarks: it has no {problem}"
         ) from problem
     numbers, faces, weights = (
         numbers.astype(np.int64),
@@ -319,7 +319,7 @@ def read_template(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         raise HeadError(f"{path} cannot be read: {problem.strerror or problem}") from problem
     except ValueError as problem:
         raise HeadError(
-            f"{path} is no mesh of triangles with texture coordinates: {problem}"
+            f"{path} is not a mesh of triangles with texture coordinates: {problem}"
         ) from problem
     return uv, corners[..., 1] - 1, corners[..., 0] - 1
 
@@ -334,7 +334,7 @@ def _read_entries(path: Path) -> Mapping[str, Any]:
         return _read_npz(path, _ENTRIES)
     arrays = _heads_error(lambda: pickles.read_pickle(path))
     if not isinstance(arrays, Mapping):
-        raise HeadError(f"{path} is no FLAME model: it holds no table of arrays")
+        raise HeadError(f"{path} is not a FLAME model: it holds no table of arrays")
     return arrays
 
 
@@ -408,7 +408,7 @@ def _storage_from_bytes(reader, data) -> tuple[np.ndarray, ...]:
             or pid[0] != "storage"
             or not isinstance(getattr(pid[1], "value", None), np.dtype)
         ):
-            raise pickles.Refused("it refers to something that is no storage")
+            raise pickles.Refused("it refers to something that is not a storage")
         return _Storage(pid[1].value, pid[4])
 
     parts = [

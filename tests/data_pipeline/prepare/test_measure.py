@@ -204,7 +204,7 @@ def test_the_square_and_what_lies_where_in_it(record, astronaut, face):
     ) == {0, 255}
     assert (
         person[region > 0].mean() > 240 and person[60:120, :20].mean() < 60
-    )  # the flag and the shuttle are no persons
+    )  # the flag and the shuttle are not persons
 
 
 def test_the_head_is_that_of_use(record, astronaut):

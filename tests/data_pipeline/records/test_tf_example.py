@@ -27,7 +27,7 @@ LAYOUT = Layout(
 
 @pytest.fixture(scope="module")
 def record():
-    """Random numbers in every feature, a NaN among them, and a second caption that is no ASCII."""
+    """Random numbers in every feature, a NaN among them, and a second caption that is not ASCII."""
     rng = np.random.default_rng(0)
     made = {}
     for f in features(LAYOUT):
