@@ -11,7 +11,7 @@ from pathlib import Path
 
 from caphuman_jax.cli.argument_types import positive_int
 from caphuman_jax.errors import CapHumanError, DataError
-from caphuman_jax.evaluation import design
+from caphuman_jax.evaluation import prompt_suite
 
 # Two recognized faces are the least that "other people" can mean.
 _FEWEST = 2
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--heads",
         nargs="+",
-        default=list(design.HEADS),
+        default=list(prompt_suite.HEADS),
         metavar="HEAD",
         help='"own", "random", or entries such as yaw=-20,smile=0.5 or light=left (default: '
         "%(default)s)",
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts",
         nargs="+",
-        default=list(design.PROMPTS),
+        default=list(prompt_suite.PROMPTS),
         metavar="TEXT",
         help="default: %(default)s",
     )
@@ -127,8 +127,8 @@ def run(args: argparse.Namespace) -> int:
         )
     read_seconds = (time.perf_counter() - start) / len(photos)
     heads, prompts = tuple(args.heads), tuple(args.prompts)
-    design.check_heads(model, subjects[0].head, heads)
-    requests = design.plan(len(subjects), heads, prompts, args.per_person, args.seed)
+    prompt_suite.check_heads(model, subjects[0].head, heads)
+    requests = prompt_suite.plan_requests(len(subjects), heads, prompts, args.per_person, args.seed)
 
     args.report.mkdir(parents=True, exist_ok=True)
     outcomes, seconds = benchmark.run_requests(
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         batch=batch,
     )
-    floor = benchmark.run_floor(model, subjects, seed=args.seed, batch=batch)
+    floor = benchmark.run_measurement_floor(model, subjects, seed=args.seed, batch=batch)
     results = statistics.compute(model, subjects, outcomes, args.seed)
     weights = pipe.record.get("weights", {})
     document = {
@@ -158,18 +158,18 @@ def run(args: argparse.Namespace) -> int:
             "steps": steps,
             "guidance": guidance,
             "batch": batch,
-            "random_head": design.RANDOM_RANGE,
+            "random_head": prompt_suite.RANDOM_RANGE,
         },
         "model": {"name": pipe.config.name, "sha256": _joined(weights), "files": weights},
         "versions": _versions(),
         "goals": statistics.goals(results),
         "results": results,
-        "floor": statistics.compute(model, subjects, floor, args.seed),
+        "measurement_floor": statistics.compute(model, subjects, floor, args.seed),
         "seconds": {
             "read_a_photo": read_seconds,
             "first_batch_with_compilation": seconds["generate_first"],
             "generate_a_picture": seconds["generate"],
-            "look_at_a_picture": seconds["look"],
+            "measure_a_picture": seconds["measure"],
         },
         "skipped": skipped,
         "sheets": report.write_sheets(args.report, subjects, outcomes, args.report),

@@ -1,4 +1,6 @@
-"""The run: people × heads × prompts → pictures, and what each of them shows, written as it comes."""
+"""Runs an evaluation: generates images of people × heads × prompts, measures them, and writes both as
+they are made.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from caphuman_jax.errors import CapHumanError
-from caphuman_jax.evaluation import design
-from caphuman_jax.evaluation.measure import RECOGNIZERS, HeadNumbers, Seen, look
+from caphuman_jax.evaluation import prompt_suite
+from caphuman_jax.evaluation.measure import measure_images
+from caphuman_jax.evaluation.outcome import RECOGNIZERS, HeadParams, Outcome, Subject
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.face import align
 from caphuman_jax.head.base import HeadModel
@@ -28,40 +31,11 @@ from caphuman_jax.io.images import write_png
 
 _log = logging.getLogger("caphuman_jax")
 
-FLOOR_ROLL = 15.0  # the reference photo is turned by up to so many degrees to measure the measuring
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Subject:
-    """One person of the run. name: the photo's file name; picture (S, S, 3) uint8: the photo as the
-    model frames it;
-    head: fitted in it; person: whatever the generator wants back; vectors: of the photo, by each of
-    RECOGNIZERS.
-    """
-
-    name: str
-    picture: np.ndarray
-    head: Head
-    person: Any
-    vectors: dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
-    """A request (for the floor: None), which person, the numbers of the head asked for and of the
-    own one, what the picture shows.
-    """
-
-    request: design.Request | None
-    person: int
-    asked: HeadNumbers
-    own: HeadNumbers
-    seen: Seen
-    file: str | None = None
+FLOOR_ROLL = 15.0  # degrees: the measurement floor rotates reference photos by at most this
 
 
 Generator = Callable[[Sequence[Any], Sequence[Head], Sequence[str], Sequence[int]], np.ndarray]
-"""generate(persons, heads, prompts, seeds) → pictures (N, S, S, 3) uint8; one picture for each."""
+"""generate(persons, heads, prompts, seeds) -> images (N, S, S, 3) uint8, one for each person."""
 
 
 def read_subjects(
@@ -90,30 +64,43 @@ def run_requests(
     model: HeadModel,
     generate: Generator,
     subjects: Sequence[Subject],
-    requests: Sequence[design.Request],
+    requests: Sequence[prompt_suite.Request],
     folder: Path,
     *,
     seed: int,
     batch: int,
 ) -> tuple[list[Outcome], dict[str, float]]:
-    """Generate and look at every request; pictures and a line of outcomes.jsonl each are written as
-    soon as they are there.
+    """Generate and measure every request. Pictures and lines of outcomes.jsonl are written as they
+    are made.
 
-    Returns the outcomes and seconds: "generate_first" and "look_first" of the first batch (with
-    compilation), "generate" and "look" a picture after it."""
+    Args:
+        model: head model.
+        generate: makes the images.
+        subjects: the people.
+        requests: what to generate.
+        folder: of the report.
+        seed: of random heads.
+        batch: images at a time.
+
+    Returns:
+        The outcomes, and seconds: "generate_first" and "measure_first" of the first batch, with
+        compilation, and "generate" and "measure" for each image after it.
+    """
     pictures_folder = folder / "pictures"
     pictures_folder.mkdir(parents=True, exist_ok=True)
     for old in pictures_folder.glob("[0-9]" * 5 + ".png"):
         old.unlink()  # of a report that is written over
-    own = [HeadNumbers.of(model, subject.head) for subject in subjects]
+    own = [HeadParams.of(model, subject.head) for subject in subjects]
     outcomes: list[Outcome] = []
-    generating, looking = [], []
+    generating, measuring = [], []
     with (
         open(folder / "outcomes.jsonl", "w") as lines,
         tqdm(total=len(requests), desc="pictures", unit="picture") as bar,
     ):
         for part in _batches(requests, batch):
-            heads = [design.wanted_head(model, subjects[r.person].head, r, seed) for r in part]
+            heads = [
+                prompt_suite.requested_head(model, subjects[r.person].head, r, seed) for r in part
+            ]
             filled = [
                 *range(len(part)),
                 *[len(part) - 1] * (batch - len(part)),
@@ -126,10 +113,10 @@ def run_requests(
                 [part[i].seed for i in filled],
             )
             made = time.perf_counter()
-            seen = look(model, list(pictures))
+            measured = measure_images(model, list(pictures))
             generating.append(made - start)
-            looking.append(time.perf_counter() - made)
-            for request, head, picture, shown in zip(part, heads, pictures, seen):
+            measuring.append(time.perf_counter() - made)
+            for request, head, picture, shown in zip(part, heads, pictures, measured):
                 file = f"pictures/{request.number:05d}.png"
                 write_png(
                     folder / file,
@@ -140,7 +127,7 @@ def run_requests(
                 outcome = Outcome(
                     request,
                     request.person,
-                    HeadNumbers.of(model, head),
+                    HeadParams.of(model, head),
                     own[request.person],
                     shown,
                     file,
@@ -152,20 +139,20 @@ def run_requests(
     rest = lambda times: float(np.mean(times[1:]) / batch) if len(times) > 1 else math.nan
     return outcomes, {
         "generate_first": generating[0],
-        "look_first": looking[0],
+        "measure_first": measuring[0],
         "generate": rest(generating),
-        "look": rest(looking),
+        "measure": rest(measuring),
     }
 
 
-def run_floor(
+def run_measurement_floor(
     model: HeadModel, subjects: Sequence[Subject], *, seed: int, batch: int
 ) -> list[Outcome]:
-    """The measuring measured: the photos themselves, mirrored and turned by a known angle, looked
-    at as results are.
+    """Measure the reference photos themselves, mirrored and rotated by known angles, exactly as
+    generated images are measured: the least error that a perfect model would show.
 
-    Asked is the photo's head, changed as the photo was. What is found here is the least error that
-    a perfect model would show."""
+    The requested head is the photo's, transformed as the photo was.
+    """
     rng = np.random.default_rng([seed, 2])
     jobs = [
         (i, mirror, float(rng.uniform(-FLOOR_ROLL, FLOOR_ROLL)))
@@ -176,12 +163,12 @@ def run_floor(
     for part in _batches(jobs, batch):
         filled = [*part, *[part[-1]] * (batch - len(part))]
         changed = [turned(model, subjects[i], mirror, angle) for i, mirror, angle in filled]
-        seen = look(model, [picture for picture, _ in changed])
+        measured = measure_images(model, [picture for picture, _ in changed])
         outcomes += [
             Outcome(
-                None, i, HeadNumbers.of(model, head), HeadNumbers.of(model, subjects[i].head), shown
+                None, i, HeadParams.of(model, head), HeadParams.of(model, subjects[i].head), shown
             )
-            for (i, _, _), (_, head), shown in zip(part, changed, seen)
+            for (i, _, _), (_, head), shown in zip(part, changed, measured)
         ]
     return outcomes
 
@@ -189,8 +176,8 @@ def run_floor(
 def turned(
     model: HeadModel, subject: Subject, mirror: bool, degrees: float
 ) -> tuple[np.ndarray, Head]:
-    """The subject's picture mirrored, if so, and turned clockwise about its middle, and the head as
-    it then stands.
+    """The subject's picture, mirrored if `mirror` and rotated clockwise about its middle, and its
+    head transformed in the same way.
     """
     size = subject.picture.shape[0]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -204,31 +191,33 @@ def turned(
 
 
 def outcome_record(model: HeadModel, outcome: Outcome, subjects: Sequence[Subject]) -> dict:
-    """An outcome as JSON types; recognition vectors stay out of it, only distances and cosines to
-    the own photo go in.
+    """An outcome as JSON types. Of recognition vectors only the distances to the own photo are
+    kept.
     """
     own = subjects[outcome.person].vectors
-    found = outcome.seen.faces > 0
+    found = outcome.measured.faces > 0
     return {
         **(dataclasses.asdict(outcome.request) if outcome.request else {}),
         "photo": subjects[outcome.person].name,
         "file": outcome.file,
-        "faces": outcome.seen.faces,
-        "asked": numbers_record(model, outcome.asked),
-        "measured": numbers_record(model, outcome.seen.numbers) if found else None,
+        "faces": outcome.measured.faces,
+        "asked": head_record(model, outcome.asked),
+        "measured": head_record(model, outcome.measured.head) if found else None,
         "distance": {
-            name: _rounded(np.linalg.norm(outcome.seen.vectors[name] - own[name]))
+            name: _rounded(np.linalg.norm(outcome.measured.vectors[name] - own[name]))
             for name in RECOGNIZERS
         }
         if found
         else None,
-        "chroma": _rounded(outcome.seen.chroma),
-        "background": outcome.seen.background,
+        **{
+            name: _rounded(value) if isinstance(value, float) else value
+            for name, value in outcome.measured.values.items()
+        },
     }
 
 
-def numbers_record(model: HeadModel, numbers: HeadNumbers) -> dict:
-    """HeadNumbers as JSON types; expression weights below 0.005 are left out."""
+def head_record(model: HeadModel, numbers: HeadParams) -> dict:
+    """HeadParams as JSON types, without expression weights below 0.005."""
     yaw, pitch, roll = (_rounded(a) for a in numbers.angles)
     return {
         "yaw": yaw,

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from caphuman_jax.errors import PhotoError
-from caphuman_jax.evaluation.benchmark import Generator, Subject
+from caphuman_jax.evaluation.benchmark import Generator
 from caphuman_jax.evaluation.measure import recognition_vectors
+from caphuman_jax.evaluation.outcome import Subject
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.face import attributes, recognition
 from caphuman_jax.head.head import Head, stack

@@ -1,6 +1,4 @@
-"""The report on disk: report.json with every number, index.md to read, sheets of pictures to look
-at.
-"""
+"""The report on disk: report.json with every number, index.md to read, and sheets of pictures."""
 
 from __future__ import annotations
 
@@ -13,8 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from caphuman_jax.evaluation.benchmark import Outcome, Subject
-from caphuman_jax.evaluation.statistics import ANGLES, RANKED_AMONG, WITHIN
+from caphuman_jax.evaluation.metrics.identity import RANKED_AMONG
+from caphuman_jax.evaluation.metrics.pose import WITHIN
+from caphuman_jax.evaluation.metrics.registry import METRICS
+from caphuman_jax.evaluation.outcome import Outcome, Subject
 from caphuman_jax.io import atomic, metadata
 from caphuman_jax.io.images import write_png
 
@@ -30,11 +30,11 @@ def write_json(path: Path, report: dict) -> None:
 def write_sheets(
     folder: Path, subjects: Sequence[Subject], outcomes: Sequence[Outcome], pictures: Path
 ) -> list[str]:
-    """Sheets of PEOPLE_A_SHEET people each, a person a row, the reference photo first; returns the
-    files' names.
+    """Write sheets of PEOPLE_A_SHEET people each, one person a row, with the reference photo first.
+    Returns the files' names.
     """
     for old in folder.glob("sheet_[0-9][0-9].png"):
-        old.unlink()  # of a report that is written over
+        old.unlink()  # of a report that is overwritten
     names = []
     for start in range(0, len(subjects), PEOPLE_A_SHEET):
         people = range(start, min(start + PEOPLE_A_SHEET, len(subjects)))
@@ -54,7 +54,7 @@ def write_sheets(
 
 
 def sheet(rows: Sequence[Sequence[tuple[np.ndarray, str, str]]]) -> np.ndarray:
-    """Pictures (…, 3) uint8 with two short lines under each, in rows: one picture (H, W, 3) uint8."""
+    """One image (H, W, 3) uint8 of rows of (image (…, 3) uint8, line, line)."""
     width = max(len(row) for row in rows)
     page = Image.new("RGB", (width * CELL, len(rows) * (CELL + LABEL)), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=10)
@@ -76,8 +76,10 @@ def sheet(rows: Sequence[Sequence[tuple[np.ndarray, str, str]]]) -> np.ndarray:
 
 
 def write_index(path: Path, report: dict) -> None:
-    """index.md: goals, the main statistics with interval, chance and floor, and how each is meant."""
-    results, floor, settings = report["results"], report["floor"], report["settings"]
+    """Write index.md: goals, the main numbers with interval, chance and measurement floor, and what
+    each of them means.
+    """
+    results, floor, settings = report["results"], report["measurement_floor"], report["settings"]
     lines = [
         f"# Evaluation of `{settings['model']}`",
         "",
@@ -135,92 +137,42 @@ def write_index(path: Path, report: dict) -> None:
 
 
 _EXPLANATION = (
-    f"""Faces are found, heads fitted and vectors computed anew from each result. *Chance*: the same number with the results dealt out to
-the requests at random. *Copy*: what a model would get that keeps the reference photo's head, whatever is asked; *where changed*
-therefore counts only the requests that ask for a change of that number, and the goals do the same. *Floor*: the same
-number for the reference photos themselves, turned by a known angle and half of them mirrored: the error of
-measuring, which a perfect model would show too. Intervals: people drawn with replacement, 500 times.
+    f"""Faces, heads and vectors are measured in each image without knowledge of the request.
 
-A result in which no face is found is a failure and counts so in *face found*, in AUC (it loses every comparison) and in rank-1 (a miss);
-in the errors and correlations of pose, expression, light and position it cannot take part. Pose errors are of heads asked
-for within ±{WITHIN:g}° on every axis. Where several faces are found, the largest counts.
+* *Chance*: the same number with the images assigned to the requests at random.
+* *Copy*: what a model would get that keeps the reference photo's head, whatever is requested.
+  *Where changed* therefore counts only the requests that ask for a change of that number, and so
+  do the goals.
+* *Floor*: the same number for the reference photos themselves, rotated by a known angle and half of
+  them mirrored. It is the error of the measurement, which a perfect model would show too.
+* *Intervals*: people drawn with replacement, 500 times.
 
-*dlib* knows nothing of what the model was given; the model is conditioned on *mobilefacenet*, whose figures are therefore flattering.
-*Rank-1 among {RANKED_AMONG}*: the own reference photo is the nearest among it and {RANKED_AMONG - 1} others drawn at random from this run (computed
-exactly, without drawing; empty with fewer people). Photos that seem to show the same person are not compared as others.""",
+An image without a face counts as a failure in *face found*, in AUC (it loses every comparison) and
+in rank-1 (a miss). It is left out of the errors and correlations of pose, expression, light and
+position. Pose errors are of requested heads within ±{WITHIN:g}° about every axis. If several faces
+are found, the largest counts.
+
+No model sees *dlib*'s vectors. Models are conditioned on *mobilefacenet*, whose figures are
+therefore flattering. *Rank-1 among {RANKED_AMONG}*: the own reference photo is the nearest among
+itself and {RANKED_AMONG - 1} others drawn at random from this run (computed exactly, without
+drawing; empty with fewer people). Photos that may show the same person are not compared.""",
 )
 
 
 def _main_rows(results, floor):
-    def row(name, place, percent=False):
-        there, measuring = (
-            functools.reduce(lambda part, key: part.get(key, {}), where.split("."), whole)
-            for whole, where in ((results, place), (floor, place.replace(".changed.", ".all.")))
-        )
-        show = _percent if percent else number
-        low, high = there.get("interval", (None, None))
-        value, by_chance, copied = (show(there.get(key)) for key in ("value", "chance", "copied"))
-        return name, [
-            value,
-            f"{show(low)} – {show(high)}",
-            by_chance,
-            copied,
-            show(measuring.get("value")),
-        ]
+    """(label, cells) of each metric's rows."""
 
-    rows = [row("face found", "face_found", True)]
-    for recognizer, mark in (("dlib", ""), ("mobilefacenet", ", conditioned on")):
-        rows += [
-            row(f"identity AUC ({recognizer}{mark})", f"identity.{recognizer}.auc"),
-            row(
-                f"identity AUC by centered cosine ({recognizer}{mark})",
-                f"identity.{recognizer}.auc_centered_cosine",
-            ),
-            row(
-                f"rank-1 among all ({recognizer}{mark})",
-                f"identity.{recognizer}.rank1_among_all",
-                True,
-            ),
-            row(
-                f"rank-1 among {RANKED_AMONG} ({recognizer}{mark})",
-                f"identity.{recognizer}.rank1_among_{RANKED_AMONG}",
-                True,
-            ),
-        ]
-    for angle in ANGLES:
-        rows += [
-            row(f"{angle} error where changed, {label}, degrees", f"pose.{angle}.changed.{key}")
-            for key, label in (("median", "median"), ("mean", "mean"), ("ninetieth", "90% below"))
-        ]
-        rows.append(row(f"{angle} error of all heads, median, degrees", f"pose.{angle}.all.median"))
-    for name in ("smile", "jawOpen"):
-        rows += [
-            row(f"{name} where changed, correlation", f"expression.{name}.changed.correlation"),
-            row(f"{name} where changed, mean error", f"expression.{name}.changed.mean"),
-            row(f"{name} of all heads, correlation", f"expression.{name}.all.correlation"),
-        ]
-    rows += [
-        row(
-            "all 52 expressions where changed, correlation",
-            "expression.together.changed.correlation",
-        ),
-        row("all 52 expressions where changed, mean error", "expression.together.changed.mean"),
-    ]
-    rows += [
-        row(f"light from {side} where changed, correlation", f"light.{axis}.changed.correlation")
-        for axis, side in (("right", "the right"), ("above", "above"))
-    ]
-    return [
-        *rows,
-        row(
-            "position where changed, median distance in parts of the side",
-            "position.changed.median_distance",
-        ),
-        row(
-            "size where changed, median error (natural logarithm)",
-            "position.changed.median_log_size_error",
-        ),
-    ]
+    def find(whole, place):
+        return functools.reduce(lambda part, key: part.get(key, {}), place.split("."), whole)
+
+    for row in (row for metric in METRICS for row in metric.rows):
+        show = _percent if row.percent else number
+        entry = find(results, row.place)
+        measuring = find(floor, row.place.replace(".changed.", ".all."))
+        low, high = entry.get("interval", (None, None))
+        value, chance, copied = (show(entry.get(key)) for key in ("value", "chance", "copied"))
+        cells = [value, f"{show(low)} – {show(high)}", chance, copied, show(measuring.get("value"))]
+        yield row.label, cells
 
 
 def _head_table(heads):
@@ -266,7 +218,7 @@ def _head_label(outcome):
         if outcome.request.head != "random"
         else f"yaw={yaw:.0f} pitch={pitch:.0f} roll={roll:.0f}"
     )
-    return spoken if outcome.seen.faces else f"{spoken} (no face)"
+    return spoken if outcome.measured.faces else f"{spoken} (no face)"
 
 
 def _shortened(text, draw, font):

@@ -4,7 +4,6 @@ seeds, and what `evaluate` measures on it.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,25 +14,15 @@ import numpy as np
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import CapHumanError
-from caphuman_jax.evaluation import bulk, design, report, statistics
-from caphuman_jax.evaluation.benchmark import Outcome, Subject
-from caphuman_jax.evaluation.measure import HeadNumbers, look, recognition_vectors
+from caphuman_jax.evaluation import bulk, prompt_suite, report, statistics
+from caphuman_jax.evaluation.measure import measure_images, recognition_vectors
+from caphuman_jax.evaluation.outcome import HeadParams, Outcome, Subject
 from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.runtime.sharding import on_host
 
 HEADS = ("own", "yaw=-20", "yaw=20", "smile=0.8", "light=left", "random")
-MEASURED = {
-    "face_found": "face_found.value",
-    "identity_rank1": "identity.dlib.rank1_among_all.value",
-    "identity_auc": "identity.dlib.auc.value",
-    "yaw_error": "pose.yaw.all.median.value",
-    "smile_error": "expression.smile.all.median.value",
-    "jaw_error": "expression.jawOpen.all.median.value",
-}
-"""What is reported: name → place in `statistics.compute`; what few people do not tell is left out.
-"""
 
 
 class Previews:
@@ -68,7 +57,7 @@ class Previews:
         self.made: tuple[int, dict[str, float], np.ndarray | None] = (-1, {}, None)
 
     def evaluate(self, params: dict, frozen: dict, step: int) -> dict[str, float]:
-        """Numbers of MEASURED."""
+        """Numbers of `statistics.PREVIEWED`."""
         return self._make(params, frozen, step)[1]
 
     def pictures(self, params: dict, frozen: dict, step: int) -> dict[str, np.ndarray]:
@@ -120,10 +109,12 @@ class Previews:
         pipe, subjects = self.pipe, self.subjects
         head_model, requests = (
             pipe.head_model,
-            design.plan(len(subjects), HEADS, per_person=self.per_person),
+            prompt_suite.plan_requests(len(subjects), HEADS, per_person=self.per_person),
         )
         generate = bulk.bulk_generator(pipe, self.steps, pipe.config.sampling.guidance)
-        heads = [design.wanted_head(head_model, subjects[r.person].head, r) for r in requests]
+        heads = [
+            prompt_suite.requested_head(head_model, subjects[r.person].head, r) for r in requests
+        ]
         pictures = []
         for start in range(0, len(requests), pipe.batch):
             part = [
@@ -142,11 +133,11 @@ class Previews:
             Outcome(
                 request,
                 request.person,
-                HeadNumbers.of(head_model, head),
-                HeadNumbers.of(head_model, subjects[request.person].head),
+                HeadParams.of(head_model, head),
+                HeadParams.of(head_model, subjects[request.person].head),
                 seen,
             )
-            for request, head, seen in zip(requests, heads, look(head_model, pictures))
+            for request, head, seen in zip(requests, heads, measure_images(head_model, pictures))
         ]
         rows = [
             [(subject.picture, "held out", "")]
@@ -161,11 +152,8 @@ class Previews:
 
 
 def chosen(results: dict) -> dict[str, float]:
-    """The numbers of MEASURED in `statistics.compute`'s, where there are any."""
-    found = {
-        name: functools.reduce(lambda part, key: part[key], place.split("."), results)
-        for name, place in MEASURED.items()
-    }
+    """The numbers of `statistics.PREVIEWED` in `statistics.compute`'s, where there are any."""
+    found = {name: statistics.at(results, place) for name, place in statistics.PREVIEWED.items()}
     return {
         name: float(value)
         for name, value in found.items()

@@ -16,8 +16,9 @@ from PIL import Image
 from caphuman_jax.cli import evaluate
 from caphuman_jax.config import MINI
 from caphuman_jax.errors import CapHumanError
-from caphuman_jax.evaluation import benchmark, bulk, design, statistics
-from caphuman_jax.evaluation.measure import light_from, look
+from caphuman_jax.evaluation import benchmark, bulk, prompt_suite, statistics
+from caphuman_jax.evaluation.measure import measure_images
+from caphuman_jax.evaluation.outcome import Subject, light_from
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.head.editing import parse_light
 from caphuman_jax.models import registry
@@ -96,7 +97,7 @@ def subject(pipe, photos):
     from caphuman_jax.person.person import measure
 
     person = measure(pipe.head_model, photos / "a.png", 256)
-    return benchmark.Subject(
+    return Subject(
         "a.png",
         person.square,
         jax.device_get(person.head),
@@ -106,29 +107,33 @@ def subject(pipe, photos):
 
 
 def test_a_photo_turned_by_a_known_angle_is_measured_so(pipe, subject):
-    outcomes = benchmark.run_floor(pipe.head_model, [subject], seed=0, batch=2)
+    outcomes = benchmark.run_measurement_floor(pipe.head_model, [subject], seed=0, batch=2)
     assert len(outcomes) == 2
     rolls = [o.asked.angles[2] for o in outcomes]
     assert max(abs(np.array(rolls) - float(subject.head.angles[2]))) > 3  # they were turned
     for outcome in outcomes:
-        np.testing.assert_allclose(outcome.seen.numbers.angles, outcome.asked.angles, atol=2.5)
-        np.testing.assert_allclose(outcome.seen.numbers.position, outcome.asked.position, atol=0.02)
-        assert np.linalg.norm(outcome.seen.vectors["dlib"] - subject.vectors["dlib"]) < 0.35
+        np.testing.assert_allclose(outcome.measured.head.angles, outcome.asked.angles, atol=2.5)
+        np.testing.assert_allclose(
+            outcome.measured.head.position, outcome.asked.position, atol=0.02
+        )
+        assert np.linalg.norm(outcome.measured.vectors["dlib"] - subject.vectors["dlib"]) < 0.35
     found = statistics.compute(pipe.head_model, [subject], outcomes)
     assert found["face_found"]["value"] == 1 and "prompts" not in found
 
 
-def test_look_says_where_there_is_no_face(pipe, subject):
-    blank, shown = look(pipe.head_model, [np.full((256, 256, 3), 90, np.uint8), subject.picture])
+def test_measuring_says_where_there_is_no_face(pipe, subject):
+    blank, shown = measure_images(
+        pipe.head_model, [np.full((256, 256, 3), 90, np.uint8), subject.picture]
+    )
     assert (
         blank.faces == 0
-        and np.isnan(blank.numbers.angles).all()
+        and np.isnan(blank.head.angles).all()
         and np.isnan(blank.vectors["dlib"]).all()
     )
-    assert blank.chroma == pytest.approx(0, abs=0.5)
-    assert shown.faces == 1 and shown.chroma > 3
-    np.testing.assert_allclose(shown.numbers.angles, subject.head.angles, atol=1.5)
-    assert shown.background in ("light grey", "white")
+    assert blank.values["chroma"] == pytest.approx(0, abs=0.5)
+    assert shown.faces == 1 and shown.values["chroma"] > 3
+    np.testing.assert_allclose(shown.head.angles, subject.head.angles, atol=1.5)
+    assert shown.values["background"] in ("light grey", "white")
     np.testing.assert_allclose(shown.vectors["dlib"], subject.vectors["dlib"], atol=0.1)
 
 
@@ -142,7 +147,9 @@ def test_bulk_pictures_are_the_pipelines(pipe, photos):
     read = bulk.subject_reader(pipe)
     people = [read(Photo(name, photos / name)) for name in ("a.png", "b.png")]
     heads = [
-        design.wanted_head(pipe.head_model, p.head, design.Request(0, 0, "yaw=10,smile=0.8", "", 0))
+        prompt_suite.requested_head(
+            pipe.head_model, p.head, prompt_suite.Request(0, 0, "yaw=10,smile=0.8", "", 0)
+        )
         for p in people
     ]
     made = bulk.bulk_generator(pipe, 2, 2.0)(

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from caphuman_jax.evaluation import design, report, statistics
-from caphuman_jax.evaluation.benchmark import Outcome, Subject
-from caphuman_jax.evaluation.measure import HeadNumbers, Seen
+from caphuman_jax.evaluation import prompt_suite, report, statistics
+from caphuman_jax.evaluation.metrics.base import different_people
+from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement, Outcome, Subject
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.io.images import write_png
 
@@ -40,15 +40,15 @@ def make_outcomes(model, subjects, follows: bool, missing: int = 0):
     """Results that follow what was asked up to a known error, or that have nothing to do with it."""
     rng = np.random.default_rng(1)
     outcomes = []
-    for request in design.plan(PEOPLE, per_person=EACH):
-        draw = lambda: HeadNumbers(
+    for request in prompt_suite.plan_requests(PEOPLE, per_person=EACH):
+        draw = lambda: HeadParams(
             rng.uniform(-19, 19, 3),
             rng.uniform(0.4, 0.6, 3),
             rng.uniform(0, 1, len(model.expression_names)),
             rng.uniform(-1, 1, 2),
         )
         asked, other, own = draw(), draw(), draw()
-        step = lambda: HeadNumbers(
+        step = lambda: HeadParams(
             asked.angles + [3, -3, 1],
             asked.position + [0.03, 0.04, 0],
             asked.expression,
@@ -59,21 +59,22 @@ def make_outcomes(model, subjects, follows: bool, missing: int = 0):
             if follows
             else vectors(rng)
         )
-        chroma = 1.0 if design.asks_without_color(request.prompt) == follows else 30.0
-        seen = Seen(
+        chroma = 1.0 if prompt_suite.asks_without_color(request.prompt) == follows else 30.0
+        seen = ImageMeasurement(
             1,
             step() if follows else other,
             shown,
-            chroma,
-            design.asked_background(request.prompt) if follows else "pink",
+            {
+                "chroma": chroma,
+                "background": prompt_suite.asked_background(request.prompt) if follows else "pink",
+            },
         )
         if request.number < missing:
-            seen = Seen(
+            seen = ImageMeasurement(
                 0,
-                HeadNumbers.missing(model),
+                HeadParams.missing(model),
                 {n: np.full(len(v), np.nan) for n, v in shown.items()},
-                chroma,
-                None,
+                {"chroma": chroma, "background": None},
             )
         outcomes.append(
             Outcome(request, request.person, asked, own, seen, f"pictures/{request.number:05d}.png")
@@ -142,7 +143,9 @@ def test_a_copy_of_the_photo_is_no_following(model, subjects):
         asked = outcome.asked if i % 4 == 0 else outcome.own  # three in four ask for nothing new
         outcomes.append(
             dataclasses.replace(
-                outcome, asked=asked, seen=dataclasses.replace(outcome.seen, numbers=outcome.own)
+                outcome,
+                asked=asked,
+                measured=dataclasses.replace(outcome.measured, head=outcome.own),
             )
         )
     found = statistics.compute(model, subjects, outcomes)
@@ -177,7 +180,7 @@ def test_missing_faces_count_as_failures(model, subjects):
 
 def test_photos_of_one_person_are_not_compared(subjects):
     twins = [*subjects[:3], dataclasses.replace(subjects[0], name="again.jpg")]
-    different = statistics.different_people(twins)
+    different = different_people(twins)
     assert not different[0, 3] and not different[3, 0] and different.sum() == 14
 
 
@@ -202,7 +205,7 @@ def test_report_is_written(model, subjects, tmp_path, missing):
     results = statistics.compute(model, subjects, outcomes)
     document = {
         "results": results,
-        "floor": results,
+        "measurement_floor": results,
         "goals": statistics.goals(results),
         "settings": {"model": "m", "steps": 2, "guidance": 3.0, "seed": 0},
         "model": {"sha256": "ab" * 32},

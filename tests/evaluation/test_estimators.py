@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from caphuman_jax.evaluation import metrics
+from caphuman_jax.evaluation import estimators
 
 
 def brute_auc(positive, negative):
@@ -16,10 +16,10 @@ def brute_auc(positive, negative):
 def test_auc_is_the_share_of_pairs_in_order():
     rng = np.random.default_rng(0)
     positive, negative = rng.integers(0, 6, 37), rng.integers(0, 5, 53)  # ties on purpose
-    assert metrics.auc(positive, negative) == pytest.approx(brute_auc(positive, negative))
-    assert metrics.auc([2.0, 3.0], [0.0, 1.0]) == 1
-    assert metrics.auc([1.0], [1.0]) == 0.5
-    assert math.isnan(metrics.auc([], [1.0]))
+    assert estimators.auc(positive, negative) == pytest.approx(brute_auc(positive, negative))
+    assert estimators.auc([2.0, 3.0], [0.0, 1.0]) == 1
+    assert estimators.auc([1.0], [1.0]) == 0.5
+    assert math.isnan(estimators.auc([], [1.0]))
 
 
 def people(seed=0, results=40, count=9, noise=0.7):
@@ -53,78 +53,78 @@ def test_people_auc_against_every_pair(missing):
     comparable[:, 3] = False
     if missing:
         distance[[2, 7, 11]] = np.nan
-    wins, pairs = metrics.people_auc(distance, person, comparable)
+    wins, pairs = estimators.people_auc(distance, person, comparable)
     assert wins.sum() / pairs.sum() == pytest.approx(brute_people_auc(distance, person, comparable))
 
 
 def test_identical_vectors_have_auc_one_and_unrelated_ones_a_half():
     distance, person, comparable = people(noise=0.0)
-    wins, pairs = metrics.people_auc(distance, person, comparable)
+    wins, pairs = estimators.people_auc(distance, person, comparable)
     assert wins.sum() == pairs.sum()
-    assert metrics.ratio_interval(wins, pairs) == [1.0, 1.0]
+    assert estimators.ratio_interval(wins, pairs) == [1.0, 1.0]
     distance, person, comparable = people(results=900, count=40)
     shuffled = np.random.default_rng(1).permutation(person)
-    wins, pairs = metrics.people_auc(distance, shuffled, comparable)
+    wins, pairs = estimators.people_auc(distance, shuffled, comparable)
     assert wins.sum() / pairs.sum() == pytest.approx(0.5, abs=0.03)
 
 
 def test_rank_one_among_all_and_among_some_against_drawing():
     distance, person, comparable = people(results=6, count=9, noise=2.5)
     distance[5] = np.nan
-    nearer, others = metrics.closer_people(distance, person, comparable)
+    nearer, others = estimators.closer_people(distance, person, comparable)
     best = np.array(
         [np.isfinite(row).all() and np.argmin(row) == p for row, p in zip(distance, person)]
     )
-    np.testing.assert_array_equal(metrics.rank_one(nearer, others), best)
+    np.testing.assert_array_equal(estimators.rank_one(nearer, others), best)
     for i, (row, p) in enumerate(zip(distance, person)):
         sets = list(itertools.combinations([c for c in range(9) if c != p], 3))
         share = np.mean([all(row[p] < row[c] for c in chosen) for chosen in sets])
-        assert metrics.rank_one(nearer, others, 4)[i] == pytest.approx(share)
-    assert np.isnan(metrics.rank_one(nearer, others, 10)).all()
-    assert metrics.rank_one(nearer, others)[5] == 0
+        assert estimators.rank_one(nearer, others, 4)[i] == pytest.approx(share)
+    assert np.isnan(estimators.rank_one(nearer, others, 10)).all()
+    assert estimators.rank_one(nearer, others)[5] == 0
 
 
 def test_errors_know_missing_values():
     asked, measured = np.array([0.0, 10.0, -5.0, 3.0]), np.array([1.0, 13.0, np.nan, 3.0])
-    assert metrics.mean_error(asked, measured) == pytest.approx(4 / 3)
-    assert metrics.median_error(asked, measured) == 1
-    assert metrics.bias(asked, measured) == pytest.approx(4 / 3)
-    assert metrics.ninetieth_error(asked, measured) == pytest.approx(2.6)
-    assert math.isnan(metrics.mean_error(asked, np.full(4, np.nan)))
+    assert estimators.mean_error(asked, measured) == pytest.approx(4 / 3)
+    assert estimators.median_error(asked, measured) == 1
+    assert estimators.bias(asked, measured) == pytest.approx(4 / 3)
+    assert estimators.ninetieth_error(asked, measured) == pytest.approx(2.6)
+    assert math.isnan(estimators.mean_error(asked, np.full(4, np.nan)))
 
 
 def test_correlation():
     x = np.array([1.0, 2, 3, 4, np.nan])
-    assert metrics.correlation(x, 2 * x + 1) == pytest.approx(1)
-    assert metrics.correlation(x, -x) == pytest.approx(-1)
+    assert estimators.correlation(x, 2 * x + 1) == pytest.approx(1)
+    assert estimators.correlation(x, -x) == pytest.approx(-1)
     y = np.array([2.0, 1, 4, 3, 9])
-    assert metrics.correlation(x, y) == pytest.approx(0.6)
-    assert math.isnan(metrics.correlation(x, np.ones(5)))
+    assert estimators.correlation(x, y) == pytest.approx(0.6)
+    assert math.isnan(estimators.correlation(x, np.ones(5)))
 
 
 def test_chance_of_shuffled_pairs():
     rng = np.random.default_rng(0)
     asked = rng.uniform(-20, 20, 300)
-    assert metrics.mean_error(asked, asked) == 0
-    assert metrics.chance(metrics.mean_error, asked, asked) == pytest.approx(
+    assert estimators.mean_error(asked, asked) == 0
+    assert estimators.chance(estimators.mean_error, asked, asked) == pytest.approx(
         40 / 3, rel=0.1
     )  # of two uniform draws
-    assert metrics.chance(metrics.correlation, asked, asked) == pytest.approx(0, abs=0.03)
+    assert estimators.chance(estimators.correlation, asked, asked) == pytest.approx(0, abs=0.03)
 
 
 def test_interval_draws_whole_people():
     person = np.repeat(np.arange(60), 4)
     values = np.random.default_rng(0).standard_normal(60)[person]  # a person's rows are alike
-    low, high = metrics.interval(np.mean, [values], person)
+    low, high = estimators.interval(np.mean, [values], person)
     error = values[::4].std() / 60**0.5
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
     assert low < values.mean() < high
-    assert metrics.interval(np.mean, [values], person, seed=1) == metrics.interval(
+    assert estimators.interval(np.mean, [values], person, seed=1) == estimators.interval(
         np.mean, [values], person, seed=1
     )
 
 
 def test_ratio_interval_covers_the_value():
-    wins, pairs = metrics.people_auc(*people(results=200, count=20, noise=2.0))
-    low, high = metrics.ratio_interval(wins, pairs)
+    wins, pairs = estimators.people_auc(*people(results=200, count=20, noise=2.0))
+    low, high = estimators.ratio_interval(wins, pairs)
     assert low < wins.sum() / pairs.sum() < high and high - low < 0.2

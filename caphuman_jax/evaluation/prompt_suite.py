@@ -1,4 +1,4 @@
-"""What is asked of the model: which heads and prompts for which person, all decided by one seed."""
+"""What is requested of a model: which heads and prompts for which person, decided by one seed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ HEADS = (
     "random",
     "random",
 )
-"""Heads that are asked for by default, see `wanted_head`; a name that stands several times is drawn
-that much more often.
+"""Heads that are requested by default, see `requested_head`; a name that occurs several times is
+drawn that much more often.
 """
 
 PROMPTS = (
@@ -43,7 +43,7 @@ PROMPTS = (
     "a photo of a person, black background",
     "a black-and-white photo of a person",
 )
-"""Prompts by default. None speaks of expression: that is what the head decides."""
+"""Prompts by default. None mentions an expression, which the head decides."""
 
 RANDOM_RANGE = {
     "yaw": 20.0,
@@ -56,8 +56,14 @@ _RANDOM_SHIFT, _RANDOM_SIZE = 0.06, 0.12  # parts of the picture's side; parts o
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One picture that is asked for: person is its index; head as in `wanted_head`; seed of the
-    picture's noise; number in the run.
+    """One requested image.
+
+    Attributes:
+        number: in the run.
+        person: index of the subject.
+        head: see `requested_head`.
+        prompt: text.
+        seed: of the image's noise.
     """
 
     number: int
@@ -67,18 +73,19 @@ class Request:
     seed: int
 
 
-def plan(
+def plan_requests(
     people: int,
     heads: tuple[str, ...] = HEADS,
     prompts: tuple[str, ...] = PROMPTS,
     per_person: int = 8,
     seed: int = 0,
 ) -> list[Request]:
-    """Requests for people 0 … people - 1, `per_person` each, in the order of people.
+    """Requests for people 0 … people - 1, `per_person` each, sorted by person.
 
-    The own head comes first where it is among the heads; the others go round, so that over the
-    people all come equally often. Prompts are dealt evenly to each person, in random order, so that
-    heads and prompts are independent."""
+    The own head comes first if it is among the heads. The others are dealt from a shuffled deck, so
+    that all occur equally often over the people. Each person gets all prompts equally often, in
+    random order, so that heads and prompts are independent.
+    """
     rng = np.random.default_rng([seed, 0])
     first = ["own"] if "own" in heads else []
     rest = [h for h in heads if h != "own"]
@@ -99,12 +106,13 @@ def plan(
     return requests
 
 
-def wanted_head(model: HeadModel, own: Head, request: Request, seed: int = 0) -> Head:
-    """The head that a request asks for, from the person's own.
+def requested_head(model: HeadModel, own: Head, request: Request, seed: int = 0) -> Head:
+    """The head that a request asks for, made from the person's own.
 
-    "own": as in the photo; "random": pose drawn within RANDOM_RANGE, smile, open mouth, and a place
-    and size near the own; otherwise entries "name=value" between commas, of yaw, pitch, roll
-    (degrees), light (a preset) and expressions (ARKit names or presets): `control.from_numbers`.
+    The request's head is "own" (as in the photo), "random" (a pose within RANDOM_RANGE, smile, open
+    mouth, and a place and size near the own ones), or entries "name=value" between commas, of yaw,
+    pitch, roll (degrees), light (a preset) and expressions (ARKit names or presets), see
+    `editing.from_numbers`.
     """
     if request.head == "own":
         return own
@@ -126,14 +134,14 @@ def wanted_head(model: HeadModel, own: Head, request: Request, seed: int = 0) ->
 
 
 def check_heads(model: HeadModel, own: Head, heads: tuple[str, ...]) -> None:
-    """Raises HeadError or CapHumanError for a head that cannot be asked for."""
+    """Raises HeadError or CapHumanError for a head that cannot be requested."""
     for head in heads:
-        wanted_head(model, own, Request(0, 0, head, "", 0))
+        requested_head(model, own, Request(0, 0, head, "", 0))
 
 
 def asked_background(prompt: str) -> str | None:
-    """The color word before "background" in a prompt: "…, dark blue background" gives "blue"; None
-    if there is none.
+    """The color word before "background" in a prompt, or None: "…, dark blue background" gives
+    "blue".
     """
     found = re.search(r"(\w+) background", prompt)
     return found.group(1) if found else None

@@ -1,6 +1,6 @@
-"""Statistics of an evaluation: plain numpy on plain arrays, with chance levels and intervals.
+"""Estimators of an evaluation: NumPy on arrays, with chance levels and intervals.
 
-"Distance" means smaller is more alike. A result without a face has NaN distances and errors.
+A smaller distance means more alike. A result without a face has NaN distances and errors.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ Statistic = Callable[..., float]
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Area under the ROC curve: how often a positive score is above a negative one; ties count
-    half. NaN if a side is empty.
+    """Area under the ROC curve: how often a positive score is above a negative one. Ties count half;
+    NaN if a side is empty.
     """
     positive, negative = np.ravel(positive), np.sort(np.ravel(negative))
     if not len(positive) or not len(negative):
@@ -124,8 +124,8 @@ def interval(
     seed: int = 0,
     times: int = 500,
 ) -> list[float]:
-    """95% bootstrap interval of statistic(*columns): people are drawn with replacement, each with
-    all of their rows.
+    """95% bootstrap interval of statistic(*columns). People are drawn with replacement, with all of
+    their rows.
     """
     groups = [np.flatnonzero(person == p) for p in np.unique(person)]
     rng = np.random.default_rng(seed)
@@ -156,7 +156,7 @@ def ratio_interval(
 def chance(
     statistic: Statistic, asked: np.ndarray, measured: np.ndarray, seed: int = 0, times: int = 100
 ) -> float:
-    """Mean of statistic(asked, measured) with the results dealt out to the requests at random."""
+    """Mean of statistic(asked, measured) with the results assigned to requests at random."""
     rng = np.random.default_rng(seed)
     values = np.array(
         [statistic(asked, measured[rng.permutation(len(measured))]) for _ in range(times)]

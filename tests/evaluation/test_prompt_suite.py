@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from caphuman_jax.errors import CapHumanError, HeadError
-from caphuman_jax.evaluation import design
+from caphuman_jax.evaluation import prompt_suite
 from caphuman_jax.head.editing import position_of
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.models.registry import load_head
@@ -41,11 +41,11 @@ def own(model):
 
 
 def request(head, number=0):
-    return design.Request(number, 0, head, "a photo of a person", 0)
+    return prompt_suite.Request(number, 0, head, "a photo of a person", 0)
 
 
 def test_every_head_comes_equally_often_and_prompts_too():
-    requests = design.plan(36, per_person=8)
+    requests = prompt_suite.plan_requests(36, per_person=8)
     heads = Counter(r.head for r in requests)
     assert heads.pop("own") == 36
     assert heads["random"] == 4 * 14 and all(
@@ -60,59 +60,59 @@ def test_every_head_comes_equally_often_and_prompts_too():
 
 
 def test_plan_is_a_function_of_the_seed():
-    assert design.plan(5, seed=3) == design.plan(5, seed=3)
-    assert design.plan(5, seed=3) != design.plan(5, seed=4)
+    assert prompt_suite.plan_requests(5, seed=3) == prompt_suite.plan_requests(5, seed=3)
+    assert prompt_suite.plan_requests(5, seed=3) != prompt_suite.plan_requests(5, seed=4)
 
 
 def test_few_heads_and_prompts():
-    assert [r.head for r in design.plan(2, ("own",), ("p",), 3)] == ["own"] * 6
-    assert [r.head for r in design.plan(1, ("yaw=10",), ("p",), 2)] == ["yaw=10"] * 2
-    assert len(design.plan(1, per_person=1)) == 1
+    assert [r.head for r in prompt_suite.plan_requests(2, ("own",), ("p",), 3)] == ["own"] * 6
+    assert [r.head for r in prompt_suite.plan_requests(1, ("yaw=10",), ("p",), 2)] == ["yaw=10"] * 2
+    assert len(prompt_suite.plan_requests(1, per_person=1)) == 1
 
 
 def test_heads_in_words(model, own):
-    assert design.wanted_head(model, own, request("own")) is own
-    turned = design.wanted_head(model, own, request("yaw=-20, smile=0.8"))
+    assert prompt_suite.requested_head(model, own, request("own")) is own
+    turned = prompt_suite.requested_head(model, own, request("yaw=-20, smile=0.8"))
     np.testing.assert_allclose(turned.angles, [-20, -3, 2], atol=1e-3)
     names = model.expression_names
     assert turned.expression[names.index("mouthSmileLeft")] == pytest.approx(0.72)
     assert turned.expression[names.index("jawOpen")] == pytest.approx(0.048)
-    assert np.abs(design.wanted_head(model, own, request("neutral")).expression).max() == 0
-    lit = design.wanted_head(model, own, request("light=left"))
+    assert np.abs(prompt_suite.requested_head(model, own, request("neutral")).expression).max() == 0
+    lit = prompt_suite.requested_head(model, own, request("light=left"))
     assert lit.light[1].mean() < -0.1
     np.testing.assert_allclose(lit.rotation, own.rotation)
 
 
 def test_random_heads_stay_in_range_and_repeat(model, own):
     angles = np.stack(
-        [design.wanted_head(model, own, request("random", n)).angles for n in range(40)]
+        [prompt_suite.requested_head(model, own, request("random", n)).angles for n in range(40)]
     )
     assert np.all(np.abs(angles) <= np.array([20, 15, 20]) + 1e-3)
     assert np.all(np.ptp(angles, axis=0) > [20, 15, 20])
-    heads = [design.wanted_head(model, own, request("random", n)) for n in range(10)]
+    heads = [prompt_suite.requested_head(model, own, request("random", n)) for n in range(10)]
     places = np.stack([position_of(model, h) for h in heads]) - position_of(model, own)
     assert np.all(np.abs(places[:, :2]) <= 0.0601) and np.all(np.ptp(places, axis=0) > 0.02)
     assert (
         np.ptp([h.expression[model.expression_names.index("mouthSmileLeft")] for h in heads]) > 0.3
     )
-    again = design.wanted_head(model, own, request("random", 7))
+    again = prompt_suite.requested_head(model, own, request("random", 7))
     np.testing.assert_array_equal(again.angles, angles[7])
 
 
 @pytest.mark.parametrize("bad", ["yaw=left", "yaw=400", "grin=1", "light=lamp", "smile=2"])
 def test_heads_that_cannot_be_asked_for(model, own, bad):
     with pytest.raises(CapHumanError):
-        design.check_heads(model, own, ("own", bad))
+        prompt_suite.check_heads(model, own, ("own", bad))
 
 
 def test_unknown_expression_is_named(model, own):
     with pytest.raises(HeadError, match="smlie"):
-        design.check_heads(model, own, ("smlie=1",))
+        prompt_suite.check_heads(model, own, ("smlie=1",))
 
 
 def test_what_prompts_ask_for():
-    assert design.asked_background("a photo of a person, dark blue background") == "blue"
-    assert design.asked_background("a photo of a person") is None
-    assert design.asks_without_color("a black and white portrait of a person")
-    assert not design.asks_without_color("a photo of a person, black background")
-    assert sum(design.asks_without_color(p) for p in design.PROMPTS) == 1
+    assert prompt_suite.asked_background("a photo of a person, dark blue background") == "blue"
+    assert prompt_suite.asked_background("a photo of a person") is None
+    assert prompt_suite.asks_without_color("a black and white portrait of a person")
+    assert not prompt_suite.asks_without_color("a photo of a person, black background")
+    assert sum(prompt_suite.asks_without_color(p) for p in prompt_suite.PROMPTS) == 1

@@ -1,0 +1,180 @@
+"""What a metric is, and what several of them use.
+
+To add a metric, write a module that defines `METRIC`, and name it in `metrics.registry`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from caphuman_jax.evaluation import estimators
+from caphuman_jax.evaluation.outcome import Outcome, Subject
+from caphuman_jax.head.base import HeadModel
+
+# Least difference from the subject's own head that counts as a change.
+CHANGED = {"angles": 1.0, "position": 0.005, "expression": 0.02, "light": 0.02}
+# Cosine of mobilefacenet's vectors above which two reference photos may show one person, so that
+# neither counts as another person's. Lower than `prepare`'s limit, which must not join strangers.
+POSSIBLY_SAME_PERSON = 0.5
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What metrics are computed from. `outcomes` are of requests, or of the measurement floor."""
+
+    model: HeadModel
+    subjects: Sequence[Subject]
+    outcomes: Sequence[Outcome]
+    seed: int = 0
+
+    @property
+    def person(self) -> np.ndarray:
+        """(N,) index of each outcome's subject."""
+        return np.array([o.person for o in self.outcomes])
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A line of the report's table.
+
+    Attributes:
+        label: in words.
+        place: of {"value", "interval", "chance", "copied"} in the results, names joined by dots.
+        percent: show the value as a percentage.
+    """
+
+    label: str
+    place: str
+    percent: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What the small model is meant to reach on held-out people.
+
+    Attributes:
+        label: in words.
+        place: of the value in the results, names joined by dots.
+        relation: ">=" or "<=".
+        value: the goal.
+    """
+
+    label: str
+    place: str
+    relation: str
+    value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric, or several that are computed together.
+
+    Attributes:
+        compute: returns entries of the results, as nested dicts of JSON types.
+        rows: of the report's table.
+        goals: that the values are compared with.
+        previews: {name: place in the results} of the values that training reports.
+        requests_only: computed for requests, and not for the measurement floor.
+        measures: {name: function(image (S, S, 3) uint8, landmarks (478, 3) of the largest face or
+            None) -> number, text or None}; the values are in `ImageMeasurement.values`.
+    """
+
+    compute: Callable[[Run], dict[str, Any]]
+    rows: tuple[Row, ...] = ()
+    goals: tuple[Goal, ...] = ()
+    previews: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    requests_only: bool = False
+    measures: Mapping[str, Callable[[np.ndarray, np.ndarray | None], Any]] = dataclasses.field(
+        default_factory=dict
+    )
+
+
+def tables(run: Run, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N, K) of one field of HeadParams: requested, measured, and of the own head."""
+    heads = (
+        [o.asked for o in run.outcomes],
+        [o.measured.head for o in run.outcomes],
+        [o.own for o in run.outcomes],
+    )
+    return tuple(np.stack([getattr(head, field) for head in column]) for column in heads)
+
+
+def columns(run: Run, field: str, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(N,) column i of each of `tables`."""
+    return tuple(table[:, i] for table in tables(run, field))
+
+
+def differs(kind: str, asked: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """(N,) whether any of K numbers is requested to change."""
+    return np.abs(asked - own).max(axis=1) > CHANGED[kind]
+
+
+def controlled(
+    kind: str,
+    asked: np.ndarray,
+    measured: np.ndarray,
+    own: np.ndarray,
+    person: np.ndarray,
+    seed: int,
+) -> dict:
+    """Errors and correlation of one number of heads, over "all" requests and over those that ask
+    for it to be "changed" (see CHANGED).
+    """
+    statistics = {
+        "median": estimators.median_error,
+        "mean": estimators.mean_error,
+        "ninetieth": estimators.ninetieth_error,
+        "bias": estimators.bias,
+        "correlation": estimators.correlation,
+    }
+    return all_and_changed(
+        statistics, asked, measured, own, np.abs(asked - own) > CHANGED[kind], person, seed
+    )
+
+
+def all_and_changed(
+    statistics: Mapping[str, Callable],
+    asked: np.ndarray,
+    measured: np.ndarray,
+    own: np.ndarray,
+    changed: np.ndarray,
+    person: np.ndarray,
+    seed: int,
+) -> dict:
+    """{"all", "changed": {"requests": number, name: summary}} of statistics(asked, measured)."""
+    answer: dict = {}
+    for name, kept in (("all", np.ones(len(changed), bool)), ("changed", changed)):
+        a, m, o = asked[kept], measured[kept], own[kept]
+        answer[name] = {"requests": int(kept.sum())} | {
+            key: estimators.summary(statistic, a, m, person[kept], seed, own=o)
+            for key, statistic in statistics.items()
+        }
+    return answer
+
+
+def different_people(subjects: Sequence[Subject]) -> np.ndarray:
+    """(P, P) whether two reference photos show different people as far as mobilefacenet can say;
+    True on the diagonal.
+    """
+    vectors = unit(np.stack([s.vectors["mobilefacenet"] for s in subjects]).astype(np.float64))
+    return (vectors @ vectors.T <= POSSIBLY_SAME_PERSON) | np.eye(len(subjects), dtype=bool)
+
+
+def mean(values: np.ndarray) -> float:
+    """Mean of the finite values."""
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def share(part: np.ndarray, whole: np.ndarray) -> float:
+    """part.sum() / whole.sum(), or NaN."""
+    return float(part.sum() / whole.sum()) if whole.sum() else float("nan")
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (…, D) of length 1."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,115 @@
+"""What an evaluation collects: the people, the requests' outcomes, and what was measured in images."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from caphuman_jax.evaluation.prompt_suite import Request
+from caphuman_jax.head import editing
+from caphuman_jax.head.base import HeadModel
+from caphuman_jax.head.head import Head
+from caphuman_jax.head.spherical_harmonics import SH_CONSTANTS
+
+RECOGNIZERS = ("dlib", "mobilefacenet")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadParams:
+    """A head's parameters as they are compared.
+
+    Attributes:
+        angles: (3,) yaw, pitch, roll in degrees.
+        position: (3,) x, y and size as fractions of the image's side.
+        expression: (E,) weights.
+        light: (2,) from the right and from above, relative to the even part, see `light_from`.
+    """
+
+    angles: np.ndarray
+    position: np.ndarray
+    expression: np.ndarray
+    light: np.ndarray
+
+    @classmethod
+    def of(cls, model: HeadModel, head: Head) -> HeadParams:
+        """The parameters of a head."""
+        light = np.asarray(head.light)
+        return cls(
+            np.asarray(head.angles),
+            np.array(editing.position_of(model, head)),
+            np.asarray(head.expression),
+            light_from(light),
+        )
+
+    @classmethod
+    def missing(cls, model: HeadModel) -> HeadParams:
+        """NaN everywhere: no face was found."""
+        return cls(*(np.full(n, np.nan) for n in (3, 3, len(model.expression_names), 2)))
+
+
+def light_from(light: np.ndarray) -> np.ndarray:
+    """(2,) how much more light comes from the right of the image and from above than evenly, from
+    SH light (9, 3): the first-order terms along x and y over the constant one, averaged over the
+    colors. 0 means the same amount from either side.
+    """
+    terms = np.asarray(light, np.float64).mean(axis=-1) * SH_CONSTANTS
+    return terms[1:3] / max(terms[0], 1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageMeasurement:
+    """What was measured in an image.
+
+    Attributes:
+        faces: number of faces found.
+        head: of the largest face.
+        vectors: {recognizer: vector} of the largest face; NaN without a face.
+        values: {name: number, text or None}, see `metrics.base.Metric.measures`.
+    """
+
+    faces: int
+    head: HeadParams
+    vectors: dict[str, np.ndarray]
+    values: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subject:
+    """One person of the run.
+
+    Attributes:
+        name: of the photo.
+        picture: (S, S, 3) uint8, the photo as the model frames it.
+        head: fitted in it.
+        person: what the generator takes.
+        vectors: {recognizer: vector} of the photo.
+    """
+
+    name: str
+    picture: np.ndarray
+    head: Head
+    person: Any
+    vectors: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of a request.
+
+    Attributes:
+        request: None for the measurement floor.
+        person: index of the subject.
+        asked: the requested head.
+        own: the subject's own head.
+        measured: in the generated image.
+        file: of the generated image, relative to the report.
+    """
+
+    request: Request | None
+    person: int
+    asked: HeadParams
+    own: HeadParams
+    measured: ImageMeasurement
+    file: str | None = None
