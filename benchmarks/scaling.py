@@ -6,9 +6,10 @@
 
 `programs`: the training step of Stable Diffusion 1.5's size (32 pictures a device; replicated, and
 zero and fsdp on all devices) and the sampler (8 and 32 pictures a device), each in one process for
-all devices and, on all devices, in one process for each. All programs compile at the same time;
-they are measured one after the other, when none compiles any more. The share of collectives comes
-from a trace of the training step.
+all devices and, on all devices, in one process for each. Every GPU is a
+lane in which one program after the other is compiled (and tuned, undisturbed) into a compile cache;
+then all are read from there side by side and measured one after the other. The share of collectives
+comes from a trace of the training step.
 
 `training`: `caphuman train --config mini` on one device and on all; stopped by SIGTERM on all
 devices and resumed on half of them; with one process for each device, of which one is killed with
@@ -26,6 +27,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -80,10 +82,40 @@ def programs(args) -> list[dict]:
         old.unlink()
     deadline = time.monotonic() + args.seconds
     jobs = [job | {"name": f"{i:02d}"} for i, job in enumerate(jobs)]
+    alone = [job for job in jobs if "processes" not in job]
+    if not args.tiny:
+        began = time.monotonic()
+        compile_in_lanes(alone, args, turns, lanes=most)
+        print(f"compiled after {time.monotonic() - began:.0f} s", flush=True)
     rows = []
-    for first in range(0, len(jobs), args.at_once):
-        rows += measured(jobs[first : first + args.at_once], args, turns, deadline)
+    for first in range(0, len(alone), args.at_once):
+        rows += measured(alone[first : first + args.at_once], args, turns, deadline)
+    for job in jobs[len(alone) :]:
+        rows += measured([job], args, turns, deadline)
     return rows
+
+
+def compile_in_lanes(jobs: list[dict], args, turns: Path, lanes: int) -> None:
+    """Compiles every job into the cache; in a lane one after the other, on a GPU of the lane's own
+    (the first that the job sees).
+    """
+    waiting = sorted(jobs, key=lambda job: (-job["devices"], job["name"]))
+    lock = threading.Lock()
+
+    def work_off(lane: int) -> None:
+        while True:
+            with lock:
+                if not waiting:
+                    return
+                job = waiting.pop(0)
+            for process in start(job | {"compile_only": True}, args, turns, lane):
+                process.wait()
+
+    threads = [threading.Thread(target=work_off, args=(lane,)) for lane in range(lanes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 def measured(jobs: list[dict], args, turns: Path, deadline: float) -> list[dict]:
@@ -97,7 +129,7 @@ def measured(jobs: list[dict], args, turns: Path, deadline: float) -> list[dict]
                     if time.monotonic() > deadline - 120:
                         break
                     time.sleep(0.2)
-        print(f"compiled after {time.monotonic() - began:.0f} s", flush=True)
+        print(f"ready after {time.monotonic() - began:.0f} s", flush=True)
         for job, group in zip(jobs, workers):
             (turns / f"go-{job['name']}").touch()
             for process in group:
@@ -115,8 +147,8 @@ def measured(jobs: list[dict], args, turns: Path, deadline: float) -> list[dict]
     return rows
 
 
-def start(job: dict, args, turns: Path) -> list[subprocess.Popen]:
-    """The processes of a job, each with the devices that it may see."""
+def start(job: dict, args, turns: Path, lane: int = 0) -> list[subprocess.Popen]:
+    """The processes of a job, each with the devices that it may see, that of the lane first."""
     count = job.get("processes", 1)
     port, group = free_port(), []
     for number in range(count):
@@ -127,12 +159,15 @@ def start(job: dict, args, turns: Path) -> list[subprocess.Popen]:
             flags = f"--xla_force_host_platform_device_count={job['devices']}"
             environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {flags}"
         else:
-            seen = range(job["devices"]) if count == 1 else [number]
+            most = max(args.devices)
+            seen = [(lane + i) % most for i in range(job["devices"])] if count == 1 else [number]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, seen))
+            environment["JAX_COMPILATION_CACHE_DIR"] = str(args.out / "cache")
+            environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
         given = job | {"number": number, "port": port, "turns": str(turns)}
         command = [sys.executable, __file__, "worker", "--out", str(args.out)]
         command += ["--job", json.dumps(given)] + (["--tiny"] if args.tiny else [])
-        log = (args.out / f"log-{job['name']}-{number}.txt").open("w")
+        log = (args.out / f"log-{job['name']}-{number}.txt").open("a")
         group.append(
             subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         )
@@ -153,6 +188,9 @@ def work(job: dict, args) -> None:
     turns, mark = Path(job["turns"]), f"{job['name']}-{job['number']}"
 
     def ready() -> None:
+        if job.get("compile_only"):
+            sys.stdout.flush()
+            os._exit(0)
         (turns / f"ready-{mark}").touch()
         while not (turns / f"go-{job['name']}").exists():
             time.sleep(0.05)
