@@ -7,9 +7,9 @@
 `programs`: the training step of Stable Diffusion 1.5's size (32 pictures a device; replicated, and
 zero and fsdp on all devices) and the sampler (8 and 32 pictures a device), each in one process for
 all devices and, on all devices, in one process for each. Every GPU is a
-lane in which one program after the other is compiled (and tuned, undisturbed) into a compile cache;
-then all are read from there side by side and measured one after the other. The share of collectives
-comes from a trace of the training step.
+lane in which one program after the other is compiled, and tuned undisturbed, into a compile cache.
+Then all programs are loaded or compiled side by side and measured one after the other. The share of
+collectives comes from a trace of the training step.
 
 `training`: `caphuman train --config mini` on one device and on all; stopped by SIGTERM on all
 devices and resumed on half of them; with one process for each device, of which one is killed with
@@ -85,7 +85,9 @@ def programs(args) -> list[dict]:
     alone = [job for job in jobs if "processes" not in job]
     if not args.tiny:
         began = time.monotonic()
-        compile_in_lanes(alone, args, turns, lanes=most)
+        # Training steps over several GPUs were not found in the cache again (jax 0.11.2).
+        kept = [job for job in alone if job["what"] == "sample" or job["devices"] == 1]
+        compile_in_lanes(kept, args, turns, lanes=most)
         print(f"compiled after {time.monotonic() - began:.0f} s", flush=True)
     rows = []
     for first in range(0, len(alone), args.at_once):

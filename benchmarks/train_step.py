@@ -239,7 +239,7 @@ def measure(
     }
     if peak:
         found["mfu"] = recipe.flops / running / (peak * devices)
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         found["peak_so_far_GiB"] = stats["peak_bytes_in_use"] / 2**30
     return found | {"loss": float(metrics["loss"])}
