@@ -15,7 +15,7 @@ TORCH_CPU := --quiet --extra-index-url https://download.pytorch.org/whl/cpu --re
 
 demo: $(VENV)/.installed ## Four pictures of the astronaut in out/demo.
 	$(BIN)/caphuman generate --reference caphuman_jax/assets/astronaut_nasa.png \
-		--prompt "a photo of a smiling person" --expression smile=0.8 --yaw 15 --num 4 --out out/demo
+		--prompt "a photo of a smiling person" --expression smile=0.8 --yaw 15 --num-images 4 --out out/demo
 
 # One process a core, up to four: each takes about 3 GB. A file's tests stay together, since they share what is compiled.
 test: $(VENV)/.installed-test ## The fast tests.

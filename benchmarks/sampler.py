@@ -1,13 +1,13 @@
 """The sampler: pictures a second and latency, memory, utilization; and what its savings cost in
 likeness to pictures of 50 steps.
 
-    python benchmarks/sampler.py [--model mini|sd15|FOLDER] [--batch 1 8] [--size 512] [--steps 20] [--guidance 7] [--memory normal]
-                                 [--option reuse=3 --option sampler=dpmpp_2m,steps=12 …] [--repeats 5] [--json FILE] [--profile DIR]
+    python benchmarks/sampler.py [--model mini|sd15|FOLDER] [--batch 1 8] [--size 512] [--steps 20] [--guidance-scale 7] [--memory normal]
+                                 [--option cache_interval=3 --option sampler=dpmpp_2m,steps=12 …] [--repeats 5] [--json FILE] [--profile DIR]
                                  [--xla NAME=VALUE …]      options of the compiler
     python benchmarks/sampler.py --peak --model sd15 [--memory least] …       compiles only: memory by the compiler's own count, no weights needed
     python benchmarks/sampler.py --likeness 8 --model mini --option …          same seeds: RMSE, PSNR, features and identity
 
-A line for the settings as given, and one for each --option (settings of `Pipeline.request` that
+A line for the settings as given, and one for each --option (fields of `SamplingParams` that
 differ, guidance_interval as 0:600). All are compiled first and then run in turn, so that a machine
 that is busy for a while slows all of them. `sd15` has random weights. "seconds" is the time from
 prompts, tokens and hints on the host to pictures on the host, the autoencoder included;
@@ -41,12 +41,12 @@ from caphuman_jax.diffusion.text_to_image import generate
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.evaluation.measure import recognition_vectors
 from caphuman_jax.face import recognition
-from caphuman_jax.jobs.multi_device import on_mesh, spread_over
+from caphuman_jax.jobs.multi_device import on_mesh, shard_over
 from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
-from caphuman_jax.pipeline import pipeline
-from caphuman_jax.pipeline.conditioning import Appearance, Scene
-from caphuman_jax.runtime import flops
+from caphuman_jax.pipeline import loading, pipeline
+from caphuman_jax.pipeline.conditioning import Conditioning, Subject
+from caphuman_jax.runtime import compiler, flops
 from caphuman_jax.runtime.device_specs import peak_flops
 from caphuman_jax.runtime.sharding import make_mesh
 from caphuman_jax.weights.placement import MEMORY, TILES, packed, put
@@ -71,7 +71,7 @@ def run(arguments: list[str], ready: Callable[[], None] = lambda: None) -> list[
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--size", type=int, help="pixels a side; default: the model's own")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--memory", choices=MEMORY, default="normal")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE,…")
@@ -97,15 +97,16 @@ def run(arguments: list[str], ready: Callable[[], None] = lambda: None) -> list[
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     base = {"steps": args.steps, "size": args.size} | (
-        {} if args.guidance is None else {"guidance": args.guidance}
+        {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
     )
     variants = {"as given": base} | {text: base | parsed(text) for text in args.option}
     pipe = (
         random_pipeline(args, abstract=args.peak)
         if args.model == "sd15"
-        else pipeline.load(args.model, dtype=args.dtype, memory=args.memory)
+        else loading.load(
+            args.model, dtype=args.dtype, memory=args.memory, compiler_options=options(args)
+        )
     )
-    pipe.compiler_options = {**(pipe.compiler_options or {}), **xla_options(args.xla)} or None
     device = jax.devices()[0]
     results = {
         "device": device.device_kind,
@@ -138,15 +139,16 @@ def parsed(text: str) -> dict:
     return settings
 
 
-def xla_options(given: list[str]) -> dict[str, str]:
-    """["NAME=VALUE", …] → options of the compiler."""
-    return dict(entry.split("=", 1) for entry in given)
+def options(args) -> dict[str, str] | None:
+    """Options of the compiler: the usual ones and those of --xla."""
+    given = dict(entry.split("=", 1) for entry in args.xla)
+    return {**(compiler.options() or {}), **given} or None
 
 
 def measure(pipe, variants, batch, args, ready=lambda: None) -> list[dict]:
     """A line for each variant at this batch size."""
     rows = {
-        name: [(scene(pipe, settings), i) for i in range(batch)]
+        name: [(conditioning(pipe, settings), i) for i in range(batch)]
         for name, settings in variants.items()
     }
     made, lines = {}, {}
@@ -216,8 +218,8 @@ def streamed(pipe, rows, repeats: int) -> float:
     return (time.perf_counter() - started) / (repeats + 1)
 
 
-def scene(pipe, settings):
-    """What a picture is made from, with random identity tokens and hints."""
+def conditioning(pipe, settings):
+    """What an image is made from, with random identity tokens and hints."""
     rng, known = np.random.default_rng(0), pipe.config.identity
     tokens = 257 if known.image_tokens == "clip" else 49
     person = SimpleNamespace(
@@ -227,15 +229,15 @@ def scene(pipe, settings):
         image_tokens=rng.standard_normal((1, tokens, known.image_width), np.float32),
     )
     request = pipe.request(prompt=PROMPT, reference="nobody", **settings)
-    hints = rng.uniform(0, 1, (*request.size, 9)).astype(np.float32)
-    return Scene(request, (Appearance(person, None, None, hints),), {}, request.settings)
+    hints = rng.uniform(0, 1, (*request.params.shape, 9)).astype(np.float32)
+    return Conditioning(request, (Subject(person, None, None, hints),))
 
 
 def operations(pipe, rows) -> int:
     """Floating-point operations of a batch without savings, those of attention among them, which
     fused kernels would hide.
     """
-    arguments, static = pipe._arguments(rows)
+    arguments, static = pipe.arguments(rows)
     dtype, names = pipe.record["dtype"], [name for name, _ in pipe.graphs]
     networks = registry.abstract(pipe.config, ComputeConfig(dtype, attention="xla"), only=names)
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
@@ -291,15 +293,15 @@ def random_pipeline(args, abstract: bool) -> pipeline.Pipeline:
                 else on_mesh(mesh, {name: host}, "replicated")[name]
             )
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
-    pipe = pipeline.Pipeline(
+    return pipeline.Pipeline(
         config,
         params,
         graphs,
         {"dtype": dtype.name, "memory": args.memory},
         tile=TILES[args.memory],
+        shard_fn=None if mesh is None else shard_over(mesh),
+        compiler_options=options(args),
     )
-    pipe.spread = None if mesh is None else spread_over(mesh, pipe)
-    return pipe
 
 
 def likeness(pipe, variants, count: int) -> list[dict]:
@@ -314,7 +316,7 @@ def likeness(pipe, variants, count: int) -> list[dict]:
         "50 steps": next(iter(variants.values())) | {"steps": 50},
         **variants,
     }.items():
-        pictures = pipe(reference=person, prompt=PROMPT, num=count, **settings).pictures
+        pictures = pipe(reference=person, prompt=PROMPT, num_images=count, **settings).images
         seen = [look(pipe, picture) for picture in pictures]
         reference = reference or (pictures.astype(np.float64), seen)
         difference = pictures - reference[0]

@@ -240,7 +240,16 @@ def work_sample(job: dict, args, ready) -> dict:
 
     processes = job.get("processes", 1)
     options = ["--model", "sd15", "--devices", str(job["devices"] // processes)]
-    options += ["--batch", str(job["batch"]), "--size", "512", "--guidance", "7", "--repeats", "4"]
+    options += [
+        "--batch",
+        str(job["batch"]),
+        "--size",
+        "512",
+        "--guidance-scale",
+        "7",
+        "--repeats",
+        "4",
+    ]
     if args.tiny:
         options = ["--model", "mini", "--size", "64", "--steps", "2", "--repeats", "1"]
     row = sampler.run(options, ready)[0]

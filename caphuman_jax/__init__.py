@@ -11,9 +11,9 @@ __all__ = ["__version__", "load"]
 
 
 def load(model="mini", **options):
-    """A `caphuman_jax.pipeline.pipeline.Pipeline` of a shipped model ("mini") or a model folder;
-    see `pipeline.load`.
+    """Load a shipped model ("mini") or a model folder as a `pipeline.pipeline.Pipeline`; see
+    `pipeline.loading.load` for the options.
     """
-    from caphuman_jax.pipeline import pipeline  # brings jax, which `caphuman --help` has no use for
+    from caphuman_jax.pipeline import loading  # brings JAX, which `caphuman --help` does not need
 
-    return pipeline.load(model, **options)
+    return loading.load(model, **options)

@@ -44,7 +44,7 @@ def main() -> None:
         asked = f"b/w: {asked}" if "black-and-white" in prompt else asked
         asked = f"{prompt.partition(', ')[2]}: {asked}" if "background" in prompt else asked
         cells.append(
-            (asked, pipe(reference=person, prompt=prompt, head=head or None, seed=7).pictures[0])
+            (asked, pipe(reference=person, prompt=prompt, head=head or None, seed=7).images[0])
         )
     side, label, columns = 256, 22, 6
     rows = -(-len(cells) // columns)

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from caphuman_jax.head import editing, mesh_export, visualize
 from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.models.registry import load_head
-from caphuman_jax.person.person import measure
+from caphuman_jax.person.person import analyze_photo
 
 PHOTO = str(files("caphuman_jax") / "assets" / "astronaut_nasa.png")
 SIDE, LABEL, COLUMNS = 192, 20, 6
@@ -29,7 +29,7 @@ EDITS = {
 
 def main() -> None:
     model = load_head()
-    person = measure(model, PHOTO, 256)
+    person = analyze_photo(model, PHOTO, 256)
     cells = [
         ("the photo", person.square),
         ("overlay.png", visualize.overlay(model, person.head, person.square, person.landmarks)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.pipeline import pipeline
+from caphuman_jax.pipeline import loading
 from caphuman_jax.weights import model_folder, placement
 
 RNG = np.random.default_rng(0)
@@ -41,9 +41,9 @@ def test_what_the_device_converts_is_what_the_host_would(network, setting, dtype
 
 
 def test_a_pipeline_is_loaded_by_an_accelerator_as_by_the_host(monkeypatch):
-    host = pipeline.load("mini", dtype="bfloat16", cache=False)
+    host = loading.load("mini", dtype="bfloat16", cache=False)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    device = pipeline.load("mini", dtype="bfloat16", cache=False)
+    device = loading.load("mini", dtype="bfloat16", cache=False)
     assert (
         jax.tree.structure(device.params) == jax.tree.structure(host.params) and device.batch == 8
     )
@@ -63,4 +63,4 @@ def test_an_accelerator_does_not_load_what_is_damaged(monkeypatch, tmp_path, pla
     (tmp_path / "identity.safetensors").write_bytes(damaged)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with pytest.raises(ModelFolderError, match="identity.safetensors is damaged"):
-        pipeline.load(tmp_path, cache=False)
+        loading.load(tmp_path, cache=False)

@@ -12,7 +12,7 @@ import pytest
 from caphuman_jax.config import MINI
 from caphuman_jax.io.images import read_photo
 from caphuman_jax.models import registry
-from caphuman_jax.pipeline import pipeline
+from caphuman_jax.pipeline import loading
 from caphuman_jax.weights import model_folder
 
 TINY = dataclasses.replace(
@@ -82,7 +82,7 @@ def tiny_folder(tiny_params, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pipe(tiny_folder):
-    return pipeline.load(tiny_folder)
+    return loading.load(tiny_folder)
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ import numpy as np
 
 from caphuman_jax.aot.compile import Target
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.diffusion import samplers, sampling_loop
-from caphuman_jax.diffusion.guidance import branch_weights
+from caphuman_jax.diffusion import sampling_loop
+from caphuman_jax.diffusion.sampling_params import SamplingParams
 from caphuman_jax.diffusion.text_to_image import generate
 from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
@@ -37,29 +37,14 @@ def sampler(
 
     lower() gives the program (`jax.stages.Lowered`): everything from token ids, hints and identity
     tokens to decoded pictures."""
-    best = model.sampling
-    coefficients = samplers.make_sampler(
-        best.sampler, model.diffusion, steps or best.steps, spacing=best.spacing, eta=best.eta
-    )
-    weights = branch_weights(best.guidance)
-    weights = weights[0] if isinstance(weights, tuple) else weights
+    sampling = SamplingParams.create(model, steps=steps)
+    numbers, coefficients, static = sampling.program_inputs(model)
     networks = registry.abstract(model, only=NETWORKS)
     params = trainable.stored(
         {name: shapes for name, (_, shapes) in networks.items()}, jnp.dtype(dtype)
     )
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    settings = {
-        "strength": scalar,
-        "identity_until": scalar,
-        "weights": dict.fromkeys(weights, scalar),
-        "controls": {},
-    }
-    settings |= {"rescale": scalar} if best.guidance_rescale else {}
-    static = {
-        "cfg": model,
-        "size": (model.image_size,) * 2,
-        "branches": tuple(weights),
-    }
+    settings = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), numbers)
+    static["cfg"] = model
 
     def traced(count: int, backend: str, mesh=None):
         compute = ComputeConfig(dtype, backend, platform=target.platform, mesh=mesh)
@@ -88,7 +73,7 @@ def sampler(
     mesh = sharding.make_mesh(devices=target.devices)
     arithmetic = flops.of(traced(batch, "xla").jaxpr)
     told = {
-        "sampler": best.sampler,
+        "sampler": sampling.sampler,
         "steps": coefficients.steps,
         "size": model.image_size,
         "dtype": dtype,

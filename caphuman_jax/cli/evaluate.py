@@ -81,7 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--steps", type=positive_int, help="sampling steps (default: the model's own)"
     )
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
+    parser.add_argument(
+        "--guidance-scale", type=float, help="guidance scale (default: the model's own)"
+    )
     parser.add_argument(
         "--batch",
         type=positive_int,
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     """
     # Imported here because they import jax, which `--help` does not need.
     from caphuman_jax.evaluation import benchmark, bulk, report, statistics
-    from caphuman_jax.pipeline import pipeline
+    from caphuman_jax.pipeline.loading import load
     from caphuman_jax.weights import model_folder
 
     if args.seed < 0:
@@ -109,10 +111,10 @@ def run(args: argparse.Namespace) -> int:
         )
     metadata = model_folder.read_metadata(model_folder.find_model(args.model))
     photos, source = _photos(args, metadata)
-    pipe = pipeline.load(args.model)
+    pipe = load(args.model)
     sampling, model = pipe.config.sampling, pipe.head_model
     steps, batch = args.steps or sampling.steps, args.batch or pipe.batch
-    guidance = sampling.guidance if args.guidance is None else args.guidance
+    scale = sampling.guidance_scale if args.guidance_scale is None else args.guidance_scale
 
     start = time.perf_counter()
     subjects, skipped = benchmark.read_subjects(
@@ -133,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     args.report.mkdir(parents=True, exist_ok=True)
     outcomes, seconds = benchmark.run_requests(
         model,
-        bulk.bulk_generator(pipe, steps, guidance),
+        bulk.bulk_generator(pipe, steps, scale),
         subjects,
         requests,
         args.report,
@@ -156,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
             "per_person": args.per_person,
             "seed": args.seed,
             "steps": steps,
-            "guidance": guidance,
+            "guidance_scale": scale,
             "batch": batch,
             "random_head": prompt_suite.RANDOM_RANGE,
         },

@@ -1,136 +1,164 @@
-"""`caphuman generate`: arguments → pictures, with progress, notices and times told along the way.
-See `cli` for the arguments.
-"""
+"""`caphuman generate`: pictures of the person in a photo."""
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import logging
-import os
 import sys
-import threading
 import time
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
+from caphuman_jax.cli import console, head_arguments, sampling_arguments
+from caphuman_jax.diffusion.sampling_params import FIELDS
+from caphuman_jax.errors import SettingError
 
-from caphuman_jax.cli import head_arguments
-from caphuman_jax.errors import CapHumanError, SettingError
-from caphuman_jax.io import metadata
-from caphuman_jax.person.person import WantedHead
-from caphuman_jax.pipeline.contact_sheet import sheet
-from caphuman_jax.pipeline.pipeline import load
-from caphuman_jax.weights import lora
-
-_STAGES = {
-    "photo": "looking at the photo",
-    "head photo": "looking at the head photo",
-    "hints": "rendering the head",
-    "compile": "preparing the sampler (compiled once for this size and step count)",
-}
-_NUMBERS = (
-    "seed",
-    "sampler",
-    "steps",
-    "eta",
-    "guidance",
-    "identity_guidance",
-    "head_guidance",
-    "guidance_rescale",
-    "strength",
-    "identity_until",
+_HEAD_NUMBERS = {"yaw": float, "pitch": float, "roll": float, "framing": str}
+_PERSON_KEYS = (
+    "ref, face, head, head-face, take, framing, yaw, pitch, roll, expression, light and position"
 )
-_SAVINGS = ("guidance_interval", "reuse")  # not in pictures of earlier versions
-_SETTINGS = ("num", "negative", "photos", *_NUMBERS, *_SAVINGS)
-_HEAD = {"yaw": float, "pitch": float, "roll": float, "framing": str}
+# A picture whose record lacks one of these was not made by this version's settings.
+_RECORDED = ("prompt", "combine", "seed", "sampler", "steps", "guidance_scale", "size")
+
+EXAMPLES = """examples:
+  caphuman generate --reference me.jpg --prompt "a photo of a smiling person" --yaw 20 --expression smile=0.8
+  caphuman generate --reference me.jpg --prompt "a portrait photo" --head-from other.jpg --take pose,expression
+  caphuman generate --person ref=me.jpg,yaw=15 --person ref=you.jpg,yaw=-15,expression=smile:0.8 --prompt "two people"
+  caphuman generate --reference me.jpg --prompt "a photo" --sampler dpmpp_2m --steps 12 --num-images 4
+  caphuman generate --repeat out/picture_02.png --reference me.jpg"""  # noqa: E501
 
 
-def run(args) -> None:
-    """Make the pictures that the arguments ask for, write them, and print their paths. Raises
-    CapHumanError.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `caphuman generate`."""
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    parser.add_argument(
+        "--reference",
+        metavar="PHOTO",
+        nargs="+",
+        help="photo of the person, or several, or an identity file",
+    )
+    add_combine_argument(parser, default=None)
+    parser.add_argument(
+        "--person",
+        metavar="ref=PHOTO,…",
+        action="append",
+        help="one of several people; repeat it for each, instead of --reference and the options of "
+        "the head: ref=PHOTO (repeat it for more photos), face=N, head=PHOTO, take=pose+expression, "
+        "framing=photo, yaw=DEG, pitch=DEG, roll=DEG, expression=smile:0.8+jawOpen:0.3, "
+        "light=left:0.8, position=X/Y/SIZE; people without a position stand side by side",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="what the picture shows")
+    parser.add_argument(
+        "--repeat",
+        metavar="PICTURE",
+        help="make this picture again: prompt, head and settings are read from the file",
+    )
+    parser.add_argument(
+        "--face", type=int, metavar="N", help="which face of the photo, 0 the largest"
+    )
+    head_arguments.add_head_arguments(parser)
+
+    sampling = parser.add_argument_group("sampling")
+    sampling_arguments.add_sampling_arguments(sampling)
+    sampling.add_argument(
+        "--control",
+        metavar="NAME=PICTURE[:S]",
+        action="append",
+        help="a ControlNet of the model, its picture and its weight S (default 1); the picture "
+        "`landmarks` shows the 68 landmarks of the wanted heads as dots",
+    )
+
+    model = parser.add_argument_group("model")
+    batch = "pictures at a time; default: 1 on a CPU and with little memory, 8 elsewhere"
+    sampling_arguments.add_model_arguments(model, batch)
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="default: out")
+    output.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start at picture_00.png even if it exists; otherwise numbers follow the last one",
+    )
+
+
+def add_combine_argument(parser: argparse.ArgumentParser, default: str | None) -> None:
+    """--combine, of verbs that take several photos of one person."""
+    parser.add_argument(
+        "--combine",
+        choices=("mean", "stack"),
+        default=default,
+        help="several photos of the person: mean of their identity tokens (default), or stack: "
+        "all of them",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the pictures that the arguments ask for, write them, and print their paths.
+
+    Raises:
+        CapHumanError: wrong arguments, photos or files.
     """
     started = time.perf_counter()
-    with _notices(), _Told() as told:
-        options = _repeated(args) if args.repeat else _asked(args)
-        if args.batch is not None and args.batch < 1:
-            raise SettingError(f"--batch must be at least 1, not {args.batch}")
-        _check_writable(Path(args.out))
+    console.quiet_libraries()
+    console.check_batch(args.batch)
+    console.check_writable(args.out)
+    asked = _repeated(args) if args.repeat else _asked(args)
+
+    from caphuman_jax.io.metadata import PictureWriter  # brings NumPy, the others JAX
+    from caphuman_jax.pipeline.contact_sheet import contact_sheet
+    from caphuman_jax.pipeline.loading import load
+    from caphuman_jax.weights import lora
+
+    with console.notices(), console.ProgressReporter() as progress:
         pipe = load(args.model, dtype=args.dtype, batch=args.batch, memory=args.memory)
         if args.lora:
             pipe.use_loras([lora.parse(text) for text in args.lora])
         loaded = time.perf_counter() - started
-        result = pipe(progress=told, **options)
+        writer = PictureWriter(args.out, args.overwrite)
+        result = pipe(progress=progress, on_image=writer.write, **asked)
         if args.repeat:
             _compare(args.repeat, result.settings)
-        try:
-            paths = metadata.save_pictures(
-                args.out,
-                result.pictures,
-                result.settings,
-                sheet(pipe.head_model, result),
-                args.overwrite,
-            )
-        except OSError as error:
-            raise CapHumanError(
-                f"the pictures cannot be written to {args.out} ({error})"
-            ) from error
-    print(*paths, sep="\n")
+        sheet = writer.write_sheet(contact_sheet(pipe.head_model, result))
+    print(*writer.paths, sheet, sep="\n")
     seconds = {"start": loaded, **result.seconds, "in all": time.perf_counter() - started}
     print("; ".join(f"{name} {value:.1f} s" for name, value in seconds.items()), file=sys.stderr)
 
 
-def _check_writable(out: Path) -> None:
-    """Better before the work than after."""
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise SettingError(
-            f"the pictures cannot be written to {out}: {there} is not a directory that may be "
-            f"written to; choose another with --out"
-        )
-
-
-def _asked(args) -> dict:
-    """Arguments of the pipeline as the command line has them."""
+def _asked(args) -> dict[str, Any]:
+    """Arguments of `create_request` as the command line has them."""
     if args.prompt is None:
-        raise SettingError("--prompt is needed: what is the picture to show?")
-    if args.head_from is None:
-        for name in head_arguments.OF_THE_PHOTO:
-            if getattr(args, name) is not None:
-                raise SettingError(f"--{name.replace('_', '-')} needs --head-from PHOTO")
-    options = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
+        raise SettingError("--prompt is required")
     return {
-        **options,
         "prompt": args.prompt,
         "people": _people(args),
+        "combine": args.combine or "mean",
         "controls": [_control(text) for text in args.control or ()],
-        "hard_gate": args.gate != "soft",
-        "size": None if args.size is None else head_arguments.pixels(args.size),
+        **sampling_arguments.sampling_given(args),
     }
 
 
-def _people(args) -> list[dict]:
-    """The people that are asked for, with --person each, or one with options of their own."""
+def _people(args) -> list[dict[str, Any]]:
+    """The people that are asked for: of each --person, or one of the options for one person."""
     if args.person:
-        given = [
-            name
-            for name in ("reference", *head_arguments.OPTIONS)
-            if getattr(args, name) is not None
-        ]
+        options = ("reference", *head_arguments.OPTIONS)
+        given = [name for name in options if getattr(args, name) is not None]
         if given:
             raise SettingError(
-                f"with --person, each person has their own head: leave out "
-                f"--{given[0].replace('_', '-')}"
+                f"with --person, each person has their own head: leave out {_flag(given[0])}"
             )
         return [_person(text) for text in args.person]
     if not args.reference:
-        raise SettingError("--reference PHOTO is needed: whose picture is it to be?")
-    return [
-        {"reference": args.reference, "face": args.face, "head": head_arguments.wanted_head(args)}
-    ]
+        raise SettingError("--reference PHOTO is required: the photo of the person")
+    if args.head_from is None:
+        for name in head_arguments.OF_THE_PHOTO:
+            if getattr(args, name) is not None:
+                raise SettingError(f"{_flag(name)} needs --head-from PHOTO")
+    head = head_arguments.head_target(args)
+    return [{"reference": args.reference, "face": args.face, "head": head}]
 
 
-def _person(text: str) -> dict:
-    """ "ref=me.jpg,yaw=15,expression=smile:0.8+jawOpen:0.3" → one of the pipeline's people."""
+def _person(text: str) -> dict[str, Any]:
+    """ "ref=me.jpg,yaw=15,expression=smile:0.8+jawOpen:0.3" → one of the request's people."""
     references, face, head = [], None, {}
     for entry in text.split(","):
         key, equals, value = entry.partition("=")
@@ -139,11 +167,12 @@ def _person(text: str) -> dict:
             raise SettingError(f"--person takes entries such as ref=me.jpg,yaw=15, not {entry!r}")
         if key == "ref":
             references.append(value)
-        elif key in ("face", "head-face"):
-            number = _typed(int, value, key)
-            face, head = (number, head) if key == "face" else (face, head | {"photo_face": number})
-        elif key in _HEAD:
-            head[key] = _typed(_HEAD[key], value, key)
+        elif key == "face":
+            face = _typed(int, value, key)
+        elif key == "head-face":
+            head["photo_face"] = _typed(int, value, key)
+        elif key in _HEAD_NUMBERS:
+            head[key] = _typed(_HEAD_NUMBERS[key], value, key)
         elif key == "head":
             head["photo"] = value
         elif key == "take":
@@ -155,90 +184,93 @@ def _person(text: str) -> dict:
         elif key == "position":
             head["position"] = head_arguments.numbers(value, "position of --person", "/")
         else:
-            raise SettingError(
-                f"--person has no entry {key!r}; it has ref, face, head, head-face, take, framing, "
-                f"yaw, pitch, roll, expression, "
-                "light and position"
-            )
+            raise SettingError(f"--person has no entry {key!r}; it has {_PERSON_KEYS}")
     if not references:
         raise SettingError(f"--person {text} names no photo: begin with ref=PHOTO")
-    return {"reference": references, "face": face, "head": WantedHead(**head)}
+    return {"reference": references, "face": face, "head": head_arguments.with_json(head)}
 
 
-def _control(text: str) -> dict:
-    """ "openpose=body.png:0.8" → one of the pipeline's controls."""
+def _control(text: str) -> dict[str, Any]:
+    """ "openpose=body.png:0.8" → one of the request's controls."""
     name, equals, picture = text.partition("=")
     if not equals or not picture:
-        raise SettingError(f"--control takes NAME=PICTURE or NAME=PICTURE:STRENGTH, not {text!r}")
-    before, colon, strength = picture.rpartition(":")
+        raise SettingError(f"--control takes NAME=PICTURE or NAME=PICTURE:WEIGHT, not {text!r}")
+    before, colon, scale = picture.rpartition(":")
     try:
-        return (
-            {"name": name, "picture": before, "strength": float(strength)}
-            if colon
-            else {"name": name, "picture": picture}
-        )
+        if colon:
+            return {"name": name, "picture": before, "scale": float(scale)}
     except ValueError:  # the colon belongs to the file's name
-        return {"name": name, "picture": picture}
+        pass
+    return {"name": name, "picture": picture}
 
 
-def _repeated(args) -> dict:
-    """Arguments of the pipeline as a picture of ours records them; the photos are the person's to
-    give again.
+def _repeated(args) -> dict[str, Any]:
+    """Arguments of `create_request` as a picture of ours records them; its photos must be given
+    again.
     """
-    given = [
-        name
-        for name in (*_SETTINGS, "prompt", *head_arguments.OPTIONS, "size", "gate")
-        if name not in ("head_from", "face", "head_face") and getattr(args, name) is not None
-    ]
+    photos = ("head_from", "face", "head_face")
+    options = (
+        *sampling_arguments.sampling_given(args),
+        "prompt",
+        "combine",
+        *head_arguments.OPTIONS,
+    )
+    given = [name for name in options if name not in photos and getattr(args, name) is not None]
     if given:
         raise SettingError(
-            f"--repeat takes its settings from the picture; leave out "
-            f"--{given[0].replace('_', '-')}"
+            f"--repeat takes its settings from the picture; leave out {_flag(given[0])}"
         )
+    from caphuman_jax.io import metadata
+
     made = metadata.read_settings(args.repeat)
+    missing = [name for name in _RECORDED if name not in made]
+    if missing:
+        raise SettingError(
+            f"{args.repeat} does not record all that is needed to repeat it (missing: "
+            f"{', '.join(missing)}); it was made by another version"
+        )
     try:
-        people = _repeated_people(args, made["people"])
-        controls = {control["name"]: control for control in map(_control, args.control or ())}
-        for control in made["controls"]:
-            if isinstance(control["picture"], str):
-                controls[control["name"]] = {"picture": control["picture"]}
-            elif control["name"] not in controls:
-                raise SettingError(
-                    f"{args.repeat} was made with the ControlNet {control['name']} and "
-                    f"{control['picture']['name']}; name that picture "
-                    f"with --control {control['name']}=PICTURE"
-                )
-        options = {
-            name: made[name]
-            for name in ("prompt", "negative", "photos", *_NUMBERS, "hard_gate", "size")
-        }
-        options |= {name: made[name] for name in _SAVINGS if name in made}
         return {
-            **options,
-            "first": made["index"],
-            "people": people,
-            "controls": [
-                {**controls[c["name"]], "name": c["name"], "strength": c["strength"]}
-                for c in made["controls"]
-            ],
+            "prompt": made["prompt"],
+            "combine": made["combine"],
+            **{name: made[name] for name in FIELDS if name in made},
+            "num_images": 1,
+            "first_image": made["index"],
+            "people": _repeated_people(args, made["people"]),
+            "controls": _repeated_controls(args, made["controls"]),
         }
     except (KeyError, TypeError) as error:
         raise SettingError(
-            f"{args.repeat} does not say all that is needed to make it again ({error})"
+            f"{args.repeat} does not record all that is needed to repeat it ({error})"
         ) from error
 
 
-def _repeated_people(args, made) -> list[dict]:
+def _repeated_controls(args, made) -> list[dict[str, Any]]:
+    """The ControlNets of a picture with the photos that are given for them."""
+    given = {control["name"]: control["picture"] for control in map(_control, args.control or ())}
+    controls = []
+    for control in made:
+        name, picture = control["name"], control["picture"]
+        if not isinstance(picture, str) and name not in given:
+            raise SettingError(
+                f"{args.repeat} was made with the ControlNet {name} and {picture['name']}; name "
+                f"that picture with --control {name}=PICTURE"
+            )
+        picture = picture if isinstance(picture, str) else given[name]
+        controls.append({"name": name, "picture": picture, "scale": control["scale"]})
+    return controls
+
+
+def _repeated_people(args, made) -> list[dict[str, Any]]:
     """The people of a picture with the photos that are given for them, in their order."""
-    given = (
-        [_person(text) for text in args.person]
-        if args.person
-        else [{"reference": args.reference, "head": WantedHead(photo=args.head_from)}]
-    )
+    if args.person:
+        given = [_person(text) for text in args.person]
+    else:
+        given = [{"reference": args.reference, "head": {"photo": args.head_from}}]
     if len(given) != len(made):
         raise SettingError(
-            f"{args.repeat} shows {len(made)} people; name their photos in the same order with "
-            f"--person ref=PHOTO, once for each"
+            f"{args.repeat} shows {len(made)} people; name their photos in the same order, with "
+            "--person ref=PHOTO for each"
         )
     people = []
     for photos, person in zip(given, made):
@@ -246,25 +278,22 @@ def _repeated_people(args, made) -> list[dict]:
             raise SettingError(f"name the photo of {person['reference']['name']} with --reference")
         head = dict(person["asked_head"])
         if "photo" in head:
-            if photos["head"].photo is None:
+            if photos["head"].get("photo") is None:
                 how = "head=PHOTO in --person" if args.person else "--head-from"
                 raise SettingError(
                     f"{args.repeat} took its head from {head['photo']['name']}; name that photo "
                     f"with {how}"
                 )
-            head |= {"photo": photos["head"].photo, "photo_face": head["photo"]["face"]}
-        people.append(
-            {
-                "reference": photos["reference"],
-                "face": person["reference"]["face"],
-                "head": WantedHead.of(head),
-            }
-        )
+            head |= {"photo": photos["head"]["photo"], "photo_face": head["photo"]["face"]}
+        face = person["reference"]["face"]
+        people.append({"reference": photos["reference"], "face": face, "head": head})
     return people
 
 
-def _compare(picture, now) -> None:
-    """A notice for everything that is not as it was when the picture was made."""
+def _compare(picture: str, now: dict[str, Any]) -> None:
+    """A notice for everything that has changed since the picture was made."""
+    from caphuman_jax.io import metadata
+
     before = metadata.read_settings(picture)
     references = lambda settings: [person["reference"]["sha256"] for person in settings["people"]]
     photos = lambda settings: [
@@ -283,10 +312,12 @@ def _compare(picture, now) -> None:
     ):
         if old != new:
             logging.getLogger("caphuman_jax").warning(
-                "%s is not the one that %s was made with; it may not come out the same",
-                what,
-                picture,
+                "%s is not the one that %s was made with; the picture may differ", what, picture
             )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _typed(kind, value, key):
@@ -294,88 +325,3 @@ def _typed(kind, value, key):
         return kind(value)
     except ValueError:
         raise SettingError(f"{key} of --person takes a number, not {value!r}") from None
-
-
-class _Told:
-    """Tells of the pipeline's stages: a line and its time for each, a bar over the pictures."""
-
-    def __init__(self):
-        self.bar, self.stage = None, None
-
-    def __call__(self, stage, done, total):
-        if stage == "pictures":
-            if self.bar is None:
-                self.bar = tqdm(total=total, unit="picture", desc="sampling", file=sys.stderr)
-            self.bar.update(done - self.bar.n)
-            if done == total:
-                self.bar.close()
-        elif done == 0:
-            self.stage = _Stage(_STAGES[stage])
-        else:
-            self._end(True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *_):
-        self._end(kind is None)
-        if self.bar is not None:
-            self.bar.close()
-
-    def _end(self, well):
-        if self.stage is not None:
-            self.stage.end(well)
-        self.stage = None
-
-
-class _Stage:
-    """A line for a stage of unknown length; on a terminal its seconds run."""
-
-    def __init__(self, text):
-        self.text, self.started, self.over = text, time.perf_counter(), threading.Event()
-        self.live = sys.stderr.isatty()
-        self.clock = threading.Thread(target=self._run, daemon=True)
-        if self.live:
-            self.clock.start()
-
-    def end(self, well):
-        self.over.set()
-        if self.live:
-            self.clock.join()
-            sys.stderr.write("\r\x1b[K")
-        if well:
-            print(f"{self.text}: {time.perf_counter() - self.started:.1f} s", file=sys.stderr)
-
-    def _run(self):
-        while True:
-            sys.stderr.write(f"\r\x1b[K{self.text} … {time.perf_counter() - self.started:.0f} s")
-            sys.stderr.flush()
-            if self.over.wait(1):
-                return
-
-
-class _Notices(logging.Handler):
-    def __init__(self, once):
-        super().__init__(logging.WARNING)
-        self.told = set() if once else None
-
-    def emit(self, record):
-        message = record.getMessage()
-        if self.told is not None:
-            if message in self.told:
-                return
-            self.told.add(message)
-        tqdm.write(f"caphuman: notice: {message}", file=sys.stderr)
-
-
-@contextlib.contextmanager
-def _notices(once=False):
-    """The library's warnings, as lines on stderr; with `once`, none twice."""
-    logger, handler = logging.getLogger("caphuman_jax"), _Notices(once)
-    before, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = before

@@ -7,12 +7,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from caphuman_jax.cli import head_arguments
+from caphuman_jax.cli import console, head_arguments
+from caphuman_jax.diffusion.sampling_params import image_size
 from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.head.models.registry import HEADS
 from caphuman_jax.io import atomic
@@ -108,25 +108,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the arguments ask for and print the paths. Raises CapHumanError."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault(
-        "OPENCV_FFMPEG_LOGLEVEL", "-8"
-    )  # says in its own words what we say in ours
+    console.quiet_libraries()
     _check(args)
-    from caphuman_jax.cli.generate import (  # brings jax, which `--help` has no use for
-        _check_writable,
-        _notices,
-    )
-
-    _check_writable(args.out)
-    with _notices():
+    console.check_writable(args.out)
+    with console.notices():
         paths = _sequence(args, *_start(args)) if args.sequence else _one(args, *_start(args))
     print(*paths, sep="\n")
 
 
 def _check(args) -> None:
     if not any(getattr(args, name) for name in _FROM):
-        raise SettingError("--reference PHOTO or --numbers FILE is needed: whose head is it to be?")
+        raise SettingError("--reference PHOTO or --numbers FILE.json is required")
     if args.head_from is not None and args.sequence is not None:
         raise SettingError("the head is taken from --head-from or from --sequence, not both")
     if args.head_from is None and args.sequence is None:
@@ -149,12 +141,12 @@ class _Measure:
         """The person of a photo or of an identity file."""
         from caphuman_jax.person import identity_file
         from caphuman_jax.person.identity import Identifier
-        from caphuman_jax.person.person import measure
+        from caphuman_jax.person.person import analyze_photo
 
         if identity_file.is_identity_file(photo):
             name = self.model.name + (f" by {self.head_of.name}" if self.head_of else "")
             return identity_file.load(photo, name, Identifier(self.config).name)
-        return measure(self.model, photo, self.config.image_size, face, head_of=self.head_of)
+        return analyze_photo(self.model, photo, self.config.image_size, face, head_of=self.head_of)
 
 
 def _start(args):
@@ -163,6 +155,7 @@ def _start(args):
     """
     from caphuman_jax.head import head_json
     from caphuman_jax.head.models.registry import load_head
+    from caphuman_jax.pipeline.head_target import HeadTarget
     from caphuman_jax.runtime.compile_cache import keep_compiled
     from caphuman_jax.weights import model_folder
 
@@ -171,7 +164,7 @@ def _start(args):
     keep_compiled()
     name = args.head_model or config.head
     model = load_head(name)
-    wanted = head_arguments.wanted_head(args)
+    wanted = HeadTarget.of(head_arguments.head_target(args))
     wanted.check(model)
     size = _size(args.size, config.image_size)
     numbers = head_json.read(args.numbers) if args.numbers else {}
@@ -212,8 +205,8 @@ def _one(args, measure, person, head, wanted, size) -> list[Path]:
     from caphuman_jax.head.hints import render_hints
 
     model = measure.model
-    lender = None if wanted.photo is None else measure.person(wanted.photo, wanted.photo_face)
-    head = wanted.build(model, head, lender)
+    source = None if wanted.photo is None else measure.person(wanted.photo, wanted.photo_face)
+    head = wanted.apply(model, head, source)
     hints = np.asarray(render_hints(model, head, *size))
     paths = []
 
@@ -274,7 +267,7 @@ def _sequence(args, measure, person, head, wanted, size) -> list[Path]:
                 f"table"
             )
         heads, track, fps = (
-            sequence.read(args.sequence, model, wanted.build(model, head, None)),
+            sequence.read(args.sequence, model, wanted.apply(model, head, None)),
             None,
             args.fps or sequence.FPS,
         )
@@ -384,7 +377,6 @@ def _overlays(args, model, track, height):
 
 def _record(model, head, person) -> str:
     from caphuman_jax.head import head_json
-    from caphuman_jax.person.fit_warnings import doubts
 
     facts = {}
     if person is not None:
@@ -393,7 +385,7 @@ def _record(model, head, person) -> str:
             "fit": {
                 "confidence": round(person.confidence, 3),
                 "median_landmark_error": round(float(person.head.residual), 4),
-                "doubts": doubts(person),
+                "warnings": person.warnings(),
             },
         }
     return head_json.text(head_json.of(model, head, **facts))
@@ -449,9 +441,8 @@ def save_gif(path: Path, pictures, fps: float, dither: bool = True) -> None:
 
 def _size(text, default) -> tuple[int, int]:
     """(height, width) in pixels."""
-    asked = default if text is None else head_arguments.pixels(text)
-    sides = [asked, asked] if isinstance(asked, int) else asked
-    if len(sides) != 2 or not all(_SMALLEST <= side <= _LARGEST for side in sides):
+    sides = image_size(default if text is None else text)
+    if not all(_SMALLEST <= side <= _LARGEST for side in sides):
         raise SettingError(
             f"--size {text}: a side, or WIDTHxHEIGHT, from {_SMALLEST} to {_LARGEST} pixels"
         )

@@ -1,12 +1,11 @@
-"""The arguments that say which head is wanted, shared by `caphuman generate` and `caphuman head`.
-Nothing heavy is imported before they are read.
-"""
+"""The arguments for the head that is wanted, shared by `caphuman generate` and `caphuman head`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from caphuman_jax.errors import SettingError
 
@@ -29,8 +28,12 @@ OF_THE_PHOTO = ("take", "framing", "head_face")
 
 def add_head_arguments(parser: argparse.ArgumentParser) -> None:
     """The group of arguments; what is not given is None."""
-    head = parser.add_argument_group("the head, as in the reference photo where nothing is said")
-    head.add_argument("--head-from", metavar="PHOTO", help="take the head from this photo")
+    head = parser.add_argument_group("head (default: as in the reference photo)")
+    head.add_argument(
+        "--head-from",
+        metavar="PHOTO|FILE.json",
+        help="take the head from this photo, or its numbers from a file of `caphuman head`",
+    )
     head.add_argument(
         "--take",
         default=None,
@@ -46,7 +49,7 @@ def add_head_arguments(parser: argparse.ArgumentParser) -> None:
     )
     head.add_argument("--head-face", type=int, metavar="N", help="which face of the head photo")
     head.add_argument(
-        "--yaw", type=float, metavar="DEG", help="positive: towards the right side of the picture"
+        "--yaw", type=float, metavar="DEG", help="positive: towards the right of the picture"
     )
     head.add_argument("--pitch", type=float, metavar="DEG", help="positive: up")
     head.add_argument("--roll", type=float, metavar="DEG", help="positive: clockwise")
@@ -68,14 +71,12 @@ def add_head_arguments(parser: argparse.ArgumentParser) -> None:
     head.add_argument(
         "--position",
         metavar="X,Y,SIZE",
-        help="middle of the head and height of the face, as parts of the picture: 0.5,0.5,0.5",
+        help="center of the head and height of the face, relative to the picture: 0.5,0.5,0.5",
     )
 
 
-def wanted_head(args):
-    """The `person.WantedHead` that the arguments ask for. Raises SettingError, HeadError."""
-    from caphuman_jax.person.person import WantedHead
-
+def head_target(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the `HeadTarget` that the arguments ask for. Raises SettingError, HeadError."""
     head = {
         "photo": args.head_from,
         "take": args.take,
@@ -88,12 +89,25 @@ def wanted_head(args):
         "light": light(args.light),
         "position": None if args.position is None else numbers(args.position, "--position", ","),
     }
-    return WantedHead(**{name: value for name, value in head.items() if value is not None})
+    return with_json({name: value for name, value in head.items() if value is not None})
+
+
+def with_json(head: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a `HeadTarget` in which a .json file as the photo is replaced by what it says."""
+    photo = head.get("photo")
+    if photo is None or not photo.lower().endswith(".json"):
+        return head
+    from caphuman_jax.head import head_json  # brings JAX, which `--help` does not need
+
+    for name in ("take", "framing", "photo_face"):
+        if name in head:
+            raise SettingError(f"{name} is for a head photo; {photo} holds the numbers of a head")
+    return head_json.read(photo) | {name: head[name] for name in head if name != "photo"}
 
 
 def light(text: str | None):
-    """--light: a JSON list, or the list or the entry "light" of a JSON file, as that list; anything
-    else as it is.
+    """--light as a list, where it is a JSON list, or a JSON file of one or with an entry "light";
+    otherwise unchanged.
     """
     if text is None:
         return None
@@ -128,15 +142,3 @@ def numbers(text: str, option: str, separator: str) -> list[float]:
         raise SettingError(
             f"{option} takes numbers separated by {separator!r}, not {text!r}"
         ) from None
-
-
-def pixels(text: str) -> int | list[int]:
-    """--size: "256" → 256, "256x320" → [256, 320], width and height. Raises SettingError."""
-    try:
-        sides = [int(side) for side in text.lower().split("x")]
-    except ValueError:
-        raise SettingError(
-            f"--size is a side in pixels or WIDTHxHEIGHT, such as 256 or 256x320; {text!r} is not "
-            f"a number"
-        ) from None
-    return sides[0] if len(sides) == 1 else sides

@@ -1,10 +1,11 @@
-"""`caphuman identity`: photos of one person → a file that takes their place."""
+"""`caphuman identity`: photos of one person → a file that can be used instead of them."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from caphuman_jax.cli.generate import add_combine_argument
 from caphuman_jax.errors import CapHumanError, SettingError
 
 
@@ -20,12 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--face", type=int, metavar="N", help="which face of the photos, 0 the largest"
     )
-    parser.add_argument(
-        "--photos",
-        choices=("average", "stack"),
-        default="average",
-        help="several photos: their identity tokens are averaged (default), or all of them kept",
-    )
+    add_combine_argument(parser, default="mean")
     parser.add_argument(
         "--model",
         default="mini",
@@ -39,17 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure the photos and write the file. Raises CapHumanError."""
     from caphuman_jax.person import identity_file
-    from caphuman_jax.person.person import together
-    from caphuman_jax.pipeline import pipeline  # brings jax, which `--help` has no use for
+    from caphuman_jax.person.person import combine_references
+    from caphuman_jax.pipeline.loading import load  # brings JAX, which `--help` does not need
 
     if args.out.suffix != identity_file.ENDING:
         raise SettingError(
             f"--out {args.out}: the name of an identity file ends in {identity_file.ENDING}"
         )
     if args.out.exists() and not args.overwrite:
-        raise SettingError(f"{args.out} exists already; choose another name or allow --overwrite")
-    pipe = pipeline.load(args.model)
-    person = together([pipe.person(photo, args.face) for photo in args.reference], args.photos)
+        raise SettingError(f"{args.out} already exists; choose another name or add --overwrite")
+    pipe = load(args.model)
+    people = [pipe.person(photo, args.face) for photo in args.reference]
+    person = combine_references(people, args.combine)
     try:
         identity_file.save(args.out, person, pipe.head_name)
     except OSError as error:

@@ -1,35 +1,35 @@
 """`caphuman sample`: a file of jobs → pictures in a folder, in full batches, on any number of
-machines; interrupted, it goes on.
+machines; it can be interrupted and resumed.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import threading
 import time
 from pathlib import Path
 
+from caphuman_jax.cli import console, sampling_arguments
 from caphuman_jax.errors import SettingError
 
 SOME_FAILED = 3
-"""Exit code where all jobs were worked on and some of them could not be done."""
-_MOST_TOLD = 20
+"""Exit code where all jobs were tried and some of them failed."""
+_MOST_SHOWN = 20
 _OFTEN, _SELDOM = 0.5, 30.0  # seconds between two progress lines, on a terminal and in a log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `caphuman sample`."""
     what = parser.add_argument_group(
-        "what is made: the jobs of a file, or every person with every prompt under every head"
+        "jobs: those of a file, or every combination of people, prompts and heads"
     )
     what.add_argument(
         "--jobs",
         type=Path,
         metavar="FILE.jsonl",
         help='a job a line: {"reference": "me.jpg", "prompt": "a photo", '
-        '"head": {"yaw": 20}, "num": 4, …}, with whatever generate takes',
+        '"head": {"yaw": 20}, "num_images": 4, …}, with any setting of generate',
     )
     what.add_argument(
         "--identities",
@@ -41,64 +41,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--heads",
         type=Path,
-        metavar="FILE.jsonl",
-        help='a head a line, such as {"yaw": 20}; {} is the person\'s own',
+        metavar="FILE.jsonl|json",
+        help='a head a line, such as {"yaw": 20}; {} is the person\'s own; or a sequence.json of '
+        "`caphuman head`",
     )
     what.add_argument(
         "--default",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="for jobs that do not say: num=3, steps=20, guidance=5 …",
+        help="a field of the jobs that do not have it: num_images=3, steps=20, guidance_scale=5 …",
     )
     what.add_argument(
         "--check",
         action="store_true",
-        help="say what is wrong with the jobs, or how many pictures they are; make none",
+        help="report errors in the jobs, or the number of pictures; make none",
     )
 
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--model",
-        default="mini",
-        metavar="NAME|FOLDER",
-        help="a shipped model or a model folder, default mini",
-    )
-    how.add_argument(
-        "--lora",
-        metavar="FILE[:S[,T]]",
-        action="append",
-        help="a LoRA file at strength S (default 1), or S for the UNet and T for the "
-        "text encoder; once for each",
-    )
-    how.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="default: float32 on a CPU, bfloat16 elsewhere",
-    )
-    how.add_argument(
-        "--batch",
-        type=int,
-        metavar="B",
-        help="pictures at a time on each device; default: 1 on a CPU, 8 elsewhere",
-    )
-    how.add_argument(
-        "--memory",
-        choices=("full", "normal", "low", "least"),
-        default="normal",
-        help="as of caphuman generate",
-    )
+    how = parser.add_argument_group("model and devices")
+    batch = "pictures at a time on each device; default: 1 on a CPU, 8 elsewhere"
+    sampling_arguments.add_model_arguments(how, batch)
     how.add_argument(
         "--fsdp",
         action="store_true",
-        help="divide the weights between this machine's devices: less memory, more traffic",
+        help="divide the weights between this machine's devices: less memory, more communication",
     )
     how.add_argument(
         "--share",
         metavar="I/N",
-        help="make only the I-th of N parts, from 1; needed only where the machines' common folder "
-        "has "
-        "no locks",
+        help="make only the I-th of N parts, from 1; needed only where the shared folder has no "
+        "file locks",
     )
 
     output = parser.add_argument_group("output")
@@ -106,36 +78,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder of the pictures; the same command goes on where it stopped",
+        help="folder of the pictures; rerun the same command to resume",
     )
     output.add_argument(
         "--format", choices=("png", "jpeg", "array_record"), default="png", help="default png"
     )
-    output.add_argument(
-        "--retry-failed", action="store_true", help="try once more what failed before"
-    )
+    output.add_argument("--retry-failed", action="store_true", help="retry what failed before")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make the pictures; the exit code: 0, SOME_FAILED, or that of an interruption. Raises
-    CapHumanError.
+    """Make the pictures.
+
+    Returns:
+        The exit code: 0, SOME_FAILED, or that of an interruption.
+
+    Raises:
+        CapHumanError: wrong jobs or arguments.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from caphuman_jax.cli.generate import _notices
+    console.quiet_libraries()
+    console.check_batch(args.batch)
+    if args.out is not None:
+        console.check_writable(args.out)
     from caphuman_jax.jobs import jobs
     from caphuman_jax.jobs.order import Plan
     from caphuman_jax.jobs.validate import Checker
     from caphuman_jax.weights import model_folder
 
-    if args.batch is not None and args.batch < 1:
-        raise SettingError(f"--batch must be at least 1, not {args.batch}")
     share = _share(args.share)
-    with _notices(once=True):
+    with console.notices(once=True):
         asked = _jobs(
             args, jobs, Checker(model_folder.read_config(model_folder.find_model(args.model)))
         )
         if asked.problems:
-            shown = asked.problems if args.check else asked.problems[:_MOST_TOLD]
+            shown = asked.problems if args.check else asked.problems[:_MOST_SHOWN]
             print(*(f"caphuman: {problem}" for problem in shown), sep="\n", file=sys.stderr)
             rest = (
                 f" ({len(asked.problems) - len(shown)} more: --check shows all)"
@@ -152,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         if args.check:
             return 0
         if args.out is None:
-            raise SettingError("--out DIR is needed: where do the pictures go?")
+            raise SettingError("--out DIR is required: the folder of the pictures")
         return _make(args, asked, plan, share)
 
 
@@ -190,7 +165,7 @@ def _make(args, asked, plan, share) -> int:
             run_folder,
             output(args.out, args.format),
             batch,
-            progress.told,
+            progress.report,
             progress.compiling,
             share,
             lambda: stop.reason is not None,
@@ -200,21 +175,21 @@ def _make(args, asked, plan, share) -> int:
     rate = progress.rate
     print(
         f"{progress.made} pictures made in {time.perf_counter() - started:.1f} "
-        f"s{f' ({rate:.2f}/s once begun)' if rate else ''}; "
-        f"{made} of {plan.total} are there, {failed} failed",
+        f"s{f' ({rate:.2f}/s after the first)' if rate else ''}; "
+        f"{made} of {plan.total} are done, {failed} failed",
         file=sys.stderr,
     )
     if made + failed == plan.total:
         run_folder.tidy()
     run_folder.close()
     if stop.reason is not None:
-        print("caphuman: stopped; the same command goes on from here", file=sys.stderr)
+        print("caphuman: stopped; rerun the same command to resume", file=sys.stderr)
         return stop.exit_code
     print(args.out / "index.jsonl")
     if failed:
         print(
-            f"caphuman: {args.out / 'failed.jsonl'} says what failed and why; --retry-failed tries "
-            f"it again",
+            f"caphuman: {args.out / 'failed.jsonl'} lists what failed and why; --retry-failed "
+            f"retries it",
             file=sys.stderr,
         )
     return SOME_FAILED if failed else 0
@@ -229,8 +204,7 @@ def _jobs(args, jobs, checker):
         return jobs.read_jobs(args.jobs, checker, defaults)
     if args.identities is None or (args.prompts is None and "prompt" not in defaults):
         raise SettingError(
-            "--jobs FILE.jsonl is needed, or --identities with --prompts (and --heads): what is to "
-            "be made?"
+            "--jobs FILE.jsonl is required, or --identities with --prompts (and --heads)"
         )
     return jobs.product_jobs(*lists, checker, defaults)
 
@@ -248,7 +222,7 @@ def _share(text: str | None) -> tuple[int, int]:
 
 
 class _Progress:
-    """A line of what is done; as a context."""
+    """A progress line; a context manager."""
 
     def __init__(self, total: int, run_folder):
         self.made, self._failed, self._total, self._folder, self.bar = 0, 0, total, run_folder, None
@@ -256,8 +230,8 @@ class _Progress:
 
     @property
     def rate(self) -> float | None:
-        """Pictures a second since the first was made, so that compiling does not count; None where
-        there are too few.
+        """Pictures a second since the first one, so that compiling does not count; None if there are
+        too few.
         """
         return (
             (self.made - 1) / (self._last - self._first)
@@ -285,8 +259,8 @@ class _Progress:
     def __exit__(self, *_):
         self.bar.close()
 
-    def told(self, made: int, failed: int, there: int) -> None:
-        """So many pictures more; from any thread."""
+    def report(self, made: int, failed: int, there: int) -> None:
+        """Count more pictures; from any thread."""
         with self._guard:
             if made:
                 self._last = time.perf_counter()
@@ -298,7 +272,7 @@ class _Progress:
             self.bar.update(made + failed + there)
 
     def compiling(self, stage: str, done: int, total: int) -> None:
-        """See `pipeline.Progress`."""
+        """See `conditioning.Progress`."""
         from tqdm import tqdm
 
         if stage == "compile" and done == 0:

@@ -18,13 +18,14 @@ from caphuman_jax.face import attributes, recognition
 from caphuman_jax.head.head import Head, stack
 from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.person.person import Person
-from caphuman_jax.pipeline.conditioning import Appearance, Scene
+from caphuman_jax.pipeline.conditioning import Conditioning
+from caphuman_jax.pipeline.conditioning import Subject as ShownSubject
 from caphuman_jax.pipeline.pipeline import Pipeline, to_bytes
 
 
-def bulk_generator(pipe: Pipeline, steps: int, guidance: float) -> Generator:
-    """A `benchmark.Generator`. Each picture is the one that `pipe(reference=…, seed=…, num=1)`
-    makes, up to rounding.
+def bulk_generator(pipe: Pipeline, steps: int, guidance_scale: float) -> Generator:
+    """A `benchmark.Generator`. Each image is the one that `pipe(reference=…, seed=…)` makes, up to
+    rounding.
     """
     size = (pipe.config.image_size,) * 2
 
@@ -43,11 +44,16 @@ def bulk_generator(pipe: Pipeline, steps: int, guidance: float) -> Generator:
             render_hints_batch(pipe.head_model, stack(list(heads)), *size),
         ):
             request = pipe.request(
-                reference=person, prompt=prompt, seed=seed, steps=steps, guidance=guidance
+                reference=person,
+                prompt=prompt,
+                seed=seed,
+                steps=steps,
+                guidance_scale=guidance_scale,
             )
-            rows.append((Scene(request, (Appearance(person, None, head, hints),), {}, {}), 0))
-        pictures, _ = pipe.make(rows)
-        return to_bytes(np.asarray(pictures))
+            shown = ShownSubject(person, None, head, hints)
+            rows.append((Conditioning(request, (shown,)), 0))
+        images, _ = pipe.make(rows)
+        return to_bytes(np.asarray(images))
 
     return make
 
@@ -74,20 +80,15 @@ def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Photo], S
                 f"{photo.name} shows {person.face_count} faces; the evaluation takes photos of one "
                 f"person"
             )
-        if (
-            not drawings
-            and attributes.scores(recognition.identity(person.square, person.landmarks)[1][None])[
-                0, drawn
-            ]
-            > 0
-        ):
+        known = person.recognized or recognition.identity(person.square, person.landmarks)
+        if not drawings and attributes.scores(known[1][None])[0, drawn] > 0:
             raise PhotoError(f"{photo.name} looks like a drawing or painting")
         return Subject(
             photo.name,
             person.square,
             jax.device_get(person.head),
             person,
-            recognition_vectors(person.square, person.landmarks),
+            recognition_vectors(person.square, person.landmarks, known[0]),
         )
 
     return read

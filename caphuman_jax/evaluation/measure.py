@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from caphuman_jax.evaluation.metrics.registry import METRICS
 from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement
-from caphuman_jax.face import recognition, segmentation
+from caphuman_jax.face import recognition
 from caphuman_jax.face.face import Face, find_faces
-from caphuman_jax.face.landmarks import expression_names
 from caphuman_jax.head.base import HeadModel
-from caphuman_jax.head.fitting import heads_from_photos
-from caphuman_jax.head.head import Head, unstack
+from caphuman_jax.head.face_fitting import fit_heads
+from caphuman_jax.head.head import Head
 
 
 def measure_images(model: HeadModel, images: Sequence[np.ndarray]) -> list[ImageMeasurement]:
@@ -26,11 +24,13 @@ def measure_images(model: HeadModel, images: Sequence[np.ndarray]) -> list[Image
     ]
 
 
-def recognition_vectors(image: np.ndarray, landmarks: np.ndarray) -> dict[str, np.ndarray]:
-    """Vectors of one face by each of RECOGNIZERS."""
+def recognition_vectors(
+    image: np.ndarray, landmarks: np.ndarray, known: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Vectors of one face by each of RECOGNIZERS; `known`: mobilefacenet's, if it has run before."""
     return {
         "dlib": recognition.dlib_vector(image, landmarks),
-        "mobilefacenet": recognition.identity(image, landmarks)[0],
+        "mobilefacenet": recognition.identity(image, landmarks)[0] if known is None else known,
     }
 
 
@@ -44,24 +44,13 @@ def _fit(
     if known is None:
         return [None] * len(faces)
     filled = [face or known for face in faces]
-    landmarks = np.stack([face.landmarks for face in filled]).astype(np.float32)
-    expression = np.stack(
-        [model.expression_from_arkit(expression_names(), face.expression) for face in filled]
-    )
-    masks = np.stack(
-        [
-            segmentation.face_mask(segmentation.parse_face(face.landmarks, p.shape[:2]))
-            for face, p in zip(filled, images)
-        ]
-    )
-    heads = heads_from_photos(
+    heads = fit_heads(
         model,
-        np.stack(images).astype(np.float32) / 255,
-        landmarks,
-        expression,
-        masks.astype(np.float32),
+        np.stack(images),
+        np.stack([face.landmarks for face in filled]),
+        np.stack([face.expression for face in filled]),
     )
-    return [head if face else None for head, face in zip(unstack(jax.device_get(heads)), faces)]
+    return [head if face else None for head, face in zip(heads, faces)]
 
 
 def _measurement(model, image, faces, head):

@@ -84,7 +84,7 @@ def write_index(path: Path, report: dict) -> None:
         f"# Evaluation of `{settings['model']}`",
         "",
         f"{results['pictures']} pictures of {results['people']} people ({settings['steps']} steps, "
-        f"guidance {settings['guidance']:g}, seed "
+        f"guidance scale {settings['guidance_scale']:g}, seed "
         f"{settings['seed']}); {len(report['skipped'])} photos skipped. Weights: "
         f"`{report['model']['sha256'][:16]}`.",
         "",

@@ -36,6 +36,8 @@ from caphuman_jax.head.head import Head
 _ANGLES, _PLACE = ("yaw", "pitch", "roll"), ("x", "y", "size")
 _WHOSE = ("model", "identity", "albedo", "picture")
 _NOT_USED = ("fit", "reference", "frame", "time", "timecode", "file", "name", "note")
+NOT_OF_TARGET = (*_WHOSE, *_NOT_USED)
+"""Entries that say whose head it is, or that are for the reader alone."""
 
 
 def of(model: HeadModel, head: Head, whose: bool = True, **facts) -> dict:

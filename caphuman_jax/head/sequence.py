@@ -18,13 +18,11 @@ from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from caphuman_jax.errors import HeadError, NoFaceError, PhotoError
 from caphuman_jax.face import crop as squares
-from caphuman_jax.face import segmentation
 from caphuman_jax.face.face import Face, find_faces
-from caphuman_jax.face.landmarks import expression_names
 from caphuman_jax.head import editing, head_json, pose
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.camera import transform_head
-from caphuman_jax.head.fitting import head_from_photo
+from caphuman_jax.head.face_fitting import fit_head
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size
 from caphuman_jax.io.images import PHOTO_ENDINGS, read_photo
@@ -466,13 +464,11 @@ def _follow(faces: list[Face], last: Face | None, number: int | None) -> Face | 
 def _fit(model, image, face, head_of) -> Head | None:
     """The head of a face in a frame, in its pixels, or None where none fits."""
     try:
-        if head_of is not None:
-            return jax.tree.map(np.asarray, head_of(image, face.landmarks))
-        region = segmentation.face_mask(segmentation.parse_face(face.landmarks, image.shape[:2]))
-        expression = model.expression_from_arkit(expression_names(), face.expression)
-        return jax.tree.map(
-            np.asarray, head_from_photo(model, image, face.landmarks, expression, region)
-        )
+        if head_of is None:
+            head = fit_head(model, image, face.landmarks, face.expression)
+        else:
+            head = head_of(image, face.landmarks)
+        return jax.tree.map(np.asarray, head)
     except HeadError:
         return None
 

@@ -1,5 +1,5 @@
-"""What a picture says of itself: how it was made, enough to make it again, and that a machine made
-it.
+"""A picture's metadata: that it is AI-generated, and all that is needed to make it again; and how
+pictures are written with it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from caphuman_jax.errors import PhotoError
+from caphuman_jax.errors import CapHumanError, PhotoError
 from caphuman_jax.io.images import read_png_metadata, write_png
 
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -49,59 +49,75 @@ def summary(settings: dict) -> str:
             f"{name} {person['head'][name]:.1f}" for name in ("yaw", "pitch", "roll")
         )
         people.append(f"Reference: {person['reference']['name']}, Head: {angles}")
-    negative = f"Negative prompt: {settings['negative']}\n" if settings["negative"] else ""
+    negative = settings["negative_prompt"]
+    negative = f"Negative prompt: {negative}\n" if negative else ""
     return (
         f"{settings['prompt']}\n{negative}"
         f"Seed: {settings['seed']}, Picture: {settings['index']}, Sampler: {settings['sampler']}, "
-        f"Steps: {settings['steps']}, "
-        f"Guidance: {settings['guidance']:g}, Strength: {settings['strength']:g}, Identity until: "
-        f"{settings['identity_until']:g}, "
-        f"Size: {width}x{height}, Model: {settings['model']}, Version: {settings['version']}\n"
+        f"Steps: {settings['steps']}, Guidance scale: {settings['guidance_scale']:g}, "
+        f"Control scale: {settings['control_scale']:g}, "
+        f"Identity max timestep: {settings['identity_max_timestep']:g}, Size: {width}x{height}, "
+        f"Model: {settings['model']}, Version: {settings['version']}\n"
         + "\n".join(people)
         + "\nAI-generated"
     )
 
 
 def read_settings(path: str | os.PathLike) -> dict:
-    """The settings that a picture of ours was made with. Raises PhotoError for any other file."""
+    """The settings in a picture that this program made. Raises PhotoError for any other file."""
     text = read_png_metadata(path).get("caphuman")
     if text is None:
-        raise PhotoError(f"{path} does not say how it was made; only pictures made by caphuman do")
+        raise PhotoError(
+            f"{path} does not record how it was made; only pictures made by caphuman do"
+        )
     try:
         return json.loads(text)
     except ValueError as error:
-        raise PhotoError(f"what {path} says of how it was made is damaged ({error})") from error
+        raise PhotoError(f"the settings in {path} are damaged ({error})") from error
 
 
-def save_pictures(
-    out: str | os.PathLike,
-    pictures: np.ndarray,
-    settings: dict,
-    sheet: np.ndarray | None = None,
-    overwrite: bool = False,
-) -> list[Path]:
-    """Write pictures (N, H, W, 3) as OUT/picture_NN.png, and the sheet; paths of the pictures, then
-    of the sheet.
+class PictureWriter:
+    """Writes images as FOLDER/picture_NN.png with their settings, each as soon as it is made.
 
-    Numbers go on after pictures that are there already (and the sheet is then sheet_NN.png, NN its
-    first picture's number), unless `overwrite`. Raises OSError where the folder cannot be written.
+    Numbers follow those of the pictures and sheets that the folder has, unless `overwrite`.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    there = [
-        int(found[1])
-        for name in os.listdir(out)
-        if (found := re.fullmatch(r"(?:picture|sheet)_(\d+)\.png", name))
-    ]
-    start = 0 if overwrite else 1 + max(there, default=-1)
-    paths = []
-    for i, picture in enumerate(pictures):
-        paths.append(out / f"picture_{start + i:02d}.png")
-        write_png(paths[-1], picture, metadata({**settings, "index": settings["first"] + i}))
-    if sheet is not None:
-        paths.append(out / (f"sheet_{start:02d}.png" if start else "sheet.png"))
-        write_png(paths[-1], sheet, metadata())
-    return paths
+
+    def __init__(self, folder: str | os.PathLike, overwrite: bool = False):
+        self.folder, self.overwrite, self.paths = Path(folder), overwrite, []
+        self._start: int | None = None
+
+    def write(self, image: np.ndarray, settings: dict) -> Path:
+        """Write the next image (H, W, 3) uint8 of a request with these settings, of which `index`
+        is its number. Raises CapHumanError.
+        """
+        index = settings["first_image"] + len(self.paths)
+        name = f"picture_{self.start + len(self.paths):02d}.png"
+        self.paths.append(self._write(name, image, metadata({**settings, "index": index})))
+        return self.paths[-1]
+
+    def write_sheet(self, sheet: np.ndarray) -> Path:
+        """Write a contact sheet: sheet.png, or sheet_NN.png with the first picture's number. Raises
+        CapHumanError.
+        """
+        name = f"sheet_{self.start:02d}.png" if self.start else "sheet.png"
+        return self._write(name, sheet, metadata())
+
+    @property
+    def start(self) -> int:
+        """Number in the name of the first picture."""
+        if self._start is None:
+            there = os.listdir(self.folder) if self.folder.is_dir() and not self.overwrite else ()
+            found = (re.fullmatch(r"(?:picture|sheet)_(\d+)\.png", name) for name in there)
+            self._start = 1 + max((int(match[1]) for match in found if match), default=-1)
+        return self._start
+
+    def _write(self, name: str, image: np.ndarray, entries: dict[str, str]) -> Path:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_png(self.folder / name, image, entries)
+        except OSError as error:
+            raise CapHumanError(f"pictures cannot be written to {self.folder} ({error})") from error
+        return self.folder / name
 
 
 def checksums(model_folder: Path) -> dict[str, str]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from caphuman_jax.errors import SettingError
 from caphuman_jax.io.images import PHOTO_ENDINGS
-from caphuman_jax.jobs.validate import Checker
+from caphuman_jax.jobs.validate import JOB_FIELDS, Checker, nearest
+from caphuman_jax.pipeline.request import Request
 
 REFERENCE_ENDINGS = PHOTO_ENDINGS | {".identity"}
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
@@ -23,29 +24,29 @@ _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Job:
-    """id: of its pictures' names; where: file and line, for messages; number: among all jobs;
-    options: arguments of `Pipeline.request`, with people as their one way of naming persons and
-    photos as absolute paths.
+    """What one job asks for.
+
+    Attributes:
+        id: begins the names of its pictures.
+        where: file and line, for messages.
+        number: among all jobs.
+        request: with photos as absolute paths.
     """
 
     id: str
     where: str
     number: int
-    options: Mapping
-
-    @property
-    def pictures(self) -> range:
-        """The numbers of its pictures."""
-        first = int(self.options.get("first", 0))
-        return range(first, first + int(self.options.get("num", 1)))
+    request: Request
 
 
 @dataclasses.dataclass(frozen=True)
 class Jobs:
-    """All jobs of a run; fingerprint: of everything that was asked for; problems: a line for every
-    wrong entry ("jobs.jsonl:3: head.yaw: …").
+    """All jobs of a run.
 
-    With problems, `jobs` holds only those without.
+    Attributes:
+        jobs: those that can be done.
+        fingerprint: SHA-256 of everything that was asked for.
+        problems: a line for each wrong entry ("jobs.jsonl:3: head.yaw: …").
     """
 
     jobs: list[Job]
@@ -104,17 +105,17 @@ def _collect(entries: Iterable, checker: Checker, defaults: Mapping, name: str) 
             problems[entry] = None
             continue
         fields = {**defaults, **entry.fields}
-        wrong, options = checker(fields, entry.folder)
+        wrong, request = checker(fields, entry.folder)
         if not _ID.fullmatch(entry.id):
             wrong.append(
                 f"id: {entry.id!r} cannot be part of a file's name; take up to 120 letters, "
                 f"digits, dots, - and _"
             )
         if ids.setdefault(entry.id.casefold(), entry.where) is not entry.where:
-            wrong.append(f"id: {entry.id!r} is that of {ids[entry.id.casefold()]} already")
+            wrong.append(f"id: {entry.id!r} is already used by {ids[entry.id.casefold()]}")
         problems |= {f"{entry.where}: {problem}": None for problem in wrong}
         if not wrong:
-            jobs.append(Job(entry.id, entry.where, len(jobs), options))
+            jobs.append(Job(entry.id, entry.where, len(jobs), request))
             digest.update(json.dumps([entry.id, fields], sort_keys=True).encode())
     if not jobs and not problems:
         raise SettingError(f"{name} holds no jobs")
@@ -176,13 +177,11 @@ def _axis(path: Path, field: str, base: Path) -> list[_Entry]:
         )
         folder, rows = path, [(name, {field: name}) for name in found]
     else:
-        folder, rows = (
-            path.parent,
-            [
-                (f"{path.name}:{number}", _row(path, number, text, field))
-                for number, text in _lines(path)
-            ],
-        )
+        lines = _list(path) if path.suffix == ".json" else _lines(path)
+        rows = [
+            (f"{path.name}:{number}", _row(path, number, text, field)) for number, text in lines
+        ]
+        folder = path.parent
     if not rows:
         raise SettingError(f"{path} holds no {field}s")
     digits, taken, entries = len(str(len(rows) - 1)), set(), []
@@ -201,7 +200,7 @@ def _row(path: Path, number: int, text: str, field: str) -> dict:
     """The fields of a line of a list: plain text, or of .jsonl an object of fields, a head's
     numbers, or the one value.
     """
-    if path.suffix != ".jsonl":
+    if path.suffix not in (".json", ".jsonl"):
         return {field: text.strip()}
     value = _json(text)
     if isinstance(value, _Wrong):
@@ -253,6 +252,14 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     ]
 
 
+def _list(path: Path) -> list[tuple[int, str]]:
+    """(number from 1, JSON) of the elements of a JSON list. Raises SettingError."""
+    value = _json("\n".join(text for _, text in _lines(path)))
+    if not isinstance(value, list):
+        raise SettingError(f"{path} must be a JSON list")
+    return [(i, json.dumps(element)) for i, element in enumerate(value, 1)]
+
+
 class _Wrong(str):
     """What is wrong with a line."""
 
@@ -272,14 +279,20 @@ def _object(text: str) -> dict | str:
 
 
 def parse_defaults(texts: Iterable[str]) -> dict:
-    """["steps=20", "negative=blurry"] → the fields; values are JSON, or else text. Raises
-    SettingError.
+    """["steps=20", "negative_prompt=blurry"] → the fields; values are JSON, or else text.
+
+    Raises:
+        SettingError: an entry of another form, or a field that jobs do not have.
     """
     defaults = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise SettingError(f"--default takes NAME=VALUE, such as steps=20, not {text!r}")
-        parsed = _json(value)
-        defaults[name.strip().replace("-", "_")] = value if isinstance(parsed, _Wrong) else parsed
+        name, parsed = name.strip().replace("-", "_"), _json(value)
+        if name not in JOB_FIELDS:
+            raise SettingError(
+                f"--default {text}: jobs have no field {name!r}{nearest(name, JOB_FIELDS)}"
+            )
+        defaults[name] = value if isinstance(parsed, _Wrong) else parsed
     return defaults

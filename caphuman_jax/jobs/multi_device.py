@@ -1,4 +1,4 @@
-"""A pipeline over all devices of this machine: each makes its own pictures of every batch."""
+"""A pipeline over all devices of this machine: each makes its own rows of every batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from caphuman_jax.errors import SettingError
 from caphuman_jax.models.registry import OPTIONAL
-from caphuman_jax.pipeline import pipeline
+from caphuman_jax.pipeline import loading
+from caphuman_jax.pipeline.pipeline import Pipeline
+from caphuman_jax.pipeline.program import ShardFn
 from caphuman_jax.runtime import compiler
 from caphuman_jax.runtime.sharding import frozen_shardings, make_mesh, place
 
@@ -23,7 +25,7 @@ _MEASURING = (
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ShardedParam:
     """A device's part of an array that is divided along `axis` over the mesh axes `names`."""
 
     values: jax.Array
@@ -42,12 +44,19 @@ def load(
     batch: int | None = None,
     fsdp: bool = False,
     memory: str = "normal",
-) -> tuple[pipeline.Pipeline, int]:
-    """The pipeline and how many pictures it makes at a time, `batch` on each of this process's
-    devices.
+) -> tuple[Pipeline, int]:
+    """A pipeline over this process's devices, and how many pictures it makes at a time.
 
-    The weights lie whole on every device; with `fsdp` each holds a part of them, and gathers every
-    array at every step where it is used. Raises ModelFolderError, SettingError."""
+    Args:
+        model, dtype, memory: see `loading.load`.
+        batch: pictures at a time on each device.
+        fsdp: divide the weights between the devices; each array is gathered at every step where it
+            is used. Otherwise every device holds all of them.
+
+    Raises:
+        ModelFolderError: see `loading.load`.
+        SettingError: `fsdp` with one device or with 8-bit weights.
+    """
     devices = jax.local_devices()
     if fsdp and (len(devices) == 1 or memory == "least"):
         raise SettingError(
@@ -56,7 +65,7 @@ def load(
             else "--fsdp cannot divide the 8-bit weights of --memory least; take --memory low"
         )
     if len(devices) == 1:
-        pipe = pipeline.load(model, dtype=dtype, batch=batch, memory=memory)
+        pipe = loading.load(model, dtype=dtype, batch=batch, memory=memory)
         return pipe, pipe.batch
     mesh, mode = make_mesh(0 if fsdp else 1, devices), "fsdp" if fsdp else "replicated"
 
@@ -67,8 +76,9 @@ def load(
             else on_mesh(mesh, {name: params}, mode)[name]
         )
 
-    pipe = pipeline.load(model, dtype=dtype, batch=batch, memory=memory, place=put)
-    pipe.spread = spread_over(mesh, pipe)
+    pipe = loading.load(
+        model, dtype=dtype, batch=batch, memory=memory, place=put, shard_fn=shard_over(mesh)
+    )
     return pipe, pipe.batch * len(devices)
 
 
@@ -77,37 +87,28 @@ def on_mesh(mesh: Mesh, networks: dict, mode: str) -> dict:
     return compiler.laid_out(place(networks, frozen_shardings(mesh, networks, mode)))
 
 
-def spread_over(mesh: Mesh, pipe: pipeline.Pipeline) -> Callable:
-    """What makes a function of `generate`'s arguments run on every device of a mesh, for its own
-    rows.
+def shard_over(mesh: Mesh) -> ShardFn:
+    """Run a function of `generate`'s arguments on every device of a mesh, each for its own rows.
 
     Under `shard_map`, since the partitioner left to itself exchanges activations where both halves
     of guidance are one batch."""
     rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
 
-    def spread(function):
+    def shard(function: Callable, params: dict) -> Callable:
+        specs = jax.tree.map(lambda leaf: leaf.sharding.spec, params)
+
         def on_each(params, *others):
-            return function(
-                jax.tree.map(_part, params, {name: specs[name] for name in params}), *others
-            )
+            return function(jax.tree.map(_part, params, specs), *others)
 
-        specs = jax.tree.map(lambda leaf: leaf.sharding.spec, pipe.params)
-        used = lambda params: {name: specs[name] for name in params}
+        inputs = (specs, rows, rows, whole, whole)
+        return jax.shard_map(on_each, mesh=mesh, in_specs=inputs, out_specs=rows, check_vma=False)
 
-        def run(params, *others):
-            inputs = (used(params), rows, rows, whole, whole)
-            return jax.shard_map(
-                on_each, mesh=mesh, in_specs=inputs, out_specs=rows, check_vma=False
-            )(params, *others)
-
-        return run
-
-    return spread
+    return shard
 
 
-def _part(leaf: jax.Array, spec: PartitionSpec) -> jax.Array | Part:
+def _part(leaf: jax.Array, spec: PartitionSpec) -> jax.Array | ShardedParam:
     divided = [(axis, names) for axis, names in enumerate(spec) if names is not None]
     if not divided:
         return leaf
     ((axis, names),) = divided
-    return Part(leaf, axis, names if isinstance(names, tuple) else (names,))
+    return ShardedParam(leaf, axis, names if isinstance(names, tuple) else (names,))

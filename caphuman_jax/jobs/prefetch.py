@@ -1,5 +1,5 @@
-"""From jobs to what the networks are given, ahead of the accelerator: photos measured in threads,
-heads posed, hints rendered in batches.
+"""From jobs to conditionings while the accelerator works: photos measured in threads, heads posed,
+hints rendered in batches.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from caphuman_jax.errors import CapHumanError, PhotoError
 from caphuman_jax.head.head import stack
 from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.jobs.jobs import Job
-from caphuman_jax.person.person import Person, WantedHead
-from caphuman_jax.pipeline.conditioning import Scene
+from caphuman_jax.person.person import Person
+from caphuman_jax.pipeline.conditioning import Conditioning
 from caphuman_jax.pipeline.pipeline import Pipeline
+from caphuman_jax.pipeline.request import SubjectRequest
 
 log = logging.getLogger("caphuman_jax")
 
@@ -31,8 +32,8 @@ _PEOPLE, _HINTS = 128, 64  # kept: about 2 MB and 9 MB each at 512²
 
 
 class People:
-    """The persons of photos, each measured once, in threads and before they are asked for; the last
-    `keep` are kept.
+    """The persons of photos, each measured once, in threads and before they are needed. The last
+    `keep` stay in memory.
     """
 
     def __init__(self, pipe: Pipeline, threads: int, keep: int = _PEOPLE):
@@ -42,8 +43,8 @@ class People:
         self._known: collections.OrderedDict[tuple, Person] = collections.OrderedDict()
         self.measured = 0
 
-    def ahead(self, photo: str, face: int | None) -> Future:
-        """Begin with a photo; its future."""
+    def start(self, photo: str, face: int | None) -> Future:
+        """Start measuring a photo."""
         with self._guard:
             future = self._asked.get((photo, face))
             if future is None:
@@ -53,10 +54,10 @@ class People:
 
     def __call__(self, photo: str, face: int | None) -> Person:
         """The person in a photo or an identity file. Raises what `Pipeline.person` raises."""
-        return self.ahead(photo, face).result()
+        return self.start(photo, face).result()
 
     def close(self) -> None:
-        """Begin with nothing more."""
+        """Cancel what has not been started and wait for the rest."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _measure(self, photo, face):
@@ -69,7 +70,7 @@ class People:
             known = self._known.get(key)
         if known is None:
             person = self._pipe.person(photo, face)
-            # On the host: nothing that is done with it then waits for pictures that are being made.
+            # On the host, so that using it does not wait for pictures that are being made.
             known = dataclasses.replace(person, head=jax.device_get(person.head))
             with self._guard:
                 self.measured += 1
@@ -79,46 +80,43 @@ class People:
         return known if path.suffix == ".identity" else dataclasses.replace(known, name=path.name)
 
 
-class Scenes:
-    """Jobs → scenes without hints; `ahead` begins with their photos."""
+class Conditionings:
+    """Jobs → conditionings without hints; `start` measures their photos in advance."""
 
     def __init__(self, pipe: Pipeline, people: People):
         self._pipe, self._people = pipe, people
-        self._last: tuple[Job, Scene] | None = None
+        self._last: tuple[Job, Conditioning] | None = None
 
-    def ahead(self, job: Job) -> None:
-        """Begin with the photos of a job."""
-        for one in job.options["people"]:
-            for photo in one["reference"]:
-                self._people.ahead(photo, one["face"])
-            if one["head"] is not None and one["head"].photo is not None:
-                self._people.ahead(one["head"].photo, one["head"].photo_face)
+    def start(self, job: Job) -> None:
+        """Start measuring the photos of a job."""
+        for subject in job.request.subjects:
+            for photo in subject.references:
+                self._people.start(photo, subject.face)
+            if subject.head.photo is not None:
+                self._people.start(subject.head.photo, subject.head.photo_face)
 
-    def __call__(self, job: Job) -> Scene:
+    def __call__(self, job: Job) -> Conditioning:
         """Raises CapHumanError."""
         if self._last is None or self._last[0] is not job:
             with _on_host():
-                people = [self._measured(one) for one in job.options["people"]]
-                scene = self._pipe.scene(
-                    self._pipe.request(**{**job.options, "people": people}), with_hints=False
-                )
-            self._last = job, scene
+                subjects = tuple(map(self._measured, job.request.subjects))
+                request = dataclasses.replace(job.request, subjects=subjects)
+                conditioning = self._pipe.condition(request, with_hints=False)
+            self._last = job, conditioning
         return self._last[1]
 
-    def _measured(self, one):
-        head: WantedHead | None = one["head"]
-        if head is not None and head.photo is not None:
+    def _measured(self, subject: SubjectRequest) -> SubjectRequest:
+        """With persons in place of photos."""
+        head = subject.head
+        if head.photo is not None:
             head = dataclasses.replace(head, photo=self._people(head.photo, head.photo_face))
-        return {
-            "reference": [self._people(photo, one["face"]) for photo in one["reference"]],
-            "head": head,
-            "face": one["face"],
-        }
+        people = tuple(self._people(photo, subject.face) for photo in subject.references)
+        return dataclasses.replace(subject, references=people, head=head)
 
 
 class Hints:
-    """Scenes with their hints, rendered `batch` heads at a time on the accelerator; equal heads are
-    rendered once, the last of them kept.
+    """Adds hints to conditionings, rendered `batch` heads at a time on the accelerator. Equal heads
+    are rendered once; the last `keep` stay in memory.
     """
 
     def __init__(self, pipe: Pipeline, batch: int, keep: int = _HINTS):
@@ -126,14 +124,16 @@ class Hints:
         self._known: collections.OrderedDict[tuple, jax.Array] = collections.OrderedDict()
         self.rendered = 0
 
-    def __call__(self, scenes: Sequence[Scene]) -> list[Scene]:
-        """The scenes, all of one size, with hints."""
+    def __call__(self, conditionings: Sequence[Conditioning]) -> list[Conditioning]:
+        """The conditionings, all of one size, with hints."""
         keys = {
-            id(scene): [_key(look.head, scene.request.size) for look in scene.people]
-            for scene in scenes
+            id(one): [_key(subject.head, one.request.params.shape) for subject in one.subjects]
+            for one in conditionings
         }
         wanted = {
-            key: look.head for scene in scenes for key, look in zip(keys[id(scene)], scene.people)
+            key: subject.head
+            for one in conditionings
+            for key, subject in zip(keys[id(one)], one.subjects)
         }
         here = {key: self._known[key] for key in wanted if key in self._known}
         missing = [key for key in wanted if key not in here]
@@ -145,21 +145,24 @@ class Hints:
                 )
             )
             here |= zip(
-                part, render_hints_batch(self._pipe.head_model, heads, *scenes[0].request.size)
+                part,
+                render_hints_batch(
+                    self._pipe.head_model, heads, *conditionings[0].request.params.shape
+                ),
             )
             self.rendered += len(part)
         for key, hints in here.items():
             self._known[key] = hints
             _keep_newest(self._known, key, self._keep)
-        done: dict[int, Scene] = {}
-        for scene in scenes:
-            if id(scene) not in done:
-                people = [
-                    dataclasses.replace(look, hints=here[key])
-                    for look, key in zip(scene.people, keys[id(scene)])
+        done: dict[int, Conditioning] = {}
+        for one in conditionings:
+            if id(one) not in done:
+                subjects = [
+                    dataclasses.replace(subject, hints=here[key])
+                    for subject, key in zip(one.subjects, keys[id(one)])
                 ]
-                done[id(scene)] = dataclasses.replace(scene, people=tuple(people))
-        return [done[id(scene)] for scene in scenes]
+                done[id(one)] = dataclasses.replace(one, subjects=tuple(subjects))
+        return [done[id(one)] for one in conditionings]
 
 
 def reason_of(problem: Exception) -> str:

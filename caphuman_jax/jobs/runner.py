@@ -1,5 +1,5 @@
-"""The work of one process: units claimed, their pictures made in full batches, written beside, and
-said to be done.
+"""The work of one process: it claims units, makes their pictures in full batches, writes them and
+marks the units as done.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from caphuman_jax.errors import CapHumanError
 from caphuman_jax.io import files
 from caphuman_jax.jobs.order import Picture, Plan
 from caphuman_jax.jobs.outputs import Files, Shards
-from caphuman_jax.jobs.prefetch import Hints, People, Scenes, reason_of
+from caphuman_jax.jobs.prefetch import Conditionings, Hints, People, reason_of
 from caphuman_jax.jobs.run_folder import RunFolder
-from caphuman_jax.pipeline.conditioning import Scene
-from caphuman_jax.pipeline.pipeline import Pipeline, Progress, to_bytes
+from caphuman_jax.pipeline.conditioning import Conditioning, Progress
+from caphuman_jax.pipeline.pipeline import Pipeline, to_bytes
 
 log = logging.getLogger("caphuman_jax")
 
-_MOST_TOLD = 20  # jobs that failed
+_MOST_NAMED = 20  # failed jobs
 _OPEN_KINDS = 4  # incomplete batches of different programs that are kept open
 
 
 @dataclasses.dataclass(eq=False)
 class _Unit:
-    """A claimed unit: what is said of its pictures so far, by their place in it, and what the
-    output keeps until it is complete.
+    """A claimed unit: the lines of its pictures so far, by their place in it, and what the output
+    keeps until it is complete.
     """
 
     number: int
@@ -46,23 +46,32 @@ class _Unit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Row:
-    """A picture that is to be made: where it belongs, and its scene, or why there is none."""
+    """A picture to be made: where it belongs, and its conditioning, or why there is none."""
 
     unit: _Unit
     place: int
     picture: Picture
-    scene: Scene | None = None
+    conditioning: Conditioning | None = None
     failure: str | None = None
 
 
 class _Flush:
-    """In place of a row: nothing more comes for now."""
+    """In place of a row: nothing more comes for now, so incomplete batches are made."""
 
 
 class Runner:
-    """Makes all pictures of a plan that nobody else makes. told(made, failed, there): called as
-    pictures are done, from any thread;
-    batch: pictures at a time on all devices together; share: see `RunFolder.claims`.
+    """Makes all pictures of a plan that no other process makes.
+
+    Args:
+        pipe: makes them.
+        plan: their order.
+        folder: where units are claimed and marked as done.
+        output: where pictures are written.
+        batch: pictures at a time on all devices together.
+        report: (made, failed, found), called as pictures are done, from any thread.
+        progress: see `conditioning.Progress`.
+        share: see `RunFolder.claims`.
+        stopped: whether to stop after what has been started.
     """
 
     def __init__(
@@ -72,7 +81,7 @@ class Runner:
         folder: RunFolder,
         output: Files | Shards,
         batch: int,
-        told: Callable[[int, int, int], None],
+        report: Callable[[int, int, int], None],
         progress: Progress,
         share: tuple[int, int] = (0, 1),
         stopped: Callable[[], bool] = lambda: False,
@@ -84,14 +93,15 @@ class Runner:
             output,
             batch,
         )
-        self._told, self._progress, self._share = told, progress, share
+        self._report, self._progress, self._share = report, progress, share
         on_cpu, cores = jax.default_backend() == "cpu", os.cpu_count() or 1
         writers = max(2, min(16, cores - 1))
         self._people = People(pipe, 1 if on_cpu else max(2, min(8, cores // 2)))
-        self._scenes, self._hints = Scenes(pipe, self._people), Hints(pipe, pipe.batch)
+        self._conditionings = Conditionings(pipe, self._people)
+        self._hints = Hints(pipe, pipe.batch)
         self._pool = ThreadPoolExecutor(writers, thread_name_prefix="writer")
-        # A batch is worked on while the one before is taken off the accelerator; a CPU would work
-        # on both at once.
+        # The accelerator computes a batch while the previous one is copied to the host; a CPU would
+        # compute both at once.
         self._depth = 0 if on_cpu else 1
         self._room = threading.BoundedSemaphore(
             2 * batch + 2 * writers
@@ -115,10 +125,10 @@ class Runner:
                 elif row.failure is not None:
                     self._fail(row, row.failure)
                 else:
-                    bucket = buckets.setdefault(row.scene.kind, [])
+                    bucket = buckets.setdefault(row.conditioning.batch_key, [])
                     bucket.append(row)
                     if len(bucket) == self.batch:
-                        self._make(buckets.pop(row.scene.kind), waiting)
+                        self._make(buckets.pop(row.conditioning.batch_key), waiting)
                     elif len(buckets) > _OPEN_KINDS:
                         self._make(buckets.pop(next(iter(buckets))), waiting)
             if not self._asked_to_stop():
@@ -155,7 +165,7 @@ class Runner:
                 if not self._put(row):
                     return
             self._put(None)
-        except BaseException as problem:  # noqa: BLE001 - told by the thread that waits
+        except BaseException as problem:  # noqa: BLE001 - raised by the thread that waits
             self._broken = problem
 
     def _put(self, row) -> bool:
@@ -183,7 +193,7 @@ class Runner:
             if number is not None:
                 unit, rows = self._opened(number)
                 for row in rows:
-                    self._scenes.ahead(row.picture.job)
+                    self._conditionings.start(row.picture.job)
                 ahead.append(rows)
             while ahead and (number is None or len(ahead) > 1):
                 yield from self._prepared(ahead.popleft())
@@ -205,7 +215,7 @@ class Runner:
             if place not in there:
                 rows.append(_Row(unit, place, picture))
         if there:
-            self._told(0, 0, len(there))
+            self._report(0, 0, len(there))
         for place, line in there.items():
             self._close(_Row(unit, place, pictures[place]), made=line)
         return unit, rows
@@ -213,8 +223,9 @@ class Runner:
     def _prepared(self, rows: list[_Row]) -> Iterator[_Row]:
         for row in rows:
             try:
-                yield dataclasses.replace(row, scene=self._scenes(row.picture.job))
-            except Exception as problem:  # noqa: BLE001 - whatever a photo can bring about, the other jobs go on
+                conditioning = self._conditionings(row.picture.job)
+                yield dataclasses.replace(row, conditioning=conditioning)
+            except Exception as problem:  # noqa: BLE001 - a photo may cause anything; other jobs continue
                 yield dataclasses.replace(row, failure=reason_of(problem))
 
     def _make_rest(self, buckets: dict, waiting: collections.deque) -> None:
@@ -227,9 +238,10 @@ class Runner:
         """Begin a batch, filled up with its last picture, and collect those before it."""
         filled = [*rows, *[rows[-1]] * (self.batch - len(rows))]
         try:
-            scenes = self._hints([row.scene for row in filled])
+            conditionings = self._hints([row.conditioning for row in filled])
             pictures, _ = self.pipe.make(
-                [(scene, row.picture.number) for scene, row in zip(scenes, filled)], self._progress
+                [(one, row.picture.number) for one, row in zip(conditionings, filled)],
+                self._progress,
             )
             waiting.append((rows, pictures))
             while len(waiting) > self._depth:
@@ -257,19 +269,19 @@ class Runner:
             if not np.isfinite(picture).all():
                 self._fail(
                     row,
-                    "the picture holds numbers that are not finite; float32 (--dtype) or less "
-                    "guidance may help",
+                    "the picture contains numbers that are not finite; --dtype float32 or a lower "
+                    "guidance_scale may help",
                 )
                 return
             settings = {
-                **row.scene.settings,
+                **row.conditioning.settings,
                 "index": row.picture.number,
                 "job": row.picture.job.id,
             }
             line, payload = self.output.store(row.picture, to_bytes(picture), settings)
             self._close(row, made=line, payload=payload)
-            self._told(1, 0, 0)
-        except BaseException as problem:  # noqa: BLE001 - told by the thread that waits
+            self._report(1, 0, 0)
+        except BaseException as problem:  # noqa: BLE001 - raised by the thread that waits
             self._broken = self._broken or problem
         finally:
             self._room.release()
@@ -277,11 +289,11 @@ class Runner:
     def _fail(self, row: _Row, reason: str) -> None:
         job = row.picture.job
         with self._guard:
-            if job.id not in self._failed_jobs and len(self._failed_jobs) < _MOST_TOLD:
+            if job.id not in self._failed_jobs and len(self._failed_jobs) < _MOST_NAMED:
                 log.warning("job %s (%s) failed: %s", job.id, job.where, reason)
             self._failed_jobs.add(job.id)
         self._close(row, failed={"where": job.where, "reason": reason})
-        self._told(0, 1, 0)
+        self._report(0, 1, 0)
 
     def _close(
         self,
@@ -298,9 +310,7 @@ class Runner:
                 unit.failed[row.place] = line | failed
             else:
                 unit.made[row.place] = (
-                    line
-                    | made
-                    | {"prompt": job.options["prompt"], "seed": int(job.options.get("seed", 0))}
+                    line | made | {"prompt": job.request.prompt, "seed": job.request.params.seed}
                 )
                 if payload is not None:
                     unit.payloads[row.place] = payload

@@ -1,54 +1,69 @@
-"""What speaks against the head that was fitted to a photo. The landmark network guesses what it
-cannot see, so a fit that is close to its landmarks (`Head.confidence`) may still be a guess: here
-is looked at the photo.
+"""Reasons why a head that was fitted to a photo may be wrong.
 
-Thresholds were set on 437 old and new portraits; how many of them they name is in docs/heads.md.
+The landmark network guesses what it cannot see, so a head that fits its landmarks well
+(`Head.confidence`) may still be a guess. The photo itself says more.
+
+The thresholds were set on 437 old and new portraits; docs/heads.md says how many each one names.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import cv2
 import numpy as np
 
-from caphuman_jax.face import attributes, recognition, segmentation
-
-if TYPE_CHECKING:
-    from caphuman_jax.person.person import Person
+from caphuman_jax.face import attributes, segmentation
+from caphuman_jax.face.face import Face
+from caphuman_jax.head.head import Head
 
 POOR_FIT, POOR_PRESENCE = 0.7, 0.95
 _OUTSIDE, _PROFILE, _SMALL = 0.05, 60.0, 40
-# Brightness of the brighter eye, over that of the cheeks: portraits have 0.33 and more; under
-# glasses less is needed.
+# Brightness of the brighter eye, over that of the cheeks: portraits have 0.33 and more. The
+# limit is higher under glasses.
 _DARK_EYES, _DARK_GLASSES, _DARK_FACE = 0.3, 0.5, 25
 _DRAWN = 1.5
 _CHEEKS = (50, 280, 205, 425, 101, 330, 4, 195, 118, 347)
 
 
-def doubts(person: Person) -> list[str]:
-    """Reasons, each a few words for the person at the keyboard, why the head of a measured face may
-    be wrong; [] if there is none.
+def fit_warnings(
+    head: Head,
+    face: Face,
+    photo_size: tuple[int, int],
+    square: np.ndarray,
+    landmarks: np.ndarray,
+    features: np.ndarray,
+) -> list[str]:
+    """Reasons, each a few words for the user, why the head of a measured face may be wrong.
+
+    Args:
+        head: the fitted head.
+        face: in the photo's pixels.
+        photo_size: (height, width).
+        square: (S, S, 3) uint8 around the head.
+        landmarks: (478, 3) in the square's pixels.
+        features: (49, 512) of the shipped recognizer.
+
+    Returns:
+        The reasons; [] if there are none.
     """
-    found = []
-    if person.confidence < POOR_FIT:
-        found.append(f"the head fits the landmarks poorly (confidence {person.confidence:.2f})")
-    if person.face.presence < POOR_PRESENCE:
+    found, confidence = [], float(head.confidence)
+    if confidence < POOR_FIT:
+        found.append(f"the head fits the landmarks poorly (confidence {confidence:.2f})")
+    if face.presence < POOR_PRESENCE:
         found.append(
-            f"this may be no face, or one too hidden or too much from the side (presence "
-            f"{person.face.presence:.2f})"
+            "this may not be a face, or one too hidden or too much from the side (presence "
+            f"{face.presence:.2f})"
         )
-    outside = outside_share(person.face.landmarks, person.photo_size)
+    outside = outside_share(face.landmarks, photo_size)
     if outside > _OUTSIDE:
         found.append(
             f"about {100 * outside:.0f} % of the face lies outside the photo and is guessed"
         )
-    yaw = float(person.head.angles[0])
+    yaw = float(head.angles[0])
     if abs(yaw) > _PROFILE:
         found.append(f"the face is turned by {abs(yaw):.0f}°: its far side is guessed")
-    if person.face.size < _SMALL:
-        found.append(f"the face is only {person.face.size:.0f} pixels wide")
-    return found + _by_pixels(person, whole=outside <= _OUTSIDE)
+    if face.size < _SMALL:
+        found.append(f"the face is only {face.size:.0f} pixels wide")
+    return found + _by_pixels(square, landmarks, features, whole=outside <= _OUTSIDE)
 
 
 def outside_share(landmarks: np.ndarray, size: tuple[int, int]) -> float:
@@ -62,19 +77,20 @@ def outside_share(landmarks: np.ndarray, size: tuple[int, int]) -> float:
     return float(np.clip(1 - inside / max(cv2.contourArea(hull), 1e-6), 0, 1))
 
 
-def _by_pixels(person: Person, whole: bool) -> list[str]:
+def _by_pixels(
+    square: np.ndarray, landmarks: np.ndarray, features: np.ndarray, whole: bool
+) -> list[str]:
     """Covered eyes, a drawing, darkness, as the square around the head shows them."""
-    grey = cv2.cvtColor(person.square, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    at = np.clip(person.landmarks[list(_CHEEKS), :2].astype(int), 0, len(grey) - 1)
+    grey = cv2.cvtColor(square, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    at = np.clip(landmarks[list(_CHEEKS), :2].astype(int), 0, len(grey) - 1)
     cheeks = float(np.median(grey[at[:, 1], at[:, 0]]))
-    features = recognition.identity(person.square, person.landmarks)[1]
     worn = dict(zip(attributes.names(), attributes.scores(features[None])[0]))
     if cheeks < _DARK_FACE:
         return ["the face is very dark: its colors and light are guessed"]
     found = []
     eyes = (
         max(
-            _brightness(grey, person.landmarks[list(eye), :2])
+            _brightness(grey, landmarks[list(eye), :2])
             for eye in (segmentation.RIGHT_EYE, segmentation.LEFT_EYE)
         )
         / cheeks
@@ -84,7 +100,7 @@ def _by_pixels(person: Person, whole: bool) -> list[str]:
     if whole and worn["drawing"] > _DRAWN:
         found.append(
             "this looks like a drawing, a painting or a very noisy photo: colors, light and shape "
-            "are its style's"
+            "follow its style"
         )
     return found
 

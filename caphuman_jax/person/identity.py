@@ -26,15 +26,24 @@ RECOGNIZERS = ("mobilefacenet", "facenet", "arcface")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-    """A face as the recognizers get it: `square` (S, S, 3) uint8 around the head and `region` (S,
-    S) bool, where the face is in it; `context` (C, C, 3) uint8, a wider square of the same
-    resolution, and `landmarks` (478, 3) in its pixels.
+    """A face as the recognizers take it.
+
+    Attributes:
+        square: (S, S, 3) uint8 around the head.
+        region: (S, S) bool, where the face is in the square.
+        context: (C, C, 3) uint8, a wider square of the same resolution.
+        landmarks: (478, 3) in the context's pixels.
     """
 
     square: np.ndarray
     region: np.ndarray
     context: np.ndarray
     landmarks: np.ndarray
+
+    @functools.cached_property
+    def recognized(self) -> tuple[np.ndarray, np.ndarray]:
+        """Vector (192,) and features (49, 512) of the shipped recognizer, which runs once."""
+        return recognition.identity(self.context, self.landmarks)
 
 
 class Identifier:
@@ -86,10 +95,11 @@ class Identifier:
     def __call__(self, view: View) -> tuple[np.ndarray, np.ndarray]:
         """Raises ModelFolderError where the model lacks a network that it needs."""
         if self.tokens == "recognizer":
-            return recognition.identity(view.context, view.landmarks)
-        return self.vectors([view])[0], np.asarray(
-            image_tokens(*self.networks["image_encoder"], self.picture(view)[None]), np.float32
-        )[0]
+            return view.recognized
+        known = self.recognizer == "mobilefacenet"
+        vector = view.recognized[0] if known else self.vectors([view])[0]
+        tokens = image_tokens(*self.networks["image_encoder"], self.picture(view)[None])
+        return vector, np.asarray(tokens, np.float32)[0]
 
     def vectors(self, views: Sequence[View]) -> np.ndarray:
         """The recognition vectors (N, R) alone."""

@@ -1,112 +1,168 @@
-"""What the pictures of a request are made from: who stands where with which head, and the pictures
-that ControlNets get.
+"""What the images of a request are made from: who is in them with which head, and the pictures that
+ControlNets get.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image, ImageOps
 
 from caphuman_jax.head.base import HeadModel
-from caphuman_jax.head.editing import parse_take
-from caphuman_jax.head.head import Head
+from caphuman_jax.head.head import Head, to_numbers
+from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.landmarks68 import landmark_picture
 from caphuman_jax.io.images import PhotoSource, photo_name, read_photo
-from caphuman_jax.person.person import Person, WantedHead, checksum, stack_people
-from caphuman_jax.pipeline.request import LANDMARKS, OWN_SETTINGS, Request
+from caphuman_jax.person.person import Person, checksum, combine_references, stack_people
+from caphuman_jax.pipeline.head_target import place_side_by_side, warn_if_unusual
+from caphuman_jax.pipeline.request import LANDMARKS, ControlRequest, Request, SubjectRequest
+
+Progress = Callable[[str, int, int], None]
+"""progress(stage, done, total): called as a stage begins (done 0) and as its parts are done.
+
+Stages: "photo", "head photo", "hints", "compile", "pictures"."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Appearance:
-    """One person in the pictures. person: of the reference; lender: of the head photo, if there was
-    one; head: the one that was asked for; hints: (H, W, 9) float32, see `head.hints`; None where
-    they were not rendered.
+class Subject:
+    """One person in the images.
+
+    Attributes:
+        person: of the reference.
+        head_source: of the head photo, if there was one.
+        head: the one that is shown.
+        hints: (H, W, 9) float32, see `head.hints`; None where they were not rendered.
     """
 
     person: Person
-    lender: Person | None
+    head_source: Person | None
     head: Head
     hints: np.ndarray | jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Scene:
-    """What the pictures of a request are made from; of `Pipeline.scene`. controls and settings: see
-    `pipeline.Result`.
+class Conditioning:
+    """What the images of a request are made from.
+
+    Attributes:
+        request: what was asked for.
+        subjects: the people in the images.
+        controls: {ControlNet: its picture (H, W, 3) uint8}.
+        settings: everything that the images are made with, JSON types; see `pipeline.Result`.
     """
 
     request: Request
-    people: tuple[Appearance, ...]
-    controls: dict[str, np.ndarray]
-    settings: dict
+    subjects: tuple[Subject, ...]
+    controls: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def kind(self) -> tuple:
-        """Scenes of one kind can be made in one batch: hashable."""
-        shared = json.dumps(
-            {
-                name: value
-                for name, value in self.request.settings.items()
-                if name not in OWN_SETTINGS
-            }
-        )
-        strengths = tuple((name, strength) for name, _, strength in self.request.controls)
-        return (
-            self.request.size,
-            shared,
-            strengths,
-            stack_people([look.person for look in self.people])["recognition"].shape,
-        )
+    def batch_key(self) -> tuple:
+        """Images whose conditionings have equal keys can be made in one batch: hashable."""
+        tokens = stack_people([subject.person for subject in self.subjects])["recognition"]
+        return self.request.program_key, tokens.shape
 
 
-def side_by_side(wanted: list[WantedHead], height: int, width: int) -> list[WantedHead]:
-    """With several people, those whose position is not asked for get a place of their own, left to
-    right.
+def create_conditioning(
+    request: Request,
+    head_model: HeadModel,
+    analyze: Callable[[PhotoSource, int | None], Person],
+    record: dict[str, Any],
+    progress: Progress,
+    with_hints: bool = True,
+) -> Conditioning:
+    """Measure the people of a request, pose their heads and render the hints.
+
+    Args:
+        request: what is asked for.
+        head_model: the model's head.
+        analyze: (photo, number of a face) → Person.
+        record: JSON types that say which model this is, for the settings.
+        progress: see `Progress`.
+        with_hints: whether to render the hints.
+
+    Raises:
+        PhotoError: a photo that cannot be read or shows no face (NoFaceError).
+        HeadError: a head that cannot be fitted or posed.
     """
-    if len(wanted) == 1:
-        return wanted
-    placed = []
-    for i, want in enumerate(wanted):
-        by_photo = (
-            want.photo is not None
-            and want.framing == "photo"
-            and "position" in parse_take(want.take)
-        )
-        if want.position is None and not by_photo:
-            size = min(0.45, 0.62 * width / height / len(wanted))
-            want = dataclasses.replace(
-                want, position=((i + 0.5) / len(wanted), 0.5, round(size, 3))
-            )
-        placed.append(want)
-    return placed
+    height, width = request.params.shape
+    cast = [_measure(subject, request.combine, analyze, progress) for subject in request.subjects]
+    targets = place_side_by_side([one.head for one in request.subjects], height, width)
+    progress("hints", 0, 1)
+    subjects = []
+    for (person, source), target in zip(cast, targets):
+        head = target.apply(head_model, person.head, source)
+        warn_if_unusual(head_model, head)
+        hints = np.asarray(render_hints(head_model, head, height, width)) if with_hints else None
+        subjects.append(Subject(person, source, head, hints))
+    heads = [subject.head for subject in subjects]
+    controls = {
+        control.name: control_picture(control.picture, head_model, heads, height, width)
+        for control in request.controls
+    }
+    progress("hints", 1, 1)
+    people = [
+        {
+            "reference": {
+                "name": subject.person.name,
+                "sha256": subject.person.sha256,
+                "face": asked.face,
+            },
+            "asked_head": target.to_json(subject.head_source),
+            "head": to_numbers(subject.head, head_model),
+        }
+        for asked, subject, target in zip(request.subjects, subjects, targets)
+    ]
+    settings = {
+        "prompt": request.prompt,
+        **request.params.to_json(),
+        "combine": request.combine,
+        "people": people,
+        "controls": [_control_to_json(control) for control in request.controls],
+        **record,
+    }
+    return Conditioning(request, tuple(subjects), controls, settings)
 
 
 def control_picture(
     picture: PhotoSource, model: HeadModel, heads: Sequence[Head], height: int, width: int
 ) -> np.ndarray:
-    """(H, W, 3) uint8: the dots of the wanted heads, or a photo cut to the pictures' shape about
-    its center. Raises PhotoError.
+    """The picture (H, W, 3) uint8 of a ControlNet: the landmarks of the wanted heads as dots, or a
+    photo cut to the images' shape about its center. Raises PhotoError.
     """
     if isinstance(picture, str) and picture == LANDMARKS:
         return landmark_picture(model, heads, height, width)
-    return np.asarray(
-        ImageOps.fit(
-            Image.fromarray(read_photo(picture)), (width, height), Image.Resampling.BICUBIC
-        )
-    )
+    photo = Image.fromarray(read_photo(picture))
+    return np.asarray(ImageOps.fit(photo, (width, height), Image.Resampling.BICUBIC))
 
 
-def picture_record(picture: PhotoSource) -> str | dict:
-    """A control's picture as the settings record it: "landmarks", or a photo's name and checksum."""
-    if isinstance(picture, str) and picture == LANDMARKS:
-        return LANDMARKS
-    return {
-        "name": os.path.basename(photo_name(picture)),
-        "sha256": checksum(picture, read_photo(picture)),
-    }
+def _measure(
+    asked: SubjectRequest, combine: str, analyze: Callable, progress: Progress
+) -> tuple[Person, Person | None]:
+    """The person of the references, and that of the head photo."""
+
+    def person(photo, face, stage):
+        if isinstance(photo, Person):
+            return analyze(photo, face)
+        progress(stage, 0, 1)
+        measured = analyze(photo, face)
+        progress(stage, 1, 1)
+        return measured
+
+    references = [person(photo, asked.face, "photo") for photo in asked.references]
+    target = asked.head
+    source = None if target.photo is None else person(target.photo, target.photo_face, "head photo")
+    return combine_references(references, combine), source
+
+
+def _control_to_json(control: ControlRequest) -> dict[str, Any]:
+    picture = control.picture
+    if not (isinstance(picture, str) and picture == LANDMARKS):
+        name = os.path.basename(photo_name(picture))
+        picture = {"name": name, "sha256": checksum(picture)}
+    return {"name": control.name, "scale": control.scale, "picture": picture}

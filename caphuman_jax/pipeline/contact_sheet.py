@@ -1,6 +1,4 @@
-"""One picture that shows a run: reference, fitted head, wanted head, hints and results, each with
-its label.
-"""
+"""One image that shows a run: reference, fitted head, wanted head, hints and results, labeled."""
 
 from __future__ import annotations
 
@@ -12,38 +10,41 @@ from PIL import Image, ImageDraw, ImageFont
 
 from caphuman_jax.head import visualize
 from caphuman_jax.head.base import HeadModel
+from caphuman_jax.pipeline.result import Result
 
 _LABEL, _GAP, _GREY = 20, 8, 96
 _COLUMNS, _WIDEST = 6, 8
 
 
-def sheet(model: HeadModel, result, tile: int = 256) -> np.ndarray:
-    """A `pipeline.Result` as one picture (H, W, 3) uint8; `tile` is the height of its parts in
-    pixels.
-    """
+def contact_sheet(model: HeadModel, result: Result, tile: int = 256) -> np.ndarray:
+    """A result as one image (H, W, 3) uint8; `tile` is the height of its parts in pixels."""
     settings = result.settings
     height, width = result.hints.shape[:2]
     blank, parts = np.full((height, width, 3), _GREY, np.uint8), []
-    for look in result.people:
+    for subject in result.subjects:
         tiles = [
-            ("reference", look.person.square),
-            (f"fitted head (confidence {look.person.confidence:.2f})", _fitted(model, look.person)),
+            ("reference", subject.person.square),
+            (
+                f"fitted head (confidence {subject.person.confidence:.2f})",
+                _fitted(model, subject.person),
+            ),
         ]
-        if look.lender is not None:
-            tiles.append(("head from", _fitted(model, look.lender)))
-        yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(look.head.angles))
-        wanted = visualize.overlay(model, look.head, blank, opacity=1.0, wireframe=False)
+        if subject.head_source is not None:
+            tiles.append(("head from", _fitted(model, subject.head_source)))
+        yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(subject.head.angles))
+        wanted = visualize.overlay(model, subject.head, blank, opacity=1.0, wireframe=False)
         tiles.append((f"wanted: yaw {yaw} pitch {pitch} roll {roll}", wanted))
-        tiles += zip(("normals", "albedo", "rendered"), visualize.hint_pictures(look.hints))
+        tiles += zip(("normals", "albedo", "rendered"), visualize.hint_pictures(subject.hints))
         parts.append(tiles)
     parts[0] += result.controls.items()
     results = [
-        (f"picture {settings['first'] + i}", picture) for i, picture in enumerate(result.pictures)
+        (f"picture {settings['first_image'] + i}", picture)
+        for i, picture in enumerate(result.images)
     ]
     title = (
         f"\u201c{settings['prompt']}\u201d   seed {settings['seed']}, {settings['steps']} steps of "
-        f"{settings['sampler']}, guidance {settings['guidance']:g}, "
-        f"strength {settings['strength']:g}, model {settings['model']}; pictures are AI-generated"
+        f"{settings['sampler']}, guidance scale {settings['guidance_scale']:g}, "
+        f"control scale {settings['control_scale']:g}, model {settings['model']}; pictures are AI-generated"
     )
     return _lay_out(title, parts, results, tile)
 

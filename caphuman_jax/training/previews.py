@@ -89,8 +89,8 @@ class Previews:
                     self.model, params, tuple((name, graph) for name, (graph, _) in graphs.items())
                 )
                 self.subjects = list(filter(None, map(self._subject, self.photos)))
-            self.pipe.params = params
-            return self._measure() if self.subjects else ({}, None)
+            pipe = self.pipe.with_params(params)
+            return self._measure(pipe) if self.subjects else ({}, None)
 
     def _subject(self, photo: np.ndarray) -> Subject | None:
         try:
@@ -105,13 +105,13 @@ class Previews:
             recognition_vectors(person.square, person.landmarks),
         )
 
-    def _measure(self) -> tuple[dict[str, float], np.ndarray]:
-        pipe, subjects = self.pipe, self.subjects
+    def _measure(self, pipe: Pipeline) -> tuple[dict[str, float], np.ndarray]:
+        subjects = self.subjects
         head_model, requests = (
             pipe.head_model,
             prompt_suite.plan_requests(len(subjects), HEADS, per_person=self.per_person),
         )
-        generate = bulk.bulk_generator(pipe, self.steps, pipe.config.sampling.guidance)
+        generate = bulk.bulk_generator(pipe, self.steps, pipe.config.sampling.guidance_scale)
         heads = [
             prompt_suite.requested_head(head_model, subjects[r.person].head, r) for r in requests
         ]

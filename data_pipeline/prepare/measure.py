@@ -15,14 +15,15 @@ import jax
 import numpy as np
 
 from caphuman_jax.errors import DataError, HeadError, PhotoError
-from caphuman_jax.face import attributes, recognition, segmentation
+from caphuman_jax.face import attributes, recognition
 from caphuman_jax.face.colors import measure_colors
 from caphuman_jax.face.crop import crop_square, head_square
 from caphuman_jax.face.face import Face, find_faces
 from caphuman_jax.face.landmarks import expression_names
 from caphuman_jax.face.onnx_runner import network, providers
-from caphuman_jax.head import fitting, hints, pose
+from caphuman_jax.head import hints, pose
 from caphuman_jax.head.camera import transform_head
+from caphuman_jax.head.face_fitting import face_region, fit_heads
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.models import registry as head_models
 from caphuman_jax.io.images import read_photo
@@ -219,33 +220,23 @@ class Measurer:
         size, stored = self.settings.size, self.settings.stored
         side, offset = min(size, _FIT_SIDE), np.float32((stored - size) / 2)
         scale = np.float32(side / size)
-        pictures, masks, marks = [], [], []
+        images, visible, marks = [], [], []
         for look in looks:
-            picture = self._middle(look.square)
-            pictures.append(
-                picture
-                if side == size
-                else cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
-            )
+            image = self._middle(look.square)
+            if side != size:
+                image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+            images.append(image)
             marks.append((look.landmarks - np.array([offset, offset, 0], np.float32)) * scale)
             seen = np.zeros((side, side), np.float32)
             left, top, right, bottom = np.clip((look.covered - offset) * scale, 0, side).astype(int)
             seen[top:bottom, left:right] = 1
-            masks.append(
-                seen * segmentation.face_mask(segmentation.parse_face(marks[-1], (side, side)))
-            )
-        expressions = self._head_model.expression_from_arkit(
-            expression_names(), np.stack([look.face.expression for look in looks])
-        )
+            visible.append(seen)
+        expressions = [look.face.expression for look in looks]
+        columns = (np.stack(rows) for rows in (images, marks, expressions, visible))
         heads: list[Head] = []
-        parts = (batches(np.stack(rows), HEADS) for rows in (pictures, marks, expressions, masks))
-        for (photos, count), *others in zip(*parts):
-            fitted = jax.device_get(
-                fitting.heads_from_photos(
-                    self._head_model, photos.astype(np.float32) / 255, *(rows for rows, _ in others)
-                )
-            )
-            heads += [jax.tree.map(lambda leaf: leaf[i], fitted) for i in range(count)]
+        for parts in zip(*(batches(column, HEADS) for column in columns)):
+            count = parts[0][1]
+            heads += fit_heads(self._head_model, *(rows for rows, _ in parts))[:count]
         return [
             dataclasses.replace(
                 head,
@@ -295,9 +286,7 @@ class Measurer:
             0,
             1,
         )
-        region = segmentation.face_mask(
-            segmentation.parse_face(look.landmarks * (MASK_SIZE / size), (MASK_SIZE, MASK_SIZE))
-        )
+        region = face_region(look.landmarks * (MASK_SIZE / size), (MASK_SIZE, MASK_SIZE))
         marks, covered = look.landmarks / size, np.clip(look.covered / size, 0, 1)
         colors = measure_colors(look.square, person, marks, covered)
         expression = np.clip(look.face.expression, 0, 1).astype(np.float32)
@@ -389,10 +378,10 @@ class Measurer:
             yield from np.asarray(_hint_pictures(self._head_model, heads, stored))[:count]
 
     def _view(self, look: _Look) -> View:
-        """As `person.measure` gives it to the recognizers in use."""
+        """As `person.analyze_photo` gives it to the recognizers."""
         size, stored = self.settings.size, self.settings.stored
         inner = look.landmarks - np.array([(stored - size) / 2] * 2 + [0], np.float32)
-        region = segmentation.face_mask(segmentation.parse_face(inner, (size, size)))
+        region = face_region(inner, (size, size))
         return View(self._middle(look.square), region, look.square, look.landmarks)
 
     def _middle(self, square: np.ndarray) -> np.ndarray:

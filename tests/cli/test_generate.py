@@ -39,7 +39,7 @@ def generate(tiny_folder, astronaut_file, tmp_path, capsys):
 
 def test_pictures_their_record_and_repeating_one(generate, tmp_path, astronaut_file):
     code, lines = generate(
-        "--num",
+        "--num-images",
         2,
         "--seed",
         7,
@@ -58,7 +58,7 @@ def test_pictures_their_record_and_repeating_one(generate, tmp_path, astronaut_f
         "--guidance-interval",
         900,
         0,
-        "--reuse",
+        "--cache-interval",
         2,
     )
     assert code == 0, lines
@@ -78,7 +78,7 @@ def test_pictures_their_record_and_repeating_one(generate, tmp_path, astronaut_f
         and made["people"][0]["asked_head"]["take"] == ["expression"]
         and made["size"] == [64, 64]
     )
-    assert made["guidance_interval"] == [0, 900] and made["reuse"] == 2
+    assert made["guidance_interval"] == [0, 900] and made["cache_interval"] == 2
     assert (
         any(line.startswith("preparing the sampler (compiled once") for line in lines)
         and "sampling" in lines[-1]
@@ -141,10 +141,10 @@ BAD = {
     "light": (["--light", "blue"], "blue"),
     "position": (["--position", "1,a,2"], "--position"),
     "size": (["--size", "65"], "multiples of 8"),
-    "size text": (["--size", "big"], "--size"),
+    "size text": (["--size", "big"], "WIDTHxHEIGHT"),
     "model": (["--model", "nobody"], "nobody"),
     "steps": (["--steps", "0"], "steps"),
-    "num": (["--num", "0"], "num"),
+    "num_images": (["--num-images", "0"], "num_images"),
     "face": (["--face", "3"], "no face 3"),
     "take": (["--take", "pose"], "--head-from"),
     "batch": (["--batch", "0"], "batch"),
@@ -179,13 +179,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 
 def test_other_bad_calls(generate, capsys):
     code, lines = generate(prompt=None)
-    assert code == 2 and "--prompt is needed" in lines[-1]
+    assert code == 2 and "--prompt is required" in lines[-1]
     code, lines = generate(out="/dev/null/out")
     assert code == 2 and "cannot be written" in lines[-1]
-    for arguments in ([], ["fly"]):
-        with pytest.raises(SystemExit) as stop:
-            app.main(arguments)
-        assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(SystemExit) as stop:
+        app.main(["fly"])
+    assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    assert app.main([]) == 0 and "generate" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        app.main(["generate", "--expresion", "smile=1"])
+    assert capsys.readouterr().err.rstrip().endswith("see caphuman generate --help")
     for arguments, told in (
         (["generate"], "--prompt"),
         (["generate", "--prompt", "x"], "--reference"),

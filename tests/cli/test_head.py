@@ -13,8 +13,9 @@ from caphuman_jax.cli import app
 from caphuman_jax.errors import NoFaceError
 from caphuman_jax.head import editing
 from caphuman_jax.head.models.registry import load_head
-from caphuman_jax.person.fit_warnings import doubts, outside_share
-from caphuman_jax.person.person import WantedHead, measure
+from caphuman_jax.person.fit_warnings import outside_share
+from caphuman_jax.person.person import analyze_photo
+from caphuman_jax.pipeline.head_target import HeadTarget
 
 
 @pytest.fixture
@@ -71,9 +72,9 @@ def test_hints_are_those_of_generate(head, pipe, person, astronaut_file, tmp_pat
         str(tmp_path / "out" / name)
         for name in ("head.json", "hints.png", "overlay.png", "hints.npz")
     ]
-    wanted = WantedHead(
+    wanted = HeadTarget(
         photo=person, take="expression", yaw=20, expression="smile=0.8", light="-1,0.2,0.4,0.6"
-    ).build(pipe.head_model, person.head, person)
+    ).apply(pipe.head_model, person.head, person)
     np.testing.assert_array_equal(
         hints_in(tmp_path / "out"), np.asarray(pipe.hints(wanted, (96, 64)))
     )
@@ -84,7 +85,7 @@ def test_hints_are_those_of_generate(head, pipe, person, astronaut_file, tmp_pat
     assert (
         numbers["yaw"] == pytest.approx(20, abs=0.01)
         and numbers["fit"]["confidence"] > 0.9
-        and numbers["fit"]["doubts"] == []
+        and numbers["fit"]["warnings"] == []
     )
     assert numbers["reference"]["sha256"] == person.sha256
     assert "yaw 20.0°" in lines[-1] and "fit 0.9" in lines[-1]
@@ -172,11 +173,11 @@ BAD = {
     "light": (["--light", "[1, 2]"], "27"),
     "light file": (["--light", "gone.json"], "gone.json"),
     "size": (["--size", "8"], "16"),
-    "size text": (["--size", "big"], "not a number"),
+    "size text": (["--size", "big"], "WIDTHxHEIGHT"),
     "take": (["--take", "pose"], "--sequence"),
     "two": (["--head-from", "a.jpg", "--sequence", "b.mp4"], "not both"),
     "sequence": (["--sequence", "gone.mp4"], "does not exist"),
-    "no video": (["--sequence", "{text}"], "not a table, picture or video"),
+    "no video": (["--sequence", "{text}"], "no table, picture or video"),
     "table": (["--sequence", "{table}"], "row 1"),
     "table and take": (["--sequence", "{table}", "--take", "pose"], "is a table"),
     "head model": (["--head-model", "nobody"], "nobody"),
@@ -220,7 +221,7 @@ def box(astronaut, person):
 
 
 def test_a_good_photo_leaves_no_doubt(person):
-    assert doubts(person) == []
+    assert person.warnings() == []
     assert outside_share(
         np.asarray([[0, 0], [10, 0], [10, 10], [0, 10]]), (10, 5)
     ) == pytest.approx(0.5)
@@ -262,7 +263,7 @@ def test_a_wrong_head_is_never_silent(case, astronaut, box):
             "squeezed": cv2.resize(picture, (180, 512)),
         }[case]
     try:
-        found = doubts(measure(load_head(), np.ascontiguousarray(picture), 256))
+        found = analyze_photo(load_head(), np.ascontiguousarray(picture), 256).warnings()
     except NoFaceError:
         found = ["no face"]
     assert any(CASES[case] in doubt for doubt in found), found
@@ -274,14 +275,12 @@ def test_a_profile_is_doubted(person):
     turned = dataclasses.replace(
         person, head=editing.from_numbers(load_head(), person.head, yaw=-70)
     )
-    assert any("turned by 70°" in doubt for doubt in doubts(turned))
+    assert any("turned by 70°" in doubt for doubt in turned.warnings())
     assert any(
         "poorly" in doubt
-        for doubt in doubts(
-            dataclasses.replace(
-                person, head=dataclasses.replace(person.head, residual=0.05 * np.ones(()))
-            )
-        )
+        for doubt in dataclasses.replace(
+            person, head=dataclasses.replace(person.head, residual=0.05 * np.ones(()))
+        ).warnings()
     )
 
 
@@ -301,5 +300,5 @@ def test_doubts_are_told_and_written(head, astronaut, box, tmp_path):
     assert code == 0 and any("notice" in line and "outside the photo" in line for line in lines)
     assert (
         "outside the photo"
-        in json.loads((tmp_path / "out" / "head.json").read_text())["fit"]["doubts"][0]
+        in json.loads((tmp_path / "out" / "head.json").read_text())["fit"]["warnings"][0]
     )

@@ -22,7 +22,7 @@ from caphuman_jax.evaluation.outcome import Subject, light_from
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.head.editing import parse_light
 from caphuman_jax.models import registry
-from caphuman_jax.pipeline import pipeline
+from caphuman_jax.pipeline import loading
 from caphuman_jax.weights.model_folder import save_model
 
 ASTRONAUT = Path(str(files("caphuman_jax") / "assets" / "astronaut_nasa.png"))
@@ -44,7 +44,7 @@ TINY = dataclasses.replace(
         MINI.vae, encoder_channels=8, decoder_channels=8, channel_multipliers=(1, 2), groups=4
     ),
     text=dataclasses.replace(MINI.text, width=16, layers=1, heads=2, mlp_width=32, embed_width=8),
-    sampling=dataclasses.replace(MINI.sampling, steps=2, guidance=2.0),
+    sampling=dataclasses.replace(MINI.sampling, steps=2, guidance_scale=2.0),
 )
 
 
@@ -87,16 +87,16 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipe(folder):
-    return pipeline.load(folder, batch=2)
+    return loading.load(folder, batch=2)
 
 
 @pytest.fixture(scope="module")
 def subject(pipe, photos):
     """The astronaut framed at 256 pixels, whatever the tiny model's size."""
     from caphuman_jax.evaluation.measure import recognition_vectors
-    from caphuman_jax.person.person import measure
+    from caphuman_jax.person.person import analyze_photo
 
-    person = measure(pipe.head_model, photos / "a.png", 256)
+    person = analyze_photo(pipe.head_model, photos / "a.png", 256)
     return Subject(
         "a.png",
         person.square,
@@ -161,11 +161,11 @@ def test_bulk_pictures_are_the_pipelines(pipe, photos):
         head={"yaw": 10, "expression": "smile=0.8"},
         seed=8,
         steps=2,
-        guidance=2.0,
-        num=2,
+        guidance_scale=2.0,
+        num_images=2,
     )
     assert made.shape == (2, 64, 64, 3) and made.dtype == np.uint8
-    np.testing.assert_allclose(made[1].astype(int), alone.pictures[0].astype(int), atol=1)
+    np.testing.assert_allclose(made[1].astype(int), alone.images[0].astype(int), atol=1)
     assert np.abs(made[0].astype(int) - made[1]).max() > 3
 
 

@@ -15,7 +15,7 @@ from caphuman_jax.cli import evaluate
 from caphuman_jax.cli.train import _held_out
 from caphuman_jax.errors import CapHumanError, DataError, PhotoError
 from caphuman_jax.evaluation import bulk, photos
-from caphuman_jax.pipeline import pipeline
+from caphuman_jax.pipeline import loading
 from caphuman_jax.weights import model_folder
 from data_pipeline.prepare import beam_pipeline, finalize, workdir
 from data_pipeline.records.reader import RecordsFolder, held_out_rule
@@ -61,13 +61,13 @@ def seen_by(monkeypatch, tmp_path, metadata, *words):
 
         return read
 
-    sampling = types.SimpleNamespace(steps=1, guidance=1.0)
+    sampling = types.SimpleNamespace(steps=1, guidance_scale=1.0)
     pipe = types.SimpleNamespace(
         config=types.SimpleNamespace(sampling=sampling), head_model=None, batch=1
     )
     monkeypatch.setattr(model_folder, "find_model", lambda model: model)
     monkeypatch.setattr(model_folder, "read_metadata", lambda folder: metadata)
-    monkeypatch.setattr(pipeline, "load", lambda model: pipe)
+    monkeypatch.setattr(loading, "load", lambda model: pipe)
     monkeypatch.setattr(bulk, "subject_reader", reader)
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)

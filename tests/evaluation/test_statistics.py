@@ -207,7 +207,7 @@ def test_report_is_written(model, subjects, tmp_path, missing):
         "results": results,
         "measurement_floor": results,
         "goals": statistics.goals(results),
-        "settings": {"model": "m", "steps": 2, "guidance": 3.0, "seed": 0},
+        "settings": {"model": "m", "steps": 2, "guidance_scale": 3.0, "seed": 0},
         "model": {"sha256": "ab" * 32},
         "skipped": {"x.jpg": "no face found"},
         "seconds": {"look_at_a_picture": 0.1, "generate": float("nan")},

@@ -13,7 +13,8 @@ from caphuman_jax.errors import SettingError
 from caphuman_jax.jobs import jobs
 from caphuman_jax.jobs.order import Plan
 from caphuman_jax.jobs.validate import Checker
-from caphuman_jax.person.person import WantedHead
+from caphuman_jax.pipeline.head_target import HeadTarget
+from caphuman_jax.pipeline.request import SubjectRequest
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ WRONG = {
     "missing photo": ({"reference": "gone.png"}, "reference: {folder}/gone.png does not exist"),
     "no reference": ({"reference": None}, "reference: is missing"),
     "no prompt": ({"prompt": None}, "prompt: is missing"),
-    "prompt": ({"prompt": 5}, "prompt: the prompt is a text"),
+    "prompt": ({"prompt": 5}, "prompt: must be a text"),
     "field": ({"promt": "x"}, "promt: there is no such field; did you mean prompt?"),
     "yaw": ({"head": {"yaw": 200}}, "head.yaw: yaw must lie between -90 and 90"),
     "yaw text": ({"head": {"yaw": "left"}}, "head.yaw: "),
@@ -58,14 +59,17 @@ WRONG = {
     "head photo": ({"head": {"photo": "gone.png"}}, "head.photo: {folder}/gone.png does not exist"),
     "take": ({"head": {"take": "pose"}}, "head.take: says how a head photo is used"),
     "face": ({"face": -1}, "face: must be the number of a face"),
-    "num": ({"num": 0}, "num: num must lie between 1"),
+    "num_images": ({"num_images": 0}, "num_images: num_images must lie between 1"),
     "steps": ({"steps": "many"}, "steps: steps must be a number"),
     "sampler": ({"sampler": "magic"}, "sampler: there is no sampler 'magic'"),
-    "size": ({"size": 65}, "size: the size 65 cannot be made"),
-    "gate": ({"gate": "no"}, "gate: must be hard or soft"),
-    "boolean": ({"guidance": True}, "guidance: True cannot be used"),
+    "size": ({"size": 65}, "size: size 65 cannot be made"),
+    "gate": ({"gate": "no"}, "gate: there is no gate 'no'; choose one of hard, soft"),
+    "boolean": (
+        {"guidance_scale": True},
+        "guidance_scale: guidance_scale must be a number, not True",
+    ),
     "together": ({"sampler": "lcm", "eta": 0.5}, "eta belongs to the sampler ddim"),
-    "photos": ({"photos": "mean"}, "photos: photos are put together by"),
+    "combine": ({"combine": "average"}, "combine: must be mean or stack"),
     "control": (
         {"controls": [{"name": "x", "picture": "landmarks"}]},
         "controls: the model mini has no ControlNet named 'x'",
@@ -96,7 +100,7 @@ def test_lines_that_are_no_jobs_and_files_without_any(write, checker, tmp_path):
     assert (
         "not JSON" in found.problems[0]
         and "must be an object" in found.problems[1]
-        and "'1' is that of jobs.jsonl:1 already" in found.problems[2]
+        and "'1' is already used by jobs.jsonl:1" in found.problems[2]
     )
     with pytest.raises(SettingError, match="holds no jobs"):
         jobs.read_jobs(write("", "# nothing"), checker, {})
@@ -104,6 +108,8 @@ def test_lines_that_are_no_jobs_and_files_without_any(write, checker, tmp_path):
         jobs.read_jobs(tmp_path / "gone.jsonl", checker, {})
     with pytest.raises(SettingError, match="NAME=VALUE"):
         jobs.parse_defaults(["steps"])
+    with pytest.raises(SettingError, match="no field 'stepz'; did you mean steps"):
+        jobs.parse_defaults(["stepz=3"])
 
 
 def test_a_job_as_the_pipeline_takes_it(write, checker, tmp_path):
@@ -112,8 +118,8 @@ def test_a_job_as_the_pipeline_takes_it(write, checker, tmp_path):
             **GOOD,
             "head": {"yaw": 20, "photo": "b.png"},
             "gate": "soft",
-            "num": 2,
-            "first": 3,
+            "num_images": 2,
+            "first_image": 3,
             "size": [64, 96],
         },
         {
@@ -125,30 +131,25 @@ def test_a_job_as_the_pipeline_takes_it(write, checker, tmp_path):
             ],
         },
     )
-    one, two = jobs.read_jobs(path, checker, {"steps": 7, "num": 5}).jobs
+    one, two = jobs.read_jobs(path, checker, {"steps": 7, "num_images": 5}).jobs
     assert (
         one.id == "1"
-        and one.options["steps"] == 7
-        and one.options["hard_gate"] is False
-        and one.options["size"] == (64, 96)
+        and one.request.params.steps == 7
+        and one.request.params.gate == "soft"
+        and one.request.params.size == (64, 96)
     )
-    assert list(one.pictures) == [3, 4] and list(two.pictures) == [0, 1, 2, 3, 4]
-    head = WantedHead(photo=str(tmp_path / "b.png"), yaw=20)
-    assert one.options["people"] == (
-        {"reference": (str(tmp_path / "a.png"),), "head": head, "face": None},
-    )
-    assert (
-        two.id == "two"
-        and len(two.options["people"][0]["reference"]) == 2
-        and two.options["people"][1]["face"] == 1
-    )
+    assert list(one.request.numbers) == [3, 4] and list(two.request.numbers) == [0, 1, 2, 3, 4]
+    head = HeadTarget(photo=str(tmp_path / "b.png"), yaw=20)
+    assert one.request.subjects == (SubjectRequest((str(tmp_path / "a.png"),), head),)
+    first, second = two.request.subjects
+    assert two.id == "two" and len(first.references) == 2 and second.face == 1
 
 
 def test_products(write, checker, tmp_path):
     path = write(
         {
             "id": "p",
-            "num": 3,
+            "num_images": 3,
             "product": {
                 "prompt": ["x", "y"],
                 "head": [{}, {"yaw": 5}, "a.png"],
@@ -159,8 +160,8 @@ def test_products(write, checker, tmp_path):
     found = jobs.read_jobs(path, checker, {})
     assert not found.problems and len(found.jobs) == 12
     assert [job.id for job in found.jobs[:3]] == ["p_0_0_0", "p_0_0_1", "p_0_1_0"]
-    assert found.jobs[2].options["people"][0]["head"] == WantedHead(yaw=5)
-    assert len(found.jobs[1].options["people"][0]["reference"]) == 2
+    assert found.jobs[2].request.subjects[0].head == HeadTarget(yaw=5)
+    assert len(found.jobs[1].request.subjects[0].references) == 2
 
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "prompts.txt").write_text("a photo\n\na painting\n")
@@ -172,11 +173,25 @@ def test_products(write, checker, tmp_path):
         tmp_path / "lists" / "prompts.txt",
         tmp_path / "lists" / "heads.jsonl",
         checker,
-        {"num": 2},
+        {"num_images": 2},
     )
     assert not found.problems and len(found.jobs) == 2 * 2 * 3 and Plan(found.jobs).total == 24
     assert [job.id for job in found.jobs[:4]] == ["a_p0_h0", "a_p0_left", "a_p0_h2", "a_p1_h0"]
-    assert found.jobs[2].options["people"][0]["head"].photo.endswith("lists/../b.png")
+    assert found.jobs[2].request.subjects[0].head.photo.endswith("lists/../b.png")
+    # A sequence.json of `caphuman head` is a list of heads too.
+    rows = [{"frame": i, "yaw": 5.0 * i, "expression": {"jawOpen": 0.1}} for i in range(3)]
+    (tmp_path / "lists" / "sequence.json").write_text(json.dumps(rows))
+    found = jobs.product_jobs(
+        tmp_path,
+        tmp_path / "lists" / "prompts.txt",
+        tmp_path / "lists" / "sequence.json",
+        checker,
+        {},
+    )
+    assert not found.problems and len(found.jobs) == 2 * 2 * 3
+    assert found.jobs[1].request.subjects[0].head == HeadTarget(
+        yaw=5.0, expression={"jawOpen": 0.1}
+    )
     (tmp_path / "lists" / "heads.jsonl").write_text('{"yaw": 500}\n')
     found = jobs.product_jobs(
         tmp_path,
@@ -213,7 +228,7 @@ def test_plan_puts_what_belongs_together_beside_each_other(write, checker):
             "prompt": prompt,
             "head": {"yaw": yaw},
             "steps": steps,
-            "num": 3,
+            "num_images": 3,
         }
         for prompt in ("x", "y")
         for steps in (2, 4)
@@ -233,9 +248,9 @@ def test_plan_puts_what_belongs_together_beside_each_other(write, checker):
         )
         asked = [
             (
-                job.options["steps"],
-                job.options["people"][0]["reference"],
-                id(job.options["people"][0]["head"]),
+                job.request.params.steps,
+                job.request.subjects[0].references,
+                id(job.request.subjects[0].head),
             )
             for job, _ in pictures
         ]

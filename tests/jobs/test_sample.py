@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from caphuman_jax.cli import app
+from caphuman_jax.diffusion.sampling_params import SamplingParams
 from caphuman_jax.io import metadata
 from caphuman_jax.jobs import jobs
 from caphuman_jax.jobs.order import Plan
@@ -26,6 +27,7 @@ from caphuman_jax.jobs.runner import Runner
 from caphuman_jax.jobs.validate import Checker
 from caphuman_jax.person import identity_file
 from caphuman_jax.pipeline.pipeline import Pipeline
+from caphuman_jax.pipeline.request import Request
 from data_pipeline.records import tf_example
 
 
@@ -46,14 +48,20 @@ def place(pipe, person, astronaut_file, tmp_path_factory):
 
 
 GOOD = [
-    {"id": "plain", "reference": "a.png", "prompt": "a photo of a person", "num": 2, "seed": 5},
+    {
+        "id": "plain",
+        "reference": "a.png",
+        "prompt": "a photo of a person",
+        "num_images": 2,
+        "seed": 5,
+    },
     {
         "id": "head",
         "reference": "a.identity",
         "prompt": "a dog",
         "head": {"yaw": 20, "expression": "smile=0.8"},
-        "negative": "blurry",
-        "first": 3,
+        "negative_prompt": "blurry",
+        "first_image": 3,
     },
     {
         "id": "photo",
@@ -61,10 +69,10 @@ GOOD = [
         "prompt": "a dog",
         "head": {"photo": "a.png", "take": "expression", "light": "left"},
     },
-    {"id": "steps", "reference": "a.identity", "prompt": "a dog", "guidance": 3},
+    {"id": "steps", "reference": "a.identity", "prompt": "a dog", "guidance_scale": 2},
 ]
 FAILING = [
-    {"id": "nobody", "reference": "grey.png", "prompt": "x", "num": 2},
+    {"id": "nobody", "reference": "grey.png", "prompt": "x", "num_images": 2},
     {"id": "nan", "reference": "nan.identity", "prompt": "x"},
 ]
 MADE = {("plain", 0), ("plain", 1), ("head", 3), ("photo", 0), ("steps", 0)}
@@ -127,8 +135,8 @@ def test_pictures_are_those_of_generate(pipe, place, one_by_one):
             head if head is None or "photo" not in head else head | {"photo": place / head["photo"]}
         )
         result = pipe(**settings | {"reference": place / job["reference"], "head": head})
-        for i, picture in enumerate(result.pictures):
-            number = job.get("first", 0) + i
+        for i, picture in enumerate(result.images):
+            number = job.get("first_image", 0) + i
             np.testing.assert_array_equal(made[job["id"], number], picture)
             said = metadata.read_settings(out / f"{job['id']}_{number:02d}.png")
             assert said == json.loads(
@@ -165,11 +173,11 @@ def test_a_batch_of_many_makes_the_same_in_any_company(pipe, place, one_by_one, 
 
 
 def test_a_picture_does_not_depend_on_those_beside_it(pipe, person):
-    scenes = [
-        pipe.scene(pipe.request(prompt="a dog", reference=person, head=head, seed=seed))
+    conditionings = [
+        pipe.condition(pipe.request(prompt="a dog", reference=person, head=head, seed=seed))
         for head, seed in ((None, 5), ({"yaw": 20}, 0), ({"light": "left"}, 1))
     ]
-    made = lambda *numbers: np.asarray(pipe.make([(scenes[i], 0) for i in numbers])[0])
+    made = lambda *numbers: np.asarray(pipe.make([(conditionings[i], 0) for i in numbers])[0])
     one, other = made(0, 1, 2), made(2, 1, 0)
     np.testing.assert_array_equal(one[1], other[1])
     assert np.abs(one[0] - other[0]).max() > 0.01
@@ -193,7 +201,7 @@ def test_the_command_on_all_devices(place, one_by_one, tiny_folder, tmp_path, ca
     assert len(jax.local_devices()) == 8
     code, lines = run("--out", out)
     assert code == 3 and any("job nobody (jobs.jsonl:5) failed" in line for line in lines)
-    assert any("5 of 8 are there, 3 failed" in line for line in lines)
+    assert any("5 of 8 are done, 3 failed" in line for line in lines)
     for line in entries(out / "index.jsonl"):
         picture = np.asarray(Image.open(out / line["file"])).astype(int)
         assert np.abs(picture - one_by_one[0][line["id"], line["number"]]).max() <= 2
@@ -289,8 +297,7 @@ class SlowWriter:
 def test_pictures_do_not_pile_up_before_a_slow_disk(tmp_path):
     writer, batch = SlowWriter(), 2
     many = [
-        jobs.Job(f"{i}", "", i, {"people": (), "controls": (), "prompt": "", "num": 10})
-        for i in range(20)
+        jobs.Job(f"{i}", "", i, Request("", SamplingParams(num_images=10), ())) for i in range(20)
     ]
 
     class Instant:
@@ -304,11 +311,12 @@ def test_pictures_do_not_pile_up_before_a_slow_disk(tmp_path):
     runner = Runner(
         Instant(), plan, folder, writer, batch, lambda *counts: None, lambda *stage: None
     )
-    runner._scenes = SimpleNamespace(ahead=lambda job: None)
+    runner._conditionings = SimpleNamespace(start=lambda job: None)
     runner._prepared = lambda rows: (
-        dataclasses.replace(row, scene=SimpleNamespace(kind=0, settings={})) for row in rows
+        dataclasses.replace(row, conditioning=SimpleNamespace(batch_key=0, settings={}))
+        for row in rows
     )
-    runner._hints = lambda scenes: scenes
+    runner._hints = lambda conditionings: conditionings
     runner.run()
     assert folder.counts() == (200, 0) and writer.written == 200
     assert (
@@ -352,7 +360,7 @@ MANY = [
         "prompt": ("a dog", "a cat")[i % 2],
         "head": {"yaw": i % 3},
         "seed": i,
-        "num": 3,
+        "num_images": 3,
         "steps": 20,
     }
     for i in range(8)

@@ -57,7 +57,7 @@ def test_identity_file(pipe, person, tmp_path):
         pipe(reference=path, prompt=PROMPT, head={"yaw": 5}),
         pipe(reference=person, prompt=PROMPT, head={"yaw": 5}),
     )
-    np.testing.assert_array_equal(again.pictures, base.pictures)
+    np.testing.assert_array_equal(again.images, base.images)
     assert again.settings == base.settings
     with pytest.raises(PhotoError, match="make it again"):
         identity_file.load(path, pipe.head_model.name, "facenet and clip")

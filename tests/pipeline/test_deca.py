@@ -18,8 +18,8 @@ from caphuman_jax.head.models import deca, deca_head, flame_files
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.io.images import write_png
 from caphuman_jax.person import identity_file
-from caphuman_jax.person.person import WantedHead
-from caphuman_jax.pipeline import pipeline
+from caphuman_jax.pipeline import loading
+from caphuman_jax.pipeline.head_target import HeadTarget
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.weights import model_folder
 
@@ -54,7 +54,7 @@ def by_deca(pipe, network, tiny_params, tmp_path_factory):
         config,
         {**{name: pipe.params[name] for name in tiny_params}, "deca_encoder": network[1]},
     )
-    return path, pipeline.load(path)
+    return path, loading.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_mixing_is_decas(
     by_deca, network, flame_folder, astronaut, tilted, measured, take, framing
 ):
     pipe, (person, lender) = by_deca[1], measured
-    head = WantedHead(photo=lender, take=take, framing=framing).build(
+    head = HeadTarget(photo=lender, take=take, framing=framing).apply(
         pipe.head_model, person.head, lender
     )
     code = deca.mix(
@@ -167,10 +167,10 @@ def test_numbers_on_top(by_deca, measured):
     the rest is the photo's.
     """
     pipe, (person, lender) = by_deca[1], measured
-    asked = WantedHead(photo=lender, yaw=25, expression="jawOpen=0.6", light="left")
+    asked = HeadTarget(photo=lender, yaw=25, expression="jawOpen=0.6", light="left")
     head, plain = (
-        asked.build(pipe.head_model, person.head, lender),
-        WantedHead(photo=lender).build(pipe.head_model, person.head, lender),
+        asked.apply(pipe.head_model, person.head, lender),
+        HeadTarget(photo=lender).apply(pipe.head_model, person.head, lender),
     )
     np.testing.assert_allclose(head.angles, [25, *np.asarray(plain.angles[1:])], atol=1e-3)
     np.testing.assert_array_equal(head.translation, plain.translation)
@@ -196,8 +196,8 @@ def test_several_people(by_deca, measured):
         prompt=PROMPT,
         size=(96, 64),
     )
-    assert two.pictures.shape == (1, 64, 96, 3) and len(two.people) == 2
-    left, right = (np.flatnonzero(look.hints.any(axis=(0, 2))).mean() for look in two.people)
+    assert two.images.shape == (1, 64, 96, 3) and len(two.subjects) == 2
+    left, right = (np.flatnonzero(look.hints.any(axis=(0, 2))).mean() for look in two.subjects)
     assert left < 40 < 56 < right
 
 
@@ -314,7 +314,7 @@ def test_without_deca_or_its_texture(by_deca, flame_folder, caplog, tmp_path, mo
     monkeypatch.delenv(deca_head.VARIABLE)
     load_head.cache_clear()
     with pytest.raises(HeadError, match="set CAPHUMAN_FLAME to the folder"):
-        pipeline.load(by_deca[0])
+        loading.load(by_deca[0])
     load_head.cache_clear()
 
 

@@ -13,8 +13,8 @@ from caphuman_jax.errors import ModelFolderError, SettingError
 from caphuman_jax.face.landmark_indices import IBUG_68
 from caphuman_jax.head.landmarks68 import draw_dots, landmarks_68
 from caphuman_jax.models import registry
-from caphuman_jax.person.person import stack_people, together
-from caphuman_jax.pipeline import pipeline
+from caphuman_jax.person.person import combine_references, stack_people
+from caphuman_jax.pipeline import loading
 from caphuman_jax.pipeline.pipeline import Pipeline
 
 PROMPT = "a photo of a person"
@@ -46,15 +46,15 @@ def with_controlnets(pipe):
 
 def close(a, b):
     """Pictures that differ by rounding alone."""
-    return np.abs(a.pictures.astype(int) - b.pictures).max() <= 2
+    return np.abs(a.images.astype(int) - b.images).max() <= 2
 
 
 def test_two_people(pipe, person, other):
     two = pipe(people=[{"reference": person}, {"reference": other}], prompt=PROMPT)
-    assert two.masks.shape == (1, 2, 16, 16) and len(two.people) == 2
+    assert two.masks.shape == (1, 2, 16, 16) and len(two.subjects) == 2
     # Nobody's position was asked for: they stand side by side.
     middles = [
-        np.argwhere(np.abs(look.hints[..., 3:6]).sum(-1))[:, 1].mean() for look in two.people
+        np.argwhere(np.abs(look.hints[..., 3:6]).sum(-1))[:, 1].mean() for look in two.subjects
     ]
     assert 8 < middles[0] < 26 and 38 < middles[1] < 56
     places = [{"head": {"position": (0.25, 0.5, 0.31)}}, {"head": {"position": (0.75, 0.5, 0.31)}}]
@@ -77,9 +77,12 @@ def test_two_people(pipe, person, other):
 
 def test_several_photos_of_one_person(pipe, person, other):
     base = pipe(reference=person, prompt=PROMPT)
-    for how in ("average", "stack"):  # the same photo twice says nothing new
-        assert close(base, pipe(reference=[person, person], photos=how, prompt=PROMPT)), how
-    average, stacked = together([person, other]), together([person, other], "stack")
+    for how in ("mean", "stack"):  # the same photo twice says nothing new
+        assert close(base, pipe(reference=[person, person], combine=how, prompt=PROMPT)), how
+    average, stacked = (
+        combine_references([person, other]),
+        combine_references([person, other], "stack"),
+    )
     assert (
         average.vectors.shape == (1, 192)
         and stacked.vectors.shape == (2, 192)
@@ -90,7 +93,7 @@ def test_several_photos_of_one_person(pipe, person, other):
         average.image_tokens[0], (person.image_tokens[0] + other.image_tokens[0]) / 2, rtol=1e-6
     )
     made = [
-        pipe(reference=[person, other], photos=how, prompt=PROMPT) for how in ("average", "stack")
+        pipe(reference=[person, other], combine=how, prompt=PROMPT) for how in ("mean", "stack")
     ]
     assert not close(made[0], base) and not close(made[0], made[1])
     assert (
@@ -99,7 +102,7 @@ def test_several_photos_of_one_person(pipe, person, other):
     shapes = {
         name: array.shape
         for name, array in stack_people(
-            [person, stacked, together([person, other, other], "stack")]
+            [person, stacked, combine_references([person, other, other], "stack")]
         ).items()
     }
     assert shapes == {"image_tokens": (3, 6, 49, 512), "recognition": (3, 6, 192)}
@@ -111,18 +114,18 @@ def test_controlnets(with_controlnets, pipe, person, astronaut):
     )
     dots = {"name": "dots", "picture": "landmarks"}
     base, dotted = pipe(reference=person, prompt=PROMPT), call(dots)
-    assert not close(dotted, base) and close(call(dots | {"strength": 0}), base)
-    assert not close(call(dots | {"strength": 0.5}), dotted)
+    assert not close(dotted, base) and close(call(dots | {"scale": 0}), base)
+    assert not close(call(dots | {"scale": 0.5}), dotted)
     assert dotted.controls["dots"].shape == (64, 64, 3) and set(
         np.unique(dotted.controls["dots"])
     ) == {0, 255}
     both = call(dots, {"name": "depth", "picture": astronaut[100:, :300]}, size=(96, 64))
-    assert both.controls["depth"].shape == (64, 96, 3) and both.pictures.shape == (1, 64, 96, 3)
-    assert both.settings["controls"][0] == {"name": "dots", "strength": 1.0, "picture": "landmarks"}
+    assert both.controls["depth"].shape == (64, 96, 3) and both.images.shape == (1, 64, 96, 3)
+    assert both.settings["controls"][0] == {"name": "dots", "scale": 1.0, "picture": "landmarks"}
     for wrong, told in (
         ({"name": "pose", "picture": "landmarks"}, "dots, depth"),
         ({"name": "dots"}, "a picture"),
-        (dots | {"strength": -1}, "strength"),
+        (dots | {"scale": -1}, "scale"),
     ):
         with pytest.raises(SettingError, match=told):
             call(wrong)
@@ -152,21 +155,21 @@ def test_loras(pipe, person, tmp_path):
     base = call()
     pipe.use_loras([(tmp_path / "style.safetensors", 0.8)])
     styled = call()
-    assert np.abs(styled.pictures.astype(int) - base.pictures).max() > 0
+    assert np.abs(styled.images.astype(int) - base.images).max() > 0
     assert (
         styled.settings["loras"][0]["name"] == "style.safetensors"
         and styled.settings["loras"][0]["strength"] == 0.8
     )
     pipe.use_loras([])
     again = call()
-    np.testing.assert_array_equal(again.pictures, base.pictures)
+    np.testing.assert_array_equal(again.images, base.images)
     assert again.settings == base.settings
     with pytest.raises(ModelFolderError, match="gone"):
         pipe.use_loras([(tmp_path / "gone.safetensors", 1)])
 
 
 def test_guidance_of_identity_and_head(pipe, person):
-    call = lambda **more: pipe(reference=person, prompt=PROMPT, guidance=3, **more)
+    call = lambda **more: pipe(reference=person, prompt=PROMPT, guidance_scale=3, **more)
     base = call()
     for more in (
         {"identity_guidance": 2},
@@ -174,11 +177,11 @@ def test_guidance_of_identity_and_head(pipe, person):
         {"identity_guidance": 0, "head_guidance": 0},
     ):
         assert not close(call(**more), base), more
-    for more in ({"negative": "blurry"}, {"guidance_rescale": 1.0}):
-        assert np.abs(call(**more).pictures.astype(int) - base.pictures).max() > 0, more
+    for more in ({"negative_prompt": "blurry"}, {"guidance_rescale": 1.0}):
+        assert np.abs(call(**more).images.astype(int) - base.images).max() > 0, more
     # Nothing but the text, three times: the plain model, whatever CapFace says.
-    plain = call(identity_guidance=0, head_guidance=0, strength=0)
-    assert close(plain, call(strength=0)) and not close(
+    plain = call(identity_guidance=0, head_guidance=0, control_scale=0)
+    assert close(plain, call(control_scale=0)) and not close(
         plain, call(identity_guidance=0, head_guidance=0)
     )
 
@@ -187,9 +190,7 @@ def test_guidance_of_identity_and_head(pipe, person):
 def test_samplers(pipe, person, sampler):
     made = pipe(reference=person, prompt=PROMPT, sampler=sampler, steps=3)
     assert (
-        made.pictures.std() > 5
-        and made.settings["sampler"] == sampler
-        and made.settings["eta"] == 0
+        made.images.std() > 5 and made.settings["sampler"] == sampler and made.settings["eta"] == 0
     )
     assert not close(made, pipe(reference=person, prompt=PROMPT, steps=3))
 
@@ -215,7 +216,7 @@ def test_image_tokens_of_clip(tiny_params, pipe, astronaut):
         and person.vectors.shape == (1, 192)
         and person.known_by == "mobilefacenet and clip"
     )
-    assert clip(reference=person, prompt=PROMPT, size=(64, 96)).pictures.shape == (1, 96, 64, 3)
+    assert clip(reference=person, prompt=PROMPT, size=(64, 96)).images.shape == (1, 96, 64, 3)
 
     # Hair and background are painted white before the encoder sees the face: they do not matter,
     # the face does.
@@ -278,12 +279,12 @@ def test_facenet_from_the_model_folder(pipe, tiny_params, tmp_path, astronaut):
 
     facenet = drawn("facenet")
     model_folder.save_model(tmp_path / "model", config, {**tiny_params, **own, "facenet": facenet})
-    loaded = pipeline.load(tmp_path / "model")
+    loaded = loading.load(tmp_path / "model")
     person = loaded.person(astronaut)
     assert person.vectors.shape == (1, 512) and np.linalg.norm(person.vectors) == pytest.approx(
         1, abs=1e-4
     )
-    assert loaded(reference=person, prompt=PROMPT).pictures.shape == (1, 64, 64, 3)
+    assert loaded(reference=person, prompt=PROMPT).images.shape == (1, 64, 64, 3)
 
     # With face parsing and MTCNN in the folder these say what is face and how it is cut out; random
     # ones say something else.
@@ -291,7 +292,7 @@ def test_facenet_from_the_model_folder(pipe, tiny_params, tmp_path, astronaut):
     model_folder.save_model(
         tmp_path / "more", config, {**tiny_params, **own, "facenet": facenet, **more}
     )
-    other = pipeline.load(tmp_path / "more").person(astronaut)
+    other = loading.load(tmp_path / "more").person(astronaut)
     assert (other.image_tokens != person.image_tokens).any()
 
 

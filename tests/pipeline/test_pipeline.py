@@ -18,8 +18,8 @@ from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.head import editing
 from caphuman_jax.io import metadata
 from caphuman_jax.io.images import read_png_metadata
-from caphuman_jax.person.person import WantedHead
-from caphuman_jax.pipeline.contact_sheet import sheet
+from caphuman_jax.pipeline.contact_sheet import contact_sheet
+from caphuman_jax.pipeline.head_target import HeadTarget
 from caphuman_jax.pipeline.pipeline import Pipeline
 
 PROMPT = "a photo of a person"
@@ -27,7 +27,7 @@ PROMPT = "a photo of a person"
 
 def test_same_seed_same_picture_and_other_seed_another(pipe, person):
     first, again, other = (
-        pipe(reference=person, prompt=PROMPT, seed=seed).pictures for seed in (3, 3, 4)
+        pipe(reference=person, prompt=PROMPT, seed=seed).images for seed in (3, 3, 4)
     )
     assert first.shape == (1, 64, 64, 3) and first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
@@ -35,24 +35,22 @@ def test_same_seed_same_picture_and_other_seed_another(pipe, person):
 
 
 def test_a_picture_alone_is_the_picture_of_a_batch(pipe, person):
-    three = pipe(reference=person, prompt=PROMPT, seed=1, num=3)
-    alone = pipe(reference=person, prompt=PROMPT, seed=1, first=2)
-    np.testing.assert_array_equal(alone.pictures[0], three.pictures[2])
-    assert np.abs(three.pictures[0].astype(int) - three.pictures[1]).mean() > 5
+    three = pipe(reference=person, prompt=PROMPT, seed=1, num_images=3)
+    alone = pipe(reference=person, prompt=PROMPT, seed=1, first_image=2)
+    np.testing.assert_array_equal(alone.images[0], three.images[2])
+    assert np.abs(three.images[0].astype(int) - three.images[1]).mean() > 5
     batched = Pipeline(pipe.config, pipe.params, pipe.graphs, batch=2)(
-        reference=person, prompt=PROMPT, seed=1, num=3
+        reference=person, prompt=PROMPT, seed=1, num_images=3
     )
-    assert (
-        batched.pictures.shape == three.pictures.shape and batched.masks.shape == three.masks.shape
-    )
+    assert batched.images.shape == three.images.shape and batched.masks.shape == three.masks.shape
     # Another batch size is another program, which may round otherwise.
-    assert np.abs(batched.pictures.astype(int) - three.pictures).max() <= 2
+    assert np.abs(batched.images.astype(int) - three.images).max() <= 2
 
 
 def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params):
     untrained = Pipeline(pipe.config, tiny_params, pipe.graphs)
     made = [
-        untrained(reference=person, prompt=PROMPT, seed=5, strength=strength).pictures
+        untrained(reference=person, prompt=PROMPT, seed=5, control_scale=strength).images
         for strength in (0, 1, 7)
     ]
     np.testing.assert_array_equal(made[0], made[1])
@@ -71,7 +69,7 @@ def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params
 
     plain = guidance.guided(
         predict,
-        guidance.branch_weights(cfg.sampling.guidance),
+        guidance.branch_weights(cfg.sampling.guidance_scale),
         rescale=cfg.sampling.guidance_rescale,
     )
     keys = sampling_loop.picture_keys(5, [0])
@@ -91,25 +89,25 @@ def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params
 
 
 def test_every_setting_matters(pipe, person):
-    base = pipe(reference=person, prompt=PROMPT).pictures.astype(int)
+    base = pipe(reference=person, prompt=PROMPT).images.astype(int)
     other = dataclasses.replace(
         person, vectors=-person.vectors, image_tokens=person.image_tokens[:, ::-1]
     )
     changes = {
         "prompt": {"prompt": "a dog"},
-        "guidance": {"guidance": 5},
+        "guidance_scale": {"guidance_scale": 5},
         "eta": {"eta": 0.3},
-        "no guidance": {"guidance": 1},
-        "strength": {"strength": 0.3},
-        "identity_until": {"identity_until": -1},
-        "gate": {"hard_gate": False},
+        "no guidance": {"guidance_scale": 1},
+        "control_scale": {"control_scale": 0.3},
+        "identity_max_timestep": {"identity_max_timestep": -1},
+        "gate": {"gate": "soft"},
         "head": {"head": {"yaw": -25}},
         "guidance_interval": {"guidance_interval": (600, 0)},
-        "reuse": {"reuse": 2},
+        "cache_interval": {"cache_interval": 2},
         "person": {"reference": other},
     }
     for name, change in changes.items():
-        made = pipe(**{"reference": person, "prompt": PROMPT, **change}).pictures
+        made = pipe(**{"reference": person, "prompt": PROMPT, **change}).images
         assert np.abs(made - base).max() > 0, name
 
 
@@ -119,18 +117,18 @@ def test_wanted_head(pipe, person, astronaut, caplog):
         Image.fromarray(astronaut).rotate(-15, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128))
     )
     lender = pipe.person(tilted)
-    asked = WantedHead(photo=lender, yaw=12, expression={"jawOpen": 0.4}, light="left")
-    head = asked.build(model, person.head, lender)
+    asked = HeadTarget(photo=lender, yaw=12, expression={"jawOpen": 0.4}, light="left")
+    head = asked.apply(model, person.head, lender)
     yaw, pitch, roll = np.asarray(head.angles)
     assert yaw == pytest.approx(12, abs=0.1) and roll == pytest.approx(
         float(person.head.angles[2]) + 15, abs=3
     )
     np.testing.assert_array_equal(head.identity, person.head.identity)
     np.testing.assert_array_equal(head.light, editing.parse_light("left"))
-    own = WantedHead().build(model, person.head, None)
+    own = HeadTarget().apply(model, person.head, None)
     np.testing.assert_array_equal(own.rotation, person.head.rotation)
     # With the photo as the frame, the head stands where it stands in the photo.
-    framed = WantedHead(photo=lender, framing="photo").build(model, person.head, lender)
+    framed = HeadTarget(photo=lender, framing="photo").apply(model, person.head, lender)
     x, y, _ = editing.position_of(model, framed)
     nose = lender.face.landmarks[4, :2] / 512
     assert (
@@ -151,41 +149,41 @@ def test_any_size(pipe, person, caplog):
     with caplog.at_level(logging.WARNING):
         result = pipe(reference=person, prompt=PROMPT, size=(80, 64))
     assert (
-        result.pictures.shape == (1, 64, 80, 3)
+        result.images.shape == (1, 64, 80, 3)
         and result.hints.shape == (64, 80, 9)
         and "trained on 64x64" in caplog.text
     )
     covered = np.flatnonzero(np.abs(np.asarray(result.hints[..., 3:6])).sum((0, 2)))
     assert abs((covered[0] + covered[-1]) / 2 - 40) < 6  # still in the middle
     for size in (60, 0, -64, (64, 70), "big", 8192, (64, 64, 64), 64.5):
-        with pytest.raises(SettingError, match="multiples of 8"):
-            pipe.size(size)
+        with pytest.raises(SettingError, match="multiples of 8|WIDTHxHEIGHT"):
+            pipe.request(reference=person, prompt=PROMPT, size=size)
 
 
 @pytest.mark.parametrize(
     "setting",
     [
-        {"num": 0},
-        {"num": 1.5},
+        {"num_images": 0},
+        {"num_images": 1.5},
         {"seed": -1},
         {"seed": 2**32},
         {"steps": 0},
         {"steps": 1001},
-        {"guidance": float("nan")},
-        {"strength": -1},
-        {"strength": "much"},
-        {"identity_until": 2000},
+        {"guidance_scale": float("nan")},
+        {"control_scale": -1},
+        {"control_scale": "much"},
+        {"identity_max_timestep": 2000},
         {"prompt": None},
         {"sampler": "magic"},
-        {"negative": 3},
+        {"negative_prompt": 3},
         {"head_guidance": -1},
         {"guidance_rescale": 2},
-        {"photos": "sum"},
+        {"combine": "sum"},
         {"guidance_interval": (0, 2000)},
         {"guidance_interval": "all"},
         {"guidance_interval": (1, 2, 3)},
-        {"reuse": 0},
-        {"reuse": 1.5},
+        {"cache_interval": 0},
+        {"cache_interval": 1.5},
         {"steps": 60, "sampler": "lcm"},
         {"eta": 0.5, "sampler": "unipc"},
     ],
@@ -217,16 +215,21 @@ def test_long_prompt_is_a_notice(pipe, person, caplog):
 
 def test_pictures_on_disk_say_how_they_were_made(pipe, person, tmp_path):
     result = pipe(
-        reference=person, prompt="a café — ж", num=2, head={"yaw": 10, "expression": "smile=0.5"}
+        reference=person,
+        prompt="a café — ж",
+        num_images=2,
+        head={"yaw": 10, "expression": "smile=0.5"},
     )
-    page = sheet(pipe.head_model, result)
+    page = contact_sheet(pipe.head_model, result)
     assert page.ndim == 3 and page.shape[2] == 3 and page.shape[0] > 2 * 256
-    *paths, page_path = metadata.save_pictures(tmp_path, result.pictures, result.settings, page)
+    writer = metadata.PictureWriter(tmp_path)
+    paths = [writer.write(image, result.settings) for image in result.images]
+    page_path = writer.write_sheet(page)
     assert [path.name for path in paths] == [
         "picture_00.png",
         "picture_01.png",
     ] and page_path.name == "sheet.png"
-    np.testing.assert_array_equal(np.asarray(Image.open(paths[1])), result.pictures[1])
+    np.testing.assert_array_equal(np.asarray(Image.open(paths[1])), result.images[1])
     made = metadata.read_settings(paths[1])
     assert made == json.loads(json.dumps({**result.settings, "index": 1}))
     (shown,) = made["people"]
@@ -246,16 +249,25 @@ def test_pictures_on_disk_say_how_they_were_made(pipe, person, tmp_path):
     )
     assert read_png_metadata(page_path)["AI-generated"]
 
-    more = metadata.save_pictures(tmp_path, result.pictures, result.settings, page)
-    assert [path.name for path in more] == ["picture_02.png", "picture_03.png", "sheet_02.png"]
-    over = metadata.save_pictures(tmp_path, result.pictures[:1], result.settings, overwrite=True)
-    assert [path.name for path in over] == ["picture_00.png"] and len(list(tmp_path.iterdir())) == 6
+    more = metadata.PictureWriter(tmp_path)
+    names = [more.write(image, result.settings).name for image in result.images]
+    assert [*names, more.write_sheet(page).name] == [
+        "picture_02.png",
+        "picture_03.png",
+        "sheet_02.png",
+    ]
+    over = result.save(tmp_path, overwrite=True)
+    assert [path.name for path in over] == ["picture_00.png", "picture_01.png"]
+    assert len(list(tmp_path.iterdir())) == 6
+    assert metadata.read_settings(over[1]) == made
 
 
 def test_progress_is_told(pipe, astronaut):
     told = []
     fresh = Pipeline(pipe.config, pipe.params, pipe.graphs)
-    fresh(reference=astronaut, prompt=PROMPT, num=2, progress=lambda *what: told.append(what))
+    fresh(
+        reference=astronaut, prompt=PROMPT, num_images=2, progress=lambda *what: told.append(what)
+    )
     assert [stage for stage, done, _ in told if done == 0] == [
         "photo",
         "hints",
@@ -278,7 +290,7 @@ def test_models_that_need_other_networks_are_refused(pipe, tmp_path):
 @pytest.mark.slow
 def test_bfloat16(tiny_folder, person):
     result = caphuman_jax.load(tiny_folder, dtype="bfloat16")(reference=person, prompt=PROMPT)
-    assert result.settings["dtype"] == "bfloat16" and result.pictures.std() > 5
+    assert result.settings["dtype"] == "bfloat16" and result.images.std() > 5
 
 
 @pytest.mark.slow
@@ -286,9 +298,9 @@ def test_memory_settings(tiny_folder, person):
     made = {}
     for memory in ("full", "normal", "low", "least"):
         pipe = caphuman_jax.load(tiny_folder, dtype="bfloat16", memory=memory)
-        made[memory] = pipe(reference=person, prompt=PROMPT).pictures.astype(int)
-        pipe.tile = 32
-        tiled = pipe(reference=person, prompt=PROMPT).pictures
+        made[memory] = pipe(reference=person, prompt=PROMPT).images.astype(int)
+        tiles = Pipeline(pipe.config, pipe.params, pipe.graphs, pipe.record, tile=32)
+        tiled = tiles(reference=person, prompt=PROMPT).images
         assert 0 < np.abs(tiled - made[memory]).mean() < 30
     np.testing.assert_array_equal(made["normal"], made["full"])
     np.testing.assert_array_equal(made["low"], made["full"])
@@ -313,15 +325,15 @@ def test_loras_are_added_before_weights_are_rounded(tiny_folder, person, tmp_pat
     made, kernels = {}, {}
     for memory in ("full", "normal"):
         pipe = caphuman_jax.load(tiny_folder, dtype="bfloat16", memory=memory)
-        base = pipe(reference=person, prompt=PROMPT).pictures
+        base = pipe(reference=person, prompt=PROMPT).images
         pipe.use_loras([(tmp_path / "style.safetensors", 1.0)])
-        made[memory] = pipe(reference=person, prompt=PROMPT).pictures
+        made[memory] = pipe(reference=person, prompt=PROMPT).images
         assert (made[memory] != base).any()
         kernels[memory] = pipe.params["unet"]["encoder"]["middle"]["attention"]["cross_attention"][
             "value"
         ]["kernel"]
         pipe.use_loras([])
-        np.testing.assert_array_equal(pipe(reference=person, prompt=PROMPT).pictures, base)
+        np.testing.assert_array_equal(pipe(reference=person, prompt=PROMPT).images, base)
     np.testing.assert_array_equal(kernels["normal"], kernels["full"].astype(jnp.bfloat16))
     np.testing.assert_array_equal(made["normal"], made["full"])
 
@@ -342,7 +354,7 @@ def test_the_shipped_model_makes_a_face_where_it_was_asked_to(astronaut_file):
         result = pipe(
             reference=person, prompt="a photo of a person", head={"yaw": yaw, "pitch": 0, "roll": 0}
         )
-        (picture,) = result.pictures
+        (picture,) = result.images
         (face, *_) = find_faces(picture)
         points, _ = posed(pipe.head_model, fit_to_size(result.head, *picture.shape[:2]))
         asked = np.asarray(pipe.head_model.landmarks(points))[

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from weight_standins import TINY, state_dict, value
 
-from caphuman_jax.person.person import measure
-from caphuman_jax.pipeline import pipeline
+from caphuman_jax.person.person import analyze_photo
+from caphuman_jax.pipeline import loading
 from caphuman_jax.weights.importer import import_model
 
 PROMPT = "a photo of a person"
@@ -24,7 +24,7 @@ def person(astronaut_png):
     """
     from caphuman_jax.head.models.registry import load_head
 
-    measured = measure(load_head(), astronaut_png, 64)
+    measured = analyze_photo(load_head(), astronaut_png, 64)
     rng = np.random.default_rng(0)
     vector = rng.standard_normal((1, 8), np.float32)
     return dataclasses.replace(
@@ -65,16 +65,16 @@ def test_everything_together(tmp_path, caphuman, person):
         config=TINY,
         controlnets=[(tmp_path / "control_v11p_sd15_openpose.pth", None)],
     )
-    pipe = pipeline.load(tmp_path / "model", cache=False)
+    pipe = loading.load(tmp_path / "model", cache=False)
     call = lambda **more: pipe(reference=person, prompt=PROMPT, steps=2, **more)
     base = call(size=(128, 64))
-    assert base.pictures.shape == (1, 64, 128, 3) and base.pictures.std() > 5
+    assert base.images.shape == (1, 64, 128, 3) and base.images.std() > 5
     controlled = call(
-        size=(128, 64), controls=[{"name": "openpose", "picture": "landmarks", "strength": 0.5}]
+        size=(128, 64), controls=[{"name": "openpose", "picture": "landmarks", "scale": 0.5}]
     )
-    assert (controlled.pictures != base.pictures).any()
+    assert (controlled.images != base.images).any()
     pipe.use_loras([(tmp_path / "style.safetensors", 0.8)])
-    assert (call(size=(128, 64)).pictures != base.pictures).any()
+    assert (call(size=(128, 64)).images != base.images).any()
 
     # The same LoRA merged while importing gives the same picture.
     import_model(
@@ -83,16 +83,16 @@ def test_everything_together(tmp_path, caphuman, person):
         config=TINY,
         loras=[(tmp_path / "style.safetensors", 0.8)],
     )
-    styled = pipeline.load(tmp_path / "styled", cache=False)(
+    styled = loading.load(tmp_path / "styled", cache=False)(
         reference=person, prompt=PROMPT, steps=2, size=(128, 64)
     )
-    assert np.abs(styled.pictures.astype(int) - call(size=(128, 64)).pictures).max() <= 1
+    assert np.abs(styled.images.astype(int) - call(size=(128, 64)).images).max() <= 1
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "unipc"])
 def test_v_prediction_with_zero_terminal_snr(tmp_path, caphuman, person, sampler):
     import_model(tmp_path / "v", caphuman=caphuman, config=TINY, prediction="v", zero_snr=True)
-    pipe = pipeline.load(tmp_path / "v", cache=False)
+    pipe = loading.load(tmp_path / "v", cache=False)
     made = pipe(reference=person, prompt=PROMPT, sampler=sampler, steps=3)
     assert made.settings["spacing"] == "trailing" and made.settings["guidance_rescale"] == 0.7
-    assert made.pictures.std() > 5
+    assert made.images.std() > 5

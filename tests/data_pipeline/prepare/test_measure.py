@@ -29,7 +29,7 @@ from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.models import registry
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person.identity import image_tokens
-from caphuman_jax.person.person import measure as measure_person
+from caphuman_jax.person.person import analyze_photo
 from caphuman_jax.weights import model_folder
 from data_pipeline.prepare.measure import Dropped, Measured, Measurer
 from data_pipeline.prepare.settings import PrepareSettings, QualityThresholds
@@ -230,7 +230,7 @@ def test_the_head_is_that_of_use(record, astronaut):
     valid = np.asarray(model.landmark_valid)
     off = np.linalg.norm(points - record["landmarks"][:, :2] * stored, axis=1)[valid]
     assert np.median(off) < 0.03 * np.linalg.norm(points[33] - points[263])
-    used = measure_person(model, astronaut, 64)
+    used = analyze_photo(model, astronaut, 64)
     np.testing.assert_allclose(np.asarray(head.angles), np.asarray(used.head.angles), atol=0.5)
     np.testing.assert_allclose(head.scale, used.head.scale, rtol=0.01)
     np.testing.assert_allclose(
@@ -381,7 +381,7 @@ def test_heads_of_flame(tmp_path, monkeypatch, astronaut, by_deca):
         features(settings.layout()), found.record | {"partners": np.full(3, -1, np.int64)}
     )
     model = load_head("flame")
-    used = measure_person(model, astronaut, 64, head_of=measurer._head_of).head
+    used = analyze_photo(model, astronaut, 64, head_of=measurer._head_of).head
     assert found.record["head/albedo"].shape == ((256, 256, 3) if by_deca else (len(model.mean), 3))
     np.testing.assert_allclose(found.record["head/translation"], used.translation + 11, atol=0.3)
     np.testing.assert_allclose(found.record["head/identity"], used.identity, atol=0.05)

@@ -1,0 +1,58 @@
+"""The flags of `SamplingParams`, made from its fields; and those of a model, shared by verbs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from caphuman_jax.diffusion.sampling_params import FIELDS
+
+
+def add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
+    """A flag for each field of `SamplingParams`; what is not given is None."""
+    for name, spec in FIELDS.items():
+        if spec.flag:
+            options: dict[str, Any] = {"help": spec.help, "metavar": spec.metavar}
+            if spec.choices:
+                options |= {"choices": spec.choices}
+            if spec.kind == "interval":
+                options |= {"nargs": 2}
+            elif spec.metavar is None and not spec.choices:
+                options["metavar"] = {"int": "N", "float": "X", "text": "TEXT"}[spec.kind]
+            group.add_argument(f"--{name.replace('_', '-')}", **options)
+
+
+def sampling_given(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields that the command line gives."""
+    values = {name: getattr(args, name) for name, spec in FIELDS.items() if spec.flag}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def add_model_arguments(group: argparse._ArgumentGroup, batch: str) -> None:
+    """--model, --lora, --dtype, --batch and --memory; `batch` is the help of --batch."""
+    group.add_argument(
+        "--model",
+        default="mini",
+        metavar="NAME|FOLDER",
+        help="a shipped model or a model folder, default mini",
+    )
+    group.add_argument(
+        "--lora",
+        metavar="FILE[:S[,T]]",
+        action="append",
+        help="a LoRA file at strength S (default 1), or S for the UNet and T for the text encoder; "
+        "may be repeated",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="default: float32 on a CPU, bfloat16 elsewhere",
+    )
+    group.add_argument("--batch", type=int, metavar="B", help=batch)
+    group.add_argument(
+        "--memory",
+        choices=("full", "normal", "low", "least"),
+        default="normal",
+        help="full: weights in float32; normal: in the compute dtype; low: networks that read "
+        "photos wait in the computer's memory, one picture at a time; least: also 8-bit weights",
+    )

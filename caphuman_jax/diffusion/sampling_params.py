@@ -1,0 +1,402 @@
+"""Every number that sampling takes, from the command line, a job or Python to the compiled program.
+
+A field of `SamplingParams` is declared once. Its metadata (kind, range, help) makes the flag of
+`caphuman generate`, the check of a job's field and the entry in a picture's settings, so that a new
+number needs a field here, its use in the program, and a line in docs/generate.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from caphuman_jax.config import DiffusionConfig, ModelConfig
+from caphuman_jax.errors import SettingError
+
+if TYPE_CHECKING:
+    from caphuman_jax.diffusion.samplers import SamplerCoefficients
+
+LARGEST_SIDE = 4096
+_TIMESTEPS = "num_timesteps"  # an upper limit that the model's noise schedule sets
+_DEEP_BLOCKS_KEPT = (
+    1  # of the UNet's decoder: blocks that run at every step with cache_interval > 1
+)
+
+
+def _field(default, help, kind, low=None, high=None, flag=True, per_image=False, **more):
+    spec = FieldSpec(kind, help, low, high, flag=flag, per_image=per_image, **more)
+    return dataclasses.field(default=default, metadata={"spec": spec})
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldSpec:
+    """What is known of a field besides its default.
+
+    Attributes:
+        kind: "text", "int", "float", "choice", "interval" (two timesteps) or "size".
+        help: one sentence for `--help`.
+        low, high: range, both ends included; "num_timesteps" is the model's.
+        choices: values of a "choice".
+        metavar: names of the values in `--help`.
+        flag: whether the command line has it.
+        per_image: whether images of one batch may differ in it.
+    """
+
+    kind: str
+    help: str
+    low: float | None = None
+    high: float | str | None = None
+    choices: tuple[str, ...] = ()
+    metavar: str | tuple[str, ...] | None = None
+    flag: bool = True
+    per_image: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """The numbers of a request. None stands for what the model is best sampled with, see `resolve`.
+
+    Raises SettingError for a value of the wrong type or out of its range.
+    """
+
+    negative_prompt: str = _field("", "what the picture does not show", "text", per_image=True)
+    num_images: int = _field(
+        1,
+        "number of pictures, default 1; each depends on the seed and its own number alone",
+        "int",
+        1,
+        10_000,
+        per_image=True,
+    )
+    first_image: int = _field(
+        0, "number of the first picture", "int", 0, 2**32 - 10_001, flag=False, per_image=True
+    )
+    seed: int = _field(0, "default 0", "int", 0, 2**32 - 1, per_image=True)
+    sampler: str | None = _field(
+        None,
+        "ddim, dpmpp_2m, dpmpp_2m_karras, euler_a, unipc or lcm; default: the model's own",
+        "sampler",
+        metavar="NAME",
+    )
+    steps: int | None = _field(None, "default: the model's own", "int", 1, _TIMESTEPS)
+    spacing: str | None = _field(None, "how timesteps are spaced", "spacing", flag=False)
+    eta: float | None = _field(
+        None,
+        "noise added again at each step of ddim, from 0 (none) to 1 (as DDPM); default: the "
+        "model's own",
+        "float",
+        0,
+        1,
+    )
+    guidance_scale: float | None = _field(
+        None,
+        "how strongly the prompt is followed; 1 is no guidance; default: the model's own",
+        "float",
+        0,
+        100,
+        metavar="G",
+    )
+    identity_guidance: float = _field(
+        1.0, "the same for the identity, default 1: as trained", "float", 0, 100, metavar="G"
+    )
+    head_guidance: float = _field(
+        1.0, "the same for the head, default 1: as trained", "float", 0, 100, metavar="G"
+    )
+    guidance_rescale: float | None = _field(
+        None,
+        "0 to 1: reduces the contrast that strong guidance adds (arXiv 2305.08891); default: the "
+        "model's own",
+        "float",
+        0,
+        1,
+        metavar="PHI",
+    )
+    control_scale: float = _field(
+        1.0, "weight of CapFace's residuals, which carry face and head; default 1", "float", 0, 10
+    )
+    identity_max_timestep: float = _field(
+        0.0,
+        "the identity is used at timesteps up to T (999 is noise, 0 the picture); 0, the default: "
+        "at all of them; negative: at none",
+        "float",
+        -1,
+        _TIMESTEPS,
+        metavar="T",
+    )
+    guidance_interval: tuple[float, float] | None = _field(
+        None,
+        "guidance only at timesteps between A and B (999 to 0; arXiv 2404.07724); the other steps "
+        "take half the time",
+        "interval",
+        0,
+        _TIMESTEPS,
+        metavar=("A", "B"),
+    )
+    cache_interval: int = _field(
+        1,
+        "run the deep part of the UNet at every N-th step only and reuse its features in between "
+        "(DeepCache, arXiv 2312.00858); default 1",
+        "int",
+        1,
+        _TIMESTEPS,
+        metavar="N",
+    )
+    gate: str = _field(
+        "hard",
+        "CapFace's mask: cut at one half (hard, the default) or multiplied (soft)",
+        "choice",
+        choices=("hard", "soft"),
+    )
+    size: tuple[int, int] | None = _field(
+        None, "pixels, width by height; default: the model's own", "size", metavar="SIDE|WxH"
+    )
+
+    def __post_init__(self):
+        for name in FIELDS:
+            object.__setattr__(self, name, check_field(name, getattr(self, name)))
+
+    @classmethod
+    def create(cls, config: ModelConfig, **given: Any) -> SamplingParams:
+        """The parameters for a model, from keywords; None counts as not given.
+
+        Args:
+            config: the model's.
+            given: values by field name.
+
+        Raises:
+            SettingError: an unknown name, or a value that this model cannot be sampled with.
+        """
+        for name in FIELDS.keys() & given:  # with the model's limits in the message
+            check_field(name, given[name], config)
+        return cls.from_json(given).resolve(config)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SamplingParams:
+        """Inverse of `to_json`; what is missing or None has its default.
+
+        Raises:
+            SettingError: an unknown name or a wrong value.
+        """
+        for name in data:
+            if name not in FIELDS:
+                close = difflib.get_close_matches(name, list(FIELDS), 1)
+                raise SettingError(
+                    f"there is no setting {name!r}"
+                    + (
+                        f"; did you mean {close[0]}?"
+                        if close
+                        else f"; there are {', '.join(FIELDS)}"
+                    )
+                )
+        return cls(**{name: value for name, value in data.items() if value is not None})
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+
+    def resolve(self, config: ModelConfig) -> SamplingParams:
+        """With the model's own values where nothing was given, checked against the model.
+
+        Raises:
+            SettingError: a value, or a combination, that this model cannot be sampled with.
+        """
+        best = config.sampling
+        sampler = best.sampler if self.sampler is None else self.sampler
+        # Another sampler than the model's own takes its standard noise.
+        own = {"sampler": sampler, "eta": best.eta if sampler == best.sampler else 0.0}
+        own |= {
+            name: getattr(best, name)
+            for name in ("steps", "spacing", "guidance_scale", "guidance_rescale")
+        }
+        own["size"] = (config.image_size,) * 2
+        missing = {name: value for name, value in own.items() if getattr(self, name) is None}
+        resolved = dataclasses.replace(self, **missing)
+        for name in FIELDS:
+            check_field(name, getattr(resolved, name), config)
+        resolved.coefficients(config)
+        return resolved
+
+    def coefficients(self, config: ModelConfig) -> SamplerCoefficients:
+        """The sampler's coefficients for all steps; only once `resolve`d. Raises SettingError."""
+        return _coefficients(config.diffusion, self.sampler, self.steps, self.spacing, self.eta)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) in pixels; only once `resolve`d."""
+        return self.size[1], self.size[0]
+
+    @property
+    def shared(self) -> tuple:
+        """What images must have in common to be made in one batch: hashable."""
+        return tuple(getattr(self, name) for name, spec in FIELDS.items() if not spec.per_image)
+
+    def program_inputs(
+        self, config: ModelConfig, control_scales: Mapping[str, float] | None = None
+    ) -> tuple[dict[str, Any], SamplerCoefficients, dict[str, Any]]:
+        """What `text_to_image.generate` takes of these parameters; only once `resolve`d.
+
+        Args:
+            config: the model's.
+            control_scales: weight of each ControlNet that is used.
+
+        Returns:
+            Its `settings` (float32 scalars and masks over the steps), its sampler coefficients, and its static
+            arguments.
+        """
+        # Brings JAX, which `--help` does not need.
+        import jax.numpy as jnp
+
+        from caphuman_jax.diffusion import acceleration
+        from caphuman_jax.diffusion.guidance import branch_weights, guided_steps
+
+        coefficients = self.coefficients(config)
+        weights = branch_weights(self.guidance_scale, self.identity_guidance, self.head_guidance)
+        guided = None
+        if self.guidance_interval and set(weights) != {"text"}:
+            weights = weights | {"text": weights.get("text", 0.0)}
+            guided = guided_steps(coefficients, self.guidance_interval)
+        scalars = lambda numbers: {name: jnp.float32(value) for name, value in numbers.items()}
+        settings = scalars(
+            {"strength": self.control_scale, "identity_until": self.identity_max_timestep}
+        )
+        settings |= {"weights": scalars(weights), "controls": scalars(control_scales or {})}
+        if self.guidance_rescale:
+            settings["rescale"] = jnp.float32(self.guidance_rescale)
+        if guided is not None:
+            settings["guided"] = jnp.asarray(guided)
+        if self.cache_interval > 1:
+            mask = acceleration.recompute_mask(coefficients, self.cache_interval, guided)
+            settings["recompute_mask"] = jnp.asarray(mask)
+        static = {
+            "size": self.shape,
+            "branches": tuple(weights),
+            "hard_gate": self.gate == "hard",
+            "shallow": _DEEP_BLOCKS_KEPT if self.cache_interval > 1 else 0,
+        }
+        return settings, coefficients, static
+
+
+@functools.lru_cache(64)
+def _coefficients(
+    config: DiffusionConfig, sampler: str, steps: int, spacing: str, eta: float
+) -> SamplerCoefficients:
+    from caphuman_jax.diffusion import samplers  # brings NumPy, which `--help` does not need
+
+    return samplers.make_sampler(sampler, config, steps, spacing=spacing, eta=eta)
+
+
+FIELDS: dict[str, FieldSpec] = {
+    field.name: field.metadata["spec"] for field in dataclasses.fields(SamplingParams)
+}
+"""The fields of `SamplingParams` by name, in their order."""
+
+
+def check_field(name: str, value: Any, config: ModelConfig | None = None) -> Any:
+    """One field's value in its own type, checked.
+
+    Args:
+        name: of the field.
+        value: as given; None only where the field's default is None, and passed on.
+        config: the model's, for limits that depend on it.
+
+    Raises:
+        SettingError: the value is of the wrong type or out of its range.
+    """
+    spec = FIELDS[name]
+    if value is None:
+        return None
+    if spec.kind in ("text", "choice", "sampler", "spacing"):
+        return _word(name, value, spec)
+    if spec.kind == "size":
+        return image_size(value, config)
+    high = spec.high
+    if high == _TIMESTEPS:
+        high = math.inf if config is None else config.diffusion.num_timesteps
+    if spec.kind == "interval":
+        if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
+            raise SettingError(f"{name} is two timesteps, such as 200 and 800, not {value!r}")
+        return tuple(sorted(number(name, end, spec.low, high) for end in value))
+    return (
+        whole(name, value, spec.low, high)
+        if spec.kind == "int"
+        else number(name, value, spec.low, high)
+    )
+
+
+def image_size(value: Any, config: ModelConfig | None = None) -> tuple[int, int]:
+    """(width, height) in pixels from a side, a pair, or a text such as "256" or "256x320".
+
+    Raises:
+        SettingError: something else, or with `config` a size that the model cannot make.
+    """
+    sides = value
+    if isinstance(value, str):
+        sides = value.lower().split("x")
+        if not all(side.strip().isdigit() for side in sides):
+            raise SettingError(
+                f"size is a side in pixels or WIDTHxHEIGHT, such as 256 or 256x320, not {value!r}"
+            )
+        sides = [int(side) for side in sides]
+    sides = list(sides) if hasattr(sides, "__len__") else [sides]
+    sides = sides * 2 if len(sides) == 1 else sides
+    whole_numbers = all(hasattr(side, "__index__") and side is not True for side in sides)
+    step = 1
+    if config is not None:  # of the autoencoder and the UNet
+        step = config.vae.downsampling * 2 ** (len(config.unet.channel_multipliers) - 1)
+    if (
+        len(sides) != 2
+        or not whole_numbers
+        or any(side < step or side > LARGEST_SIDE or side % step for side in sides)
+    ):
+        made = "" if config is None else f" multiples of {step}"
+        best = "" if config is None else f"; best {config.image_size}"
+        raise SettingError(
+            f"size {value} cannot be made; sides are{made} from {step} to {LARGEST_SIDE} pixels"
+            f"{best}"
+        )
+    width, height = (int(side) for side in sides)
+    return width, height
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """A finite number from `low` to `high`. Raises SettingError."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        found = float(value)
+    except (TypeError, ValueError):
+        raise SettingError(f"{name} must be a number, not {value!r}") from None
+    if not math.isfinite(found) or not low <= found <= high:
+        wanted = f"lie between {low:g} and {high:g}" if high < math.inf else f"be at least {low:g}"
+        raise SettingError(f"{name} must {wanted}, not {found:g}")
+    return found
+
+
+def whole(name: str, value: Any, low: float, high: float) -> int:
+    """A whole number from `low` to `high`. Raises SettingError."""
+    found = number(name, value, low, high)
+    if found != int(found):
+        raise SettingError(f"{name} must be a whole number, not {value}")
+    return int(found)
+
+
+def _word(name: str, value: Any, spec: FieldSpec) -> str:
+    if not isinstance(value, str):
+        raise SettingError(f"{name} must be a text, not {type(value).__name__}")
+    choices = spec.choices
+    if spec.kind in ("sampler", "spacing"):
+        # Brings NumPy, which `--help` does not need.
+        from caphuman_jax.diffusion import samplers, schedule
+
+        choices = tuple(samplers.SAMPLERS if spec.kind == "sampler" else schedule.SPACINGS)
+    if choices and value not in choices:
+        raise SettingError(f"there is no {name} {value!r}; choose one of {', '.join(choices)}")
+    return value

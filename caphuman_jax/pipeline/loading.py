@@ -1,0 +1,122 @@
+"""A model folder to a pipeline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from caphuman_jax.errors import ModelFolderError, SettingError
+from caphuman_jax.io import metadata
+from caphuman_jax.models import registry
+from caphuman_jax.models.tokenizer import ClipTokenizer
+from caphuman_jax.nn.compute_config import ComputeConfig
+from caphuman_jax.pipeline.pipeline import Pipeline, WeightSource
+from caphuman_jax.pipeline.program import ShardFn
+from caphuman_jax.runtime.compile_cache import keep_compiled
+from caphuman_jax.weights import model_folder
+from caphuman_jax.weights.placement import MEMORY, TILES, packed, put, put_stored
+
+_READERS = 4  # threads that read weights
+
+
+def load(
+    model: str | os.PathLike = "mini",
+    *,
+    dtype: str | None = None,
+    batch: int | None = None,
+    cache: bool = True,
+    place: Callable[[str, dict], dict] | None = None,
+    memory: str = "normal",
+    shard_fn: ShardFn | None = None,
+    compiler_options: dict[str, str] | None = None,
+) -> Pipeline:
+    """Load a shipped model or a model folder.
+
+    Args:
+        model: the name of a shipped model, or a model folder.
+        dtype: compute dtype, "float32" or "bfloat16"; None: float32 on a CPU, bfloat16 elsewhere.
+        batch: see `Pipeline`.
+        cache: keep compiled programs between runs in `compile_cache.cache_folder()`.
+        place: (network, its parameters on the host) → the parameters on devices; None: on the first
+            device.
+        memory: one of `placement.MEMORY`.
+        shard_fn, compiler_options: see `Pipeline`.
+
+    Raises:
+        ModelFolderError: the folder does not exist, or a file in it is damaged.
+        SettingError: an unknown memory setting.
+    """
+    if memory not in MEMORY:
+        raise SettingError(
+            f"there is no memory setting {memory!r}; choose one of {', '.join(MEMORY)}"
+        )
+    path = model_folder.find_model(model)
+    config = model_folder.read_config(path)
+    if cache:
+        keep_compiled()
+    dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+    there = metadata.checksums(path)
+    by_device = place is None and memory != "least" and jax.default_backend() != "cpu"
+    place = place or (lambda name, host: put(name, host, memory))
+    with ThreadPoolExecutor(_READERS) as pool:
+        # Checksums are computed while the networks are laid out and their weights are copied to the
+        # device.
+        checks = (
+            {name: pool.submit(model_folder.verify_network, path, name) for name in there}
+            if by_device
+            else {}
+        )
+        networks = registry.abstract(config, ComputeConfig(dtype)) | registry.abstract(
+            config, only=[name for name in registry.OPTIONAL if name in there]
+        )
+        source = WeightSource(
+            lambda name: model_folder.load_params(path, {name: networks[name][1]})[name],
+            lambda name, host: place(name, packed(name, host, dtype, memory)),
+        )
+        params = {}
+        for name in networks:
+            if name in checks:  # copied as stored and converted on the device
+                params[name] = put_stored(
+                    name,
+                    _as_stored(path, name, networks[name][1], checks[name].result),
+                    dtype,
+                    memory,
+                )
+            else:  # one network after another, so that the host holds only one of them twice
+                params[name] = source.put(name, source.read(name))
+        for check in checks.values():
+            check.result()
+    graphs = tuple((name, graph) for name, (graph, _) in networks.items())
+    record = {"weights": there, "dtype": dtype.name} | (
+        {"memory": memory} if memory in ("low", "least") else {}
+    )
+    rounded = memory == "least" or (memory != "full" and dtype != jnp.float32)
+    batch = batch or (1 if memory in ("low", "least") else None)
+    return Pipeline(
+        config,
+        params,
+        graphs,
+        record,
+        batch,
+        ClipTokenizer(model_folder.tokenizer_files(path)),
+        TILES[memory],
+        source if rounded else None,
+        shard_fn,
+        compiler_options,
+    )
+
+
+def _as_stored(path: Path, name: str, shapes: dict, verify: Callable[[], None]) -> dict:
+    """Load a network in its stored dtypes without checking its hash. If reading fails, `verify` runs
+    first, so that a checksum mismatch is reported as the cause.
+    """
+    try:
+        return model_folder.load_params(path, {name: shapes}, dtype=None, verify=False)[name]
+    except ModelFolderError:
+        verify()
+        raise

@@ -1,0 +1,123 @@
+"""The compiled sampler: its arguments from conditionings, and the programs that were compiled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.diffusion.sampling_loop import picture_key
+from caphuman_jax.diffusion.text_to_image import generate
+from caphuman_jax.models.tokenizer import ClipTokenizer
+from caphuman_jax.person.person import stack_people
+from caphuman_jax.pipeline.conditioning import Conditioning, Progress
+from caphuman_jax.runtime import compiler
+
+NETWORKS = ("text", "identity", "capface", "unet", "vae")
+"""The networks that `generate` runs, besides ControlNets."""
+
+Row = tuple[Conditioning, int]
+"""An image to be made: its conditioning and its number."""
+
+ShardFn = Callable[[Callable, dict], Callable]
+"""shard_fn(function of `generate`'s arguments, its first argument) → the same function on several
+devices."""
+
+
+def program_arguments(
+    config: ModelConfig,
+    params: Mapping[str, dict],
+    tokenize: ClipTokenizer,
+    rows: Sequence[Row],
+    tile: int,
+) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of `generate` for one batch.
+
+    Args:
+        config: the model's.
+        params: {network: parameters}.
+        tokenize: of the text encoder.
+        rows: one of each image; their conditionings have equal `batch_key`s.
+        tile: see `Pipeline`.
+
+    Returns:
+        The arguments, and those that are static.
+    """
+    conditionings = [conditioning for conditioning, _ in rows]
+    each = {id(one): _conditions(one, tokenize, config.text.length) for one in conditionings}
+    conditions = jax.tree.map(
+        lambda *leaves: jnp.stack(leaves), *(each[id(one)] for one in conditionings)
+    )
+    keys = _keys(
+        np.array([one.request.params.seed for one in conditionings], np.uint32),
+        np.array([number for _, number in rows], np.uint32),
+    )
+    request = conditionings[0].request
+    settings, coefficients, static = request.params.program_inputs(
+        config, {control.name: control.scale for control in request.controls}
+    )
+    static["tile"] = tile if max(request.params.size) > tile else 0
+    used = {
+        name: tree
+        for name, tree in params.items()
+        if name in NETWORKS or name.startswith("controlnet_")
+    }
+    return (used, conditions, keys, settings, coefficients), static
+
+
+class ProgramCache:
+    """`generate` compiled for the shapes and static arguments that were asked for."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        graphs: tuple,
+        float32: bool,
+        shard_fn: ShardFn | None = None,
+        compiler_options: dict[str, str] | None = None,
+    ):
+        """float32: compute in float32 also on devices that would shorten factors of products."""
+        self.config, self.graphs, self.shard_fn = config, graphs, shard_fn
+        self.precision = "highest" if float32 else "default"
+        self.compiler_options = compiler.options() if compiler_options is None else compiler_options
+        self._compiled: dict[tuple, jax.stages.Compiled] = {}
+
+    def __call__(
+        self, arguments: tuple, static: dict[str, Any], progress: Progress
+    ) -> jax.stages.Compiled:
+        """The program for these arguments, compiled at the first call."""
+        shapes = jax.tree.map(lambda leaf: (np.shape(leaf), jnp.result_type(leaf)), arguments[1:])
+        key = (str(shapes), *static.items())
+        if key not in self._compiled:
+            progress("compile", 0, 1)
+            with jax.default_matmul_precision(self.precision):
+                run = functools.partial(generate, cfg=self.config, graphs=self.graphs, **static)
+                run = self.shard_fn(run, arguments[0]) if self.shard_fn else run
+                lowered = jax.jit(run).lower(*arguments)
+                self._compiled[key] = lowered.compile(compiler_options=self.compiler_options)
+            progress("compile", 1, 1)
+        return self._compiled[key]
+
+
+def _conditions(conditioning: Conditioning, tokenize: ClipTokenizer, length: int) -> dict[str, Any]:
+    """A conditioning as the networks take it, without a batch axis."""
+    request, subjects = conditioning.request, conditioning.subjects
+    conditions = {
+        "tokens": tokenize([request.prompt], length)[0],
+        "empty_tokens": tokenize([request.params.negative_prompt], length)[0],
+        "controls": {
+            name: picture.astype(np.float32) / 255
+            for name, picture in conditioning.controls.items()
+        },
+        **stack_people([subject.person for subject in subjects]),
+    }
+    hints = jnp.stack([subject.hints for subject in subjects])
+    return jax.tree.map(jnp.asarray, conditions) | {"hints": hints}
+
+
+_keys = jax.jit(jax.vmap(picture_key))

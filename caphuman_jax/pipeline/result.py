@@ -1,0 +1,57 @@
+"""Generated images with everything that they were made from, and how they are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caphuman_jax.io import metadata
+from caphuman_jax.pipeline.conditioning import Subject
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+    """Images and what they were made from.
+
+    Attributes:
+        images: (N, H, W, 3) uint8 RGB.
+        masks: (N, P, h, w) float32 in [0, 1], at latent size: where CapFace took each face to be.
+        subjects: the P people in them; `person`, `head_source`, `head`, `hints` are those of the
+            first.
+        controls: {ControlNet: its picture (H, W, 3) uint8}.
+        settings: everything that the images were made with, JSON types. A written picture also
+            records its `index`.
+        seconds: time by stage: analysis, compile, sampling.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+    subjects: tuple[Subject, ...]
+    controls: dict[str, np.ndarray]
+    settings: dict[str, Any]
+    seconds: dict[str, float]
+
+    person = property(lambda self: self.subjects[0].person)
+    head_source = property(lambda self: self.subjects[0].head_source)
+    head = property(lambda self: self.subjects[0].head)
+    hints = property(lambda self: self.subjects[0].hints)
+
+    def save(self, folder: str | os.PathLike, overwrite: bool = False) -> list[Path]:
+        """Write the images as FOLDER/picture_NN.png with the AI-generated mark and the settings.
+
+        Args:
+            folder: made if it does not exist.
+            overwrite: begin at picture_00.png; otherwise numbers follow those that exist.
+
+        Returns:
+            The paths.
+
+        Raises:
+            CapHumanError: the folder cannot be written to.
+        """
+        writer = metadata.PictureWriter(folder, overwrite)
+        return [writer.write(image, self.settings) for image in self.images]
