@@ -50,6 +50,7 @@ class ResBlock(nnx.Module):
         """Timestep embeddings (B, time_width) → what they add to the block's features, (B,
         outputs). Only for blocks with a `time_width`.
         """
+        assert self.time is not None
         return self.time(jax.nn.silu(time_embeddings))
 
     def __call__(self, x: jax.Array, time_bias: jax.Array | None = None) -> jax.Array:
