@@ -335,10 +335,10 @@ class Mini:
         command = [sys.executable, "-m", "caphuman_jax.cli", "train", "--config", "mini"]
         command += ["--workdir", str(self.workdir), f"--config.data={args.records}"]
         command += [f"--config.training.steps={steps}", "--config.autoencoder.steps=20"]
-        command += ["--config.loop.log_every=20", "--config.loop.evaluate_every=0"]
-        command += ["--config.loop.pictures_every=0", "--config.loop.best="]
+        command += ["--config.loop.log_every=20", "--config.evaluators.held_out.every=0"]
+        command += ["--config.evaluators.previews.every=0", "--config.loop.best="]
         if args.tiny:
-            command += ["--config.training.batch=16", "--config.autoencoder.batch=8"]
+            command += ["--config.training.batch_size=16", "--config.autoencoder.batch_size=8"]
         self.processes, self.logs = [], []
         self.metrics = self.workdir / "metrics.jsonl"
         self.before = len(self.lines())

@@ -31,14 +31,13 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import kernels
 
-from caphuman_jax.cli.train import read_config
 from caphuman_jax.config import SD15, ModelConfig, UNetConfig
 from caphuman_jax.models import registry
 from caphuman_jax.runtime import compiler, sharding
 from caphuman_jax.runtime.device_specs import peak_flops
-from caphuman_jax.training import loop
-from caphuman_jax.training.control import ControlTraining
-from caphuman_jax.training.recipes import capface
+from caphuman_jax.training import compiled_step
+from caphuman_jax.training.recipes.capface import CapFaceRecipe, CapFaceTraining, stored_batch
+from caphuman_jax.training.run_config import read_config
 
 MODELS = {
     "full": SD15,
@@ -153,10 +152,10 @@ def measure(
     config = read_config("sd15", args.set)
     config.training.update(
         {
-            "batch": batch * devices * config.training.accumulate,
+            "batch_size": batch * devices * config.training.accumulate,
             "remat": remat,
             "attention": attention,
-            "start": "base",
+            "init_from": "base",
         }
     )
     found = {
@@ -168,18 +167,18 @@ def measure(
         "set": " ".join(args.set),
     }
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-    cfg = ControlTraining(**config.training)
-    shapes = capface.stored_batch(model, cfg.batch)
+    cfg = CapFaceTraining(**config.training)
+    shapes = stored_batch(model, cfg.batch_size)
     empty = {
         "ids": np.zeros(model.text.length, np.int32),
         "text": np.zeros((model.text.length, model.unet.cross_attention_dim), np.float32),
     }
-    recipe = capface.make_recipe(model, cfg, base, shapes, mesh=mesh, empty_text=empty, hashes={})
+    recipe = CapFaceRecipe(model, cfg, base, shapes, mesh=mesh, empty_text=empty, hashes={})
     state = frozen = rows = None
     try:
         with jax.set_mesh(mesh):
             began = time.perf_counter()
-            compiled = loop.compile_step(
+            compiled = compiled_step.compile_step(
                 recipe,
                 mesh,
                 mode,
@@ -198,7 +197,7 @@ def measure(
                     + memory.temp_size_in_bytes
                     + memory.generated_code_size_in_bytes
                 ) / 2**30
-            state = loop.begin_state(
+            state = compiled_step.init_sharded_state(
                 recipe, sharding.state_shardings(mesh, recipe.abstract_state(), mode)
             )
             frozen = compiler.laid_out(
@@ -234,8 +233,8 @@ def measure(
     found |= {
         "median_s": statistics.median(times),
         "running_s": running,
-        "pictures_per_s": cfg.batch / running,
-        "tflop_per_picture": recipe.flops / cfg.batch / 1e12,
+        "pictures_per_s": cfg.batch_size / running,
+        "tflop_per_picture": recipe.flops / cfg.batch_size / 1e12,
     }
     if peak:
         found["mfu"] = recipe.flops / running / (peak * devices)

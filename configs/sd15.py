@@ -1,39 +1,83 @@
 """CapHuman on Stable Diffusion 1.5 as the original trains it: CapFace and the identity projector,
-the base frozen.
-"""
+the base frozen, nothing augmented or dropped.
 
-import dataclasses
+    caphuman train --config sd15 --config.base=base --config.data=records --workdir runs/sd15
+
+docs/training.md says which further options are worth it. The meaning of each entry is in
+`CapFaceTraining` (caphuman_jax/training/recipes/capface.py) and `LoopConfig`
+(caphuman_jax/training/loop.py).
+"""
 
 import ml_collections
 
 from caphuman_jax.config import SD15
-from caphuman_jax.training.control import ControlTraining
-from caphuman_jax.training.loop import LoopConfig
-from data_pipeline.loading.augment_sampling import MIDDLE
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Base weights (`--config.base=FOLDER`), records (`--config.data=DIR`), what is trained and
-    how; `model` is the base's where one is given.
+    """The whole configuration; `base` and `data` are asked for on the command line."""
+    config = ml_collections.ConfigDict()
+    config.recipe = "sd15"
+    config.base = ""  # model folder, by caphuman import
+    config.data = ""  # records, by caphuman prepare
+    config.model = SD15.to_dict()  # the base's where a base is given
 
-    Nothing is changed, lent or dropped unless asked for, as in the original; docs/training.md says
-    what is worth it."""
-    return ml_collections.ConfigDict(
-        {
-            "recipe": "sd15",
-            "base": "",
-            "data": "",
-            "model": SD15.to_dict(),
-            "loader": "auto",  # or tf, grain
-            "hints": "head",  # rendered on the accelerator; "pictures": those that are stored
-            # moments where they are stored; "pictures" encodes them on the fly, and allows augment
-            # and light
-            "latents": "",
-            "augment": dataclasses.asdict(MIDDLE),
-            "light": 1.0,
-            "lent_identity": 0.0,  # share whose face is that of another photo of the person
-            "held_out": 256,  # pictures of the split "test" whose error is the evaluation
-            "training": dataclasses.asdict(ControlTraining()),
-            "loop": dataclasses.asdict(LoopConfig()),
-        }
-    )
+    # What records give.
+    config.loader = "auto"  # or "tf", "grain"
+    config.hints = "head"  # rendered on the accelerator; "pictures": as they are stored
+    # "": moments where they are stored; "pictures": photos are encoded in each step, which allows
+    # `augment` and `light`.
+    config.latents = ""
+    config.augment = {
+        "scale": 1.0,
+        "shift": 0.0,
+        "roll_degrees": 0.0,
+        "roll_limit": 30.0,
+        "mirror": 0.0,
+    }
+    config.light = 1.0  # photos are made brighter or darker by up to this factor
+    config.identity_swap_prob = 0.0  # share whose face is that of another photo of the person
+
+    config.training = {
+        "steps": 100_000,
+        "batch_size": 128,
+        "accumulate": 1,
+        "learning_rate": 1e-4,
+        "warmup_steps": 0,
+        "lr_schedule": "constant",
+        "weight_decay": 0.01,
+        "weight_decay_on": "all",
+        "b1": 0.9,
+        "b2": 0.999,
+        "grad_clip_norm": 0.0,
+        "ema_decay": 0.0,
+        "min_snr_gamma": 0.0,
+        "mask_weight": 1.0,
+        "identity_dropout_prob": 0.0,
+        "no_text_prob": 0.0,
+        "no_identity_prob": 0.0,
+        "init_from": "unet",
+        "unfreeze": "",
+        "lora_rank": 0,
+        "lora_alpha": 0.0,
+        "lora_targets": r"(self|cross)_attention\.(query|key|value|out)\.kernel$",
+        "dtype": "bfloat16",
+        "remat": "none",
+        "attention": "auto",
+        "seed": 0,
+    }
+    config.evaluators = {
+        "held_out": {"every": 0, "pictures": 256},  # loss on the split "test"
+        "previews": {"every": 0, "people": 6},  # pictures of its people, and their numbers
+    }
+    config.loop = {
+        "log_every": 100,
+        "save_every": 2000,
+        "keep": 2,
+        "best": "",
+        "best_highest": False,
+        "sharding": "replicated",
+        "fsdp": 1,
+        "tensorboard": True,
+        "wandb": "",
+    }
+    return config

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from caphuman_jax.config import DiffusionConfig
 from caphuman_jax.diffusion.loss import BANDS
 
-HELD_OUT = "evaluation/loss"
+HELD_OUT = "held_out/loss"
 TIMESTEPS = DiffusionConfig().num_timesteps
 
 
@@ -73,7 +73,7 @@ def draw_losses(axes, runs: dict[str, list[dict]]) -> None:
 
 
 def draw_bands(axes, lines: list[dict]) -> None:
-    for name, style in (("loss_by_time", "-"), ("evaluation/loss_by_time", "o")):
+    for name, style in (("loss_by_time", "-"), ("held_out/loss_by_time", "o")):
         with_bands = [line for line in lines if name in line and None not in line[name]]
         steps = [line["step"] for line in with_bands]
         for band, values in enumerate(np.asarray([line[name] for line in with_bands]).T):

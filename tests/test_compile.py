@@ -114,7 +114,7 @@ def test_message_of_a_program_that_does_not_fit():
         (["--effort", "2"], "between -1 and 1"),
         (["--topology", "v5e:3x5x7"], "no TPU slice"),
         (["--topology", "abacus"], "no TPU slice"),
-        (["--config.training.batch=3"], "cannot be divided over 8 devices"),
+        (["--config.training.batch_size=3"], "cannot be divided over 8 devices"),
         (["--config", "mini"], "without its data"),
     ],
 )

@@ -1,7 +1,5 @@
 """Layouts and options for accelerators, tried on this machine's CPU as if it were a GPU."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +11,9 @@ from jax.sharding import SingleDeviceSharding
 
 from caphuman_jax.runtime import compiler, sharding
 from caphuman_jax.training import loop
-from caphuman_jax.training.optimizer import update
 from caphuman_jax.training.recipe import Recipe
+from caphuman_jax.training.state import TrainState
+from caphuman_jax.training.step import gradients_of, make_train_step
 
 OUTPUTS_FIRST = (3, 0, 1, 2)
 
@@ -70,62 +69,39 @@ def test_the_compiler_knows_its_options():
         program.compile(compiler_options=compiler.options(platform))
 
 
-def convolving() -> Recipe:
+class Convolving(Recipe):
     """A 3×3 convolution that learns to copy, large enough for its optimizer to be split."""
-    optimizer, frozen = (
-        optax.adamw(1e-2),
-        {"base": {"conv": {"kernel": np.full((3, 3, 64, 64), 0.01, np.float32)}}},
-    )
-    convolve = lambda x, kernel: jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
-    def step(state, frozen, batch):
-        def loss_fn(params):
-            x = batch["x"][:, :64].reshape(-1, 1, 1, 64)
-            return jnp.mean(
-                jnp.square(
-                    convolve(x, params["net"]["conv"]["kernel"])
-                    - convolve(x, frozen["base"]["conv"]["kernel"])
-                    - x
-                )
-            )
+    name, batch_size, settings = "convolving", 16, {}
 
-        loss, grads = jax.value_and_grad(loss_fn)(state["params"])
-        params, opt = update(optimizer, grads, state["opt"], state["params"])
-        return {"params": params, "opt": opt, "ema": {}, "step": state["step"] + 1}, {"loss": loss}
+    def __init__(self, steps):
+        self.steps, self.optimizer = steps, optax.adamw(1e-2)
+        self.param_shapes = jax.eval_shape(self.init_params)
+        self.frozen = {"base": {"conv": {"kernel": np.full((3, 3, 64, 64), 0.01, np.float32)}}}
+        self._step = make_train_step(
+            lambda frozen, rows, keys, step: (rows,),
+            gradients_of(self.loss),
+            self.optimizer,
+            keys=lambda step: step,
+        )
 
-    init = lambda: {
-        "net": {
-            "conv": {
-                "kernel": np.random.default_rng(0)
-                .standard_normal((3, 3, 64, 64))
-                .astype(np.float32)
-                / 24
-            }
-        }
-    }
-    begin = lambda params: {
-        "params": params,
-        "opt": optimizer.init(params),
-        "ema": {},
-        "step": jnp.int32(0),
-    }
-    return Recipe(
-        name="convolving",
-        batch=16,
-        steps=6,
-        settings={},
-        init_params=init,
-        shapes=jax.eval_shape(init),
-        begin=begin,
-        step=step,
-        frozen=frozen,
-        batch_shapes={
-            "x": jax.ShapeDtypeStruct((16, 128), jnp.float32),
-            "index": jax.ShapeDtypeStruct((16,), jnp.int32),
-        },
-    )
+    def init_params(self):
+        kernel = np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype(np.float32) / 24
+        return {"net": {"conv": {"kernel": kernel}}}
+
+    def init_state(self, params):
+        return TrainState.create(params, self.optimizer, ())
+
+    def train_step(self, state, frozen, rows):
+        return self._step(state, frozen, rows)
+
+    def loss(self, params, frozen, rows):
+        convolve = lambda kernel: jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = rows["x"][:, :64].reshape(-1, 1, 1, 64)
+        ours = convolve(params["net"]["conv"]["kernel"])
+        return jnp.mean(jnp.square(ours - convolve(frozen["base"]["conv"]["kernel"]) - x)), {}
 
 
 @pytest.mark.parametrize("mode", ["replicated", "zero", "fsdp"])
@@ -142,7 +118,7 @@ def test_training_with_other_layouts_is_the_same_training(monkeypatch, tmp_path,
             sharding=mode,
             fsdp=2 if mode == "fsdp" else 1,
         )
-        recipe = dataclasses.replace(convolving(), steps=steps)
+        recipe = Convolving(steps)
         return loop.run(
             recipe,
             tiny_recipe.Numbered(16),
@@ -152,7 +128,7 @@ def test_training_with_other_layouts_is_the_same_training(monkeypatch, tmp_path,
             log=lambda line: None,
         ).state
 
-    kernel = lambda state: state["params"]["net"]["conv"]["kernel"]
+    kernel = lambda state: state.params["net"]["conv"]["kernel"]
     plain = run(tmp_path / "plain", 6)
     run(tmp_path / "changed", 3)
     monkeypatch.setattr(compiler, "platform_of", lambda device: "gpu")
@@ -164,7 +140,7 @@ def test_training_with_other_layouts_is_the_same_training(monkeypatch, tmp_path,
         )
         assert all(
             leaf.format.layout.major_to_minor == OUTPUTS_FIRST
-            for leaf in jax.tree.leaves(state["opt"])
+            for leaf in jax.tree.leaves(state.opt_state)
             if leaf.ndim == 4
         )
         np.testing.assert_allclose(kernel(state), kernel(plain), atol=1e-6)

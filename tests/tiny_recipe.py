@@ -5,6 +5,7 @@ As a configuration: `caphuman train --config tests/tiny_recipe.py` with this fol
 """
 
 import dataclasses
+import functools
 import time
 
 import jax
@@ -15,8 +16,18 @@ import optax
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.training.loop import LoopConfig
-from caphuman_jax.training.optimizer import average, update
-from caphuman_jax.training.recipe import Recipe, tree_hash
+from caphuman_jax.training.optimizer import MovingAverage
+from caphuman_jax.training.recipe import (
+    Evaluation,
+    Evaluator,
+    Recipe,
+    Stage,
+    make_evaluators,
+    tree_hash,
+)
+from caphuman_jax.training.run_config import from_config
+from caphuman_jax.training.state import TrainState
+from caphuman_jax.training.step import gradients_of, make_train_step
 
 WIDTH, HIDDEN, BANDS = 128, 160, 4  # leaves large enough to be split
 
@@ -32,106 +43,78 @@ class Training:
     frozen_seed: int = 7
 
 
-def recipe(cfg: Training = Training(), **changes) -> Recipe:
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
-    frozen = {
-        "base": {
-            "kernel": np.random.default_rng(cfg.frozen_seed)
-            .standard_normal((WIDTH, WIDTH))
-            .astype(np.float32)
-            / WIDTH**0.5
+class TinyRecipe(Recipe):
+    def __init__(self, cfg: Training):
+        self.cfg, self.optimizer = (
+            cfg,
+            optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2)),
+        )
+        kernel = np.random.default_rng(cfg.frozen_seed).standard_normal((WIDTH, WIDTH))
+        self.name, self.batch_size, self.steps = "tiny", cfg.batch, cfg.steps
+        self.settings = {"training": dataclasses.asdict(cfg)}
+        self.param_shapes = jax.eval_shape(self.init_params)
+        self.frozen = {"base": {"kernel": kernel.astype(np.float32) / WIDTH**0.5}}
+        self.frozen_hashes = {"base": tree_hash(self.frozen["base"])}
+        self.evaluators = {
+            "held_out": Evaluator(0, self.held_out_error),
+            "previews": Evaluator(0, self.previews),
         }
-    }
+        self._step = make_train_step(
+            self.inputs,
+            gradients_of(self.loss),
+            self.optimizer,
+            keys=lambda step: jax.random.fold_in(jax.random.key(cfg.seed), step),
+            average=MovingAverage(0.9),
+        )
 
-    def init_params():
-        rng = np.random.default_rng(cfg.seed)
+    def init_params(self):
+        rng = np.random.default_rng(self.cfg.seed)
         layer = lambda a, b: {
             "kernel": rng.standard_normal((a, b)).astype(np.float32) / a**0.5,
             "bias": np.zeros(b, np.float32),
         }
         return {"net": {"first": layer(WIDTH, HIDDEN), "second": layer(HIDDEN, WIDTH)}}
 
-    def begin(params):
-        return {
-            "params": params,
-            "opt": optimizer.init(params),
-            "ema": jax.tree.map(jnp.copy, params),
-            "step": jnp.int32(0),
-        }
+    def init_state(self, params):
+        return TrainState.create(params, self.optimizer)
 
-    def loss_fn(params, frozen, x, noise, bad):
-        net = params["net"]
+    def train_step(self, state, frozen, rows):
+        return self._step(state, frozen, rows)
+
+    def inputs(self, frozen, rows, key, step):
+        noise = 0.1 * jax.random.normal(key, rows["x"].shape)
+        return rows, noise, step == self.cfg.bad_at
+
+    def loss(self, params, frozen, rows, noise, bad):
+        net, x = params["net"], rows["x"]
         hidden = jnp.tanh((x + noise) @ net["first"]["kernel"] + net["first"]["bias"])
-        error = jnp.mean(
-            jnp.square(
-                hidden @ net["second"]["kernel"]
-                + net["second"]["bias"]
-                - x @ frozen["base"]["kernel"]
-            ),
-            axis=-1,
-        )
-        return jnp.mean(error) + jnp.where(bad, jnp.float32(jnp.nan), jnp.float32(0)), error
+        output = hidden @ net["second"]["kernel"] + net["second"]["bias"]
+        error = jnp.mean(jnp.square(output - x @ frozen["base"]["kernel"]), axis=-1)
+        band = jax.nn.one_hot(rows["index"] % BANDS, BANDS, dtype=jnp.float32)
+        total = jnp.mean(error) + jnp.where(bad, jnp.float32(jnp.nan), jnp.float32(0))
+        return total, {"loss_band": error @ band, "loss_band_count": band.sum(0)}
 
-    def step(state, frozen, batch):
-        key = jax.random.fold_in(jax.random.key(cfg.seed), state["step"])
-        noise = 0.1 * jax.random.normal(key, batch["x"].shape)
-        band = jax.nn.one_hot(batch["index"] % BANDS, BANDS, dtype=jnp.float32)
-        (loss, error), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state["params"], frozen, batch["x"], noise, state["step"] == cfg.bad_at
-        )
-        params, opt = update(optimizer, grads, state["opt"], state["params"])
-        after = state["step"] + 1
-        metrics = {
-            "loss": loss,
-            "gradient": optax.tree.norm(grads),
-            "loss_band": error @ band,
-            "loss_band_count": band.sum(0),
-        }
-        return {
-            "params": params,
-            "opt": opt,
-            "ema": average(state["ema"], params, 0.9, after),
-            "step": after,
-        }, metrics
+    def held_out_error(self, params, frozen, step):
+        held_out = {k: jnp.asarray(v) for k, v in rows(np.arange(10_000, 10_016)).items()}
+        noise = jnp.zeros_like(held_out["x"])
+        total, _ = jax.jit(self.loss)(params, frozen, held_out, noise, False)
+        return Evaluation({"loss": total})
 
-    @jax.jit
-    def error(params, frozen):
-        x = jnp.asarray(rows(np.arange(10_000, 10_016))["x"])
-        return {"loss": jnp.mean(loss_fn(params, frozen, x, jnp.zeros_like(x), False)[1])}
-
-    def evaluate(params, frozen, step):
-        return error(params, frozen)
-
-    def pictures(params, frozen, step):
+    def previews(self, params, frozen, step):
         first = np.asarray(params["net"]["first"]["kernel"])[:32, :32]
-        return {
-            "kernel": np.repeat(
-                np.clip(first * 127 + 128, 0, 255).astype(np.uint8)[..., None], 3, axis=-1
-            )
-        }
+        image = np.clip(first * 127 + 128, 0, 255).astype(np.uint8)
+        return Evaluation({}, {"kernel": np.repeat(image[..., None], 3, axis=-1)})
 
-    return dataclasses.replace(
-        Recipe(
-            name="tiny",
-            batch=cfg.batch,
-            steps=cfg.steps,
-            settings={"training": dataclasses.asdict(cfg)},
-            init_params=init_params,
-            shapes=jax.eval_shape(init_params),
-            begin=begin,
-            step=step,
-            frozen=frozen,
-            frozen_hashes={"base": tree_hash(frozen["base"])},
-            batch_shapes={
-                "x": jax.ShapeDtypeStruct((cfg.batch, WIDTH), jnp.float32),
-                "index": jax.ShapeDtypeStruct((cfg.batch,), jnp.int32),
-            },
-            evaluate=evaluate,
-            pictures=pictures,
-            export=lambda params, folder, metadata: save(folder, params, metadata),
-        ),
-        **changes,
-    )
+
+def recipe(cfg: Training = Training(), every=None, **changes) -> TinyRecipe:
+    """The recipe; `every`: {evaluator: steps}; changes: attributes that are replaced."""
+    made = TinyRecipe(cfg)
+    for name, value in changes.items():
+        assert hasattr(made, name), name
+        setattr(made, name, value)
+    for name, steps in (every or {}).items():
+        made.evaluators[name] = dataclasses.replace(made.evaluators[name], every=steps)
+    return made
 
 
 def rows(index: np.ndarray) -> dict:
@@ -178,16 +161,23 @@ def get_config() -> ml_collections.ConfigDict:
             "data": "",
             "pause": 0.0,
             "training": dataclasses.asdict(Training()),
+            "evaluators": {"held_out": {"every": 0}, "previews": {"every": 0}},
             "loop": dataclasses.asdict(LoopConfig(log_every=5, save_every=5, tensorboard=False)),
         }
     )
 
 
-def build(config, workdir, mesh, log):
-    if config.data == "missing":
-        raise DataError("no such records")
-    cfg = Training(**config.training)
-    return recipe(cfg), Numbered(cfg.batch, config.pause)
+def stages(config, workdir):
+    def build(mesh, log):
+        if config.data == "missing":
+            raise DataError("no such records")
+        made = recipe(from_config(Training, config.training, "training"))
+        known = {"held_out": lambda: made.held_out_error, "previews": lambda: made.previews}
+        made.evaluators = make_evaluators(config.evaluators, known)
+        return made, Numbered(made.batch_size, config.pause)
+
+    write = functools.partial(export, config, workdir)
+    return [Stage("tiny", workdir, config.loop, build, write)]
 
 
 def export(config, workdir, params, folder, metadata):

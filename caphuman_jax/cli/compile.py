@@ -84,7 +84,7 @@ def run(args) -> None:
             "JAX_PLATFORMS", "cpu"
         )  # no accelerator is looked for on this machine
     from caphuman_jax.aot import compile
-    from caphuman_jax.cli.train import read_config
+    from caphuman_jax.training.run_config import read_config
 
     read_config(args.config, args.overrides)
     batches = [_batch(text) for text in args.batch] if args.batch else [None]
@@ -126,36 +126,37 @@ def _train(args, target, options):
     shards it.
     """
     from caphuman_jax.aot import compile
-    from caphuman_jax.cli.train import read_config, recipe_module
     from caphuman_jax.runtime import sharding
-    from caphuman_jax.training import loop
+    from caphuman_jax.training import compiled_step
+    from caphuman_jax.training.loop import LoopConfig
+    from caphuman_jax.training.run_config import from_config, read_config, recipe_module
 
     def attempt(batch):
         config = read_config(args.config, args.overrides)
         count = len(target.devices)
         if batch is not None:
-            config.training.batch = batch * count * config.training.get("accumulate", 1)
-        if config.training.batch % count:
+            config.training.batch_size = batch * count * config.training.get("accumulate", 1)
+        if config.training.batch_size % count:
             raise SettingError(
-                f"training.batch = {config.training.batch} cannot be divided over {count} devices; "
+                f"training.batch_size = {config.training.batch_size} cannot be divided over {count} devices; "
                 f"say how many a device has with --batch N"
             )
-        cfg = loop.LoopConfig(**config.loop)
+        cfg = from_config(LoopConfig, config.loop, "loop")
         mesh = sharding.make_mesh(cfg.fsdp, target.devices)
         module = recipe_module(config)
         if not hasattr(module, "abstract_recipe"):
             raise SettingError(f"recipe {config.recipe!r} cannot be compiled without its data")
-        recipe = module.abstract_recipe(config, mesh, target.platform)
+        recipe, rows = module.abstract_recipe(config, mesh, target.platform)
         settings = {
             name: config.training[name]
             for name in ("remat", "attention", "dtype", "accumulate")
             if name in config.training
         }
         return compile.compile_outcome(
-            lambda: loop.lower_step(recipe, mesh, cfg.sharding, recipe.frozen, recipe.batch_shapes),
+            lambda: compiled_step.lower_step(recipe, mesh, cfg.sharding, recipe.frozen, rows),
             what="train",
             target=target,
-            batch_per_device=recipe.batch // count,
+            batch_per_device=recipe.batch_size // count,
             settings={
                 "config": args.config,
                 "sharding": cfg.sharding,
@@ -175,8 +176,8 @@ def _sample(args, target, options):
     device its own share of them.
     """
     from caphuman_jax.aot import compile, sampler_program
-    from caphuman_jax.cli.train import read_config
     from caphuman_jax.config import ModelConfig
+    from caphuman_jax.training.run_config import read_config
     from caphuman_jax.weights import model_folder
 
     config = read_config(args.config, args.overrides)

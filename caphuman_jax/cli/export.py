@@ -41,8 +41,9 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Writes and prints the report."""
-    from caphuman_jax.cli.train import export_run, is_run
     from caphuman_jax.errors import ModelFolderError, SettingError
+    from caphuman_jax.training.run import export_run
+    from caphuman_jax.training.run_folder import is_run
     from caphuman_jax.weights.exporter import export_model
 
     if not is_run(args.model):

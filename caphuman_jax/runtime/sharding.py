@@ -21,7 +21,11 @@ from caphuman_jax.errors import SettingError
 
 MODES = ("replicated", "zero", "fsdp")
 
-SPLIT = {"replicated": (), "zero": ("opt", "ema"), "fsdp": ("params", "opt", "ema", "frozen")}
+SPLIT = {
+    "replicated": (),
+    "zero": ("opt_state", "ema"),
+    "fsdp": ("params", "opt_state", "ema", "frozen"),
+}
 """The parts of the state, and "frozen", that are split in each mode."""
 
 TABLE: tuple[tuple[str, str | int], ...] = (
@@ -30,7 +34,7 @@ TABLE: tuple[tuple[str, str | int], ...] = (
     (r"/embedding$", 0),  # by rows: a row is what is looked up
     (r"", "largest"),
 )
-"""Regular expression searched for in a leaf's path ("opt/1/0/mu/unet/conv_in/kernel") -> "whole",
+"""Regular expression searched for in a leaf's path ("opt_state/1/0/mu/unet/conv_in/kernel") -> "whole",
 "largest" (the largest axis that can be divided, the last among equals) or the number of the axis to
 split; the first that fits counts.
 """
@@ -104,8 +108,8 @@ def path_name(path) -> str:
 
 
 def state_shardings(mesh: Mesh, state: Any, mode: str) -> Any:
-    """The tree of NamedShardings of a state's shapes ({"params", "opt", "ema", "step"}, see
-    recipe.py) in one of MODES. Raises SettingError.
+    """The tree of NamedShardings of a `training.state.TrainState`'s shapes in one of MODES.
+    Raises SettingError.
     """
     return _shardings(mesh, state, mode, "")
 

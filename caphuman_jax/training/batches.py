@@ -1,22 +1,225 @@
-"""What a training step needs of a batch as `data_pipeline.loading` gives it, made on the
-accelerator: pictures and heads changed together, hints rendered.
+"""Batches of records for training CapFace: read and decoded on each host for its share, made into
+pictures and hints on the devices.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.errors import DataError, SettingError
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import from_picture, render_hints_batch, unpack_hints
+from caphuman_jax.head.models.registry import load_head
+from caphuman_jax.runtime import sharding
+from caphuman_jax.training.objective import Batch
+from caphuman_jax.training.run_config import from_config
 from data_pipeline.loading import augment
+from data_pipeline.loading.augment import AugmentConfig
+from data_pipeline.loading.augment_sampling import Drops
+from data_pipeline.loading.loader import make_loader
+from data_pipeline.records.reader import RecordsFolder
 
-PASSED_ON = (
+COMPUTED = {"moments": "vae", "text": "text", "image_tokens": "image_encoder"}
+"""What records may hold of a model's networks: feature → network."""
+
+
+class RecordBatches:
+    """The records of `config.data` for a model; `start` is what the loop asks for.
+
+    stored: what of COMPUTED the records hold. shared: {"head": arrays of the head model}, to be
+    frozen under "data", where hints are rendered. Raises DataError or SettingError where records
+    and model do not fit."""
+
+    def __init__(
+        self,
+        config,
+        model: ModelConfig,
+        cfg,
+        mesh=None,
+        model_hashes: Mapping[str, str] | None = None,
+    ):
+        if not config.data:
+            raise DataError(
+                "no records given: --config.data=DIR, made by caphuman prepare --photos PHOTOS "
+                "--out DIR --model FOLDER"
+            )
+        self.records, self.model, self.cfg, self.mesh = RecordsFolder(config.data), model, cfg, mesh
+        self.stored = {name for name in COMPUTED if self.records.feature(name) is not None}
+        if config.latents == "pictures":
+            self.stored.discard("moments")
+        self.settings = {
+            "loader": config.loader,
+            "hints": config.hints,
+            "lent_identity": config.identity_swap_prob,
+            "latents": config.latents or None,
+            "recognizer": model.identity.recognizer.partition("/")[0],
+            "drop": Drops(cfg.no_text_prob, cfg.no_identity_prob, cfg.no_identity_prob),
+            "augment": from_config(AugmentConfig, config.augment, "augment"),
+            "light": config.light,
+        }
+        self._check(model_hashes or {})
+        self.shared = {} if config.hints == "pictures" else {"head": _arrays(load_head(model.head))}
+        self.batch_shapes = self._shapes()
+        self.summary = f"{self.records.count('train')} records to train on" + (
+            f", {', '.join(sorted(self.stored))} stored"
+            if self.stored
+            else ", nothing stored: everything is computed on the fly"
+        )
+
+    def start(self, samples: int) -> Iterator[dict[str, np.ndarray]]:
+        """This host's rows of every batch after the first `samples` pictures, by flat names
+        ("head/scale"); without end.
+        """
+        loader = make_loader(
+            self.records,
+            "train",
+            batch=self.cfg.batch_size,
+            seed=self.cfg.seed,
+            start=samples,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            **self.settings,
+        )
+        try:
+            yield from map(flat, loader)
+        finally:
+            loader.close()
+
+    def held_out(self, count: int) -> list[dict[str, np.ndarray]]:
+        """This host's rows of as many whole batches of the split "test" as `count` pictures fill,
+        unchanged; the last may have rows of weight 0.
+        """
+        if not self.records.splits.get("test"):
+            return []
+        loader = make_loader(
+            self.records,
+            "test",
+            batch=self.cfg.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            one_pass=True,
+            **{name: self.settings[name] for name in ("loader", "hints", "latents", "recognizer")},
+        )
+        try:
+            return [
+                flat(batch) for _, batch in zip(range(max(count // self.cfg.batch_size, 1)), loader)
+            ]
+        finally:
+            loader.close()
+
+    def held_out_photos(self, count: int) -> list[np.ndarray]:
+        """The first photos (S, S, 3) uint8 of the split "test", as they are stored."""
+        numbers = range(min(count, self.records.splits.get("test", 0)))
+        return [
+            self.records.pixels("photo", self.records.record("test", number, {"photo"})["photo"])
+            for number in numbers
+        ]
+
+    def assemble(self, shared: dict | None, rows: dict) -> Batch:
+        """What the loader gave → the batch of a step, each device its own rows; see
+        `assemble`.
+        """
+        size = self.model.image_size
+
+        def make(shared, rows):
+            model = load_head(self.model.head) if shared else None
+            return assemble(
+                nested(rows), _with_arrays(model, shared["head"]) if shared else None, size
+            )
+
+        return sharding.over_batch(self.mesh, make)(shared or {}, rows)
+
+    def _check(self, model_hashes: Mapping[str, str]) -> None:
+        records, model = self.records, self.model
+        if records.size != model.image_size:
+            raise DataError(
+                f"{records.path} is for pictures of {records.size} pixels, the model {model.name} "
+                f"makes {model.image_size}; prepare again with --model"
+            )
+        latent = model.image_size // model.vae.downsampling
+        wanted = {
+            "moments": (2, latent, latent, 2 * model.vae.latent_channels),
+            "text": (None, model.text.length, model.unet.cross_attention_dim),
+            "image_tokens": (None, model.identity.image_width),
+            f"recognition/{self.settings['recognizer']}": (model.identity.recognition_width,),
+        }
+        for name, shape in wanted.items():
+            feature = records.feature(name)
+            if feature is None and name in COMPUTED:
+                continue
+            if feature is None or any(
+                n not in (None, m) for n, m in zip(shape, feature.shape, strict=True)
+            ):
+                told = "nothing" if feature is None else f"{feature.shape}"
+                raise DataError(
+                    f"{records.path} holds {told} for {name}, the model {model.name} needs "
+                    f"{shape}; prepare the photos with --model"
+                )
+        networks = records.manifest.get("networks", {})
+        other = [
+            network
+            for name, network in COMPUTED.items()
+            if name in self.stored
+            and networks.get(f"model/{network}", model_hashes.get(network))
+            != model_hashes.get(network, networks.get(f"model/{network}"))
+        ]
+        if other:
+            raise DataError(
+                f"{records.path} was made with another {' and '.join(other)} than the base's; "
+                f"prepare the photos again with the base as --model"
+            )
+        if self.cfg.batch_size % jax.process_count():
+            raise SettingError(
+                f"training.batch_size = {self.cfg.batch_size} cannot be divided over {jax.process_count()} "
+                f"hosts"
+            )
+
+    def _shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        rows = self.start(0)
+        first = next(rows)
+        rows.close()
+        return {
+            name: jax.ShapeDtypeStruct((self.cfg.batch_size, *array.shape[1:]), array.dtype)
+            for name, array in first.items()
+        }
+
+
+def flat(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """{"head": {"scale": …}, …} → {"head/scale": …, …}."""
+    return {
+        "/".join(str(key.key) for key in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(batch))
+    }
+
+
+def nested(rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `flat`."""
+    return traverse_util.unflatten_dict(dict(rows), sep="/")
+
+
+def _arrays(model) -> dict[str, np.ndarray]:
+    """The arrays of a head model by number: a plain dict, as frozen trees are."""
+    return {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(model))}
+
+
+def _with_arrays(model, arrays: Mapping[str, Any]):
+    """A head model with `_arrays` in place of its own."""
+    return jax.tree.unflatten(
+        jax.tree.structure(model), [arrays[str(number)] for number in range(len(arrays))]
+    )
+
+
+UNCHANGED = (
     "index",
     "weight",
     "moments",
@@ -28,49 +231,49 @@ PASSED_ON = (
 )
 
 
-def assemble(batch: Mapping, head_model: HeadModel | None, size: int) -> dict:
-    """Arrays of B rows for a step on pictures of `size`, of a loader's batch (see `make_loader`).
-    Pure, to be called inside of `jax.jit`.
+def assemble(rows: Mapping, head_model: HeadModel | None, size: int) -> Batch:
+    """The batch of a step, made of what the loader gave. Pure, to be compiled.
 
-    pictures (B, size, size, 3) float32 in [-1, 1], where the batch has no moments; hints (B, size,
-    size, 9) float32 as of `render_hints_batch` (head_model may be None where they are stored as
-    pictures); region (B, size, size, 1): 1 in the face; area (B, size, size, 1): 1 where the photo
-    is, 0 where its edge is repeated; token_ids (B, 77) int32; identity_pictures (B, s, s, 3)
-    float32 in [0, 1], where it has no image tokens; and unchanged, where they are there: PASSED_ON.
-    Moments are those of the mirror image already.
+    Photos and heads are changed together and hints rendered; stored moments are those of the mirror
+    image already. Rendering takes all triangles of a batch at once: over a mesh call this by
+    `sharding.over_batch`, each device for its own rows.
 
-    Rendering takes all triangles of a batch at once: over a mesh call this by
-    `sharding.over_batch`, each device for its own rows."""
-    change, light = batch["change"], batch["light"]
+    Args:
+        rows: B rows as `make_loader` gives them.
+        head_model: of the rows' heads; None where hints are stored as pictures.
+        size: height and width of the pictures to train on.
+    """
+    change, light = rows["change"], rows["light"]
     side = (
-        batch["head"]["size"][:, 0]
-        if "head" in batch
-        else jnp.full(light.shape, batch["hints"].shape[2], jnp.float32)
+        rows["head"]["size"][:, 0]
+        if "head" in rows
+        else jnp.full(light.shape, rows["hints"].shape[2], jnp.float32)
     )
     coordinates = augment.source_coordinates(change, side[:, None, None], size)
-    made = {name: batch[name] for name in PASSED_ON if name in batch}
-    made["token_ids"] = batch["caption_ids"]
-    made["region"] = _warped(batch["region"], coordinates, side)
-    # Pixel centers are at integers in `coordinates`, half a pixel inside of what is covered.
-    made["area"] = augment.valid_area(coordinates, batch["covered"] * side[:, None] - 0.5)
-    if "identity_input" in batch:
-        made["identity_pictures"] = batch["identity_input"].astype(jnp.float32) / 255
-    made["hints"] = (
-        _rendered(batch, head_model, size)
-        if "head" in batch
-        else _stored_hints(batch["hints"], change, coordinates, side)
+    photo = identity_input = None
+    if "identity_input" in rows:
+        identity_input = rows["identity_input"].astype(jnp.float32) / 255
+    hints = (
+        _rendered(rows, head_model, size)
+        if "head" in rows
+        else _stored_hints(rows["hints"], change, coordinates, side)
     )
-    if "picture" in batch:
+    if "picture" in rows:
         gain = light[:, None, None, None]
-        made["pictures"] = (
-            jnp.minimum(_warped(batch["picture"], coordinates, side) * gain, 1) * 2 - 1
-        )
-        raw = "head" in batch and not head_model.clips_hints(batch["head"]["albedo"].shape[1:])
+        photo = jnp.minimum(_warped(rows["picture"], coordinates, side) * gain, 1) * 2 - 1
+        raw = "head" in rows and not head_model.clips_hints(rows["head"]["albedo"].shape[1:])
         most = jnp.inf if raw else 1.0
-        made["hints"] = jnp.concatenate(
-            [made["hints"][..., :3], jnp.minimum(made["hints"][..., 3:] * gain, most)], axis=-1
-        )
-    return made
+        hints = jnp.concatenate([hints[..., :3], jnp.minimum(hints[..., 3:] * gain, most)], axis=-1)
+    return Batch(
+        hints=hints,
+        region=_warped(rows["region"], coordinates, side),
+        photo=photo,
+        token_ids=rows["caption_ids"],
+        identity_input=identity_input,
+        # Pixel centers are at integers in `coordinates`, half a pixel inside of what is covered.
+        area=augment.valid_area(coordinates, rows["covered"] * side[:, None] - 0.5),
+        **{name: rows[name] for name in UNCHANGED if name in rows},
+    )
 
 
 def _warped(pictures, coordinates, side):

@@ -9,6 +9,7 @@ damaged, and the checkpoint before it is used."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -26,9 +27,11 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.runtime.sharding import path_name, place
-from caphuman_jax.training.recipe import State
+from caphuman_jax.training.run_folder import check_same_run, differences
+from caphuman_jax.training.state import TrainState
 
-PARTS = ("params", "ema", "opt")
+PARTS = {"params": "params", "ema": "ema", "opt": "opt_state"}
+"""What is stored of a `TrainState`: name in the checkpoint → field."""
 
 
 class Checkpoints:
@@ -99,7 +102,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: State,
+        state: TrainState,
         run: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
@@ -127,8 +130,12 @@ class Checkpoints:
             self.manager.close()
 
     def restore(
-        self, like: State, shardings: State, run: Mapping[str, Any], log: Callable[[str], None]
-    ) -> tuple[State, dict] | None:
+        self,
+        like: TrainState,
+        shardings: TrainState,
+        run: Mapping[str, Any],
+        log: Callable[[str], None],
+    ) -> tuple[TrainState, dict] | None:
         """The newest whole checkpoint, placed by `shardings`, and its `run`; None if there is none
         at all.
 
@@ -194,44 +201,34 @@ class Checkpoints:
             raise ValueError("its description was changed")
         return sealed["content"]
 
-    def _read_state(self, step: int, content: dict, like: State, shardings: State) -> State:
-        placed = lambda part: jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            like[part],
-            shardings[part],
-        )
-        wanted = _trees({part: placed(part) for part in PARTS})
-        found = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    part: ocp.args.PyTreeRestore(
-                        tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
-                    )
-                    for part, tree in wanted.items()
-                }
-            ),
-        )
-        _compare({part: found[part] for part in wanted}, content)
-        state = {
-            part: _as(like[part], found[part]) if part in wanted else like[part] for part in PARTS
+    def _read_state(
+        self, step: int, content: dict, like: TrainState, shardings: TrainState
+    ) -> TrainState:
+        place_leaf = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+        wanted = _trees(jax.tree.map(place_leaf, like, shardings))
+        args = {
+            part: ocp.args.PyTreeRestore(
+                tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+            )
+            for part, tree in wanted.items()
         }
-        return state | {"step": place(np.int32(content["step"]), shardings["step"])}
+        found = self.manager.restore(step, args=ocp.args.Composite(**args))
+        _compare({part: found[part] for part in wanted}, content)
+        restored = {PARTS[part]: _as(getattr(like, PARTS[part]), found[part]) for part in wanted}
+        restored["step"] = place(np.int32(content["step"]), shardings.step)
+        return dataclasses.replace(like, **restored)
 
-    def _check(self, step: int, content: dict, like: State, run: Mapping[str, Any]) -> None:
+    def _check(self, step: int, content: dict, like: TrainState, run: Mapping[str, Any]) -> None:
+        where = f"the checkpoint of step {step} in {self.folder}"
+        check_same_run({key: content.get(key) for key in run}, run, where)
         shape = lambda leaf: {"shape": list(leaf["shape"]), "dtype": leaf["dtype"]}
-        there = {name: shape(leaf) for name, leaf in content["arrays"].items()}
+        stored = {name: shape(leaf) for name, leaf in content["arrays"].items()}
         wanted = {name: shape(leaf) for name, leaf in _describe(_trees(like), sums=False).items()}
-        told = lambda leaf: (
-            f"{leaf['dtype']}{tuple(leaf['shape'])}" if isinstance(leaf, dict) else str(leaf)
-        )
-        problems = differences(there, wanted, told=told) + differences(
-            {key: content.get(key) for key in run}, run
-        )
+        show = lambda leaf: f"{leaf['dtype']}{tuple(leaf['shape'])}"
+        problems = differences(stored, wanted, show)
         if problems:
             raise DataError(
-                f"the checkpoint of step {step} in {self.folder} is of another run: "
-                f"{'; '.join(problems)}; choose another --workdir"
+                f"{where} is of another structure: {'; '.join(problems)}; choose another --workdir"
             )
 
     def _attempt(self, read: Callable[[], Any]) -> tuple[Any, str]:
@@ -284,29 +281,6 @@ class Checkpoints:
             ) from error
 
 
-def differences(
-    before: Mapping[str, Any],
-    now: Mapping[str, Any],
-    told: Callable[[Any], str] = repr,
-    prefix: str = "",
-) -> list[str]:
-    """ "KEY was A, is B" for every differing entry of nested dicts."""
-    found = []
-    for key in sorted({*before, *now}, key=str):
-        name = f"{prefix}{key}"
-        if key not in now:
-            found.append(f"{name} was {told(before[key])}, is gone")
-        elif key not in before:
-            found.append(f"{name} is new, {told(now[key])}")
-        elif before[key] == now[key]:
-            continue
-        elif isinstance(before[key], Mapping) and isinstance(now[key], Mapping) and told is repr:
-            found += differences(before[key], now[key], told, name + ".")
-        else:
-            found.append(f"{name} was {told(before[key])}, is {told(now[key])}")
-    return found
-
-
 @jax.jit
 def checksum(x) -> jax.Array:
     """uint32 of an array's bits, place by place, the same however it is split over devices; any one
@@ -346,9 +320,10 @@ def _compare(trees: dict, content: dict) -> None:
         raise ValueError(f"{len(wrong)} arrays are not what was saved, {wrong[0]} among them")
 
 
-def _trees(state: State) -> dict[str, dict]:
+def _trees(state: TrainState) -> dict[str, dict]:
     """The parts of a state as they are stored; an average that is not kept is left out."""
-    return {part: _plain(state[part]) for part in PARTS if jax.tree.leaves(state[part])}
+    trees = {part: getattr(state, field) for part, field in PARTS.items()}
+    return {part: _plain(tree) for part, tree in trees.items() if jax.tree.leaves(tree)}
 
 
 def _plain(tree: Any) -> dict:

@@ -1,63 +1,62 @@
-"""The training loop, the same from one CPU core to many hosts. `caphuman train` calls `run`.
+"""The training loop, the same from one CPU core to many hosts and for every recipe.
 
-The order of one turn never changes: look (evaluate, pictures), save together with the position in
-the data, fetch, step. The host runs ahead of the devices by `AHEAD` steps; metrics are looked at
-that much later, so nothing waits for a step to finish."""
+Every iteration runs in this order: evaluate, checkpoint (with the position in the data), fetch,
+step. Metrics are read `STEPS_IN_FLIGHT` steps late, so the host never waits for the devices.
+
+To follow one step, read, in this order: `loop.py` (this file), a recipe such as
+`recipes/capface.py`, `batches.py` (what a batch is made of), `objective.py` (the loss), `step.py`
+(gradients and update), `optimizer.py`.
+"""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import json
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from caphuman_jax.errors import DataError, SettingError
-from caphuman_jax.io import atomic
-from caphuman_jax.runtime import compiler, flops, sharding
+from caphuman_jax.errors import SettingError
+from caphuman_jax.runtime import compiler, sharding
 from caphuman_jax.runtime.preemption import INTERRUPTED, Preemption
-from caphuman_jax.training.checkpoints import Checkpoints, differences
-from caphuman_jax.training.logging import Report, note_start, quotients
-from caphuman_jax.training.recipe import Recipe, State
+from caphuman_jax.training import compiled_step, run_folder
+from caphuman_jax.training.checkpoints import Checkpoints
+from caphuman_jax.training.feed import Feed
+from caphuman_jax.training.metric_writer import MetricWriter, quotients
+from caphuman_jax.training.recipe import Log, Recipe, RowSource
+from caphuman_jax.training.state import TrainState
 
-AHEAD = 2  # steps given to the devices before the metrics of the first of them are looked at
-NOT_A_NUMBER = 1
-"""Exit code when a metric was not a number."""
+STEPS_IN_FLIGHT = 2
+"""Steps handed to the devices before the metrics of the first of them are read."""
 
-
-class Batches(Protocol):
-    """Where batches come from. None in its place: the step draws from what is frozen."""
-
-    def start(self, samples: int) -> Iterator[dict[str, np.ndarray]]:
-        """This host's rows {name: (rows, ...)} of each global batch, without end, after the first
-        `samples` pictures of all hosts.
-        """
+NAN_EXIT_CODE = 1
+"""Exit code when a metric was infinite or NaN."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
     """What the loop does around the steps; nothing here changes the numbers of a run.
 
-    log_every, save_every, evaluate_every, pictures_every: steps; 0: never (the end is always
-    saved). keep: so many of the newest checkpoints; best: and the one best by this number of the
-    evaluation, the lowest, or the highest with best_highest.
-    sharding: "replicated", "zero" or "fsdp"; fsdp: devices that share a copy of what is split, 0
-    for all of a slice.
-    wandb: project of W&B, empty for none.
+    Attributes:
+        log_every: steps between two lines of metrics.
+        save_every: steps between two checkpoints, 0 for never; the last step is always saved.
+        keep: how many of the newest checkpoints stay.
+        best: "EVALUATOR/METRIC" whose best checkpoint stays too, "" for none.
+        best_highest: whether the highest value is the best, else the lowest.
+        sharding: "replicated", "zero" or "fsdp".
+        fsdp: devices that share a copy of what is split, 0 for all of a slice.
+        tensorboard: write event files.
+        wandb: project of Weights & Biases, "" for none.
     """
 
     log_every: int = 100
     save_every: int = 2000
-    evaluate_every: int = 0
-    pictures_every: int = 0
     keep: int = 2
     best: str = ""
     best_highest: bool = False
@@ -71,31 +70,30 @@ class LoopConfig:
             raise SettingError(
                 f"loop.sharding is {self.sharding!r}; there are {', '.join(sharding.MODES)}"
             )
-        if (
-            self.log_every < 1
-            or self.keep < 1
-            or min(self.save_every, self.evaluate_every, self.pictures_every) < 0
-        ):
+        if self.log_every < 1 or self.keep < 1 or self.save_every < 0:
             raise SettingError(
-                "loop.log_every and loop.keep are at least 1, loop.save_every, evaluate_every and "
-                "pictures_every at least 0"
+                "loop.log_every and loop.keep are at least 1, loop.save_every at least 0"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """state: at the end, on the mesh; None where the run ended in numbers that are none. exit_code:
-    0 or why it ended early.
+    """How a run ended.
+
+    Attributes:
+        state: at the end, on the mesh; None after a NaN.
+        step: the number of steps taken.
+        exit_code: 0, or why the run ended early.
     """
 
-    state: State | None
+    state: TrainState | None
     step: int
     exit_code: int
 
 
 def run(
     recipe: Recipe,
-    batches: Batches | None,
+    source: RowSource | None,
     cfg: LoopConfig,
     workdir: str | Path,
     mesh,
@@ -103,184 +101,159 @@ def run(
     minutes: float | None = None,
     profile: int = 0,
     config: dict | None = None,
-    log: Callable[[str], None] = print,
+    log: Log = print,
 ) -> Result:
-    """Trains up to the recipe's steps from the newest checkpoint of `workdir`, or from the recipe's
-    beginning; saves and returns early when told to stop.
+    """Trains up to the recipe's steps, from the newest checkpoint of `workdir` or from the start.
 
-    minutes: stop after that long. profile: write a trace of so many steps. config: what to keep for
-    W&B. Raises DataError for a `workdir` that holds another run."""
+    Args:
+        recipe: what is trained.
+        source: where rows come from; None where steps sample their own batches.
+        cfg: what happens around the steps.
+        workdir: for checkpoints and metrics; all hosts share it.
+        mesh: all devices.
+        minutes: save and stop after that long.
+        profile: how many steps to write a trace of.
+        config: shown by W&B.
+        log: takes the lines for people, on the first host.
+
+    Raises:
+        DataError: for a `workdir` that holds another run, or data that cannot be read.
+    """
     workdir = Path(workdir)
     log = log if jax.process_index() == 0 else lambda line: None
-    _prepare(workdir, recipe)
+    run_folder.prepare(workdir, recipe)
     checkpoints = Checkpoints(
         workdir / "checkpoints", cfg.keep, cfg.best or None, highest=cfg.best_highest
     )
     try:
         with Preemption(minutes) as stop:
-            training = _Training(recipe, cfg, mesh, checkpoints, workdir, log)
-            training.begin(batches, config)
+            loop = _Loop(recipe, cfg, mesh, checkpoints, workdir, log)
             try:
-                return training.go(stop, profile)
+                loop.init(source, config)
+                return loop.run_steps(stop, profile)
             finally:
-                training.close()
+                loop.close()
     finally:
         checkpoints.close()
 
 
-class _Training:
+class _Loop:
     """One run in one process."""
 
     def __init__(
         self, recipe: Recipe, cfg: LoopConfig, mesh, checkpoints: Checkpoints, workdir: Path, log
     ):
-        self.recipe, self.cfg, self.mesh, self.checkpoints, self.workdir, self.log = (
-            recipe,
-            cfg,
-            mesh,
-            checkpoints,
-            workdir,
-            log,
-        )
-        self.run = {
-            "settings": json.loads(json.dumps(recipe.settings)),
-            "frozen": dict(recipe.frozen_hashes),
-        }
+        self.recipe, self.cfg, self.mesh = recipe, cfg, mesh
+        self.checkpoints, self.workdir, self.log = checkpoints, workdir, log
         self.pending: collections.deque = collections.deque()
-        self.measured: dict[int, dict[str, float]] = {}
-        self.feed: _Feed | None = None
-        self.report: Report | None = None
+        self.eval_metrics: dict[int, dict[str, float]] = {}
+        self.feed: Feed | None = None
+        self.writer: MetricWriter | None = None
 
-    def begin(self, batches: Batches | None, config: dict | None) -> None:
-        """The state restored or begun, the step compiled, the first batch on its way."""
+    def init(self, source: RowSource | None, config: dict | None) -> None:
+        """The state restored or initialized, the step compiled, the first batch on its way."""
         recipe, mode = self.recipe, self.cfg.sharding
         shapes = recipe.abstract_state()
-        places = sharding.state_shardings(self.mesh, shapes, mode)
-        found = self.checkpoints.restore(shapes, places, self.run, self.log)
-        if found is None:
-            self.state = begin_state(recipe, places)
+        shardings = sharding.state_shardings(self.mesh, shapes, mode)
+        identity = run_folder.identity(recipe)
+        restored = self.checkpoints.restore(shapes, shardings, identity, self.log)
+        if restored is None:
+            self.state = compiled_step.init_sharded_state(recipe, shardings)
             self.step = self.samples = 0
         else:
-            self.state, content = compiler.laid_out(found[0]), found[1]
+            self.state, content = compiler.laid_out(restored[0]), restored[1]
             self.step, self.samples = content["step"], content["samples"]
             self.log(f"resumed at step {self.step}")
-        self.last_saved = self.step if found is not None else None
-        frozen_places = sharding.frozen_shardings(self.mesh, recipe.frozen, mode)
-        self.frozen = compiler.laid_out(sharding.place(recipe.frozen, frozen_places))
-        self.feed = _Feed(batches, self.samples, self.mesh)
+        self.first_step = self.step
+        self.last_saved = None if restored is None else self.step
+        frozen_shardings = sharding.frozen_shardings(self.mesh, recipe.frozen, mode)
+        self.frozen = compiler.laid_out(sharding.place(recipe.frozen, frozen_shardings))
+        self.feed = Feed(source, self.samples, self.mesh)
         if self.step >= recipe.steps:
             return
-        began = time.perf_counter()
-        self.compiled = compile_step(recipe, self.mesh, mode, self.frozen, self.feed.peek())
-        arithmetic = recipe.flops or counted_flops(recipe, self.mesh, self.frozen, self.feed.peek())
         self.log(
-            f"{len(jax.devices())} × {jax.devices()[0].device_kind}, {mode}; step compiled in "
-            f"{time.perf_counter() - began:.1f} s"
+            f"{len(jax.devices())} × {jax.devices()[0].device_kind}, {mode}; compiling the step"
         )
-        self.report = Report(
+        began = time.perf_counter()
+        rows = self.feed.peek()
+        self.compiled = compiled_step.compile_step(recipe, self.mesh, mode, self.frozen, rows)
+        self.log(f"step compiled in {time.perf_counter() - began:.1f} s")
+        self.writer = MetricWriter(
             self.workdir,
-            batch=recipe.batch,
+            batch_size=recipe.batch_size,
             steps=recipe.steps,
             first=self.step,
-            flops=arithmetic,
+            flops=recipe.flops or compiled_step.count_flops(recipe, self.mesh, self.frozen, rows),
             tensorboard=self.cfg.tensorboard,
             wandb=self.cfg.wandb,
             settings=config,
             log=self.log,
         )
         if jax.process_index() == 0:
-            note_start(self.workdir, self.step)
+            run_folder.log_run_start(self.workdir, self.step)
 
-    def go(self, stop: Preemption, profile: int) -> Result:
-        """Steps until the end, or until told to stop."""
-        cfg, first, steps = self.cfg, self.step, self.recipe.steps
-        trace = _Trace(
-            self.workdir / "profile",
-            first + 10 if steps > first + 10 + profile else first + 1,
-            profile,
-            self.drain,
-        )
+    def run_steps(self, stop: Preemption, profile: int) -> Result:
+        """Steps until the end, or until a signal or the time asks to stop."""
+        steps, first = self.recipe.steps, self.first_step
+        trace_from = first + 10 if steps > first + 10 + profile else first + 1
+        trace = _Trace(self.workdir / "profile", trace_from, profile, self.drain)
+        stopping = False
         try:
             while True:
-                due = lambda every: (
-                    every and self.step != first and (self.step % every == 0 or self.step == steps)
-                )
                 stopping = self.step < steps and stop.reached(self.step)
-                evaluate, pictures = (
-                    not stopping and due(every)
-                    for every in (cfg.evaluate_every, cfg.pictures_every)
-                )
-                self.look(evaluate, pictures)
-                if (
-                    self.step == steps
-                    or stopping
-                    or due(cfg.save_every)
-                    or cfg.best in self.measured.get(self.step, ())
-                ):
+                if not stopping:
+                    self.evaluate()
+                last = self.step == steps or stopping
+                best = self.cfg.best in self.eval_metrics.get(self.step, ())
+                if last or best or self.due(self.cfg.save_every):
                     self.save()
                 if self.step >= steps or stopping:
                     break
                 trace.at(self.step)
-                batch = self.fetch()
-                self.state, metrics = self.compiled(self.state, self.frozen, batch)
-                self.step += 1
-                self.samples += self.recipe.batch
-                self.pending.append((self.step, metrics, batch))
-                while len(self.pending) > AHEAD:
-                    self.check_oldest()
-                if self.step % cfg.log_every == 0 or self.step in (first + 1, steps):
+                rows = self.fetch()
+                self.take_step(rows)
+                if self.step % self.cfg.log_every == 0 or self.step in (first + 1, steps):
                     self.drain()
-                    self.report.write(self.step)
+                    self.writer.write(self.step)
             self.checkpoints.wait()
-        except NotANumber as error:
+        except NotFinite as error:
             self.log(str(error))
-            return Result(None, error.step, NOT_A_NUMBER)
+            return Result(None, error.step, NAN_EXIT_CODE)
         finally:
             trace.close()
         if stop.exit_code or stopping:
-            asked = "interrupted" if stop.exit_code == INTERRUPTED else "told to stop"
+            why = "interrupted" if stop.exit_code == INTERRUPTED else "asked to stop"
             self.log(
-                f"{asked}: saved at step {self.step} of {steps}; the same command goes on from here"
+                f"{why}: saved at step {self.step} of {steps}; rerun the same command to resume"
             )
         return Result(self.state, self.step, stop.exit_code)
 
-    def look(self, evaluate: bool, pictures: bool) -> None:
-        """Measures and makes pictures with the averaged parameters."""
-        recipe = self.recipe
-        measures = [
-            measure
-            for due, measure in ((evaluate, recipe.evaluate), (pictures, recipe.judge))
-            if due and measure
-        ]
-        pictures = pictures and recipe.pictures is not None
-        if not measures and not pictures:
+    def due(self, every: int) -> bool:
+        """Whether something is due before the next step that happens every so often and at the end;
+        nothing is at the very step that a run starts or resumes at.
+        """
+        new = self.step != self.first_step
+        return bool(every) and new and (self.step % every == 0 or self.step == self.recipe.steps)
+
+    def evaluate(self) -> None:
+        """Runs the evaluators that are due, on the averaged parameters."""
+        due = {n: e for n, e in self.recipe.evaluators.items() if self.due(e.every)}
+        if not due:
             return
         self.drain()
         began = time.perf_counter()
-        given = self.state["ema"] or self.state["params"], self.frozen, self.step
-        if measures:
-            found = _of_first_host(
-                quotients(
-                    {
-                        name: value
-                        for measure in measures
-                        for name, value in measure(*given).items()
-                    },
-                    1,
-                )
-            )
-            self.measured = {
-                self.step: {
-                    name: value for name, value in found.items() if isinstance(value, float)
-                }
-            }
-            self.report.measured(self.step, found, "evaluation")
-        if pictures:
-            self.report.pictures(self.step, recipe.pictures(*given))
-        self.report.apart(time.perf_counter() - began)
+        metrics: dict[str, Any] = {}
+        for name, evaluator in due.items():
+            found = evaluator.evaluate(self.state.eval_params, self.frozen, self.step)
+            numbers = _of_first_host(quotients(found.metrics, 1))
+            metrics |= {f"{name}/{metric}": value for metric, value in numbers.items()}
+            self.writer.write_evaluation(self.step, name, numbers, found.images)
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        self.eval_metrics = {self.step: numbers}
+        self.writer.exclude_seconds(time.perf_counter() - began)
 
     def save(self) -> None:
-        """The state as it is, once every step before it is known to be sound."""
+        """Saves the state, once every step before it is known to be finite."""
         self.drain()
         if self.step == self.last_saved:
             return
@@ -288,196 +261,100 @@ class _Training:
         self.checkpoints.save(
             self.step,
             self.state,
-            self.run | {"samples": self.samples},
-            self.measured.get(self.step),
+            run_folder.identity(self.recipe) | {"samples": self.samples},
+            self.eval_metrics.get(self.step),
         )
-        self.measured, self.last_saved = {}, self.step
-        self.report.apart(time.perf_counter() - began)
+        self.eval_metrics, self.last_saved = {}, self.step
+        self.writer.exclude_seconds(time.perf_counter() - began)
 
     def fetch(self) -> dict:
+        """The next batch's rows, on the devices."""
         began = time.perf_counter()
-        batch = self.feed.next()
-        self.report.waited(time.perf_counter() - began)
-        return batch
+        rows = self.feed.next()
+        self.writer.add_data_wait(time.perf_counter() - began)
+        return rows
+
+    def take_step(self, rows: dict) -> None:
+        """Hands one step to the devices and reads the metrics of an earlier one."""
+        annotation = jax.profiler.StepTraceAnnotation("train", step_num=self.step)
+        # State, frozen parameters and rows are on the devices: whatever else would have to be sent
+        # is a mistake that makes every step slower.
+        with annotation, jax.transfer_guard("disallow"):
+            self.state, metrics = self.compiled(self.state, self.frozen, rows)
+        self.step += 1
+        self.samples += self.recipe.batch_size
+        self.pending.append((self.step, metrics, rows))
+        while len(self.pending) > STEPS_IN_FLIGHT:
+            self.check_oldest()
 
     def check_oldest(self) -> None:
-        step, metrics, batch = self.pending.popleft()
-        metrics = {name: np.asarray(value) for name, value in metrics.items()}
+        """Reads the metrics of the oldest step in flight. Raises NotFinite."""
+        step, metrics, rows = self.pending.popleft()
+        metrics = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
         wrong = [name for name, value in metrics.items() if not np.isfinite(value).all()]
         if wrong:
-            raise NotANumber(self.keep_evidence(step, metrics, batch, wrong), step)
-        self.report.add(metrics)
+            raise NotFinite(self.dump_bad_batch(step, metrics, rows, wrong), step)
+        self.writer.add(metrics)
 
     def drain(self) -> None:
-        """Waits for all steps given to the devices and looks at their metrics."""
+        """Waits for all steps in flight and reads their metrics."""
         while self.pending:
             self.check_oldest()
 
-    def keep_evidence(self, step: int, metrics: dict, batch: dict, wrong: list[str]) -> str:
-        """Writes WORKDIR/nan-STEP: each host's rows of the batch and the metrics. Returns what to
-        tell.
+    def dump_bad_batch(self, step: int, metrics: dict, rows: dict, wrong: list[str]) -> str:
+        """Writes WORKDIR/nan-STEP: each host's rows of the batch, and the metrics. Returns the
+        line for people.
         """
         folder = self.workdir / f"nan-{step}"
         folder.mkdir(exist_ok=True)
-        if self.recipe.redraw is not None and not batch:
-            batch = self.recipe.redraw(self.frozen, step - 1)
-        rows = {name: _local_rows(value) for name, value in batch.items()}
-        np.savez(folder / f"batch-{jax.process_index()}.npz", **rows)
+        rows = rows or self.recipe.sampled_rows(self.frozen, step - 1)
+        arrays = {name: _local_rows(value) for name, value in rows.items()}
+        np.savez(folder / f"batch-{jax.process_index()}.npz", **arrays)
         if jax.process_index() == 0:
-            told = {
+            numbers = {
                 name: value.tolist() if np.isfinite(value).all() else str(value.tolist())
                 for name, value in metrics.items()
             }
             content = {
                 "step": step,
-                "samples": step * self.recipe.batch,
-                "metrics": told,
-                "settings": self.run["settings"],
+                "samples": step * self.recipe.batch_size,
+                "metrics": numbers,
+                "settings": self.recipe.settings,
             }
             (folder / "step.json").write_text(json.dumps(content, indent=1))
         before = (
-            f"the checkpoint of step {self.last_saved} stays"
-            if self.last_saved is not None
-            else "nothing was saved before"
+            "nothing was saved before"
+            if self.last_saved is None
+            else f"the checkpoint of step {self.last_saved} stays"
         )
-        return f"caphuman: error: {', '.join(wrong)} of step {step} is not a number; its batch is in {folder}, {before}"
+        return (
+            f"caphuman: error: {', '.join(wrong)} of step {step} is NaN or infinite; its batch is "
+            f"in {folder}, {before}"
+        )
 
     def close(self) -> None:
-        if self.feed is not None:
-            self.feed.close()
-        if self.report is not None:
-            self.report.close()
+        for part in (self.feed, self.writer):
+            if part is not None:
+                part.close()
 
 
-class NotANumber(Exception):
-    """A metric is infinite or not a number."""
+class NotFinite(Exception):
+    """A metric is infinite or NaN."""
 
     def __init__(self, text: str, step: int):
         super().__init__(text)
         self.step = step
 
 
-def begin_state(recipe: Recipe, places: State) -> State:
-    """The state at step 0, each part born where it belongs."""
-    params = sharding.place(recipe.init_params(), places["params"])
-    with jax.set_mesh(places["step"].mesh):
-        return jax.jit(
-            recipe.begin,
-            out_shardings=compiler.formats(recipe.abstract_state(), places),
-            donate_argnums=0,
-        )(params)
-
-
-def compile_step(recipe: Recipe, mesh, mode: str, frozen, batch, options: dict | None = None):
-    """The recipe's step as a compiled program over the mesh; see `lower_step`. options: of XLA,
-    beside the platform's.
-    """
-    platform = compiler.platform_of(mesh.devices.flat[0])
-    return lower_step(recipe, mesh, mode, frozen, batch).compile(
-        compiler_options={**(compiler.options(platform) or {}), **(options or {})} or None
-    )
-
-
-def lower_step(recipe: Recipe, mesh, mode: str, frozen, batch):
-    """The recipe's step over the mesh, not compiled yet. frozen and batch: arrays, or their shapes."""
-    shapes = recipe.abstract_state()
-    places = compiler.formats(shapes, sharding.state_shardings(mesh, shapes, mode))
-    frozen_places = compiler.formats(frozen, sharding.frozen_shardings(mesh, frozen, mode))
-    by_batch = jax.tree.map(lambda _: sharding.by_batch(mesh), batch)
-    step = jax.jit(
-        recipe.step,
-        in_shardings=(places, frozen_places, by_batch),
-        out_shardings=(places, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
-    return step.lower(
-        shapes, *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (frozen, batch))
-    )
-
-
-def counted_flops(recipe: Recipe, mesh, frozen, batch) -> int:
-    """Operations of a step over all devices, counted on what is traced: a compiler's count leaves
-    out what it calls libraries for, on a GPU nearly all.
-    """
-    with jax.set_mesh(mesh):
-        return flops.count(
-            recipe.step,
-            recipe.abstract_state(),
-            *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (frozen, batch)),
-        )
-
-
-class _Feed:
-    """Batches on the mesh, the next of them placed while a step runs."""
-
-    def __init__(self, batches: Batches | None, samples: int, mesh):
-        self.queue: queue.Queue = queue.Queue(maxsize=1)
-        self.first: dict | None = None
-        self.stopped = threading.Event()
-        self.thread = None
-        if batches is not None:
-            self.thread = threading.Thread(
-                target=self._work, args=(batches, samples, mesh), name="batches", daemon=True
-            )
-            self.thread.start()
-
-    def _work(self, batches: Batches, samples: int, mesh) -> None:
-        stream = batches.start(samples)
-        try:
-            for rows in stream:
-                if not self._put(sharding.place_batch(rows, mesh)):
-                    return
-            self._put(DataError("the data ended; batches are expected without end"))
-        except Exception as error:
-            self._put(error)
-        finally:
-            getattr(stream, "close", lambda: None)()
-
-    def _put(self, item) -> bool:
-        while not self.stopped.is_set():
-            try:
-                self.queue.put(item, timeout=0.2)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def peek(self) -> dict:
-        """The next batch, which stays the next."""
-        if self.first is None:
-            self.first = self.next()
-        return self.first
-
-    def next(self) -> dict:
-        if self.thread is None:
-            return {}
-        if self.first is not None:
-            batch, self.first = self.first, None
-            return batch
-        item = self.queue.get()
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def close(self) -> None:
-        self.stopped.set()
-        if self.thread is not None:
-            self.thread.join(timeout=30)
-
-
 class _Trace:
-    """A trace of `count` steps from `first` on; `drain` waits for the steps under way."""
+    """A trace of `count` steps from `first` on; `drain` waits for the steps in flight."""
 
     def __init__(self, folder: Path, first: int, count: int, drain: Callable[[], None]):
-        self.folder, self.first, self.count, self.drain, self.running = (
-            folder,
-            first,
-            count,
-            drain,
-            False,
-        )
+        self.folder, self.first, self.count, self.drain = folder, first, count, drain
+        self.running = False
 
     def at(self, step: int) -> None:
+        """Starts or stops before step `step`."""
         if self.count and step == self.first:
             jax.profiler.start_trace(str(self.folder))
             self.running = True
@@ -492,7 +369,7 @@ class _Trace:
 
 
 def _of_first_host(values: dict[str, Any]) -> dict[str, Any]:
-    """The first host's numbers on every host: which checkpoint is best is one answer."""
+    """The first host's numbers on every host: which checkpoint is the best has one answer."""
     if jax.process_count() == 1:
         return values
     text = np.zeros(2**14, np.uint8)
@@ -511,38 +388,3 @@ def _local_rows(value) -> np.ndarray:
     }
     rows = [np.asarray(parts[start]) for start in sorted(parts)]
     return np.concatenate(rows) if value.ndim else rows[0]
-
-
-def _prepare(workdir: Path, recipe: Recipe) -> None:
-    """The work folder, with the settings of its run; another run's is refused. All hosts have to
-    see the same folder.
-    """
-    path = workdir / "settings.json"
-    settings = json.loads(
-        json.dumps(
-            {"recipe": recipe.name, "settings": recipe.settings, "frozen": recipe.frozen_hashes}
-        )
-    )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            found = differences(json.loads(path.read_text()), settings)
-            if found:
-                raise DataError(
-                    f"{workdir} holds a run with other settings: {'; '.join(found)}; choose "
-                    f"another --workdir or the same settings"
-                )
-        elif jax.process_index() == 0:
-            atomic.write_text(path, json.dumps(settings, indent=1))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"the work folder {workdir} cannot be written, or {path.name} not be read: {error}"
-        ) from error
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("workdir")
-        seen = multihost_utils.process_allgather(np.int32(path.exists()))
-        if not seen.all():
-            raise DataError(
-                f"host {int(np.argmin(seen))} does not see {path}: --workdir has to be a folder "
-                f"that all hosts share"
-            )

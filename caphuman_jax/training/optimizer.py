@@ -1,24 +1,112 @@
-"""Optax as the training steps use it."""
+"""AdamW with its schedule, and the moving average of parameters."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from caphuman_jax.training.state import Tree
 
-def update(optimizer: optax.GradientTransformation, grads, state, params):
-    """(new parameters, new optimizer state) after one step."""
-    # Optax itself relies on promotion between integer counts and weak floats.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, state = optimizer.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
+SCHEDULES = ("constant", "cosine")
+DECAYED = ("all", "matrices")
 
 
-def average(before, params, decay: float, step):
-    """Exponential moving average of parameters; the first steps count for more, as nothing has been
-    learnt yet.
+def learning_rate_schedule(
+    name: str, peak: float, *, warmup: int, steps: int, end_ratio: float = 0.01
+) -> optax.Schedule:
+    """Step (from 0) → learning rate: linear from 0 over `warmup` steps, then `name`.
+
+    Args:
+        name: "constant", or "cosine" down to `end_ratio` · `peak` at step `steps`.
+        peak: the learning rate after the warm-up.
+        warmup: steps, may be 0.
+        steps: of the whole run.
+        end_ratio: the last learning rate of "cosine" as a share of `peak`.
     """
-    step = jnp.asarray(step, jnp.float32)
-    decay = jnp.minimum(jnp.float32(decay), (1 + step) / (10 + step))
-    return jax.tree.map(lambda e, p: e * decay + p * (1 - decay), before, params)
+    if name == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            0.0, peak, warmup, max(steps, warmup + 1), peak * end_ratio
+        )
+    constant = optax.constant_schedule(peak)
+    if not warmup:
+        return constant
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), constant], [warmup])
+
+
+def make_adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    weight_decay: float = 0.0,
+    decay: str = "all",
+    clip: float = 0.0,
+    multipliers: Mapping[str, Any] | None = None,
+) -> optax.GradientTransformation:
+    """AdamW.
+
+    Args:
+        learning_rate: a number or a schedule.
+        b1, b2: decay of the two moments.
+        weight_decay: decoupled, times the learning rate.
+        decay: what is decayed, "all" or "matrices" (no norms, no biases).
+        clip: largest global norm of the gradient, 0 for no clipping.
+        multipliers: a tree like the parameters with factors of the learning rate
+            (`trainable.learning_rate_multipliers`).
+    """
+    matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    mask = None if decay == "all" else matrices
+    parts = [optax.clip_by_global_norm(clip)] if clip else []
+    parts.append(optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask))
+    if multipliers is not None:
+        # AdamW's whole change, decay included, is proportional to the learning rate.
+        scale = lambda update, factor: update if factor == 1 else update * jnp.float32(factor)
+        parts.append(
+            optax.stateless(lambda updates, _: jax.tree.map(scale, updates, dict(multipliers)))
+        )
+    return optax.chain(*parts)
+
+
+def per_network(
+    optimizers: Mapping[str, optax.GradientTransformation],
+) -> optax.GradientTransformation:
+    """Each network of {network: parameters} with an optimizer of its own."""
+
+    def init(params):
+        return {name: optimizers[name].init(params[name]) for name in params}
+
+    def update(grads, states, params):
+        done = {
+            name: optimizers[name].update(grads[name], states[name], params[name])
+            for name in params
+        }
+        return {k: v[0] for k, v in done.items()}, {k: v[1] for k, v in done.items()}
+
+    return optax.GradientTransformation(init, update)
+
+
+@dataclasses.dataclass(frozen=True)
+class MovingAverage:
+    """Exponential moving average of parameters, faster in the beginning, when nothing is learned.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)).
+
+    Attributes:
+        decay: in [0, 1).
+        first: n of the first update.
+    """
+
+    decay: float
+    first: int = 1
+
+    def update(self, ema: Tree, params: Tree, step: jax.Array) -> Tree:
+        """The average after step `step` (from 0) gave `params`, for the networks in `ema`."""
+        n = jnp.asarray(step + self.first, jnp.float32)
+        decay = jnp.minimum(jnp.float32(self.decay), (1 + n) / (10 + n))
+        params = {name: params[name] for name in ema}
+        return jax.tree.map(lambda e, p: e * decay + p * (1 - decay), ema, params)

@@ -21,17 +21,23 @@ from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.runtime.sharding import on_host
+from caphuman_jax.training.recipe import Evaluation
+from caphuman_jax.training.state import Tree
 
 HEADS = ("own", "yaw=-20", "yaw=20", "smile=0.8", "light=left", "random")
 
 
 class Previews:
-    """Recipe hooks `evaluate` and `pictures` of people in held-out photos.
+    """An evaluator: pictures of people in held-out photos, and numbers of `statistics.PREVIEWED`.
 
-    model: with all networks that pictures need; photos: (H, W, 3) uint8, one person each, those
-    without a usable face are left out;
-    networks: (trained on the host, {name: frozen networks}) → {network: parameters}; per_person:
-    pictures of each."""
+    Args of the constructor:
+        model: with all networks that pictures need.
+        photos: (H, W, 3) uint8, one person each; those without a usable face are left out.
+        networks: (trained on the host, {name: frozen networks}) → {network: parameters}.
+        per_person: pictures of each person.
+        steps: of the sampler, the model's own where None.
+        dtype: of what is computed; where None, float32 on CPUs, else bfloat16.
+    """
 
     def __init__(
         self,
@@ -54,30 +60,18 @@ class Previews:
             dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
         )
         self.pipe: Pipeline | None = None
-        self.made: tuple[int, dict[str, float], np.ndarray | None] = (-1, {}, None)
 
-    def evaluate(self, params: dict, frozen: dict, step: int) -> dict[str, float]:
-        """Numbers of `statistics.PREVIEWED`."""
-        return self._make(params, frozen, step)[1]
+    def __call__(self, params: Tree, frozen: Tree, step: int) -> Evaluation:
+        """Metrics, and the image "sheet", a person a row; the same requests and seeds every time."""
+        trained = on_host(params)  # on every host; the first alone makes pictures, on one device
+        if jax.process_index() > 0:
+            return Evaluation({})
+        metrics, sheet = self._evaluate_samples(trained, frozen)
+        return Evaluation(metrics, {} if sheet is None else {"sheet": sheet})
 
-    def pictures(self, params: dict, frozen: dict, step: int) -> dict[str, np.ndarray]:
-        """{"sheet": a person a row}."""
-        sheet = self._make(params, frozen, step)[2]
-        return {} if sheet is None else {"sheet": sheet}
-
-    def _make(self, params, frozen, step: int):
-        if self.made[0] != step:
-            trained = on_host(
-                params
-            )  # every host; the first alone makes pictures, on a device of its own
-            self.made = (
-                (step, *self._show(trained, frozen))
-                if jax.process_index() == 0
-                else (step, {}, None)
-            )
-        return self.made
-
-    def _show(self, trained: dict, frozen: dict) -> tuple[dict[str, float], np.ndarray | None]:
+    def _evaluate_samples(
+        self, trained: Tree, frozen: Tree
+    ) -> tuple[dict[str, float], np.ndarray | None]:
         device = jax.local_devices()[0]
         params = jax.device_put(on_local(self.networks(trained, frozen)), device)
         with jax.default_device(device):
@@ -148,10 +142,12 @@ class Previews:
             ]
             for number, subject in enumerate(subjects)
         ]
-        return chosen(statistics.compute(head_model, subjects, outcomes)), report.sheet(rows)
+        return select_metrics(statistics.compute(head_model, subjects, outcomes)), report.sheet(
+            rows
+        )
 
 
-def chosen(results: dict) -> dict[str, float]:
+def select_metrics(results: dict) -> dict[str, float]:
     """The numbers of `statistics.PREVIEWED` in `statistics.compute`'s, where there are any."""
     found = {name: statistics.at(results, place) for name, place in statistics.PREVIEWED.items()}
     return {

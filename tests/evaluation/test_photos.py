@@ -12,10 +12,10 @@ from PIL import Image
 from records_standin import write_standin
 
 from caphuman_jax.cli import evaluate
-from caphuman_jax.cli.train import _held_out
 from caphuman_jax.errors import CapHumanError, DataError, PhotoError
 from caphuman_jax.evaluation import bulk, photos
 from caphuman_jax.pipeline import loading
+from caphuman_jax.training.run import held_out_metadata
 from caphuman_jax.weights import model_folder
 from data_pipeline.prepare import beam_pipeline, finalize, workdir
 from data_pipeline.records.reader import RecordsFolder, held_out_rule
@@ -150,7 +150,9 @@ def test_training_writes_the_rule(prepared, tmp_path):
     rule = {"rule": "records", "fingerprint": manifest["fingerprint"]}
     outer = records.path.parent.parent
     assert (
-        _held_out({"data": str(outer)}) == _held_out({"data": records.path}) == {"held_out": rule}
+        held_out_metadata({"data": str(outer)})
+        == held_out_metadata({"data": records.path})
+        == {"held_out": rule}
     )
-    assert _held_out({"data": tmp_path})["held_out"]["fingerprint"] is None
-    assert _held_out({"data": ""}) == _held_out({}) == {}
+    assert held_out_metadata({"data": tmp_path})["held_out"]["fingerprint"] is None
+    assert held_out_metadata({"data": ""}) == held_out_metadata({}) == {}

@@ -60,7 +60,7 @@ def test_the_same_loss_however_it_is_shared(tmp_path, one, mode, devices, fsdp):
     assert len(found) == 12 and found[-1] < 0.7 * found[0]
     np.testing.assert_allclose(found, one[0], rtol=0, atol=1e-5)
     # Shared as asked for, in truth:
-    kernel = {part: jax.tree.leaves(state[part])[1] for part in ("params", "ema")}
+    kernel = {part: jax.tree.leaves(getattr(state, part))[1] for part in ("params", "ema")}
     parts = {
         part: len({str(shard.index) for shard in leaf.addressable_shards})
         for part, leaf in kernel.items()

@@ -110,8 +110,8 @@ def test_two_processes_are_one_run(tmp_path):
         "--config.loop.sharding=fsdp",
         "--config.loop.fsdp=8",
         "--config.loop.save_every=6",
-        "--config.loop.evaluate_every=6",
-        "--config.loop.best=loss",
+        "--config.evaluators.held_out.every=6",
+        "--config.loop.best=held_out/loss",
     )
     both = pair(tmp_path / "two", *options)
     said = [finish(process) for process in both]

@@ -9,7 +9,8 @@ import pytest
 from flax import traverse_util
 
 from caphuman_jax.models import registry
-from caphuman_jax.training import control, trainable
+from caphuman_jax.training import trainable
+from caphuman_jax.training.objective import Batch, Noise, Objective, make_loss
 from caphuman_jax.weights.names import PREFIXES, table
 
 BATCH, SIDE = 2, 16
@@ -27,28 +28,28 @@ def test_gradients_of_the_step_are_the_originals(parity):
         labels, [0, 7, 8, 9, 14, 15, 16, 17, 18]
     )  # background, ears, neck, clothes, hair and hat are not
     clean = np.asarray(parity.image("in/x0", (BATCH, 4, SIDE, SIDE)))
-    batch = {
-        "hints": parity.image("in/loss_hint", (BATCH, 9, 8 * SIDE, 8 * SIDE)),
-        "region": jnp.asarray(face[..., None], jnp.float32),
-        "moments": jnp.asarray(
+    batch = Batch(
+        hints=parity.image("in/loss_hint", (BATCH, 9, 8 * SIDE, 8 * SIDE)),
+        region=jnp.asarray(face[..., None], jnp.float32),
+        moments=jnp.asarray(
             np.concatenate(
                 [clean / np.float32(model.vae.scaling_factor), np.full_like(clean, -1e4)], axis=-1
             )
         ),
-        "text": parity.tokens("in/text", (BATCH, 77, 64)),
-        "image_tokens": parity.tokens("in/image_tokens", (BATCH, 257, 96)),
-        "recognition": parity.tokens("in/id", (BATCH, 1, 512))[:, 0],
-    }
+        text=parity.tokens("in/text", (BATCH, 77, 64)),
+        image_tokens=parity.tokens("in/image_tokens", (BATCH, 257, 96)),
+        recognition=parity.tokens("in/id", (BATCH, 1, 512))[:, 0],
+    )
     noise = parity.image("in/noise", (BATCH, 4, SIDE, SIDE))
-    draws = {
-        "timestep": jnp.asarray([801, 37]),
-        "noise": noise,
-        "latent_noise": noise,
-        "identity_until": jnp.zeros(BATCH),
-    }
-    loss = control.make_loss(model, graphs, control.ControlTraining(dtype="float32"))
+    noise = Noise(
+        timestep=jnp.asarray([801, 37]),
+        noise=noise,
+        latent_noise=noise,
+        identity_until=jnp.zeros(BATCH),
+    )
+    loss = make_loss(model, graphs, Objective(), jnp.float32)
     (total, metrics), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
-        trained, frozen, batch, draws
+        trained, frozen, batch, noise
     )
     np.testing.assert_allclose(total, recorded["loss"], rtol=1e-5)
     assert float(metrics["denoise"] + metrics["mask"]) == pytest.approx(float(total))

@@ -15,7 +15,7 @@ from caphuman_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from caphuman_jax.training import diffusion
+from caphuman_jax.training.recipes.mini import MiniTraining
 from data_pipeline.loading import augment
 
 
@@ -26,7 +26,7 @@ def strict_dtypes(request):
     """
     whole_step = request.module.__name__.rpartition(".")[2] in (
         "test_autoencoder",
-        "test_diffusion",
+        "test_mini_step",
         "test_mini",
     )
     with jax.numpy_dtype_promotion("standard" if whole_step else "strict"):
@@ -86,11 +86,11 @@ def tiny():
 @pytest.fixture(scope="session")
 def training():
     """A few steps of 8 pictures: enough for the mask to open and CapFace to learn behind it."""
-    return diffusion.DiffusionTraining(
+    return MiniTraining(
         steps=16,
-        batch=8,
+        batch_size=8,
         learning_rate=1e-3,
-        warmup=1,
+        warmup_steps=1,
         augment=augment.AugmentConfig(roll_degrees=5.0),
     )
 

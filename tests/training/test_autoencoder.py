@@ -1,6 +1,9 @@
 """The autoencoder's losses against plain NumPy, and a run of a few steps."""
 
 import dataclasses
+import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import pytest
 from flax import nnx
 
 from caphuman_jax.runtime import sharding
+from caphuman_jax.training import loop
 from caphuman_jax.training.recipes import autoencoder
 
 
@@ -37,37 +41,50 @@ def test_padding_does_not_count():
     )
 
 
-@pytest.mark.slow
-def test_a_short_run_learns_and_the_latents_can_be_centered(tiny):
+@pytest.fixture(scope="module")
+def photos():
     y, x = np.mgrid[:64, :64]
     phases = np.random.default_rng(0).random((6, 3)) * 6
-    pictures = np.stack(
-        [
-            np.stack([127 + 90 * np.sin(x / 9 + p) * np.cos(y / 11 + p) for p in row], -1)
-            for row in phases
-        ]
-    ).astype(np.uint8)
-    covered = np.tile(np.array([0, 0, 64, 64], np.float32), (6, 1))
+    wave = lambda phase: 127 + 90 * np.sin(x / 9 + phase) * np.cos(y / 11 + phase)
+    return np.stack([np.stack([wave(p) for p in row], -1) for row in phases]).astype(np.uint8)
+
+
+def make_recipe(tiny, photos, mesh, **changes):
     cfg = autoencoder.AutoencoderTraining(
-        steps=60,
-        batch=4,
-        size=32,
-        warmup=5,
-        learning_rate=3e-3,
-        adversarial_weight=0.3,
-        adversarial_start=40,
-        adversarial_ramp=10,
+        **{"batch_size": 4, "size": 32, "warmup_steps": 5, "learning_rate": 3e-3, **changes}
     )
-    lines = []
+    covered = np.tile(np.array([0, 0, 64, 64], np.float32), (6, 1))
+    return autoencoder.AutoencoderRecipe(tiny.vae, cfg, photos, covered, mesh=mesh)
+
+
+def run(recipe, folder, mesh, log=lambda line: None, **kinds):
+    cfg = loop.LoopConfig(**{"tensorboard": False, "log_every": 1, "save_every": 0, **kinds})
+    return loop.run(recipe, None, cfg, folder, mesh, log=log)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_a_short_run_learns_and_the_latents_can_be_centered(tiny, photos, tmp_path):
     mesh = sharding.make_mesh(devices=jax.devices()[:2])
-    graph, params, _ = autoencoder.train(
-        cfg, tiny.vae, pictures, covered, mesh=mesh, log=lines.append
+    recipe = make_recipe(
+        tiny,
+        photos,
+        mesh,
+        steps=60,
+        adversarial_weight=0.3,
+        adversarial_start_step=40,
+        adversarial_ramp_steps=10,
     )
-    l1 = [float(line.split(" l1 ")[1].split()[0]) for line in lines]
+    state = run(recipe, tmp_path, mesh).state
+    l1 = [line["l1"] for line in lines(tmp_path)]
     assert min(l1[-5:]) < 0.6 * l1[0]
-    params = jax.device_get(nnx.to_pure_dict(params))
-    centered, vae_cfg = autoencoder.center_latents(graph, params, tiny.vae, pictures, 32)
-    images = jnp.asarray(pictures[:, 16:48, 16:48] / 127.5 - 1, jnp.float32)
+    assert set(state.params) == {"vae", "discriminator"} and set(state.ema) == {"vae"}
+    params, graph = jax.device_get(state.ema["vae"]), recipe._graphs["vae"]
+    centered, vae_cfg = autoencoder.center_latents(graph, params, tiny.vae, photos, 32)
+    images = jnp.asarray(photos[:, 16:48, 16:48] / 127.5 - 1, jnp.float32)
 
     def round_trip(p):
         vae = nnx.merge(graph, jax.tree.map(jnp.asarray, p))
@@ -76,5 +93,38 @@ def test_a_short_run_learns_and_the_latents_can_be_centered(tiny):
 
     (_, before), (latents, after) = round_trip(params), round_trip(centered)
     np.testing.assert_allclose(np.asarray(before), np.asarray(after), atol=0.05)  # bfloat16 compute
-    assert np.abs(np.asarray(latents).mean((0, 1, 2)) * vae_cfg.scale).max() < 0.02
+    assert np.abs(np.asarray(latents).mean((0, 1, 2)) * vae_cfg.scaling_factor).max() < 0.02
     assert dataclasses.replace(vae_cfg, scaling_factor=1.0) == tiny.vae
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_stopped_run_is_saved_and_resumes_to_the_same_weights(
+    tiny, photos, tmp_path, number, code
+):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    recipe = make_recipe(tiny, photos, mesh, steps=6)
+    said = []
+
+    def log(line):
+        said.append(line)
+        if line.startswith("step 3/"):
+            os.kill(os.getpid(), number)
+
+    stopped = run(recipe, tmp_path / "a", mesh, log)
+    assert stopped.exit_code == code and stopped.step < 6
+    assert f"saved at step {stopped.step} of 6" in said[-1]
+    resumed = run(recipe, tmp_path / "a", mesh, said.append)
+    whole = run(recipe, tmp_path / "b", mesh)
+    assert f"resumed at step {stopped.step}" in said and resumed.exit_code == 0
+    same = jax.tree.map(lambda a, b: (a == b).all(), resumed.state, whole.state)
+    assert all(jax.tree.leaves(same))
+
+
+def test_a_nan_stops_the_run_with_its_batch(tiny, photos, tmp_path):
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    recipe = make_recipe(tiny, photos, mesh, steps=6, learning_rate=float("inf"))
+    result = run(recipe, tmp_path, mesh)
+    assert result.exit_code == 1 and result.state is None
+    with np.load(tmp_path / f"nan-{result.step}" / "batch-0.npz") as batch:
+        assert batch["images"].shape == (4, 32, 32, 3) and np.isfinite(batch["images"]).all()
+    assert not list((tmp_path / "checkpoints").iterdir())

@@ -2,6 +2,7 @@
 what does not fit, what cannot be written.
 """
 
+import dataclasses
 import gc
 import json
 import os
@@ -17,8 +18,9 @@ import tiny_recipe
 from caphuman_jax.errors import DataError
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training import loop
-from caphuman_jax.training.checkpoints import Checkpoints, checksum, differences
+from caphuman_jax.training.checkpoints import Checkpoints, checksum
 from caphuman_jax.training.recipe import tree_hash
+from caphuman_jax.training.run_folder import differences
 
 # Where reading or writing fails, Orbax leaves coroutines behind that nobody waits for.
 pytestmark = pytest.mark.filterwarnings(
@@ -46,7 +48,7 @@ def state():
     """A state whose every number differs."""
     rng = np.random.default_rng(0)
     drawn = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), SHAPES)
-    return sharding.place(drawn | {"step": np.int32(7)}, places("zero", 8, 2))
+    return sharding.place(dataclasses.replace(drawn, step=np.int32(7)), places("zero", 8, 2))
 
 
 def equal(a, b):
@@ -138,7 +140,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(state, tmp_pat
     damage(tmp_path / "c" / "9")
     told = []
     found, run = restore(tmp_path / "c", log=told.append)
-    assert run["step"] == 8 and equal(found["params"], state["params"])
+    assert run["step"] == 8 and equal(found.params, state.params)
     assert (
         len(told) == 1
         and "WARNING: the checkpoint of step 9" in told[0]
@@ -178,7 +180,7 @@ def test_no_whole_checkpoint_is_no_fresh_start(state, tmp_path):
 def test_what_does_not_fit_is_named_key_by_key(state, tmp_path):
     save(tmp_path / "c", state, 9)
     other = tiny_recipe.recipe().abstract_state()
-    net = other["params"]["net"]
+    net = other.params["net"]
     net["third"] = net.pop("second")
     net["first"]["bias"] = jax.ShapeDtypeStruct((161,), jnp.float32)
     with pytest.raises(DataError) as told:
@@ -234,7 +236,7 @@ def test_the_average_is_read_without_devices(state, tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", read_only=True)
     params, run = checkpoints.read_average(9)
     assert (
-        equal(params, state["ema"])
+        equal(params, state.ema)
         and run["step"] == 9
         and all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(params))
     )
@@ -247,23 +249,25 @@ def test_the_average_is_read_without_devices(state, tmp_path):
 
 
 def test_a_state_without_an_average(state, tmp_path):
-    bare = state | {"ema": {}}
+    bare = dataclasses.replace(state, ema={})
     save(tmp_path / "c", bare, 9)
     assert not (tmp_path / "c" / "9" / "ema").exists()
     found, _ = restore(
-        tmp_path / "c", shapes=SHAPES | {"ema": {}}, shardings=places() | {"ema": {}}
+        tmp_path / "c",
+        shapes=dataclasses.replace(SHAPES, ema={}),
+        shardings=dataclasses.replace(places(), ema={}),
     )
-    assert found["ema"] == {} and equal(found["opt"], state["opt"])
+    assert found.ema == {} and equal(found.opt_state, state.opt_state)
     checkpoints = Checkpoints(tmp_path / "c", read_only=True)
-    assert equal(checkpoints.read_average(9)[0], state["params"])
+    assert equal(checkpoints.read_average(9)[0], state.params)
     checkpoints.close()
 
 
 def test_checkpoints_of_a_run_hold_no_frozen_weight_and_frozen_weights_stay(tmp_path, monkeypatch):
     on_device = []
-    close = loop._Training.close
+    close = loop._Loop.close
     monkeypatch.setattr(
-        loop._Training, "close", lambda self: on_device.append(self.frozen) or close(self)
+        loop._Loop, "close", lambda self: on_device.append(self.frozen) or close(self)
     )
     loop.run(
         RECIPE,
@@ -286,7 +290,7 @@ def test_checkpoints_of_a_run_hold_no_frozen_weight_and_frozen_weights_stay(tmp_
     assert {name.split("/")[0] for name in run["arrays"]} == {"params", "ema", "opt"}
     numbers = sum(int(np.prod(leaf["shape"])) for leaf in run["arrays"].values())
     assert numbers == sum(
-        x.size for x in jax.tree.leaves({k: v for k, v in SHAPES.items() if k != "step"})
+        x.size for x in jax.tree.leaves((SHAPES.params, SHAPES.ema, SHAPES.opt_state))
     )
     metadata = [
         json.loads(path.read_text())

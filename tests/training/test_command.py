@@ -2,6 +2,7 @@
 by flags and cluster variables.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,10 +11,14 @@ import numpy as np
 import pytest
 
 from caphuman_jax.cli import app
-from caphuman_jax.cli.train import read_config, recipe_module
 from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.runtime import compile_cache
 from caphuman_jax.runtime.distributed import distributed_arguments, first_node
+from caphuman_jax.training.loop import LoopConfig
+from caphuman_jax.training.recipes.autoencoder import AutoencoderTraining
+from caphuman_jax.training.recipes.capface import CapFaceTraining
+from caphuman_jax.training.recipes.mini import MiniTraining
+from caphuman_jax.training.run_config import from_config, read_config, recipe_module
 
 
 def test_overrides_keep_the_types_of_the_configuration():
@@ -47,6 +52,33 @@ def test_overrides_keep_the_types_of_the_configuration():
 def test_a_wrong_override_is_told(entry, words):
     with pytest.raises(CapHumanError, match=words):
         read_config("mini", [entry])
+
+
+@pytest.mark.parametrize("name", ["mini", "sd15", "sd15_tpu"])
+def test_a_configuration_shows_every_number(name):
+    """Its entries are the settings' fields, with nothing left to a default that is not seen."""
+    config = read_config(name)
+    settings = {"loop": LoopConfig, "training": CapFaceTraining}
+    if name == "mini":
+        settings |= {"training": MiniTraining, "autoencoder": AutoencoderTraining}
+    for part, cls in settings.items():
+        assert set(config[part]) == {field.name for field in dataclasses.fields(cls)}, part
+        from_config(cls, config[part], part)
+    if name == "sd15":  # whose defaults are the original's
+        assert from_config(CapFaceTraining, config.training, "training") == CapFaceTraining()
+
+
+@pytest.mark.parametrize(
+    "entries, words",
+    [
+        ({"stepz": 3}, "loop.stepz is not a setting; known: log_every"),
+        ({"keep": "two"}, "loop.keep is 'two'; it is of type int"),
+        ({"tensorboard": 1}, "loop.tensorboard is 1; it is of type bool"),
+    ],
+)
+def test_settings_that_there_are_not_are_refused(entries, words):
+    with pytest.raises(SettingError, match=words):
+        from_config(LoopConfig, entries, "loop")
 
 
 def test_no_such_configuration():
@@ -126,7 +158,7 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path, capsys):
 
 def test_exit_codes_and_one_line(tmp_path, capsys):
     assert train(tmp_path / "a", "--config.training.bad_at=2") == 1
-    assert "loss of step 3 is not a number" in capsys.readouterr().out
+    assert "loss of step 3 is NaN or infinite" in capsys.readouterr().out
     assert train(tmp_path / "b", "--config.data=missing") == 2
     assert capsys.readouterr().err == "caphuman: error: no such records\n"
     assert train(tmp_path / "c", "--process-id", "0") == 2

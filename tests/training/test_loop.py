@@ -2,6 +2,7 @@
 step.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,7 @@ import tiny_recipe
 from caphuman_jax.errors import DataError, SettingError
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training import loop
+from caphuman_jax.training.recipe import Evaluation, Evaluator, make_evaluators
 
 QUIET = {"tensorboard": False, "log_every": 4}
 
@@ -21,7 +23,7 @@ def run(folder, recipe=None, batches=None, log=lambda line: None, devices=1, **k
     cfg = loop.LoopConfig(**QUIET | {k: v for k, v in kinds.items() if k != "profile"})
     return loop.run(
         recipe,
-        batches or tiny_recipe.Numbered(recipe.batch),
+        batches or tiny_recipe.Numbered(recipe.batch_size),
         cfg,
         folder,
         sharding.make_mesh(devices=jax.devices()[:devices]),
@@ -30,35 +32,33 @@ def run(folder, recipe=None, batches=None, log=lambda line: None, devices=1, **k
     )
 
 
-def test_look_then_save_then_fetch_then_step(tmp_path):
+def test_evaluate_then_save_then_fetch_then_step(tmp_path):
     order = []
-    plain = tiny_recipe.recipe(tiny_recipe.Training(steps=4))
+    recipe = tiny_recipe.recipe(tiny_recipe.Training(steps=4), {"held_out": 2, "previews": 2})
     noted = lambda name, function: (
         lambda *args: order.append(f"{name} {args[2]}") or function(*args)
     )
-    recipe = tiny_recipe.recipe(
-        tiny_recipe.Training(steps=4),
-        evaluate=noted("evaluate", plain.evaluate),
-        pictures=noted("pictures", plain.pictures),
-    )
-    training = loop._Training
+    for name, entry in recipe.evaluators.items():
+        changed = dataclasses.replace(entry, evaluate=noted(name, entry.evaluate))
+        recipe.evaluators[name] = changed
+    training = loop._Loop
     before = training.save, training.fetch
     try:
         training.save = lambda self: order.append(f"save {self.step}") or before[0](self)
         training.fetch = lambda self: order.append(f"fetch {self.step}") or before[1](self)
-        run(tmp_path, recipe, evaluate_every=2, pictures_every=2, save_every=2)
+        run(tmp_path, recipe, save_every=2)
     finally:
         training.save, training.fetch = before
     assert order == [
         "fetch 0",
         "fetch 1",
-        "evaluate 2",
-        "pictures 2",
+        "held_out 2",
+        "previews 2",
         "save 2",
         "fetch 2",
         "fetch 3",
-        "evaluate 4",
-        "pictures 4",
+        "held_out 4",
+        "previews 4",
         "save 4",
     ]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
@@ -67,73 +67,86 @@ def test_look_then_save_then_fetch_then_step(tmp_path):
     ]
 
 
+def evaluator(every, metrics):
+    """metrics: step → {name: number}."""
+    return Evaluator(every, lambda params, frozen, step: Evaluation(metrics(step)))
+
+
 def test_an_evaluation_belongs_to_its_own_step(tmp_path):
-    run(
-        tmp_path,
-        tiny_recipe.recipe(evaluate=lambda params, frozen, step: {"loss": {3: 0.2}.get(step, 0.5)}),
-        evaluate_every=3,
-        save_every=5,
-        best="loss",
-    )
+    evaluators = {"held_out": evaluator(3, lambda step: {"loss": {3: 0.2}.get(step, 0.5)})}
+    recipe = tiny_recipe.recipe(evaluators=evaluators)
+    run(tmp_path, recipe, save_every=5, best="held_out/loss")
     kept = {
         path.name: json.loads((path / "metrics" / "metrics").read_text())
         for path in (tmp_path / "checkpoints").iterdir()
     }
     # The best, saved although no checkpoint was due, and the newest two.
-    assert (
-        set(kept) == {"3", "10", "12"}
-        and kept["3"] == {"loss": 0.2}
-        and "loss" not in kept["10"]
-        and kept["12"] == {"loss": 0.5}
-    )
+    assert set(kept) == {"3", "10", "12"} and kept["3"] == {"held_out/loss": 0.2}
+    assert "held_out/loss" not in kept["10"] and kept["12"] == {"held_out/loss": 0.5}
 
 
 def test_an_evaluation_has_bands(tmp_path):
     bands = {"loss_by_time": np.asarray([2.0, 0.0]), "loss_by_time_count": np.asarray([4.0, 0.0])}
-    told = []
-    run(
-        tmp_path,
-        tiny_recipe.recipe(evaluate=lambda *_: {"loss": np.float32(0.5), **bands}),
-        log=told.append,
-        evaluate_every=12,
-        best="loss",
-    )
+    evaluators = {"held_out": evaluator(12, lambda step: {"loss": np.float32(0.5), **bands})}
+    said = []
+    recipe = tiny_recipe.recipe(evaluators=evaluators)
+    run(tmp_path, recipe, log=said.append, best="held_out/loss")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines[-1] == {"step": 12, "evaluation/loss": 0.5, "evaluation/loss_by_time": [0.5, None]}
-    assert "step 12 evaluation: loss 0.5" in told
+    assert lines[-1] == {"step": 12, "held_out/loss": 0.5, "held_out/loss_by_time": [0.5, None]}
+    assert "step 12 held_out: loss 0.5" in said
     assert json.loads((tmp_path / "checkpoints" / "12" / "metrics" / "metrics").read_text()) == {
-        "loss": 0.5
+        "held_out/loss": 0.5
     }
 
 
-def test_numbers_of_pictures_count_for_the_best(tmp_path):
-    """They come with the pictures; what is measured without pictures comes as often as it is asked
-    for, and both may be of one step.
-    """
-    recipe = tiny_recipe.recipe(
-        tiny_recipe.Training(steps=6),
-        judge=lambda params, frozen, step: {"likeness": {3: 0.9}.get(step, 0.1)},
-    )
-    told = []
+def test_evaluators_have_intervals_of_their_own_and_any_metric_may_be_the_best(tmp_path):
+    evaluators = {
+        "held_out": evaluator(2, lambda step: {"loss": 0.5}),
+        "previews": evaluator(3, lambda step: {"likeness": {3: 0.9}.get(step, 0.1)}),
+        "never": evaluator(0, lambda step: {"loss": 1.0}),
+    }
+    said = []
     run(
         tmp_path,
-        recipe,
-        log=told.append,
-        evaluate_every=2,
-        pictures_every=3,
+        tiny_recipe.recipe(tiny_recipe.Training(steps=6), evaluators=evaluators),
+        log=said.append,
         save_every=0,
-        best="likeness",
+        best="previews/likeness",
         best_highest=True,
         keep=1,
     )
-    evaluations = [line for line in told if "evaluation" in line]
-    assert [("loss" in line, "likeness" in line) for line in evaluations] == [
-        (True, False),
-        (False, True),
-        (True, False),
-        (True, True),
-    ]
+    evaluations = [line.split(": ")[0] for line in said if "held_out" in line or "previews" in line]
+    expected = ["step 2 held_out", "step 3 previews", "step 4 held_out"]
+    assert evaluations == [*expected, "step 6 held_out", "step 6 previews"]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "6"]
+
+
+def test_evaluators_of_a_configuration():
+    known = {"held_out": lambda pictures: print, "previews": lambda: None}
+    found = make_evaluators(
+        {"held_out": {"every": 5, "pictures": 3}, "previews": {"every": 2}}, known
+    )
+    assert found == {"held_out": Evaluator(5, print)}  # there is nothing to preview
+    assert make_evaluators({"held_out": {"every": 0, "pictures": 3}}, known) == {}
+    for wrong, words in (
+        ({"hold_out": {"every": 1}}, "evaluators.hold_out is not known; known: held_out"),
+        ({"held_out": {"every": 1, "photos": 2}}, "evaluators.held_out: .*pictures"),
+        ({"held_out": {"every": -1, "pictures": 1}}, "number of steps"),
+    ):
+        with pytest.raises(SettingError, match=words):
+            make_evaluators(wrong, known)
+
+
+def test_nothing_is_sent_to_the_devices_by_a_step(tmp_path):
+    """Rows that were not placed on the devices stop the run, for they slow down every step."""
+    recipe = tiny_recipe.recipe()
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        before = sharding.place_batch
+        try:
+            sharding.place_batch = lambda rows, mesh: rows
+            run(tmp_path, recipe)
+        finally:
+            sharding.place_batch = before
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -144,8 +157,8 @@ def test_operations_of_a_step(monkeypatch, tmp_path, devices):
     found = []
     monkeypatch.setattr(
         loop,
-        "Report",
-        lambda *args, flops, report=loop.Report, **named: (
+        "MetricWriter",
+        lambda *args, flops, report=loop.MetricWriter, **named: (
             found.append(flops) or report(*args, flops=flops, **named)
         ),
     )
@@ -179,7 +192,7 @@ def test_numbers_that_are_none_stop_the_run_with_evidence(tmp_path):
     result = run(tmp_path, recipe, log=told.append, save_every=5)
     assert result.exit_code == 1 and result.state is None and result.step == 7
     assert (
-        told[-1].startswith("caphuman: error: loss of step 7 is not a number")
+        told[-1].startswith("caphuman: error: loss of step 7 is NaN or infinite")
         and "step 5 stays" in told[-1]
     )
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5"]
@@ -200,14 +213,11 @@ def test_parameters_that_are_none_are_never_saved(tmp_path):
     plain = tiny_recipe.recipe()
 
     def step(state, frozen, batch):
-        after, metrics = plain.step(state, frozen, batch)
-        return after, metrics | {
-            "gradient": jax.numpy.where(
-                after["step"] == 5, jax.numpy.float32(jax.numpy.inf), metrics["gradient"]
-            )
-        }
+        after, metrics = plain.train_step(state, frozen, batch)
+        norm = jax.numpy.where(after.step == 5, jax.numpy.inf, metrics["grad_norm"])
+        return after, metrics | {"grad_norm": norm}
 
-    result = run(tmp_path, tiny_recipe.recipe(step=step), save_every=5)
+    result = run(tmp_path, tiny_recipe.recipe(train_step=step), save_every=5)
     assert result.exit_code == 1 and not list((tmp_path / "checkpoints").glob("*"))
 
 
@@ -242,19 +252,19 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 
 
 def test_no_step_is_waited_for(tmp_path, monkeypatch):
-    """Metrics are looked at when `AHEAD` further steps are under way, and never sooner between two
+    """Metrics are looked at when `STEPS_IN_FLIGHT` further steps are under way, and never sooner between two
     lines of the report.
     """
     looked = []
-    before = loop._Training.check_oldest
+    before = loop._Loop.check_oldest
     monkeypatch.setattr(
-        loop._Training,
+        loop._Loop,
         "check_oldest",
         lambda self: looked.append((self.pending[0][0], self.step)) or before(self),
     )
     run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=9)), log_every=100, save_every=0)
     assert looked[0] == (1, 1)  # the first line
-    assert looked[1:6] == [(step, step + loop.AHEAD) for step in range(2, 7)]
+    assert looked[1:6] == [(step, step + loop.STEPS_IN_FLIGHT) for step in range(2, 7)]
 
 
 def test_a_trace_is_written(tmp_path):

@@ -12,8 +12,9 @@ import pytest
 from caphuman_jax.cli import app
 from caphuman_jax.models import registry
 from caphuman_jax.runtime import sharding
-from caphuman_jax.training import diffusion, loop
+from caphuman_jax.training import loop
 from caphuman_jax.training.recipes import mini
+from caphuman_jax.training.resident_batches import resident, sample_batch
 from caphuman_jax.weights.model_folder import load_params, read_config, verify_model
 
 
@@ -27,42 +28,39 @@ def run(folder, recipe, mesh, **kinds):
 
 def test_what_a_broken_step_drew_is_written(tiny, training, data, vae_params, tmp_path):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    plain = mini.recipe(tiny, training, vae_params, data, mesh)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), plain.shapes) == jax.tree.map(
+    plain = mini.MiniRecipe(tiny, training, vae_params, data, mesh)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), plain.param_shapes) == jax.tree.map(
         lambda x: (x.shape, x.dtype), plain.init_params()
     )
-    broken = dataclasses.replace(
-        plain,
-        step=lambda state, frozen, _: (
-            state | {"step": state["step"] + 1},
-            {"loss": jax.numpy.float32(np.nan)},
-        ),
+    plain.train_step = lambda state, frozen, _: (
+        dataclasses.replace(state, step=state.step + 1),
+        {"loss": jax.numpy.float32(np.nan)},
     )
-    result, _ = run(tmp_path, broken, mesh)
+    result, _ = run(tmp_path, plain, mesh)
     assert result.exit_code == 1
-    batch = diffusion.draw(
-        mini.resident(data),
-        jax.random.split(diffusion.step_key(training, 0), 3)[0],
+    batch = sample_batch(
+        resident(data),
+        jax.random.split(mini.step_key(training, 0), 3)[0],
         training,
         tiny.image_size,
     )
     with np.load(tmp_path / "nan-1" / "batch-0.npz") as written:
-        assert set(written.files) == set(batch)
-        np.testing.assert_array_equal(written["token_ids"], batch["token_ids"])
-        np.testing.assert_allclose(written["pictures"], batch["pictures"], atol=1e-4)
+        assert set(written.files) == {name for name, x in vars(batch).items() if x is not None}
+        np.testing.assert_array_equal(written["token_ids"], batch.token_ids)
+        np.testing.assert_allclose(written["photo"], batch.photo, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_the_same_loss_on_one_and_eight_devices_in_float32(
     tiny, training, data, vae_params, tmp_path
 ):
-    cfg = dataclasses.replace(training, steps=2, batch=8, dtype="float32")
+    cfg = dataclasses.replace(training, steps=2, batch_size=8, dtype="float32")
 
     def losses(mode, devices, fsdp):
         mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
         lines = run(
             tmp_path / f"{mode}{devices}",
-            mini.recipe(tiny, cfg, vae_params, data, mesh),
+            mini.MiniRecipe(tiny, cfg, vae_params, data, mesh),
             mesh,
             sharding=mode,
             fsdp=fsdp,
@@ -89,9 +87,10 @@ def get_config():
                         cross_attention_dim=16, groups=8),
         capface=CapFaceConfig(hint_widths=(8, 8, 16)), text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, embed_width=4),
         vae=VAEConfig(patch=2, encoder_channels=8, decoder_channels=8, channel_multipliers=(1, 2), blocks_per_level=1, latent_channels=3, groups=4, scaling_factor=1.0)).to_dict()
-    config.autoencoder.update({"steps": 2, "batch": 4, "size": 32})
-    config.training.update({"steps": 2, "batch": 4})
-    config.loop.update({"log_every": 1, "evaluate_every": 2, "pictures_every": 2})
+    config.autoencoder.update({"steps": 2, "batch_size": 4, "size": 32})
+    config.training.update({"steps": 2, "batch_size": 4})
+    config.evaluators.held_out.every = config.evaluators.previews.every = 2
+    config.loop.log_every = 1
     return config
 """
 
@@ -130,18 +129,18 @@ def test_from_records_to_a_model_folder_on_the_command_line(tmp_path, capsys, mo
         and "step 2/2 · loss" in said
         and f"{workdir / 'model'} after 2 steps" in said
     )
-    assert "step 2 evaluation: denoise" in said
+    assert "step 2 held_out: denoise" in said
     evaluation = [
         line
         for line in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-        if "evaluation/loss" in line
+        if "held_out/loss" in line
     ]
-    assert len(evaluation[0]["evaluation/loss_by_time"]) == 10
+    assert len(evaluation[0]["held_out/loss_by_time"]) == 10
     assert verify_model(workdir / "model") is None and list((workdir / "tensorboard").iterdir())
     # The frozen autoencoder is what it was, to the bits that a model folder keeps.
     shapes = {"vae": registry.abstract(read_config(workdir / "model"))["vae"][1]}
     before, after = (
-        load_params(workdir / name, shapes)["vae"] for name in ("autoencoder", "model")
+        load_params(workdir / name, shapes)["vae"] for name in ("autoencoder/model", "model")
     )
     assert all(
         jax.tree.leaves(jax.tree.map(lambda a, b: np.array_equal(np.float16(a), b), before, after))

@@ -39,7 +39,7 @@ def test_time_is_looked_at_now_and_then(monkeypatch):
 
 @pytest.mark.parametrize(
     "number, code, words",
-    [(signal.SIGTERM, 75, "told to stop"), (signal.SIGINT, 130, "interrupted")],
+    [(signal.SIGTERM, 75, "asked to stop"), (signal.SIGINT, 130, "interrupted")],
 )
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_later(tmp_path, number, code, words):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -56,7 +56,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_later(tmp_path, number, co
 
     stopped = run(tmp_path / "a", log)
     assert stopped.exit_code == code and stopped.step == 7
-    assert told[-1] == f"{words}: saved at step 7 of 12; the same command goes on from here"
+    assert told[-1] == f"{words}: saved at step 7 of 12; rerun the same command to resume"
     assert [path.name for path in (tmp_path / "a" / "checkpoints").iterdir()] == ["7"]
     finished, undisturbed = run(tmp_path / "a", told.append), run(tmp_path / "b", lambda line: None)
     assert "resumed at step 7" in told and finished.exit_code == 0

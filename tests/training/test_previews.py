@@ -19,7 +19,7 @@ def test_numbers_that_few_people_do_not_tell_are_left_out():
         "pose": {"yaw": {"all": {"median": one}}},
         "expression": {name: {"all": {"median": one}} for name in ("smile", "jawOpen")},
     }
-    assert previews.chosen(results) == {
+    assert previews.select_metrics(results) == {
         "face_found": 1.0,
         "yaw_error": 2.5,
         "smile_error": 2.5,
@@ -49,10 +49,10 @@ def test_a_sheet_of_the_shipped_model_on_a_mesh():
         steps=2,
     )
     with jax.numpy_dtype_promotion("standard"):
-        found, sheets = shown.evaluate(trained, frozen, 100), shown.pictures(trained, frozen, 100)
-        again = shown.pictures(trained, frozen, 200)
+        first, again = shown(trained, frozen, 100), shown(trained, frozen, 200)
+    found, sheet = first.metrics, first.images["sheet"]
     assert (
         found["face_found"] in (0.0, 0.5, 1.0) and found.get("yaw_error", 0) < 60
     )  # two steps make rough pictures
-    assert sheets["sheet"].dtype == np.uint8 and sheets["sheet"].shape[2] == 3
-    np.testing.assert_array_equal(sheets["sheet"], again["sheet"])  # the same seeds every time
+    assert sheet.dtype == np.uint8 and sheet.shape[2] == 3
+    np.testing.assert_array_equal(sheet, again.images["sheet"])  # the same seeds every time

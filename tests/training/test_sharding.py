@@ -15,6 +15,7 @@ from caphuman_jax.config import SD15
 from caphuman_jax.errors import SettingError
 from caphuman_jax.models import registry
 from caphuman_jax.runtime import sharding
+from caphuman_jax.training.state import TrainState
 
 ALL = ("data", "fsdp")
 
@@ -30,7 +31,7 @@ def sd15():
     }
     params = {name: networks[name] for name in registry.TRAINABLE}
     state = jax.eval_shape(
-        lambda p: {"params": p, "ema": p, "opt": optax.adamw(1e-4).init(p), "step": jnp.int32(0)},
+        lambda p: TrainState.create(p, optax.adamw(1e-4)),
         params,
     )
     return state, {
@@ -51,23 +52,23 @@ PINNED = {
     "replicated": {
         f"params/{LARGE}": P(),
         f"ema/{LARGE}": P(),
-        f"opt/0/mu/{LARGE}": P(),
+        f"opt_state/0/mu/{LARGE}": P(),
         "step": P(),
     },
     "zero": {
         f"params/{LARGE}": P(),
         f"ema/{LARGE}": P(None, None, None, ALL),
-        f"opt/0/mu/{LARGE}": P(None, None, None, ALL),
-        "opt/0/nu/identity/image/kernel": P(ALL),
+        f"opt_state/0/mu/{LARGE}": P(None, None, None, ALL),
+        "opt_state/0/nu/identity/image/kernel": P(ALL),
         "step": P(),
-        "opt/0/count": P(),
+        "opt_state/0/count": P(),
         "ema/capface/encoder/down/1/res_0/conv_1/bias": P(),
     },
     "fsdp": {
         f"params/{LARGE}": P(None, None, None, ("fsdp",)),
-        f"opt/0/nu/{LARGE}": P(None, None, None, ("fsdp",)),
+        f"opt_state/0/nu/{LARGE}": P(None, None, None, ("fsdp",)),
         "params/identity/image/kernel": P(("fsdp",)),
-        "opt/0/count": P(),
+        "opt_state/0/count": P(),
     },
 }
 
@@ -145,11 +146,11 @@ def test_slices_come_first_and_hosts_keep_together():
         [2] * 4 + [3] * 4,
     ]
     assert sharding.by_batch(sharding.make_mesh(2, chips)).spec == P(("slice", "data", "fsdp"))
-    state = {"opt": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
+    state = {"opt_state": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
     # Nothing is split between slices: only gradients cross their slow network.
-    assert sharding.state_shardings(sharding.make_mesh(2, chips), state, "zero")["opt"].spec == P(
-        None, ALL
-    )
+    assert sharding.state_shardings(sharding.make_mesh(2, chips), state, "zero")[
+        "opt_state"
+    ].spec == P(None, ALL)
     with pytest.raises(SettingError, match="16 devices in 2 slices cannot be grouped by fsdp = 16"):
         sharding.make_mesh(16, chips)
 

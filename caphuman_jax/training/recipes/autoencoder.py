@@ -12,42 +12,71 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.resources
-import time
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
+from caphuman_jax.config import ModelConfig, VAEConfig
+from caphuman_jax.models import registry
 from caphuman_jax.models.vae import VAE
 from caphuman_jax.nn.compute_config import ComputeConfig
-from caphuman_jax.nn.initializers import HostRngs
+from caphuman_jax.nn.initializers import AbstractRngs, HostRngs
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training.onnx_to_jax import load_onnx
-from caphuman_jax.training.optimizer import average, update
+from caphuman_jax.training.optimizer import (
+    MovingAverage,
+    learning_rate_schedule,
+    make_adamw,
+    per_network,
+)
+from caphuman_jax.training.recipe import Recipe, Stage
+from caphuman_jax.training.run_config import from_config
+from caphuman_jax.training.state import TrainState, Tree
+from caphuman_jax.training.step import make_train_step
+from caphuman_jax.weights.model_folder import save_model
 from data_pipeline.loading import augment
+
+CHANGES = augment.AugmentConfig(scale=1.3, shift=0.12, roll_degrees=8.0)
+CENTERED = 512  # photos that the latents are centered on
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderTraining:
     """Everything that decides a run. Weights of the losses are relative to the mean absolute
-    difference.
+    difference of pixels.
+
+    Attributes:
+        steps: of the whole run.
+        batch_size: pictures of a step over all devices.
+        learning_rate: of AdamW, after `warmup_steps` steps; then cosine decay to a fiftieth.
+        size: height and width of the pictures.
+        edge_weight: of the differences of neighboring pixels.
+        feature_weight: of `feature_loss` with the recognizer's feature maps, 0 for none.
+        kl_weight: of the latents' divergence from unit normal ones.
+        adversarial_weight: share of the gradient at the picture that the discriminator gets, 0 for
+            no discriminator; it sets in at `adversarial_start_step`, over `adversarial_ramp_steps`.
+        latent_noise: noise added to the latents, in their standard deviations.
+        ema_decay: of the moving average of the parameters.
+        seed: decides everything random.
     """
 
     steps: int = 6000
-    batch: int = 64
+    batch_size: int = 64
     learning_rate: float = 4e-4
-    warmup: int = 200
+    warmup_steps: int = 200
     size: int = 256
     edge_weight: float = 1.0
     feature_weight: float = 0.0
     kl_weight: float = 1e-4
     adversarial_weight: float = 0.0
-    adversarial_start: int = 2000
-    adversarial_ramp: int = 1000
+    adversarial_start_step: int = 2000
+    adversarial_ramp_steps: int = 1000
     latent_noise: float = 0.1
-    ema: float = 0.999
+    ema_decay: float = 0.999
     seed: int = 0
 
 
@@ -101,87 +130,159 @@ def feature_loss(features, images, decoded):
     return total
 
 
-def make_step(
-    vae_def, disc_def, optimizer, disc_optimizer, cfg: AutoencoderTraining, features=None, mesh=None
-):
-    """One step: (state, images uint8 (N, S, S, 3), valid (N, 4), step) -> (state, metrics). Random
-    from (seed, step).
+class AutoencoderRecipe(Recipe):
+    """The autoencoder, and the discriminator where one is asked for, on photos that rest on the
+    devices.
+    """
 
-    `state` holds vae, disc, ema, opt and disc_opt. `features(images) -> list of maps` may be None;
-    the batch is split over the mesh."""
-
-    def batch_of(data, rectangles, key):
-        k = jax.random.split(key, 2)
-        index = jax.random.randint(k[0], (cfg.batch,), 0, data.shape[0])
-        change = augment.AugmentConfig(scale=1.3, shift=0.12, roll_degrees=8.0)
-        return sharding.over_batch(mesh, assemble)(
-            (data, rectangles), (index, augment.sample_transforms(k[1], cfg.batch, change))
+    def __init__(
+        self,
+        vae_cfg: VAEConfig,
+        cfg: AutoencoderTraining,
+        photos: np.ndarray,
+        covered: np.ndarray,
+        *,
+        features: Callable | None = None,
+        mesh=None,
+    ):
+        """
+        Args:
+            vae_cfg: the network's sizes.
+            cfg: everything that decides the run.
+            photos: (N, S, S, 3) uint8.
+            covered: (N, 4), the rectangle of each that is photo, in pixels.
+            features: images → list of feature maps, for `feature_loss`.
+            mesh: devices over which batches are split, None for one device.
+        """
+        self.vae_cfg, self.cfg, self._features, self._mesh = vae_cfg, cfg, features, mesh
+        abstract = {"vae": nnx.eval_shape(lambda: self._make_vae(AbstractRngs()))}
+        if cfg.adversarial_weight > 0:
+            abstract["discriminator"] = nnx.eval_shape(self._make_discriminator)
+        parts = {name: registry.split(network) for name, network in abstract.items()}
+        self._graphs = {name: graph for name, (graph, _) in parts.items()}
+        self.param_shapes = {name: shapes for name, (_, shapes) in parts.items()}
+        self.name = "autoencoder"
+        self.batch_size, self.steps = cfg.batch_size, cfg.steps
+        self.settings = {
+            "model": dataclasses.asdict(vae_cfg),
+            "training": dataclasses.asdict(cfg),
+            "photos": len(photos),
+        }
+        self.frozen = {"data": {"photos": photos, "covered": np.asarray(covered, np.float32)}}
+        rate = learning_rate_schedule(
+            "cosine",
+            cfg.learning_rate,
+            warmup=min(cfg.warmup_steps, cfg.steps // 10),
+            steps=cfg.steps,
+            end_ratio=0.02,
+        )
+        self._optimizer = per_network(
+            {
+                "vae": make_adamw(rate, b2=0.99, clip=1.0),
+                "discriminator": make_adamw(cfg.learning_rate * 0.5, b1=0.5, b2=0.95),
+            }
+        )
+        self._step = make_train_step(
+            self._inputs,
+            self._gradients,
+            self._optimizer,
+            keys=lambda step: jax.random.fold_in(jax.random.key(cfg.seed), step),
+            average=MovingAverage(cfg.ema_decay, first=0),
         )
 
-    def assemble(shared, split):
-        (data, rectangles), (index, change) = shared, split
-        coordinates = augment.source_coordinates(change, data.shape[1], cfg.size)
-        images = augment.warp(data[index], coordinates) / 127.5 - 1.0
-        return images, augment.valid_area(coordinates, rectangles[index])
+    def _make_vae(self, rngs) -> VAE:
+        return VAE(self.vae_cfg, ComputeConfig(jnp.bfloat16), rngs=rngs)
 
-    def forward(params, images, key):
-        vae = nnx.merge(vae_def, params)
-        mean, logvar = vae.encode(images)
-        mean, logvar = mean.astype(jnp.float32), jnp.clip(logvar.astype(jnp.float32), -30.0, 20.0)
-        spread = jax.lax.stop_gradient(jnp.std(mean)) * cfg.latent_noise
-        latents = mean + (jnp.exp(0.5 * logvar) + spread) * jax.random.normal(key, mean.shape)
-        kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1.0 - logvar)
-        return vae.decode(latents).astype(jnp.float32), kl, jnp.std(mean)
+    def _make_discriminator(self) -> PatchDiscriminator:
+        return PatchDiscriminator(dtype=jnp.bfloat16, rngs=nnx.Rngs(self.cfg.seed + 1))
 
-    def picture_loss(decoded, images, valid):
-        loss = reconstruction_loss(images, decoded, valid, cfg.edge_weight)
-        if features is not None:
-            loss += cfg.feature_weight * feature_loss(features, images, decoded)
-        return loss
+    def init_params(self) -> Tree:
+        with sharding.on_cpu():
+            made = {"vae": self._make_vae(HostRngs(jax.random.key(self.cfg.seed)))}
+            if "discriminator" in self.param_shapes:
+                made["discriminator"] = jax.jit(self._make_discriminator)()
+            return jax.device_get({name: registry.split(made[name])[1] for name in made})
 
-    def fooled(decoded, disc):
-        return -jnp.mean(nnx.merge(disc_def, disc)(decoded))
+    def init_state(self, params: Tree) -> TrainState:
+        return TrainState.create(params, self._optimizer, averaged=("vae",))
 
-    def discriminator_loss(disc, images, decoded):
-        model = nnx.merge(disc_def, disc)
-        real, fake = model(images), model(decoded)
-        return jnp.mean(jax.nn.relu(1.0 - real)) + jnp.mean(jax.nn.relu(1.0 + fake))
+    def train_step(self, state, frozen, rows):
+        return self._step(state, frozen, rows)
 
-    def step_fn(state, data, rectangles, step):
-        key = jax.random.fold_in(jax.random.key(cfg.seed), step)
-        k = jax.random.split(key, 2)
-        images, valid = sharding.constrain_batch(mesh)(batch_of(data, rectangles, k[0]))
-        (decoded, kl, spread), backward = jax.vjp(lambda p: forward(p, images, k[1]), state["vae"])
-        loss, towards = jax.value_and_grad(picture_loss)(decoded, images, valid)
-        disc, disc_opt, judged = state["disc"], state["disc_opt"], {}
-        if cfg.adversarial_weight > 0:
-            fooling = jax.grad(fooled)(decoded * valid, disc) * valid
+    def sampled_rows(self, frozen, step):
+        key = jax.random.fold_in(jax.random.key(self.cfg.seed), step)
+        images, valid, *_ = jax.jit(self._inputs)(frozen, {}, key, step)
+        return {"images": images, "valid": valid}
+
+    def _inputs(self, frozen, rows, key, step):
+        """(images in [-1, 1], 1 where they are photo, key of the latents' noise, step)."""
+        batch_key, noise_key = jax.random.split(key)
+        k = jax.random.split(batch_key)
+        cfg, data = self.cfg, frozen["data"]
+        index = jax.random.randint(k[0], (cfg.batch_size,), 0, data["photos"].shape[0])
+        change = augment.sample_transforms(k[1], cfg.batch_size, CHANGES)
+
+        def assemble(data, chosen):
+            index, change = chosen
+            coordinates = augment.source_coordinates(change, data["photos"].shape[1], cfg.size)
+            images = augment.warp(data["photos"][index], coordinates) / 127.5 - 1.0
+            return images, augment.valid_area(coordinates, data["covered"][index])
+
+        made = sharding.over_batch(self._mesh, assemble)(data, (index, change))
+        return *sharding.constrain_batch(self._mesh)(made), noise_key, step
+
+    def _gradients(self, params, frozen, images, valid, key, step):
+        """(metrics, gradients). The discriminator's gradient at the picture is scaled before it
+        goes on to the autoencoder, so this is not the gradient of one sum.
+        """
+        cfg, vae_graph = self.cfg, self._graphs["vae"]
+
+        def forward(params):
+            vae = nnx.merge(vae_graph, params)
+            mean, logvar = (x.astype(jnp.float32) for x in vae.encode(images))
+            logvar = jnp.clip(logvar, -30.0, 20.0)
+            extra = jax.lax.stop_gradient(jnp.std(mean)) * cfg.latent_noise
+            latents = mean + (jnp.exp(0.5 * logvar) + extra) * jax.random.normal(key, mean.shape)
+            kl = 0.5 * jnp.mean(mean**2 + jnp.exp(logvar) - 1.0 - logvar)
+            return vae.decode(latents).astype(jnp.float32), kl, jnp.std(mean)
+
+        def picture_loss(decoded):
+            loss = reconstruction_loss(images, decoded, valid, cfg.edge_weight)
+            if self._features is not None:
+                loss += cfg.feature_weight * feature_loss(self._features, images, decoded)
+            return loss
+
+        (decoded, kl, latent_std), backward = jax.vjp(forward, params["vae"])
+        loss, at_picture = jax.value_and_grad(picture_loss)(decoded)
+        metrics, grads = {"loss": loss}, {}
+        if "discriminator" in params:
+            judge = lambda params, images: nnx.merge(self._graphs["discriminator"], params)(images)
+            fool = lambda decoded: -jnp.mean(judge(params["discriminator"], decoded))
+            adversarial = jax.grad(fool)(decoded * valid) * valid
             # A fixed share of the gradient at the picture, whatever its own scale, and not all at
             # once.
             share = cfg.adversarial_weight * jnp.clip(
-                (step - cfg.adversarial_start) / cfg.adversarial_ramp, 0.0, 1.0
+                (step - cfg.adversarial_start_step) / cfg.adversarial_ramp_steps, 0.0, 1.0
             )
-            towards += (
-                share * jnp.sqrt(jnp.sum(towards**2) / (jnp.sum(fooling**2) + 1e-20)) * fooling
+            scale = jnp.sqrt(jnp.sum(at_picture**2) / (jnp.sum(adversarial**2) + 1e-20))
+            at_picture += share * scale * adversarial
+
+            def hinge(params):
+                real = judge(params, images * valid)
+                fake = judge(params, jax.lax.stop_gradient(decoded * valid))
+                return jnp.mean(jax.nn.relu(1.0 - real)) + jnp.mean(jax.nn.relu(1.0 + fake))
+
+            metrics["discriminator"], grads["discriminator"] = jax.value_and_grad(hinge)(
+                params["discriminator"]
             )
-            judged["disc"], d_grads = jax.value_and_grad(discriminator_loss)(
-                disc, images * valid, jax.lax.stop_gradient(decoded * valid)
-            )
-            disc, disc_opt = update(disc_optimizer, d_grads, disc_opt, disc)
-        (grads,) = backward((towards, jnp.float32(cfg.kl_weight), jnp.float32(0)))
-        parts = {
-            "loss": loss,
+        (grads["vae"],) = backward((at_picture, jnp.float32(cfg.kl_weight), jnp.float32(0)))
+        metrics |= {
             "l1": jnp.mean(jnp.abs(images - decoded) * valid),
             "mse": jnp.mean((images - decoded) ** 2 * valid) / (jnp.mean(valid) + 1e-6),
             "kl": kl,
-            "latent_std": spread,
+            "latent_std": latent_std,
         }
-        vae, opt = update(optimizer, grads, state["opt"], state["vae"])
-        ema = average(state["ema"], vae, cfg.ema, step)
-        parts |= judged
-        return {"vae": vae, "disc": disc, "ema": ema, "opt": opt, "disc_opt": disc_opt}, parts
-
-    return step_fn
+        return metrics, grads
 
 
 def recognizer_features():
@@ -215,81 +316,36 @@ def recognizer_features():
     return features
 
 
-def train(
-    cfg: AutoencoderTraining,
-    vae_cfg,
-    pictures,
-    rectangles,
-    *,
-    mesh=None,
-    minutes=None,
-    log=print,
-    features=None,
-):
-    """Runs the steps on the mesh (all devices by default); returns the static half, the averaged
-    weights and the configuration.
+def stage(config, workdir: Path, records: Callable) -> Stage:
+    """The autoencoder of a configuration such as configs/mini.py.
 
-    `minutes` sets the steps from the measured speed.
+    Args:
+        config: its `model`, `autoencoder` and `loop` count.
+        workdir: of this stage; the model folder is WORKDIR/model.
+        records: () → (records, numbers of those to train on, of those held out).
     """
-    vae_def, vae = nnx.split(
-        VAE(vae_cfg, ComputeConfig(jnp.bfloat16), rngs=HostRngs(jax.random.key(cfg.seed)))
-    )
-    disc_def, disc = nnx.split(
-        jax.jit(lambda: PatchDiscriminator(dtype=jnp.bfloat16, rngs=nnx.Rngs(cfg.seed + 1)))()
-    )
-    mesh = sharding.make_mesh() if mesh is None else mesh
-    everywhere = sharding.replicated(mesh)
-    vae, disc = jax.device_put((vae, disc), everywhere)
-    pictures, rectangles = jax.device_put(
-        (pictures, np.asarray(rectangles, np.float32)), everywhere
-    )
+    model = ModelConfig.from_dict(config.model.to_dict())
+    cfg = from_config(AutoencoderTraining, config.autoencoder, "autoencoder")
 
-    def build(cfg):
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0,
-            cfg.learning_rate,
-            min(cfg.warmup, cfg.steps // 10),
-            cfg.steps,
-            cfg.learning_rate * 0.02,
-        )
-        adam = functools.partial(optax.adamw, weight_decay=0.0)
-        optimizer = optax.chain(optax.clip_by_global_norm(1.0), adam(schedule, b1=0.9, b2=0.99))
-        disc_optimizer = adam(cfg.learning_rate * 0.5, b1=0.5, b2=0.95)
-        step = make_step(vae_def, disc_def, optimizer, disc_optimizer, cfg, features, mesh)
-        return optimizer, disc_optimizer, jax.jit(step, donate_argnums=0)
+    def build(mesh, log):
+        found, train_index, _ = records()
+        photos = found.pictures[train_index]
+        covered = found.covered[train_index] * photos.shape[1]
+        features = recognizer_features() if cfg.feature_weight > 0 else None
+        log(f"autoencoder: {len(photos)} photos to train on")
+        recipe = AutoencoderRecipe(model.vae, cfg, photos, covered, features=features, mesh=mesh)
+        return recipe, None
 
-    def begin(optimizer, disc_optimizer):
-        copy = functools.partial(jax.tree.map, jnp.copy)
-        return {
-            "vae": copy(vae),
-            "disc": copy(disc),
-            "ema": copy(vae),
-            "opt": optimizer.init(vae),
-            "disc_opt": disc_optimizer.init(disc),
-        }
+    def export(params, folder, metadata) -> None:
+        found, train_index, _ = records()
+        graph = registry.abstract(model, ComputeConfig(jnp.bfloat16), only=("vae",))["vae"][0]
+        some = found.pictures[train_index[:CENTERED]]
+        vae, vae_cfg = center_latents(graph, params["vae"], model.vae, some, cfg.size)
+        centered = dataclasses.replace(model, vae=vae_cfg)
+        save_model(folder, centered, {"vae": vae}, overwrite=True, metadata=metadata)
 
-    if minutes is not None:
-        optimizer, disc_optimizer, step = build(cfg)
-        state, began = begin(optimizer, disc_optimizer), None
-        for i in range(25):
-            if i == 5:
-                jax.block_until_ready(state)
-                began = time.perf_counter()
-            state, _ = step(state, pictures, rectangles, jnp.int32(i))
-        jax.block_until_ready(state)
-        seconds = (time.perf_counter() - began) / 20
-        steps = int(minutes * 60 / seconds)
-        log(f"{seconds * 1e3:.1f} ms a step of {cfg.batch}: {steps} steps in {minutes} minutes")
-        cfg = dataclasses.replace(cfg, steps=steps, adversarial_start=int(steps * 0.35))
-    optimizer, disc_optimizer, step = build(cfg)
-    state = begin(optimizer, disc_optimizer)
-    for i in range(cfg.steps):
-        state, parts = step(state, pictures, rectangles, jnp.int32(i))
-        if i % max(1, cfg.steps // 40) == 0 or i == cfg.steps - 1:
-            log(f"{i:6d} " + " ".join(f"{k} {float(v):.4f}" for k, v in parts.items()))
-            if not all(jnp.isfinite(v) for v in parts.values()):
-                raise FloatingPointError(f"the loss is not a number at step {i}")
-    return vae_def, state["ema"], cfg
+    loop = {**config.loop, "best": ""}
+    return Stage("autoencoder", workdir, loop, build, export)
 
 
 def center_latents(vae_def, params: dict, cfg, pictures, size: int = 256):
@@ -324,5 +380,5 @@ def center_latents(vae_def, params: dict, cfg, pictures, size: int = 256):
     )
     scale = float(1 / np.sqrt(np.mean((latents - mean) ** 2)))
     return params | {"quant": quant, "post_quant": back}, dataclasses.replace(
-        cfg, scale=round(scale, 6)
+        cfg, scaling_factor=round(scale, 6)
     )

@@ -1,154 +1,294 @@
-"""The small model's training as a recipe of the loop: its data rests on the devices, and each step
-draws its own batch from there.
+"""The small model's training as a recipe: UNet, CapFace, projector and text encoder from nothing, on
+a frozen autoencoder that is trained first. Its photos rest on the devices, and each step samples
+its own batch from there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from caphuman_jax.config import ModelConfig
+from caphuman_jax.diffusion import loss
 from caphuman_jax.errors import DataError
 from caphuman_jax.models import registry
+from caphuman_jax.models.capface import start_from_unet
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.runtime import flops, sharding
-from caphuman_jax.training import dataset, diffusion
+from caphuman_jax.training import dataset
+from caphuman_jax.training.objective import Batch, Noise, Objective, latent_shape, make_loss
+from caphuman_jax.training.optimizer import MovingAverage, learning_rate_schedule, make_adamw
 from caphuman_jax.training.previews import Previews
-from caphuman_jax.training.recipe import Recipe, tree_hash
+from caphuman_jax.training.recipe import Evaluation, Recipe, Stage, make_evaluators, tree_hash
 from caphuman_jax.training.recipes import autoencoder
+from caphuman_jax.training.resident_batches import resident, sample_batch
+from caphuman_jax.training.run_config import from_config
+from caphuman_jax.training.state import TrainState, Tree
+from caphuman_jax.training.step import gradients_of, make_train_step
 from caphuman_jax.weights.model_folder import load_params, read_config, save_model
 from data_pipeline.loading import augment
 
-ON_DEVICE = (
-    "pictures",
-    "covered",
-    "region",
-    "hints",
-    "tokens",
-    "vectors",
-    "partner",
-    "captions",
-    "grey",
-    "empty",
-    "features",
-    "person",
-    "background_ids",
-    "background_rgb",
-)
-HELD_OUT, PREVIEWED = (
-    64,
-    8,
-)  # photos of other people that the error is measured on, and of whom pictures are made
+TRAINED = ("unet", "capface", "identity", "text")
+HELD_OUT_STEP = 2**31 - 1  # held-out batches and their noise are those of this step
 
 
-def recipe(
-    model: ModelConfig,
-    cfg: diffusion.DiffusionTraining,
-    vae: dict,
-    data: dict,
-    mesh=None,
-    held_out: dict | None = None,
-    previews: Previews | None = None,
-) -> Recipe:
-    """Training of UNet, CapFace, projector and text encoder on `data` (`dataset.build`), with a
-    frozen autoencoder.
+@dataclasses.dataclass(frozen=True)
+class MiniTraining:
+    """Everything that decides a run.
 
-    held_out: as `data`, of other people, for the error that is reported beside the training's;
-    previews: pictures of them."""
-    networks = (*diffusion.TRAINED, "vae")
-    abstract = registry.abstract(model, ComputeConfig(cfg.dtype), only=networks)
-    graphs = {name: graph for name, (graph, _) in abstract.items()}
-    shapes = {name: abstract[name][1] for name in diffusion.TRAINED}
-    frozen = {"vae": jax.device_get(vae), "data": resident(data)}
-    if held_out is not None:
-        frozen["data_held_out"] = resident(held_out)
-    step = diffusion.make_step(model, graphs, cfg, mesh)
-    begin = lambda params: diffusion.begin(cfg, params)
-    plain = registry.abstract(model, ComputeConfig(cfg.dtype, attention="xla"), only=networks)
-    arithmetic = flops.count(
-        diffusion.make_step(model, {name: graph for name, (graph, _) in plain.items()}, cfg),
-        jax.eval_shape(begin, shapes),
-        {"vae": frozen["vae"]},
-        frozen["data"],
-    )
-    return Recipe(
-        name=f"{model.name} from nothing",
-        batch=cfg.batch,
-        steps=cfg.steps,
-        settings={"model": model.to_dict(), "training": dataclasses.asdict(cfg)},
-        init_params=lambda: _init_params(model, cfg),
-        shapes=shapes,
-        begin=begin,
-        step=lambda state, frozen, _: step(state, frozen, frozen["data"]),
-        frozen=frozen,
-        frozen_hashes={"vae": tree_hash(frozen["vae"])},
-        flops=arithmetic,
-        evaluate=None if held_out is None else _held_out_error(model, graphs, cfg, mesh),
-        pictures=None if previews is None else previews.pictures,
-        judge=None if previews is None else previews.evaluate,
-        redraw=lambda frozen, step: _redraw(model, cfg, frozen, step),
-        export=lambda params, folder, metadata: _save(
-            folder, model, params, frozen["vae"], metadata
-        ),
-    )
+    What guidance compares with, a picture without text, identity or control, is dropped together
+    more often than alone.
 
-
-def resident(data: dict) -> dict:
-    """What of `dataset.build` rests on every device, with the index of photos in color and
-    without.
+    Attributes:
+        steps: of the whole run.
+        batch_size: pictures of a step over all devices.
+        learning_rate: of AdamW, after `warmup_steps` steps; then cosine decay to a hundredth.
+        weight_decay: of AdamW, on matrices only.
+        grad_clip_norm: largest global norm of the gradient.
+        ema_decay: of the moving average of the parameters.
+        min_snr_gamma: see `timestep_weight`.
+        face_weight, feature_weight: how much the denoiser's error counts on the face, and on eyes,
+            brows and mouth, as against 1 elsewhere.
+        mask_weight: of the mask's error next to the denoiser's.
+        color_share: share of photos in color in a batch.
+        background_swap_prob: share of photos in color whose background gets another color, which
+            the caption then names.
+        no_text_prob: share of the pictures without their prompt.
+        no_identity_prob, no_control_prob: shares without identity and without CapFace, of pictures
+            with a prompt; with the ending _without_text, of those without one.
+        identity_dropout_prob: share of the pictures whose identity tokens are kept only from a
+            random timestep down.
+        identity_swap_prob: share of the pictures whose hints have the identity of another photo of
+            the person, or a mirrored albedo.
+        grayscale_prob: share of photos in color that are shown without.
+        seed: decides everything random.
+        dtype: "bfloat16" or "float32", of what is computed; weights are float32.
+        augment: changes of photo and hints.
     """
-    chosen = {name: data[name] for name in ON_DEVICE}
-    chosen["colour_index"] = np.flatnonzero(~data["grey"]).astype(np.int32)
-    chosen["grey_index"] = np.flatnonzero(data["grey"]).astype(np.int32)
-    for kind in ("colour_index", "grey_index"):
-        if not len(chosen[kind]):
-            chosen[kind] = np.arange(len(data["grey"]), dtype=np.int32)
-    return chosen
+
+    steps: int = 20000
+    batch_size: int = 1024
+    learning_rate: float = 4e-4
+    warmup_steps: int = 500
+    weight_decay: float = 0.01
+    grad_clip_norm: float = 1.0
+    ema_decay: float = 0.9995
+    min_snr_gamma: float = 5.0
+    face_weight: float = 2.0
+    feature_weight: float = 3.0
+    mask_weight: float = 1.0
+    color_share: float = 0.65
+    background_swap_prob: float = 0.4
+    no_text_prob: float = 0.12
+    no_identity_prob: float = 0.05
+    no_identity_prob_without_text: float = 0.2
+    identity_dropout_prob: float = 0.1
+    no_control_prob: float = 0.05
+    no_control_prob_without_text: float = 0.3
+    identity_swap_prob: float = 0.5
+    grayscale_prob: float = 0.08
+    seed: int = 0
+    dtype: str = "bfloat16"
+    augment: augment.AugmentConfig = augment.AugmentConfig()
 
 
-def _init_params(model: ModelConfig, cfg: diffusion.DiffusionTraining) -> dict:
-    """Drawn and kept on the host."""
-    with sharding.on_cpu():
-        return jax.device_get(diffusion.init_params(model, cfg)[1])
+class MiniRecipe(Recipe):
+    """All networks but the autoencoder's, on the photos of `dataset.build`."""
 
-
-def _held_out_error(model: ModelConfig, graphs: dict, cfg: diffusion.DiffusionTraining, mesh):
-    """(params, frozen, step) -> the loss on held-out people, with the same photos, noise and
-    timesteps every time.
-    """
-    cfg = dataclasses.replace(cfg, to_grey=0.0, replace_background=0.0, lent_identity=0.0)
-    loss = diffusion.make_loss(model, graphs, cfg)
-
-    @jax.jit
-    def error(params, vae, data):
-        k = jax.random.split(diffusion.step_key(cfg, 2**31 - 1), 3)
-        batch = diffusion.draw(data, k[0], cfg, model.image_size, mesh)
-        total, parts = loss(
-            params, batch, diffusion.latents_of(model, graphs, vae, batch["pictures"], k[1]), k[2]
+    def __init__(
+        self,
+        model: ModelConfig,
+        cfg: MiniTraining,
+        vae: Tree,
+        data: dict,
+        mesh=None,
+        held_out: dict | None = None,
+    ):
+        """
+        Args:
+            model: sizes of networks and pictures.
+            cfg: everything that decides the run.
+            vae: the autoencoder's parameters.
+            data: of `dataset.build`.
+            mesh: devices over which batches are split, None for one device.
+            held_out: as `data`, of other people, for `held_out_error`.
+        """
+        self.model, self.cfg, self._mesh = model, cfg, mesh
+        networks = (*TRAINED, "vae")
+        abstract = registry.abstract(model, ComputeConfig(cfg.dtype), only=networks)
+        graphs = {name: graph for name, (graph, _) in abstract.items()}
+        self.name = f"{model.name} from nothing"
+        self.batch_size, self.steps = cfg.batch_size, cfg.steps
+        self.settings = {"model": model.to_dict(), "training": dataclasses.asdict(cfg)}
+        self.param_shapes = {name: abstract[name][1] for name in TRAINED}
+        self.frozen = {
+            "vae": jax.device_get(vae),
+            "empty": {"ids": data["empty"]},
+            "data": resident(data),
+        }
+        if held_out is not None:
+            self.frozen["data_held_out"] = resident(held_out)
+        self.frozen_hashes = {"vae": tree_hash(self.frozen["vae"])}
+        self._optimizer = make_adamw(
+            learning_rate_schedule(
+                "cosine",
+                cfg.learning_rate,
+                warmup=min(cfg.warmup_steps, cfg.steps // 10),
+                steps=cfg.steps,
+            ),
+            b2=0.99,
+            weight_decay=cfg.weight_decay,
+            decay="matrices",
+            clip=cfg.grad_clip_norm,
         )
-        return {"loss": total} | parts
+        self._loss = self._make_loss(graphs)
+        self._step = self._make_step(self._loss, mesh)
+        plain = registry.abstract(model, ComputeConfig(cfg.dtype, attention="xla"), only=networks)
+        plain = self._make_loss({name: graph for name, (graph, _) in plain.items()})
+        step = self._make_step(plain, None)
+        self.flops = flops.count(step, self.abstract_state(), self.frozen, {})
 
-    return lambda params, frozen, step: jax.device_get(
-        error(params, frozen["vae"], frozen["data_held_out"])
+    def _make_loss(self, graphs) -> Callable:
+        cfg, prediction = self.cfg, self.model.diffusion.prediction_type
+        objective = Objective(
+            mask_weight=cfg.mask_weight,
+            timestep_weight=lambda alpha: timestep_weight(alpha, cfg, prediction),
+            face_weight=cfg.face_weight,
+            feature_weight=cfg.feature_weight,
+            area_per_picture=False,
+        )
+        return make_loss(self.model, graphs, objective, jnp.float32)
+
+    def _make_step(self, loss_fn: Callable, mesh) -> Callable:
+        return make_train_step(
+            functools.partial(self._inputs, self.cfg, "data", mesh),
+            gradients_of(loss_fn),
+            self._optimizer,
+            keys=functools.partial(step_key, self.cfg),
+            average=MovingAverage(self.cfg.ema_decay),
+        )
+
+    def init_params(self) -> Tree:
+        with sharding.on_cpu():
+            return jax.device_get(init_params(self.model, self.cfg))
+
+    def init_state(self, params: Tree) -> TrainState:
+        return TrainState.create(params, self._optimizer)
+
+    def train_step(self, state, frozen, rows):
+        return self._step(state, frozen, rows)
+
+    def _inputs(self, cfg, name, mesh, frozen, rows, key, step) -> tuple[Batch, Noise]:
+        """The batch of a step, sampled from the photos frozen under `name`."""
+        batch_key, latent_key, noise_key = jax.random.split(key, 3)
+        batch = sample_batch(frozen[name], batch_key, cfg, self.model.image_size, mesh)
+        batch = sharding.constrain_batch(mesh)(batch)
+        return batch, sample_noise(latent_key, noise_key, batch, self.model, cfg)
+
+    def sampled_rows(self, frozen, step):
+        key = jax.random.split(step_key(self.cfg, step), 3)[0]
+        sample = lambda data, key: sample_batch(data, key, self.cfg, self.model.image_size)
+        batch = jax.jit(sample)(frozen["data"], key)
+        return {name: value for name, value in vars(batch).items() if value is not None}
+
+    def held_out_error(self):
+        """The evaluation (params, frozen, step) → the loss on held-out people, with the same
+        photos, noise and timesteps every time.
+        """
+        unchanged = {"grayscale_prob": 0.0, "background_swap_prob": 0.0, "identity_swap_prob": 0.0}
+        cfg = dataclasses.replace(self.cfg, **unchanged)
+
+        @jax.jit
+        def error(params, frozen):
+            key = step_key(cfg, HELD_OUT_STEP)
+            batch, noise = self._inputs(cfg, "data_held_out", self._mesh, frozen, {}, key, None)
+            total, metrics = self._loss(params, frozen, batch, noise)
+            return {"loss": total, **metrics}
+
+        needed = ("vae", "empty", "data_held_out")
+
+        def evaluate(params, frozen, step) -> Evaluation:
+            frozen = {name: frozen[name] for name in needed}
+            return Evaluation(jax.device_get(error(params, frozen)))
+
+        return evaluate
+
+
+def step_key(cfg: MiniTraining, step) -> jax.Array:
+    """What everything random in a step comes from."""
+    return jax.random.fold_in(jax.random.key(cfg.seed), step)
+
+
+def sample_noise(latent_key, key, batch: Batch, model: ModelConfig, cfg: MiniTraining) -> Noise:
+    """The noise of a batch, and which of its pictures go without identity or control."""
+    k = jax.random.split(key, 6)
+    n, timesteps = batch.hints.shape[0], model.diffusion.num_timesteps
+    shape = (n, *latent_shape(model))
+    uniform = lambda key: jax.random.uniform(key, (n,))
+    share = lambda with_text, without: jnp.where(batch.without_text, without, with_text)
+    # Identity until a random timestep, or never, for some; always for most.
+    tau = jax.random.uniform(k[3], (n,), minval=1.0, maxval=float(timesteps))
+    until = jnp.where(uniform(k[2]) < cfg.identity_dropout_prob, tau, 0.0)
+    without_identity = uniform(k[4]) < share(
+        cfg.no_identity_prob, cfg.no_identity_prob_without_text
+    )
+    use_control = uniform(k[5]) >= share(cfg.no_control_prob, cfg.no_control_prob_without_text)
+    return Noise(
+        timestep=jax.random.randint(k[0], (n,), 0, timesteps),
+        noise=jax.random.normal(k[1], shape),
+        latent_noise=jax.random.normal(latent_key, shape),
+        identity_until=jnp.where(without_identity, -1.0, until),
+        use_control=use_control.astype(jnp.float32),
     )
 
 
-def _redraw(model: ModelConfig, cfg: diffusion.DiffusionTraining, frozen: dict, step: int) -> dict:
-    key = jax.random.split(diffusion.step_key(cfg, step), 3)[0]
-    return jax.jit(lambda data, key: diffusion.draw(data, key, cfg, model.image_size))(
-        frozen["data"], key
-    )
+def timestep_weight(alpha, cfg: MiniTraining, prediction: str):
+    """Weights (B,) of the squared error at signal levels alpha (B,).
+
+    For "epsilon" those of min-SNR. They say nothing of where only noise is left, which is where a
+    prompt decides most: for "v", x0's error counts min(SNR + 1, min_snr_gamma), so 1 at the noisy end
+    instead of 0."""
+    if prediction == "epsilon":
+        return loss.min_snr_weight(alpha, cfg.min_snr_gamma, prediction)
+    return jnp.minimum(1.0, cfg.min_snr_gamma * (1 - alpha))
 
 
-def build(config, workdir: Path, mesh, log) -> tuple[Recipe, None]:
-    """The recipe of a configuration such as configs/mini.py; trains the autoencoder first, in
-    WORKDIR/autoencoder, where there is none.
-    """
+def init_params(model: ModelConfig, cfg: MiniTraining) -> Tree:
+    """Freshly initialized parameters of the trained networks."""
+    networks = registry.init(model, jax.random.key(cfg.seed), ComputeConfig(cfg.dtype))
+    params = {name: networks[name][1] for name in TRAINED}
+    # Unit recognition vectors have small entries: bring their token to the scale of the others.
+    width = jnp.sqrt(jnp.float32(model.identity.recognition_width))
+    recognition = params["identity"]["recognition"]
+    recognition["kernel"] = recognition["kernel"] * width
+    params["capface"] = start_from_unet(params["capface"], params["unet"])
+    return params
+
+
+def stages(config, workdir: Path) -> list[Stage]:
+    """The autoencoder, in WORKDIR/autoencoder, then everything else."""
+    records = functools.cache(lambda: _records(config))
+    return [
+        autoencoder.stage(config, workdir / "autoencoder", records),
+        Stage(
+            name="denoiser",
+            workdir=workdir,
+            loop=config.loop,
+            build=functools.partial(_build, config, workdir, records),
+            export=functools.partial(export, config, workdir),
+        ),
+    ]
+
+
+def _records(config):
+    """(records, numbers of those to train on, of those held out)."""
     from data_pipeline.records.columns import load_records, training_split
 
     if not config.data:
@@ -157,74 +297,47 @@ def build(config, workdir: Path, mesh, log) -> tuple[Recipe, None]:
             "DIR"
         )
     records = load_records(config.data, config.model.image_size)
-    train_index, test_index = training_split(records)
+    return records, *training_split(records)
+
+
+def _build(config, workdir: Path, records, mesh, log) -> tuple[MiniRecipe, None]:
+    records, train_index, test_index = records()
     log(f"{len(train_index)} photos to train on, {len(test_index)} of other people held out")
-    model, vae = _autoencoder(config, workdir, records, train_index)
-    training = dict(config.training.to_dict())
-    training["augment"] = augment.AugmentConfig(**training["augment"])
-    cfg = diffusion.DiffusionTraining(**training)
+    model, vae = _autoencoder(workdir)
+    cfg = from_config(MiniTraining, config.training, "training")
     data = dataset.build(records, train_index, log=log)
-    held_out = (
-        dataset.build(records, test_index[:HELD_OUT], log=lambda line: None)
-        if len(test_index)
-        else None
-    )
-    previews = Previews(
-        model,
-        list(records.pictures[test_index[:PREVIEWED]]),
-        lambda trained, frozen: trained | {"vae": frozen["vae"]},
-    )
-    made = recipe(model, cfg, vae, data, mesh, held_out, previews if len(test_index) else None)
-    # The folder of the records may move; what is in it may not change while a run goes on.
-    photos = hashlib.sha256("\n".join(data["name"].tolist()).encode()).hexdigest()
-    return dataclasses.replace(made, settings=made.settings | {"photos": photos}), None
+    photos = config.evaluators.get("held_out", {}).get("pictures", 0)
+    held_out = None
+    if len(test_index) and photos:
+        held_out = dataset.build(records, test_index[:photos], log=lambda line: None)
+    recipe = MiniRecipe(model, cfg, vae, data, mesh, held_out)
+    # The folder of the records may move; what is in it may not change while a run is resumed.
+    recipe.settings["photos"] = hashlib.sha256(
+        "\n".join(data["name"].tolist()).encode()
+    ).hexdigest()
+    networks = lambda trained, frozen: trained | {"vae": frozen["vae"]}
+    known = {
+        "held_out": lambda pictures: recipe.held_out_error() if held_out is not None else None,
+        "previews": lambda people: (
+            Previews(model, list(records.pictures[test_index[:people]]), networks)
+            if len(test_index)
+            else None
+        ),
+    }
+    recipe.evaluators = make_evaluators(config.evaluators, known)
+    return recipe, None
 
 
-def _autoencoder(
-    config, workdir: Path, records, train_index: np.ndarray
-) -> tuple[ModelConfig, dict]:
-    """(configuration, weights) of the trained autoencoder."""
-    folder = workdir / "autoencoder"
-    if not (folder / "config.json").exists():
-        model = ModelConfig.from_dict(config.model.to_dict())
-        cfg = autoencoder.AutoencoderTraining(**config.autoencoder)
-        pictures = records.pictures[train_index]
-        graph, params, _ = autoencoder.train(
-            cfg,
-            model.vae,
-            pictures,
-            records.covered[train_index] * pictures.shape[1],
-            features=autoencoder.recognizer_features() if cfg.feature_weight > 0 else None,
-        )
-        params, vae_cfg = autoencoder.center_latents(
-            graph, jax.device_get(nnx.to_pure_dict(params)), model.vae, pictures[:512], cfg.size
-        )
-        if jax.process_index() == 0:
-            save_model(folder, dataclasses.replace(model, vae=vae_cfg), {"vae": params})
-    _together("autoencoder")
+def _autoencoder(workdir: Path) -> tuple[ModelConfig, Tree]:
+    """(configuration, parameters) of the trained autoencoder."""
+    folder = workdir / "autoencoder" / "model"
     model = read_config(folder)
-    return model, load_params(folder, {"vae": registry.abstract(model, only=("vae",))["vae"][1]})[
-        "vae"
-    ]
+    shapes = registry.abstract(model, only=("vae",))["vae"][1]
+    return model, load_params(folder, {"vae": shapes})["vae"]
 
 
-def export(config, workdir: Path, params: dict, folder: Path, metadata: dict) -> None:
+def export(config, workdir: Path, params: Tree, folder: Path, metadata: dict) -> None:
     """A model folder of the trained parameters and the autoencoder in WORKDIR."""
-    model = read_config(workdir / "autoencoder")
-    vae = load_params(
-        workdir / "autoencoder", {"vae": registry.abstract(model, only=("vae",))["vae"][1]}
-    )["vae"]
-    _save(folder, model, params, vae, metadata)
-
-
-def _save(folder: Path, model: ModelConfig, params: dict, vae: dict, metadata: dict) -> None:
-    save_model(
-        folder, model, params | {"vae": vae}, dtype=np.float16, overwrite=True, metadata=metadata
-    )
-
-
-def _together(name: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
+    model, vae = _autoencoder(workdir)
+    networks = params | {"vae": vae}
+    save_model(folder, model, networks, dtype=np.float16, overwrite=True, metadata=metadata)

@@ -12,13 +12,14 @@ import pytest
 from caphuman_jax.errors import DataError
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.runtime import sharding
-from caphuman_jax.training import diffusion, loop
+from caphuman_jax.training import loop
 from caphuman_jax.training.recipes import mini
+from caphuman_jax.training.resident_batches import join_captions, resident, sample_batch
 
 
 def place(data, mesh=None):
     return jax.device_put(
-        mini.resident(data),
+        resident(data),
         sharding.replicated(mesh or sharding.make_mesh(devices=jax.devices()[:1])),
     )
 
@@ -47,7 +48,7 @@ def train(
     mesh = mesh or sharding.make_mesh()
     cfg = loop.LoopConfig(save_every=save_every, log_every=log_every, tensorboard=False)
     return loop.run(
-        mini.recipe(tiny, training, vae_params, data, mesh), None, cfg, folder, mesh, log=log
+        mini.MiniRecipe(tiny, training, vae_params, data, mesh), None, cfg, folder, mesh, log=log
     ).state
 
 
@@ -74,7 +75,7 @@ def test_stopped_and_resumed_is_the_run_that_was_not(
             log_every=1,
             log=interrupt_after("step 4"),
         )
-    assert int(straight[1]["step"]) == training.steps
+    assert int(straight[1].step) == training.steps
     lines = []
     resumed = train(tiny, training, vae_params, data, tmp_path, log=lines.append)
     assert "resumed at step 3" in lines[0]
@@ -90,16 +91,14 @@ def interrupt_after(text):
 
 
 def test_other_settings_are_refused(tiny, training, data, vae_params, straight):
-    with pytest.raises(DataError, match="other settings: settings.training.steps was 16, is 17"):
+    with pytest.raises(DataError, match="of another run: settings.training.steps was 16, is 17"):
         train(tiny, dataclasses.replace(training, steps=17), vae_params, data, straight[0])
 
 
 def test_every_trained_parameter_gets_a_gradient_once_the_zero_convolutions_have_moved(
     tiny, training, straight
 ):
-    before, after = jax.device_get(
-        (diffusion.init_state(tiny, training)[1]["params"], straight[1]["params"])
-    )
+    before, after = jax.device_get((mini.init_params(tiny, training), straight[1].params))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after))
     # Decay alone moves weights too, but never more than its share.
     decayed = training.learning_rate * training.weight_decay * training.steps
@@ -117,7 +116,11 @@ def test_every_trained_parameter_gets_a_gradient_once_the_zero_convolutions_have
 
 def test_batches_pair_color_words_with_color(tiny, training, data):
     cfg = dataclasses.replace(
-        training, batch=64, to_grey=0.5, drop_text=0.0, replace_background=0.0
+        training,
+        batch_size=64,
+        grayscale_prob=0.5,
+        no_text_prob=0.0,
+        background_swap_prob=0.0,
     )
     marked = dict(
         data,
@@ -126,30 +129,35 @@ def test_batches_pair_color_words_with_color(tiny, training, data):
         ),
     )
     placed = place(marked)
-    batch = jax.jit(lambda d, k: diffusion.draw(d, k, cfg, tiny.image_size))(
+    batch = jax.jit(lambda d, k: sample_batch(d, k, cfg, tiny.image_size))(
         placed, jax.random.key(0)
     )
-    pictures = np.asarray(batch["pictures"])
+    pictures = np.asarray(batch.photo)
     grey = np.abs(pictures - pictures.mean(-1, keepdims=True)).max((1, 2, 3)) < 1e-3
     assert 0.2 < grey.mean() < 0.95
-    np.testing.assert_array_equal(np.asarray(batch["token_ids"])[:, 0] == 2, grey)
-    assert np.abs(pictures).max() <= 1.001 and batch["hints"].shape == (64, 32, 32, 9)
-    assert jnp.abs(batch["hints"][..., :3]).max() <= 1.45 and batch["hints"][..., 3:].min() >= 0
+    np.testing.assert_array_equal(np.asarray(batch.token_ids)[:, 0] == 2, grey)
+    assert np.abs(pictures).max() <= 1.001 and batch.hints.shape == (64, 32, 32, 9)
+    assert jnp.abs(batch.hints[..., :3]).max() <= 1.45 and batch.hints[..., 3:].min() >= 0
 
 
 def test_a_new_background_is_seen_and_named(tiny, training, data):
     cfg = dataclasses.replace(
-        training, batch=64, to_grey=0.0, drop_text=0.0, replace_background=1.0, color_share=1.0
+        training,
+        batch_size=64,
+        grayscale_prob=0.0,
+        no_text_prob=0.0,
+        background_swap_prob=1.0,
+        color_share=1.0,
     )
     captions = np.full(data["captions"].shape, 99, np.int32)
     captions[..., 0] = 1
     placed = place(dict(data, captions=captions))
-    batch = jax.jit(lambda d, k: diffusion.draw(d, k, cfg, tiny.image_size))(
+    batch = jax.jit(lambda d, k: sample_batch(d, k, cfg, tiny.image_size))(
         placed, jax.random.key(0)
     )
     # The person mask is empty, so the background is all that there is.
-    seen = np.asarray(batch["pictures"]).mean((1, 2)) / 2 + 0.5
-    ids = np.asarray(batch["token_ids"])
+    seen = np.asarray(batch.photo).mean((1, 2)) / 2 + 0.5
+    ids = np.asarray(batch.token_ids)
     assert set(ids[:, 0]) == {1} and set(ids[:, -1]) == {99}
     red, blue = (ids == 6).any(axis=1), (ids == 7).any(axis=1)
     assert (red != blue).all() and 10 < red.sum() < 54 and (ids == 5).any(axis=1).sum() > 10
@@ -168,16 +176,16 @@ def test_joined_captions_are_what_the_tokenizer_makes_of_the_whole_sentence():
         ", a dark blue background",
     )
     more = np.repeat(encode([second], 12)[:, 1:], len(first), axis=0)
-    joined = np.asarray(diffusion.join_captions(jnp.asarray(encode(first)), jnp.asarray(more)))
+    joined = np.asarray(join_captions(jnp.asarray(encode(first)), jnp.asarray(more)))
     np.testing.assert_array_equal(joined[:2], encode([sentence + second for sentence in first[:2]]))
     np.testing.assert_array_equal(joined[2], encode(first[2:])[0])  # full already
 
 
 def test_error_of_x0_counts_one_where_only_noise_is_left(training):
     alpha = np.array([0.0, 0.01, 0.5, 0.9, 0.999])
-    of_v = np.asarray(diffusion.noise_weight(jnp.asarray(alpha, jnp.float32), training, "v"))
+    of_v = np.asarray(mini.timestep_weight(jnp.asarray(alpha, jnp.float32), training, "v"))
     # An error e of x0 is an error e / sqrt(1 - alpha) of v, so its weight is that of v over 1 -
     # alpha.
     np.testing.assert_allclose(
-        of_v / (1 - alpha), np.minimum(alpha / (1 - alpha) + 1, training.min_snr), rtol=2e-5
+        of_v / (1 - alpha), np.minimum(alpha / (1 - alpha) + 1, training.min_snr_gamma), rtol=2e-5
     )

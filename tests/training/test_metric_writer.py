@@ -11,8 +11,8 @@ import pytest
 from caphuman_jax.errors import SettingError
 from caphuman_jax.io.images import read_png_metadata
 from caphuman_jax.runtime import device_specs
-from caphuman_jax.training import logging
-from caphuman_jax.training.logging import Report, progress_line, quotients
+from caphuman_jax.training import metric_writer
+from caphuman_jax.training.metric_writer import MetricWriter, progress_line, quotients
 
 
 def test_means_and_quotients():
@@ -26,7 +26,7 @@ def test_means_and_quotients():
 
 def test_the_line_says_how_fast_and_how_long():
     speed = {"samples_per_second": 128.0, "data_wait": 0.031, "mfu": 0.4567}
-    line = progress_line(100, 1100, {"loss": 0.123456, "gradient": 1.5}, speed, 64)
+    line = progress_line(100, 1100, {"loss": 0.123456, "grad_norm": 1.5}, speed, 64)
     assert (
         line
         == "step 100/1100 · loss 0.12346 · gradient 1.5 · 128 samples/s · MFU 45.7 % · waiting for "
@@ -40,16 +40,18 @@ def test_the_line_says_how_fast_and_how_long():
 
 def test_speed_utilization_and_waiting_are_of_the_steps_alone(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(logging.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(logging, "peak_flops", lambda kind: 1e12)
+    monkeypatch.setattr(metric_writer.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(metric_writer, "peak_flops", lambda kind: 1e12)
     told = []
-    seen = Report(tmp_path, batch=32, steps=100, flops=4e12, tensorboard=False, log=told.append)
+    seen = MetricWriter(
+        tmp_path, batch_size=32, steps=100, flops=4e12, tensorboard=False, log=told.append
+    )
     for _ in range(10):
         now[0] += 1.0
-        seen.waited(0.25)
+        seen.add_data_wait(0.25)
         seen.add({"loss": np.float32(2.0)})
     now[0] += 5.0
-    seen.apart(5.0)  # a checkpoint
+    seen.exclude_seconds(5.0)  # a checkpoint
     seen.write(10)
     seen.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
@@ -65,7 +67,9 @@ def test_lines_of_steps_taken_again_are_dropped(tmp_path):
     path.write_text(
         '{"step": 5, "loss": 1}\n{"step": 10, "loss": 2}\n{"step": 15, "loss": 3}\n{"step": 2'
     )
-    seen = Report(tmp_path, batch=1, steps=20, first=10, tensorboard=False, log=lambda line: None)
+    seen = MetricWriter(
+        tmp_path, batch_size=1, steps=20, first=10, tensorboard=False, log=lambda line: None
+    )
     seen.add({"loss": np.float32(4)})
     seen.write(11)
     seen.close()
@@ -90,7 +94,7 @@ def events(folder):
 
 
 def test_tensorboard_is_given_numbers_bands_and_pictures(tmp_path):
-    seen = Report(tmp_path, batch=4, steps=8, log=lambda line: None)
+    seen = MetricWriter(tmp_path, batch_size=4, steps=8, log=lambda line: None)
     seen.add(
         {
             "loss": np.float32(3.0),
@@ -99,8 +103,9 @@ def test_tensorboard_is_given_numbers_bands_and_pictures(tmp_path):
         }
     )
     seen.write(2)
-    seen.measured(2, {"identity": 0.75}, "evaluation")
-    seen.pictures(2, {"sheet": np.full((6, 5, 3), 200, np.uint8)})
+    seen.write_evaluation(
+        2, "previews", {"identity": 0.75}, {"sheet": np.full((6, 5, 3), 200, np.uint8)}
+    )
     seen.close()
     found = events(tmp_path / "tensorboard")
     numbers = {
@@ -112,7 +117,7 @@ def test_tensorboard_is_given_numbers_bands_and_pictures(tmp_path):
         numbers["loss"] == 3.0
         and numbers["loss_band/0"] == 0.5
         and "loss_band/1" not in numbers
-        and numbers["evaluation/identity"] == 0.75
+        and numbers["previews/identity"] == 0.75
     )
     (image,) = [value.image for tag, _, value in found if tag == "sheet"]
     assert (image.height, image.width) == (6, 5) and image.encoded_image_string.startswith(
@@ -126,10 +131,10 @@ def test_tensorboard_is_given_numbers_bands_and_pictures(tmp_path):
 )
 def test_a_missing_writer_is_told_before_training(tmp_path, monkeypatch, missing, kinds):
     monkeypatch.setattr(
-        logging.importlib.util, "find_spec", lambda name: None if name == missing else True
+        metric_writer.importlib.util, "find_spec", lambda name: None if name == missing else True
     )
     with pytest.raises(SettingError, match="pip install"):
-        Report(tmp_path, batch=1, steps=2, **kinds)
+        MetricWriter(tmp_path, batch_size=1, steps=2, **kinds)
     assert not list(tmp_path.iterdir())
 
 
@@ -149,11 +154,11 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
         )
 
     monkeypatch.setitem(sys.modules, "wandb", Module)
-    monkeypatch.setattr(logging, "check_writers", lambda *asked: None)
+    monkeypatch.setattr(metric_writer, "check_writers", lambda *asked: None)
     for first in (0, 1):
-        seen = Report(
+        seen = MetricWriter(
             tmp_path,
-            batch=1,
+            batch_size=1,
             steps=4,
             first=first,
             tensorboard=False,

@@ -1,17 +1,11 @@
-"""What a person sees of a run: the progress line, metrics.jsonl, TensorBoard, W&B, and where the
-run came from.
-"""
+"""What a person sees of a run: the progress line, metrics.jsonl, TensorBoard and W&B."""
 
 from __future__ import annotations
 
-import collections
 import datetime
 import importlib.util
 import json
 import math
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,21 +18,30 @@ from caphuman_jax.errors import SettingError
 from caphuman_jax.io import atomic
 from caphuman_jax.io.images import write_png
 from caphuman_jax.runtime.device_specs import peak_flops
-from caphuman_jax.version import __version__
 
 
-class Report:
+class MetricWriter:
     """Collects the metrics of steps and writes them; on every host but the first it does nothing.
 
-    batch: pictures of a step; steps: of the whole run; first: the step that the run starts or goes
-    on at; flops: of a step over all devices, None where unknown. Metrics: scalars, and vectors NAME
-    of sums with NAME_count, of which the quotients are written."""
+    Args of the constructor:
+        workdir: the run's folder.
+        batch_size: pictures of a step.
+        steps: of the whole run.
+        first: the step that the run starts or resumes at.
+        flops: of a step over all devices, None where unknown.
+        tensorboard: write event files.
+        wandb: project of Weights & Biases, "" for none.
+        settings: shown by W&B.
+        log: takes the lines for people.
+
+    Metrics are scalars, and vectors NAME of sums with NAME_count, whose quotients are written.
+    """
 
     def __init__(
         self,
         workdir: Path,
         *,
-        batch: int,
+        batch_size: int,
         steps: int,
         first: int = 0,
         flops: float | None = None,
@@ -47,13 +50,8 @@ class Report:
         settings: Mapping[str, Any] | None = None,
         log: Callable[[str], None] = print,
     ):
-        self.batch, self.steps, self.flops, self.log, self.workdir = (
-            batch,
-            steps,
-            flops,
-            log,
-            Path(workdir),
-        )
+        self.batch_size, self.steps, self.flops = batch_size, steps, flops
+        self.log, self.workdir = log, Path(workdir)
         self.writers = []
         if jax.process_index() == 0:
             check_writers(tensorboard, wandb)
@@ -68,12 +66,12 @@ class Report:
         self._sums: dict[str, np.ndarray] = {}
         self._count, self._from, self._waited, self._since = 0, step, 0.0, time.perf_counter()
 
-    def waited(self, seconds: float) -> None:
-        """So long a step waited for its data."""
+    def add_data_wait(self, seconds: float) -> None:
+        """A step waited that long for its data."""
         self._waited += seconds
 
-    def apart(self, seconds: float) -> None:
-        """So long something else was done (looking, saving): it does not count for the speed."""
+    def exclude_seconds(self, seconds: float) -> None:
+        """Something else took that long (evaluating, saving): it does not count for the speed."""
         self._since += seconds
 
     def add(self, metrics: Mapping[str, np.ndarray]) -> None:
@@ -89,7 +87,7 @@ class Report:
         seconds = max(time.perf_counter() - self._since, 1e-9)
         means = quotients(self._sums, self._count)
         speed = {
-            "samples_per_second": self.batch * (step - self._from) / seconds,
+            "samples_per_second": self.batch_size * (step - self._from) / seconds,
             "data_wait": self._waited / seconds,
         }
         peak = peak_flops(jax.devices()[0].device_kind)
@@ -97,33 +95,31 @@ class Report:
             speed["mfu"] = self.flops * (step - self._from) / seconds / (peak * jax.device_count())
         if self.writers:
             self._write(step, means | speed)
-            self.log(progress_line(step, self.steps, means, speed, self.batch))
+            self.log(progress_line(step, self.steps, means, speed, self.batch_size))
         self._begin(step)
 
-    def measured(self, step: int, values: Mapping[str, float | list], under: str) -> None:
-        """Further numbers, such as those of held-out people, named UNDER/NAME; the line names those
-        that are not lists.
+    def write_evaluation(
+        self,
+        step: int,
+        name: str,
+        metrics: Mapping[str, float | list],
+        images: Mapping[str, np.ndarray],
+    ) -> None:
+        """What an evaluator found: its numbers as NAME/METRIC and on a line of their own, its
+        images (H, W, 3) uint8 as WORKDIR/pictures/IMAGE-STEP.png and in TensorBoard and W&B.
         """
-        if self.writers:
-            self._write(step, {f"{under}/{name}": value for name, value in values.items()})
-            self.log(
-                f"step {step} {under}: "
-                + " ".join(
-                    f"{name} {value:.4g}"
-                    for name, value in values.items()
-                    if not isinstance(value, list)
-                )
-            )
-
-    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Pictures (H, W, 3) uint8 by name: WORKDIR/pictures/NAME-STEP.png, TensorBoard and W&B."""
         if not self.writers:
             return
-        (self.workdir / "pictures").mkdir(exist_ok=True)
-        for name, picture in pictures.items():
-            write_png(self.workdir / "pictures" / f"{name}-{step:08d}.png", picture)
+        if metrics:
+            self._write(step, {f"{name}/{metric}": value for metric, value in metrics.items()})
+            numbers = {m: value for m, value in metrics.items() if isinstance(value, float)}
+            self.log(f"step {step} {name}: " + " ".join(f"{m} {v:.4g}" for m, v in numbers.items()))
+        folder = self.workdir / "pictures"
+        for image, pixels in images.items():
+            folder.mkdir(exist_ok=True)
+            write_png(folder / f"{image}-{step:08d}.png", pixels)
         for writer in self.writers:
-            writer.pictures(step, pictures)
+            writer.images(step, images)
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         for writer in self.writers:
@@ -163,16 +159,16 @@ def quotients(sums: Mapping[str, np.ndarray], count: int) -> dict[str, Any]:
 
 
 def progress_line(
-    step: int, steps: int, means: Mapping[str, Any], speed: Mapping[str, float], batch: int
+    step: int, steps: int, means: Mapping[str, Any], speed: Mapping[str, float], batch_size: int
 ) -> str:
     """One line for people."""
     parts = [f"step {step}/{steps}", f"loss {means.get('loss', math.nan):.5g}"]
-    parts += [f"{name} {means[name]:.3g}" for name in ("gradient",) if name in means]
+    parts += [f"gradient {means['grad_norm']:.3g}"] if "grad_norm" in means else []
     parts.append(f"{speed['samples_per_second']:.4g} samples/s")
     parts += [f"MFU {100 * speed['mfu']:.1f} %"] if "mfu" in speed else []
     parts.append(f"waiting for data {100 * speed['data_wait']:.1f} %")
     if speed["samples_per_second"] > 0 and step < steps:
-        left = round((steps - step) * batch / speed["samples_per_second"])
+        left = round((steps - step) * batch_size / speed["samples_per_second"])
         parts.append(f"{datetime.timedelta(seconds=left)} left")
     return " · ".join(parts)
 
@@ -199,7 +195,7 @@ class _Lines:
         )
         self.file.flush()
 
-    def pictures(self, step: int, pictures) -> None:
+    def images(self, step: int, images) -> None:
         pass
 
     def close(self) -> None:
@@ -233,9 +229,9 @@ class _TensorBoard:
         for name, value in _flat(values).items():
             self.writer.add_scalar(name, value, step)
 
-    def pictures(self, step: int, pictures) -> None:
-        for name, picture in pictures.items():
-            self.writer.add_image(name, picture, step, dataformats="HWC")
+    def images(self, step: int, images) -> None:
+        for name, image in images.items():
+            self.writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         self.writer.close()
@@ -263,10 +259,8 @@ class _WandB:
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         self.run.log(_flat(values), step=step)
 
-    def pictures(self, step: int, pictures) -> None:
-        self.run.log(
-            {name: self.wandb.Image(picture) for name, picture in pictures.items()}, step=step
-        )
+    def images(self, step: int, images) -> None:
+        self.run.log({name: self.wandb.Image(image) for name, image in images.items()}, step=step)
 
     def close(self) -> None:
         self.run.finish()
@@ -283,44 +277,3 @@ def _flat(values: Mapping[str, Any]) -> dict[str, float]:
         )
         flat |= {key: v for key, v in entries.items() if v is not None}
     return flat
-
-
-def git_state() -> dict[str, Any]:
-    """{"commit", "dirty": changed files} of the checkout that this code runs from; {} where it is
-    none.
-    """
-    here = ["git", "-C", str(Path(__file__).resolve().parent)]
-    try:
-        commit = subprocess.run(
-            [*here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=20, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            [*here, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": commit, "dirty": [line[3:] for line in changed.stdout.splitlines()]}
-
-
-def note_start(workdir: Path, step: int) -> None:
-    """Adds a line to WORKDIR/starts.jsonl: when, at which step, by which code, versions and
-    devices.
-    """
-    kinds = collections.Counter(device.device_kind for device in jax.devices())
-    entry = {
-        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "step": step,
-        "arguments": sys.argv[1:],
-        "caphuman_jax": __version__,
-        "git": git_state(),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "devices": dict(kinds),
-        "hosts": jax.process_count(),
-    }
-    with open(Path(workdir) / "starts.jsonl", "a") as file:
-        file.write(json.dumps(entry) + "\n")

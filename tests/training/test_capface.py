@@ -17,9 +17,11 @@ from caphuman_jax.config import CapFaceConfig
 from caphuman_jax.errors import SettingError
 from caphuman_jax.models import registry
 from caphuman_jax.runtime import flops, sharding
-from caphuman_jax.training import control, trainable
-from caphuman_jax.training.control import ControlTraining
-from caphuman_jax.training.recipes import capface
+from caphuman_jax.training import trainable
+from caphuman_jax.training.objective import Batch, Objective, make_loss
+from caphuman_jax.training.optimizer import learning_rate_schedule, make_adamw
+from caphuman_jax.training.recipes import capface, capface_run
+from caphuman_jax.training.recipes.capface import CapFaceRecipe, CapFaceTraining
 
 BATCH = 16
 
@@ -85,17 +87,17 @@ def empty(model):
 @pytest.fixture(scope="module")
 def recipe_of(model, base, batch, empty):
     def make(mesh=None, **changes):
-        cfg = ControlTraining(
+        cfg = CapFaceTraining(
             **{
-                "batch": BATCH,
+                "batch_size": BATCH,
                 "dtype": "float32",
-                "start": "base",
+                "init_from": "base",
                 "learning_rate": 1e-2,
                 **changes,
             }
         )
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
-        return capface.make_recipe(
+        return CapFaceRecipe(
             model,
             cfg,
             {name: base[name] for name in ("unet", "capface", "identity")},
@@ -114,8 +116,8 @@ def plain(recipe_of, batch):
 
 
 def stepped(recipe, batch):
-    state = jax.jit(recipe.begin)(recipe.init_params())
-    return jax.device_get(jax.jit(recipe.step)(state, recipe.frozen, batch))
+    state = jax.jit(recipe.init_state)(recipe.init_params())
+    return jax.device_get(jax.jit(recipe.train_step)(state, recipe.frozen, batch))
 
 
 def test_neither_devices_nor_micro_batches_change_a_step(recipe_of, batch, plain):
@@ -123,7 +125,7 @@ def test_neither_devices_nor_micro_batches_change_a_step(recipe_of, batch, plain
     state, metrics = stepped(recipe_of(mesh=mesh, accumulate=2), sharding.place_batch(batch, mesh))
     # Adam's first step is of the learning rate, whatever the gradient: its first moment is the
     # gradient.
-    first, second = (optax.tree_utils.tree_get(each["opt"], "mu") for each in (state, plain[0]))
+    first, second = (optax.tree_utils.tree_get(each.opt_state, "mu") for each in (state, plain[0]))
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True
     ):
@@ -134,22 +136,18 @@ def test_neither_devices_nor_micro_batches_change_a_step(recipe_of, batch, plain
     np.testing.assert_allclose(metrics["loss_by_time"], plain[1]["loss_by_time"], rtol=1e-4)
 
 
-def test_rows_that_fill_up_a_batch_do_not_count_in_the_held_out_error(model, recipe_of, batch):
+def test_rows_that_fill_up_a_batch_do_not_count_in_the_held_out_error(recipe_of, batch):
     """Neither in the error nor in its bands, whatever stands in them."""
     recipe = recipe_of()
     params, frozen = recipe.init_params(), recipe.frozen
-    graphs = {name: graph for name, (graph, _) in registry.abstract(model).items()}
-    error = control.make_evaluation(
-        model, graphs, ControlTraining(batch=BATCH, dtype="float32", start="base")
-    )
     real = (np.arange(BATCH) < 5).astype(np.float32)
     other = jax.tree.map(
         lambda x: np.where(real.reshape(-1, *[1] * (x.ndim - 1)) > 0, x, x[::-1]), batch
     )
     first, second = (
-        capface._Evaluation(lambda rows=rows: [{**rows, "weight": real}], error, None)(
+        recipe.held_out_error(lambda rows=rows: [{**rows, "weight": real}])(
             params, frozen, 0
-        )
+        ).metrics
         for rows in (batch, other)
     )
     for name in first:
@@ -167,16 +165,16 @@ def test_metrics(plain):
     assert metrics["loss_by_time"].sum() / BATCH == pytest.approx(metrics["denoise"], rel=1e-5)
     assert (
         metrics["loss_by_time_count"].sum() == BATCH
-        and metrics["gradient"] > 0
+        and metrics["grad_norm"] > 0
         and metrics["learning_rate"] == np.float32(1e-2)
     )
 
 
 def test_draws_of_a_picture_are_its_own(model):
-    cfg = ControlTraining(late_identity=0.5)
     keys = jax.random.split(jax.random.key(0), 256)
-    draw = jax.jit(lambda k: control.draw(k, model, cfg, (2, 2, 3)))
-    all_of_them, backwards = draw(keys), draw(keys[::-1])
+    sample = jax.jit(lambda keys: vars(capface.sample_noise(keys, model, 0.5)))
+    all_of_them, backwards = sample(keys), sample(keys[::-1])
+    assert all_of_them.pop("use_control") is None
     for name, values in all_of_them.items():
         np.testing.assert_array_equal(values, backwards[name][::-1])
     assert len(np.unique(all_of_them["timestep"])) > 150 and all_of_them["timestep"].max() < 1000
@@ -200,21 +198,20 @@ def parts(model, base, empty):
 
 def test_no_arithmetic_for_gradients_of_the_frozen_encoder(model, parts, batch):
     graphs, trained, frozen = parts
-    cfg = ControlTraining(batch=BATCH, dtype="float32", attention="xla")
-    draws = control.draw(jax.random.split(jax.random.key(0), BATCH), model, cfg, (8, 8, 3))
-    loss = control.make_loss(model, graphs, cfg)
+    noise = capface.sample_noise(jax.random.split(jax.random.key(0), BATCH), model, 0.0)
+    loss, batch = make_loss(model, graphs, Objective(), jnp.float32), Batch(**batch)
     backward_of = lambda **more: (
-        flops.count(jax.grad(lambda t, f: loss(t, f, batch, draws)[0], **more), trained, frozen)
+        flops.count(jax.grad(lambda t, f: loss(t, f, batch, noise)[0], **more), trained, frozen)
         - forward
     )
-    forward = flops.count(lambda t, f: loss(t, f, batch, draws)[0], trained, frozen)
+    forward = flops.count(lambda t, f: loss(t, f, batch, noise)[0], trained, frozen)
     # An encoder that cannot be differentiated: the same arithmetic.
     encoder = lambda tree: {
         **tree,
         "unet": {**tree["unet"], "encoder": jax.lax.stop_gradient(tree["unet"]["encoder"])},
     }
     stopped = (
-        flops.count(jax.grad(lambda t, f: loss(t, encoder(f), batch, draws)[0]), trained, frozen)
+        flops.count(jax.grad(lambda t, f: loss(t, encoder(f), batch, noise)[0]), trained, frozen)
         - forward
     )
     assert stopped == backward_of() < 1.75 * forward
@@ -249,27 +246,26 @@ def test_flops_of_known_functions():
 
 def test_identity_and_text_are_dropped_where_the_batch_says(model, parts, batch):
     graphs, trained, frozen = parts
-    cfg = ControlTraining(batch=BATCH, dtype="float32")
-    draws = control.draw(jax.random.split(jax.random.key(0), BATCH), model, cfg, (8, 8, 3))
-    loss = jax.jit(
-        lambda batch, draws: control.make_loss(model, graphs, cfg)(trained, frozen, batch, draws)[0]
-    )
+    noise = capface.sample_noise(jax.random.split(jax.random.key(0), BATCH), model, 0.0)
+    loss_fn = make_loss(model, graphs, Objective(), jnp.float32)
+    loss = jax.jit(lambda batch, noise: loss_fn(trained, frozen, Batch(**batch), noise)[0])
     dropped = batch | {
         "without_identity": np.ones(BATCH, bool),
         "without_text": np.ones(BATCH, bool),
     }
-    reference = loss(dropped, draws)
+    reference = loss(dropped, noise)
     other = dropped | {
         "image_tokens": batch["image_tokens"] + 1,
         "recognition": -batch["recognition"],
         "text": batch["text"] + 1,
     }
-    assert loss(other, draws) == reference
-    assert loss(dropped | {"without_identity": np.zeros(BATCH, bool)}, draws) != reference
-    late = draws | {
-        "identity_until": jnp.full(BATCH, 0.5),
-        "timestep": jnp.maximum(draws["timestep"], 1),
-    }
+    assert loss(other, noise) == reference
+    assert loss(dropped | {"without_identity": np.zeros(BATCH, bool)}, noise) != reference
+    late = dataclasses.replace(
+        noise,
+        identity_until=jnp.full(BATCH, 0.5),
+        timestep=jnp.maximum(noise.timestep, 1),
+    )
     with_identity = dropped | {"without_identity": np.zeros(BATCH, bool)}
     assert loss(with_identity, late) == loss(dropped, late)
 
@@ -281,43 +277,39 @@ def test_identity_and_text_are_dropped_where_the_batch_says(model, parts, batch)
         ({"unfreeze": "up", "lora_rank": 2}, "choose one"),
         ({"remat": "all"}, "unknown remat"),
         ({"attention": "4096=fast"}, "unknown attention"),
-        ({"schedule": "linear"}, "known: constant"),
-        ({"late_identity": 2.0}, "is a share"),
+        ({"lr_schedule": "linear"}, "known: constant"),
+        ({"identity_dropout_prob": 2.0}, "is a share"),
     ],
 )
 def test_settings_that_cannot_be(changes, words):
     with pytest.raises(SettingError, match=words):
-        ControlTraining(**changes).check()
+        CapFaceTraining(**changes).check()
 
 
 def test_learning_rates():
-    cosine = control.learning_rate(
-        ControlTraining(schedule="cosine", warmup=10, steps=110, learning_rate=1.0)
-    )
+    cosine = learning_rate_schedule("cosine", 1.0, warmup=10, steps=110)
     assert [float(cosine(s)) for s in (0, 5, 10, 110)] == pytest.approx([0, 0.5, 1, 0.01])
-    constant = control.learning_rate(ControlTraining(warmup=4, learning_rate=1.0))
+    constant = learning_rate_schedule("constant", 1.0, warmup=4, steps=110)
     assert [float(constant(s)) for s in (0, 1, 4, 99)] == pytest.approx([0, 0.25, 1, 1])
-    assert float(control.learning_rate(ControlTraining())(0)) == pytest.approx(1e-4)
+    assert float(learning_rate_schedule("constant", 1e-4, warmup=0, steps=9)(0)) == np.float32(1e-4)
 
 
 def test_optimizer_is_adamw_with_rates_of_its_own():
     params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"bias": jnp.ones(2)}}
     grads = jax.tree.map(lambda x: 0.5 * x, params)
-    cfg = ControlTraining(learning_rate=0.1, weight_decay=0.3)
-    ours = control.make_optimizer(cfg, {"a": {"kernel": 1.0}, "b": {"bias": 0.25}})
+    factors = {"a": {"kernel": 1.0}, "b": {"bias": 0.25}}
+    ours = make_adamw(0.1, weight_decay=0.3, multipliers=factors)
     theirs = optax.adamw(0.1, weight_decay=0.3)
     got, expected = (o.update(grads, o.init(params), params)[0] for o in (ours, theirs))
     np.testing.assert_allclose(got["a"]["kernel"], expected["a"]["kernel"], rtol=1e-6)
     np.testing.assert_allclose(got["b"]["bias"], 0.25 * expected["b"]["bias"], rtol=1e-6)
-    masked = control.make_optimizer(
-        dataclasses.replace(cfg, decay="matrices"), {"a": {"kernel": 1.0}, "b": {"bias": 1.0}}
-    )
+    masked = make_adamw(0.1, weight_decay=0.3, decay="matrices")
     undecayed = masked.update(grads, masked.init(params), params)[0]["b"]["bias"]
     np.testing.assert_allclose(undecayed, -0.1, rtol=1e-5)  # Adam's first step is the learning rate
 
 
 def test_begins_as_the_original(model, base):
-    params = capface._init_params(model, ControlTraining(seed=5), base)
+    params = capface.init_params(model, CapFaceTraining(seed=5), base)
     flat = traverse_util.flatten_dict(params, sep=".")
     jax.tree.map(
         np.testing.assert_array_equal, params["capface"]["encoder"], base["unet"]["encoder"]
@@ -333,7 +325,7 @@ def test_begins_as_the_original(model, base):
     assert np.abs(kernel).max() <= bound and kernel.std() == pytest.approx(
         bound / np.sqrt(3), rel=0.05
     )
-    again = capface._init_params(model, ControlTraining(seed=5), base)
+    again = capface.init_params(model, CapFaceTraining(seed=5), base)
     assert all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again))
     )
@@ -376,7 +368,7 @@ def train(base_folder, records, workdir, *more):
             f"--config.base={base_folder}",
             f"--config.data={records}",
             "--config.hints=pictures",
-            "--config.training.batch=8",
+            "--config.training.batch_size=8",
             "--config.loop.log_every=1",
             "--config.loader=grain",
             *more,
@@ -393,7 +385,7 @@ def test_the_whole_command_with_lora(model, base, base_folder, records, tmp_path
             tmp_path,
             "--config.training.steps=2",
             "--config.training.lora_rank=2",
-            "--config.training.drop_text=0.5",
+            "--config.training.no_text_prob=0.5",
         )
         == 0
     )
@@ -407,9 +399,9 @@ def test_the_whole_command_with_lora(model, base, base_folder, records, tmp_path
             for a, b in zip(jax.tree.leaves(exported[name]), jax.tree.leaves(base[name]))
         )
         assert same == (name not in registry.TRAINABLE), name
-    read = lora.read_file(tmp_path / "model" / capface.LORA_FILE, model)
-    trained = capface._init_params(model, cfg := ControlTraining(lora_rank=2), base)
-    whole = capface.whole_model(base_folder, model, cfg, trained, {"unet": base["unet"]})
+    read = lora.read_file(tmp_path / "model" / capface_run.LORA_FILE, model)
+    trained = capface.init_params(model, cfg := CapFaceTraining(lora_rank=2), base)
+    whole = capface_run.whole_model(base_folder, model, cfg, trained, {"unet": base["unet"]})
     jax.tree.map(
         np.testing.assert_array_equal,
         whole,
@@ -454,8 +446,8 @@ def test_on_the_fly_with_rendered_heads_and_an_unfrozen_part(base_folder, base, 
             "--config.training.steps=2",
             "--config.augment.scale=1.2",
             "--config.training.unfreeze=^conv_out=1e-3",
-            "--config.training.ema=0.9",
-            "--config.loop.evaluate_every=1",
+            "--config.training.ema_decay=0.9",
+            "--config.evaluators.held_out.every=1",
         )
         == 0
     )

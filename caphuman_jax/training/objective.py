@@ -1,0 +1,244 @@
+"""CapHuman's training objective, one for every model: predict what was mixed into the latents, and
+show in CapFace's mask where the face is.
+
+Gradients go to the networks in `params`. A frozen UNet's encoder sees nothing that is trained, so
+nothing of it is kept or differentiated: the gradient passes through its decoder and middle block,
+and then through CapFace.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.diffusion import loss, schedule
+from caphuman_jax.models.capface import gate
+from caphuman_jax.models.clip_image import normalize
+from caphuman_jax.models.identity_projector import drop_identity
+from caphuman_jax.training import lora_layers, trainable
+from caphuman_jax.training.state import Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B pictures to train on; fields that are None are not known or not needed.
+
+    What records have stored (moments, text, image_tokens) is used, the rest is computed from photo,
+    token_ids and identity_input.
+
+    Attributes:
+        hints: (B, H, W, 9) float32.
+        region: (B, H, W, 1) float32, 1 in the face.
+        recognition: (B, R) float32 unit vectors of the identity.
+        photo: (B, H, W, 3) float32 in [-1, 1].
+        moments: (B, h, w, 2c), mean and log variance of the photo's latents.
+        token_ids: (B, L) int32, the prompt.
+        text: (B, L, W), the encoded prompt.
+        identity_input: (B, S, S, 3) float32 in [0, 1], the image encoder's input.
+        image_tokens: (B, N, W), the image encoder's output.
+        area: (B, H, W, 1) float32, 1 where the photo is, 0 where its edge is repeated.
+        features: (B, H, W, 1) float32, 1 on eyes, brows and mouth.
+        weight: (B,) float32, 0 for rows that only fill up the batch.
+        without_text: (B,) bool, pictures that are trained without their prompt.
+        without_identity: (B,) bool, pictures that are trained without their identity.
+        index: (B,) int, the pictures' numbers in the records.
+    """
+
+    hints: jax.Array
+    region: jax.Array
+    recognition: jax.Array
+    photo: jax.Array | None = None
+    moments: jax.Array | None = None
+    token_ids: jax.Array | None = None
+    text: jax.Array | None = None
+    identity_input: jax.Array | None = None
+    image_tokens: jax.Array | None = None
+    area: jax.Array | None = None
+    features: jax.Array | None = None
+    weight: jax.Array | None = None
+    without_text: jax.Array | None = None
+    without_identity: jax.Array | None = None
+    index: jax.Array | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """What is random about B pictures.
+
+    Attributes:
+        timestep: (B,) int32.
+        noise: (B, h, w, c) float32, unit normal, mixed into the latents.
+        latent_noise: (B, h, w, c) float32, unit normal, samples latents from their moments.
+        identity_until: (B,) float32, the last timestep with identity tokens (the paper's tau): 0
+            for all timesteps, -1 for none.
+        use_control: (B,) float32, 0 for pictures that are trained without CapFace; None: all use
+            it.
+    """
+
+    timestep: jax.Array
+    noise: jax.Array
+    latent_noise: jax.Array
+    identity_until: jax.Array
+    use_control: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The options of the loss; the defaults are the original's.
+
+    Attributes:
+        mask_weight: of the mask's error next to the denoiser's.
+        timestep_weight: alphas_cumprod (B,) → weights (B,) of the denoiser's squared error; None:
+            all are 1.
+        face_weight: how much the denoiser's error counts in the face, as against 1 outside.
+        feature_weight: how much it counts on eyes, brows and mouth, where the batch has `features`.
+        area_per_picture: whether each picture counts the same however little of it lies inside of
+            the photo; else each pixel does.
+        lora_scale: alpha / rank of a LoRA that is trained.
+    """
+
+    mask_weight: float = 1.0
+    timestep_weight: Callable[[jax.Array], jax.Array] | None = None
+    face_weight: float = 1.0
+    feature_weight: float = 1.0
+    area_per_picture: bool = True
+    lora_scale: float = 1.0
+
+
+def make_loss(
+    model: ModelConfig,
+    graphs: Mapping[str, nnx.GraphDef],
+    objective: Objective,
+    dtype=jnp.bfloat16,
+) -> Callable:
+    """(params, frozen, Batch, Noise) → (loss, metrics).
+
+    Args:
+        model: the sizes of networks and pictures.
+        graphs: of all networks that a batch needs.
+        objective: the options.
+        dtype: of stored conditions as the networks take them.
+    """
+    alphas_cumprod = schedule.alphas_cumprod(model.diffusion)
+    prediction_type = model.diffusion.prediction_type
+
+    def loss_fn(params: Tree, frozen: Tree, batch: Batch, noise: Noise):
+        networks = trainable.joined({k: v for k, v in params.items() if k != "lora"}, frozen)
+        if "lora" in params:
+            networks["unet"] = lora_layers.added(
+                networks["unet"], params["lora"], objective.lora_scale
+            )
+        network = lambda name: nnx.merge(graphs[name], networks[name])
+        latents = jax.lax.stop_gradient(sample_latents(model, network, batch, noise))
+        text = encode_text(network, batch, frozen.get("empty"), dtype)
+        image_tokens = encode_identity(network, batch, dtype)
+
+        alpha = jnp.asarray(alphas_cumprod)[noise.timestep]
+        timesteps = noise.timestep.astype(jnp.float32)
+        noisy = loss.add_noise(latents, noise.noise, alpha)
+        until = noise.identity_until
+        if batch.without_identity is not None:
+            until = jnp.where(batch.without_identity, -1.0, until)
+        identity = network("identity")(image_tokens, batch.recognition)
+        identity = drop_identity(identity, timesteps, until)
+        capface = network("capface")
+        features = capface.encode_hints(batch.hints)
+        mask = capface.mask(features)
+        residuals = gate(capface(noisy, timesteps, identity, features), mask)
+        if noise.use_control is not None:
+            use = noise.use_control[:, None, None, None]
+            residuals = tuple(r * use.astype(r.dtype) for r in residuals)
+        output = network("unet")(noisy, timesteps, text, residuals)
+
+        target = loss.prediction_target(latents, noise.noise, alpha, prediction_type)
+        region = loss.shrink_mask(batch.region, latents.shape[1:3])
+        # Multiplying both sides by sqrt(w) weights their squared difference by w.
+        if batch.area is not None:
+            root = jnp.sqrt(_pixel_weights(objective, batch, region))
+            output, target = output * root, target * root
+        share = None
+        if batch.weight is not None:
+            share = batch.weight / jnp.mean(batch.weight)
+            root = jnp.sqrt(share)[:, None, None, None]
+            output, target, mask, region = (x * root for x in (output, target, mask, region))
+        weigh = objective.timestep_weight
+        total, parts = loss.capface_loss(
+            output,
+            target,
+            mask,
+            region,
+            mask_weight=objective.mask_weight,
+            weights=weigh(alpha) if weigh else None,
+        )
+        steps = model.diffusion.num_timesteps
+        by_time = loss.by_time(output, target, noise.timestep, steps, share)
+        metrics = {**parts, **by_time}
+        if batch.weight is None:  # else rows that only fill up would count
+            metrics["latent_std"] = jnp.std(latents)
+        return total, metrics
+
+    return loss_fn
+
+
+def _pixel_weights(objective: Objective, batch: Batch, region: jax.Array) -> jax.Array:
+    """(B, h, w, 1) with mean 1: 0 outside of the photo, more on the face where asked for."""
+    weights = loss.shrink_mask(batch.area, region.shape[1:3])
+    if batch.features is not None:
+        face, features = objective.face_weight, objective.feature_weight
+        weights = weights * (
+            1
+            + (face - 1) * region
+            + (features - face) * loss.shrink_mask(batch.features, region.shape[1:3])
+        )
+    axes = (1, 2, 3) if objective.area_per_picture else (0, 1, 2, 3)
+    return weights / (jnp.mean(weights, axis=axes, keepdims=True) + 1e-6)
+
+
+def sample_latents(model: ModelConfig, network: Callable, batch: Batch, noise: Noise) -> jax.Array:
+    """Latents (B, h, w, c) float32, scaled, sampled again for each step from their moments."""
+    if batch.moments is not None:
+        mean, logvar = jnp.split(batch.moments.astype(jnp.float32), 2, axis=-1)
+    else:
+        mean, logvar = network("vae").encode(batch.photo)
+    return (mean + jnp.exp(0.5 * logvar) * noise.latent_noise) * model.vae.scaling_factor
+
+
+def encode_text(network: Callable, batch: Batch, empty: Mapping | None, dtype) -> jax.Array:
+    """The prompts as the UNet takes them (B, L, W).
+
+    Args:
+        network: name → network.
+        batch: with `text` or `token_ids`.
+        empty: {"ids" (L,), "text" (L, W)} of no prompt, for pictures `without_text`.
+        dtype: of stored text.
+    """
+    without = batch.without_text
+    if batch.text is not None:
+        text = batch.text.astype(dtype)
+        if without is None:
+            return text
+        return jnp.where(without[:, None, None], empty["text"].astype(dtype), text)
+    ids = batch.token_ids
+    if without is not None:
+        ids = jnp.where(without[:, None], empty["ids"], ids)
+    return network("text")(ids)[0]
+
+
+def encode_identity(network: Callable, batch: Batch, dtype) -> jax.Array:
+    """The image encoder's tokens (B, N, W) of the identity photos."""
+    if batch.image_tokens is not None:
+        return batch.image_tokens.astype(dtype)
+    return network("image_encoder")(normalize(batch.identity_input))[0]
+
+
+def latent_shape(model: ModelConfig) -> tuple[int, int, int]:
+    """(h, w, c) of one picture's latents."""
+    side = model.image_size // model.vae.downsampling
+    return side, side, model.vae.latent_channels

@@ -1,0 +1,136 @@
+"""Batches of photos that rest on the devices, sampled there in every step: which photos, their small
+changes, backgrounds and captions.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caphuman_jax.head.hints import unpack_hints
+from caphuman_jax.runtime import sharding
+from caphuman_jax.training.objective import Batch
+from data_pipeline.loading import augment
+
+ON_DEVICE = (
+    "pictures",
+    "covered",
+    "region",
+    "hints",
+    "tokens",
+    "vectors",
+    "partner",
+    "captions",
+    "grey",
+    "features",
+    "person",
+    "background_ids",
+    "background_rgb",
+)
+
+
+def resident(data: dict) -> dict:
+    """What of `dataset.build` rests on every device, with the index of photos in color and
+    without.
+    """
+    chosen = {name: data[name] for name in ON_DEVICE}
+    chosen["colour_index"] = np.flatnonzero(~data["grey"]).astype(np.int32)
+    chosen["grey_index"] = np.flatnonzero(data["grey"]).astype(np.int32)
+    for kind in ("colour_index", "grey_index"):
+        if not len(chosen[kind]):
+            chosen[kind] = np.arange(len(data["grey"]), dtype=np.int32)
+    return chosen
+
+
+def sample_batch(data: dict, key, cfg, size: int, mesh=None) -> Batch:
+    """A batch of photos of the resident data, with their changes made.
+
+    Args:
+        data: of `resident`, on every device.
+        key: decides everything random.
+        cfg: `MiniTraining`. Photos in color make up `color_share` of a batch. Hints carry another
+            photo's identity, or a mirrored albedo, in `identity_swap_prob` of the cases, and so do the
+            identity tokens where the person has several photos.
+        size: height and width of the pictures.
+        mesh: devices over which the batch is split.
+    """
+    k = jax.random.split(key, 14)
+    n = cfg.batch_size
+    color = jax.random.uniform(k[0], (n,)) < cfg.color_share
+    pick = lambda key, order: order[jax.random.randint(key, (n,), 0, order.shape[0])]
+    choice = lambda key, count: jax.random.randint(key, (n,), 0, count)
+    index = jnp.where(color, pick(k[1], data["colour_index"]), pick(k[2], data["grey_index"]))
+    grey = (jax.random.uniform(k[5], (n,)) < cfg.grayscale_prob) | data["grey"][index]
+    chosen = {
+        "index": index,
+        "change": augment.sample_transforms(k[3], n, cfg.augment),
+        "variant": (jax.random.uniform(k[4], (n,)) < cfg.identity_swap_prob).astype(jnp.int32),
+        "grey": grey,
+        "replaced": (jax.random.uniform(k[10], (n,)) < cfg.background_swap_prob) & ~grey,
+        "word": choice(k[11], data["background_ids"].shape[0]),
+        "wording": choice(k[12], data["background_ids"].shape[1]),
+        "shade": choice(k[13], data["background_rgb"].shape[1]),
+        "slope": jax.random.uniform(jax.random.fold_in(k[13], 1), (n, 3), minval=-1.0),
+        "lender": data["partner"][index, choice(k[6], data["partner"].shape[1])],
+        "face": choice(k[7], data["tokens"].shape[1]),
+        "caption": choice(k[8], data["captions"].shape[1]),
+        "dropped": jax.random.uniform(k[9], (n,)) < cfg.no_text_prob,
+    }
+    return sharding.over_batch(mesh, lambda data, chosen: _assemble(data, chosen, size))(
+        data, chosen
+    )
+
+
+def _assemble(data: dict, chosen: dict, size: int) -> Batch:
+    """The chosen photos with their changes made: every array that a step needs of them."""
+    index, change, grey = chosen["index"], chosen["change"], chosen["grey"]
+    coordinates = augment.source_coordinates(change, data["pictures"].shape[1], size)
+    masks = [data[name][index][..., None] for name in ("region", "features", "person")]
+    stacked = jnp.concatenate(
+        [data["pictures"][index], data["hints"][index, chosen["variant"]], *masks], axis=-1
+    )
+    warped = augment.warp(stacked, coordinates) / 255.0
+    pictures, hints, region, features, person = jnp.split(warped, (3, 12, 13, 14), axis=-1)
+    plain = augment.plain_background(
+        data["background_rgb"][chosen["word"], chosen["shade"]], chosen["slope"], size
+    )
+    behind = (1 - person) * chosen["replaced"][:, None, None, None]
+    pictures = (pictures * (1 - behind) + plain * behind) * 2 - 1
+    luma = jnp.sum(
+        pictures * jnp.asarray([0.299, 0.587, 0.114], jnp.float32), axis=-1, keepdims=True
+    )
+    pictures = jnp.where(grey[:, None, None, None], luma, pictures)
+    hints = unpack_hints(hints, lambda normals: augment.turn_normals(normals, change))
+    replaced = chosen["replaced"][:, None]
+    caption = data["captions"][
+        index, chosen["caption"], jnp.where(replaced[:, 0], 2, grey.astype(jnp.int32))
+    ]
+    caption = jnp.where(
+        replaced,
+        join_captions(caption, data["background_ids"][chosen["word"], chosen["wording"]]),
+        caption,
+    )
+    return Batch(
+        photo=pictures,
+        hints=hints,
+        region=region,
+        features=features,
+        area=augment.valid_area(coordinates, data["covered"][index]),
+        image_tokens=data["tokens"][chosen["lender"], chosen["face"]].astype(jnp.float32),
+        recognition=data["vectors"][chosen["lender"], chosen["face"]],
+        token_ids=caption,
+        without_text=chosen["dropped"],
+    )
+
+
+def join_captions(first, second):
+    """Token ids (B, L) of captions with further words: `second` (B, K) holds the words' ids and
+    then the end token, several times.
+
+    The end token is the highest id and also fills the rest of `first`; what does not fit is cut
+    off, the end token never."""
+    length, more = first.shape[1], second.shape[1]
+    place = jnp.arange(length)[None] - jnp.argmax(first, axis=1)[:, None]
+    words = jnp.take_along_axis(second, jnp.clip(place, 0, more - 1), axis=1)
+    return jnp.where(place < 0, first, words).at[:, -1].set(first.max(axis=1))

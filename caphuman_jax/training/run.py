@@ -1,0 +1,144 @@
+"""A whole training run in a work folder: its stages one after the other, each on the loop."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+from jax.experimental import multihost_utils
+
+from caphuman_jax.errors import CapHumanError, DataError
+from caphuman_jax.runtime import sharding
+from caphuman_jax.training import loop, metric_writer, run_folder
+from caphuman_jax.training.checkpoints import Checkpoints
+from caphuman_jax.training.loop import LoopConfig
+from caphuman_jax.training.recipe import Log
+from caphuman_jax.training.run_config import from_config, recipe_module
+from data_pipeline.records.reader import held_out_rule
+
+
+def train(
+    name: str,
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    *,
+    minutes: float | None = None,
+    profile: int = 0,
+    log: Log = print,
+) -> int:
+    """Trains what is not trained yet and writes WORKDIR/model.
+
+    Args:
+        name: of the configuration, for config.json.
+        config: of `run_config.read_config`.
+        workdir: the same folder resumes; all hosts share it.
+        minutes: save and stop after that long.
+        profile: how many steps to write a trace of.
+        log: takes the lines for people.
+
+    Returns:
+        The exit code: 0 finished or out of time, 1 NaN, 75 preempted, 130 interrupted.
+
+    Raises:
+        CapHumanError: for settings, data or a work folder that do not fit.
+    """
+    log = log if jax.process_index() == 0 else lambda line: None
+    module = recipe_module(config)
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    run_folder.keep_config(workdir, name, config)
+    try:
+        stages = module.stages(config, workdir)
+        configs = [from_config(LoopConfig, stage.loop, "loop") for stage in stages]
+        for cfg in configs:
+            metric_writer.check_writers(cfg.tensorboard, cfg.wandb)
+        for stage, cfg in zip(stages, configs):
+            if stage is not stages[-1] and (stage.model_folder / "config.json").exists():
+                continue
+            mesh = sharding.make_mesh(cfg.fsdp)
+            recipe, source = stage.build(mesh, log)
+            result = loop.run(
+                recipe,
+                source,
+                cfg,
+                stage.workdir,
+                mesh,
+                minutes=None if deadline is None else (deadline - time.monotonic()) / 60,
+                profile=profile,
+                config=config.to_dict(),
+                log=log,
+            )
+            if result.exit_code or result.step < recipe.steps:
+                return result.exit_code
+            params = sharding.on_host(result.state.eval_params)
+            if jax.process_index() == 0:
+                stage.export(
+                    params, stage.model_folder, _metadata(config, recipe.settings, result.step)
+                )
+                log(f"{stage.model_folder} after {result.step} steps")
+            _wait_for_all_hosts(stage.name)
+    except CapHumanError:
+        run_folder.forget_config(workdir)
+        raise
+    return 0
+
+
+def export_run(
+    workdir: str | os.PathLike, folder: str | os.PathLike, step: str = "newest"
+) -> list[str]:
+    """A model folder from a checkpoint of a work folder.
+
+    Args:
+        workdir: of `train`.
+        folder: the model folder to write.
+        step: "newest", "best" or a number.
+
+    Returns:
+        Lines for people.
+
+    Raises:
+        DataError: where there is no such checkpoint.
+    """
+    workdir, folder = Path(workdir), Path(folder)
+    config = ml_collections.ConfigDict(run_folder.read_config(workdir))
+    cfg = from_config(LoopConfig, config.loop, "loop")
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        cfg.keep,
+        cfg.best or None,
+        highest=cfg.best_highest,
+        read_only=True,
+    )
+    try:
+        if not checkpoints.steps():
+            raise DataError(f"{workdir} has no checkpoint yet")
+        if step not in ("newest", "best") and not step.isdigit():
+            raise DataError(f"--step is newest, best or a number, not {step!r}")
+        chosen = {"newest": checkpoints.steps()[-1], "best": checkpoints.best_step()}.get(step)
+        params, run = checkpoints.read_average(int(step) if chosen is None else chosen)
+    finally:
+        checkpoints.close()
+    recipe_module(config).export(
+        config, workdir, params, folder, _metadata(config, run["settings"], run["step"])
+    )
+    return [f"{folder}: the model after {run['step']} steps"]
+
+
+def held_out_metadata(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a model folder's metadata that says who was held out, for `caphuman evaluate`."""
+    data = config.get("data")
+    return {"held_out": held_out_rule(data)} if data else {}
+
+
+def _metadata(config, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    training = {"steps": steps, "training": settings.get("training")}
+    return training | held_out_metadata(config)
+
+
+def _wait_for_all_hosts(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,135 @@
+"""Configurations of training runs: files of configs/, overrides of the command line, and the recipe
+that each names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import ml_collections
+
+from caphuman_jax.errors import CapHumanError, SettingError
+
+RECIPES = {
+    "mini": "caphuman_jax.training.recipes.mini",
+    "sd15": "caphuman_jax.training.recipes.capface_run",
+}
+"""A configuration's `recipe` → the module that builds it."""
+
+Settings = TypeVar("Settings")
+
+
+def recipe_module(config: ml_collections.ConfigDict) -> ModuleType:
+    """The module that a configuration's `recipe` names.
+
+    It has stages(config, workdir) → list of `Stage`, and export(config, workdir, params, folder,
+    metadata), which writes a model folder; and perhaps abstract_recipe(config, mesh, platform) →
+    (recipe, shapes of rows), for `caphuman compile`.
+
+    Raises:
+        CapHumanError: where there is no such module.
+    """
+    name = RECIPES.get(config.recipe, config.recipe)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name and not name.startswith(f"{error.name}."):
+            raise
+        raise CapHumanError(
+            f"recipe is {config.recipe!r}; known: {', '.join(RECIPES)}, or the name of a module"
+        ) from error
+
+
+def read_config(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+    """The configuration of configs/NAME.py, or of a file NAME.py.
+
+    Args:
+        name: of a file in configs/, without .py, or the path of one's own.
+        overrides: entries `a.b=value`; their types are those of the configuration's values.
+
+    Raises:
+        CapHumanError: for an unknown name or entry, or a value of another type.
+    """
+    config: ml_collections.ConfigDict = _find_config(name).get_config()
+    for entry in overrides:
+        key, equals, value = entry.partition("=")
+        path = key.split(".")
+        place = config
+        try:
+            for part in path[:-1]:
+                place = place[part]
+            before = place[path[-1]]
+        except (KeyError, TypeError) as error:
+            raise CapHumanError(
+                f"{entry}: the configuration has no entry {'.'.join(path)}"
+            ) from error
+        if not equals:
+            raise CapHumanError(f"{entry}: write --config.{'.'.join(path)}=VALUE")
+        try:
+            place[path[-1]] = _parse(type(before), value)
+        except ValueError as error:
+            raise CapHumanError(f"{entry}: {value!r} is not {type(before).__name__}") from error
+    return config
+
+
+def from_config(cls: type[Settings], entries: Mapping[str, Any], where: str) -> Settings:
+    """A dataclass of settings from the entries of a configuration.
+
+    Args:
+        cls: the dataclass; a field that is a dataclass itself may be given as nested entries.
+        entries: {field: value}; fields that are left out have their defaults.
+        where: the name of these entries, for messages.
+
+    Raises:
+        SettingError: for an unknown entry or a value of another type.
+    """
+    kinds = typing.get_type_hints(cls)
+    known = [field.name for field in dataclasses.fields(cls)]
+    values = {}
+    for name, value in entries.items():
+        if name not in known:
+            raise SettingError(f"{where}.{name} is not a setting; known: {', '.join(known)}")
+        kind = kinds[name]
+        if dataclasses.is_dataclass(kind):
+            value = from_config(kind, value, f"{where}.{name}")
+        elif kind is float and type(value) is int:
+            value = float(value)
+        elif isinstance(kind, type) and type(value) is not kind:
+            raise SettingError(f"{where}.{name} is {value!r}; it is of type {kind.__name__}")
+        values[name] = value
+    return cls(**values)
+
+
+def _find_config(name: str) -> ModuleType:
+    """The module configs/NAME.py: of the installed package, or of the checkout that is the working
+    folder; or the file NAME.
+    """
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise CapHumanError(f"there is no file {name}")
+        spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    for package in ("caphuman_jax.configs", "configs"):
+        try:
+            return importlib.import_module(f"{package}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name not in (package, f"{package}.{name}"):
+                raise
+    raise CapHumanError(f"there is no configuration {name!r} in configs/")
+
+
+def _parse(kind: type, text: str):
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return kind(text)

@@ -1,0 +1,168 @@
+"""The work folder of a run: what it holds is of one run, and where that run came from.
+
+config.json: the configuration as it was asked for. settings.json: what decides the numbers, for
+people. starts.jsonl: a line for each start.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from caphuman_jax import __version__
+from caphuman_jax.errors import DataError
+from caphuman_jax.io import atomic
+from caphuman_jax.training.recipe import Recipe
+
+MAY_CHANGE = ("loop", "data", "loader", "evaluators")
+"""Entries of a configuration that may be others when a run is resumed."""
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What decides the numbers of a run, as JSON values; each checkpoint holds it."""
+    settings = json.loads(json.dumps(recipe.settings))
+    return {"settings": settings, "frozen": dict(recipe.frozen_hashes)}
+
+
+def check_same_run(before: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Raises DataError, naming every entry that differs, where `where` is of another run."""
+    found = differences(before, now)
+    if found:
+        raise DataError(
+            f"{where} is of another run: {'; '.join(found)}; choose another --workdir, or the same "
+            f"settings"
+        )
+
+
+def differences(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    show: Callable[[Any], str] = repr,
+    prefix: str = "",
+) -> list[str]:
+    """ "KEY was A, is B" for every differing entry of nested dicts."""
+    found = []
+    for key in sorted({*before, *now}, key=str):
+        name = f"{prefix}{key}"
+        if key not in now:
+            found.append(f"{name} was {show(before[key])}, is gone")
+        elif key not in before:
+            found.append(f"{name} is new, {show(now[key])}")
+        elif before[key] == now[key]:
+            continue
+        elif isinstance(before[key], Mapping) and isinstance(now[key], Mapping) and show is repr:
+            found += differences(before[key], now[key], show, name + ".")
+        else:
+            found.append(f"{name} was {show(before[key])}, is {show(now[key])}")
+    return found
+
+
+def keep_config(workdir: Path, name: str, config) -> None:
+    """Writes WORKDIR/config.json, which `caphuman export` reads.
+
+    Raises:
+        DataError: where the folder holds a run of another configuration.
+    """
+    path = workdir / "config.json"
+    now = json.loads(json.dumps({"name": name, "config": config.to_dict()}))
+    deciding = lambda content: {
+        key: value for key, value in content["config"].items() if key not in MAY_CHANGE
+    }
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            check_same_run(deciding(json.loads(path.read_text())), deciding(now), str(workdir))
+        atomic.write_text(path, json.dumps(now, indent=1))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} cannot be read or written: {error}") from error
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The configuration that `keep_config` wrote."""
+    return json.loads((workdir / "config.json").read_text())["config"]
+
+
+def forget_config(workdir: Path) -> None:
+    """Nothing has been made of the configuration yet, so that the next start may have another."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in workdir.iterdir()] == ["config.json"]:
+            (workdir / "config.json").unlink(missing_ok=True)
+            workdir.rmdir()
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether a folder is the work folder of a training run."""
+    return (Path(path) / "checkpoints").is_dir() and (Path(path) / "config.json").is_file()
+
+
+def prepare(workdir: Path, recipe: Recipe) -> None:
+    """Makes the work folder and writes settings.json. Raises DataError where it cannot be written,
+    or where a host does not see it.
+    """
+    path = workdir / "settings.json"
+    content = {"recipe": recipe.name, **identity(recipe)}
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            atomic.write_text(path, json.dumps(content, indent=1))
+    except OSError as error:
+        raise DataError(f"the work folder {workdir} cannot be written: {error}") from error
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("workdir")
+        seen = multihost_utils.process_allgather(np.int32(path.exists()))
+        if not seen.all():
+            raise DataError(
+                f"host {int(np.argmin(seen))} does not see {path}: --workdir has to be a folder "
+                f"that all hosts share"
+            )
+
+
+def log_run_start(workdir: Path, step: int) -> None:
+    """Adds a line to WORKDIR/starts.jsonl: when, at which step, by which code, versions and
+    devices.
+    """
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    entry = {
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "step": step,
+        "arguments": sys.argv[1:],
+        "caphuman_jax": __version__,
+        "git": git_state(),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "devices": dict(kinds),
+        "hosts": jax.process_count(),
+    }
+    with open(workdir / "starts.jsonl", "a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def git_state() -> dict[str, Any]:
+    """{"commit", "dirty": changed files} of the checkout that this code runs from; {} where it is
+    not in one.
+    """
+    here = ["git", "-C", str(Path(__file__).resolve().parent)]
+    ask = lambda *words: (
+        subprocess.run(
+            [*here, *words], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+    )
+    try:
+        commit = ask("rev-parse", "HEAD").strip()
+        changed = ask("status", "--porcelain", "--untracked-files=no").splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit, "dirty": [line[3:] for line in changed]}

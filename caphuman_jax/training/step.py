@@ -1,0 +1,107 @@
+"""One training step, the same for every recipe: gradients, update, moving average, metrics.
+
+Everything random in a step is a function of (seed, step, number of the picture in the global
+batch), so neither the number of devices nor that of micro-batches changes a result, and a run that
+is stopped and resumed is the run that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from caphuman_jax.runtime import sharding
+from caphuman_jax.training.optimizer import MovingAverage
+from caphuman_jax.training.state import TrainState, Tree
+
+Metrics = dict[str, jax.Array]
+"""float32 scalars, "loss" among them; or vectors NAME of sums over pictures together with
+NAME_count, which are reported as their quotients."""
+
+Inputs = Callable[[Tree, dict, Any, jax.Array], tuple]
+"""(frozen, rows, keys, step) → the arguments of the loss after `params` and `frozen`."""
+
+Gradients = Callable[..., tuple[Metrics, Tree]]
+"""(params, frozen, *inputs) → (metrics, gradients of the parameters)."""
+
+
+def gradients_of(loss: Callable[..., tuple[jax.Array, Metrics]]) -> Gradients:
+    """The gradients of a loss (params, frozen, *inputs) → (scalar, metrics)."""
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    def gradients(params, frozen, *inputs):
+        (total, metrics), grads = value_and_grad(params, frozen, *inputs)
+        return {"loss": total, **metrics}, grads
+
+    return gradients
+
+
+def make_train_step(
+    inputs: Inputs,
+    gradients: Gradients,
+    optimizer: optax.GradientTransformation,
+    *,
+    keys: Callable[[jax.Array], Any],
+    accumulate: int = 1,
+    average: MovingAverage | None = None,
+    learning_rate: optax.Schedule | None = None,
+    mesh: Mesh | None = None,
+) -> Callable[[TrainState, Tree, dict], tuple[TrainState, Metrics]]:
+    """The step (state, frozen, rows) → (state, metrics); pure, can be compiled.
+
+    Args:
+        inputs: makes the arguments of the loss of a batch, or of a micro-batch.
+        gradients: of the loss, see `gradients_of`.
+        optimizer: of `state.params`.
+        keys: step → random keys; with `accumulate` > 1 one for each picture of the global batch.
+        accumulate: micro-batches that a batch is taken in, one after the other.
+        average: of the parameters; None where none is kept.
+        learning_rate: what is reported as the metric of that name.
+        mesh: devices over which batches are split, None for one device.
+    """
+    constrain = sharding.constrain_batch(mesh)
+
+    def batch_gradients(params, frozen, rows, keys, step):
+        return gradients(params, frozen, *inputs(frozen, rows, keys, step))
+
+    def accumulated_gradients(params, frozen, rows, keys, step):
+        # Picture i goes to micro-batch i % accumulate: each device splits its own part, and no
+        # picture travels.
+        parts = jax.tree.map(
+            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (rows, keys)
+        )
+        part_gradients = lambda part: batch_gradients(params, frozen, *constrain(part), step)
+        shapes = jax.eval_shape(part_gradients, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        add = lambda total, part: (jax.tree.map(jnp.add, total, part_gradients(part)), None)
+        (metrics, grads), _ = jax.lax.scan(add, zeros, parts)
+        share = jnp.float32(1 / accumulate)
+        metrics = {name: v if v.ndim else v * share for name, v in metrics.items()}
+        return metrics, jax.tree.map(lambda g: g * share, grads)
+
+    def train_step(state: TrainState, frozen: Tree, rows: dict) -> tuple[TrainState, Metrics]:
+        compute = batch_gradients if accumulate == 1 else accumulated_gradients
+        metrics, grads = compute(state.params, frozen, rows, keys(state.step), state.step)
+        params, opt_state = apply_gradients(optimizer, grads, state.opt_state, state.params)
+        ema = average.update(state.ema, params, state.step) if average else state.ema
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        if learning_rate is not None:
+            metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
+        return TrainState(state.step + 1, params, opt_state, ema), metrics
+
+    return train_step
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, grads: Tree, opt_state: Any, params: Tree
+) -> tuple[Tree, Any]:
+    """(new parameters, new optimizer state)."""
+    # Optax itself relies on promotion between integer counts and weak floats.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
