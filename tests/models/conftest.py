@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import pytest
 import torch
 from flax import traverse_util
+from pytorch_weights import from_pytorch
 
 from caphuman_jax.models import registry
-from caphuman_jax.weights.convert import from_pytorch
 from caphuman_jax.weights.names import table
 
 

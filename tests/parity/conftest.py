@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from pytorch_weights import from_pytorch
 
 from caphuman_jax.config import IdentityConfig, ModelConfig, UNetConfig, VAEConfig
 from caphuman_jax.models import registry
-from caphuman_jax.weights.convert import from_pytorch
 from caphuman_jax.weights.names import PREFIXES
 
 FOLDER = Path(os.environ.get("CAPHUMAN_PARITY", Path(__file__).parent / "data"))

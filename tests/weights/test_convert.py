@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
+from pytorch_weights import from_pytorch
 
 from caphuman_jax.config import SD15, IdentityConfig, ModelConfig, UNetConfig
-from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.models import registry
-from caphuman_jax.weights.convert import from_pytorch
 from caphuman_jax.weights.names import table
 
 SMALL = ModelConfig(
@@ -34,36 +33,6 @@ def test_fills_transposed_in_float32(shapes, arrays):
     assert params["image"]["kernel"].dtype == np.float32
     np.testing.assert_allclose(params["image"]["kernel"], arrays["img_linear.weight"].T, rtol=1e-6)
     np.testing.assert_allclose(params["recognition"]["bias"], arrays["id_linear.bias"], rtol=1e-6)
-
-
-def test_prefix_and_known_buffers(shapes, arrays):
-    arrays = {f"model.{name}": x for name, x in arrays.items()} | {
-        "other.weight": np.zeros(3),
-        "model.position_ids": np.zeros(77),
-    }
-    assert set(from_pytorch("identity", SMALL, shapes, arrays, prefix="model.")) == {
-        "image",
-        "recognition",
-    }
-
-
-def test_every_fault_is_named(shapes, arrays):
-    del arrays["id_linear.bias"]
-    arrays |= {"img_linear.weight": np.zeros((4, 3)), "extra.weight": np.zeros(1)}
-    with pytest.raises(ModelFolderError) as caught:
-        from_pytorch("identity", SMALL, shapes, arrays)
-    for part in (
-        "missing id_linear.bias",
-        "surplus extra.weight",
-        "img_linear.weight has shape (4, 3)",
-    ):
-        assert part in str(caught.value)
-
-
-def test_each_array_is_put_at_once(shapes, arrays):
-    put = []
-    from_pytorch("identity", SMALL, shapes, arrays, put=lambda x: put.append(x.shape))
-    assert sorted(put) == [(2, 3), (3,), (3,), (4, 3)]
 
 
 @pytest.mark.parametrize("network", ["unet", "capface", "identity", "vae", "text", "image_encoder"])

@@ -24,7 +24,8 @@ from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.head.models.deca_head import SOURCE
 from caphuman_jax.models import registry
 from caphuman_jax.weights import convert, known_files, model_folder
-from caphuman_jax.weights.importer import _control_name, import_model
+from caphuman_jax.weights.import_plan import control_name
+from caphuman_jax.weights.importer import import_model
 from caphuman_jax.weights.lora import parse
 from caphuman_jax.weights.names import PREFIXES, table
 
@@ -661,7 +662,7 @@ def test_flame_is_checked(tmp_path):
     ],
 )
 def test_names_of_controlnets(tmp_path, file, name):
-    assert _control_name(tmp_path / file) == name
+    assert control_name(tmp_path / file) == name
 
 
 def test_too_large_for_half_precision(tmp_path, caphuman):

@@ -1,0 +1,82 @@
+"""What an import did: the description kept in config.json, and the report that is printed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from caphuman_jax.head.models import registry as heads
+from caphuman_jax.weights.import_plan import Pieces
+from caphuman_jax.weights.known_files import Identification
+
+
+def describe(path: Path, identity: Identification) -> dict[str, Any]:
+    md5, known = identity.result()
+    return {"file": _short(path), "md5": md5, "known": known}
+
+
+def origin(pieces: Pieces) -> str:
+    names = Counter(
+        _short(piece.checkpoint.path) if piece.checkpoint else "fresh numbers"
+        for piece in pieces.values()
+    )
+    return " and ".join(names)
+
+
+def _short(path: Path) -> str:
+    """A file's name; with that of its folder where all files are called alike."""
+    return (
+        f"{path.parent.name}/{path.name}"
+        if path.name.startswith(("diffusion_pytorch_model", "model.", "pytorch_model"))
+        else path.name
+    )
+
+
+def unused_tensors(opened, chosen, controls, used: set, ignore) -> dict[str, dict[str, int]]:
+    """File → what of it was left out → how many tensors."""
+    unused: dict[str, dict[str, int]] = {}
+    for source in opened:
+        groups: Counter = Counter()
+        for group, keys in source.extras.items():
+            groups[group] += sum(
+                (c.path, key) not in used for key in keys for c in source.checkpoints if key in c
+            )
+        for network, found in source.networks.items():
+            groups[f"{network}, of which another file's is used"] += sum(
+                (found.path, key) not in used for key in found.keys.values()
+            )
+        groups["left out as asked (--ignore)"] += sum(
+            key.startswith(tuple(ignore)) for key in source.unknown
+        )
+        groups = Counter({group: count for group, count in groups.items() if count})
+        if groups:
+            unused[source.path.name] = dict(groups)
+    return unused
+
+
+def report(out, config, plan, files, unused, loras, manifest) -> list[str]:
+    lines = []
+    for network, pieces in plan.items():
+        types = Counter(str(piece.dtype) for piece in pieces.values())
+        lines.append(f"{network}: {len(pieces)} tensors of {origin(pieces)} ({', '.join(types)})")
+    lines += [f"LoRA {Path(path).name} added with strength {strength}" for path, strength in loras]
+    lines += [f"{entry['file']} is {entry['known']}" for entry in files if entry["known"]]
+    lines += [
+        f"not used of {name}: {count} {'tensor' if count == 1 else 'tensors'}, {group}"
+        for name, groups in unused.items()
+        for group, count in groups.items()
+    ]
+    size = sum(entry["bytes"] for entry in manifest.values()) / 2**30
+    lines.append(
+        f"{out}: {config.name}, {size:.2f} GiB, predicts {config.diffusion.prediction_type}, head "
+        f"{config.head}"
+    )
+    source, _ = heads.find(config.head)
+    if source.setup:
+        lacking = set(source.networks) - set(manifest)
+        lines.append(
+            f"to use it, {source.setup}"
+            + ("; without --deca, heads are fitted to landmarks" if lacking else "")
+        )
+    return lines
