@@ -113,15 +113,15 @@ def theirs(monkeypatch, noise, config, name, steps, spacing, eta):
     scaled = lambda i: (scheduler.sigmas[i] ** 2 + 1) ** 0.5 if name == "euler_a" else 1.0
     x, after_each = double(noise[0]) * scaled(0), []
     for i, t in enumerate(scheduler.timesteps):
-        noise = double(noise[i + 1])
+        fresh = double(noise[i + 1])
         for module in (scheduling_lcm, scheduling_euler_ancestral_discrete):
-            monkeypatch.setattr(module, "randn_tensor", lambda *shape, noise=noise, **_: noise)
+            monkeypatch.setattr(module, "randn_tensor", lambda *shape, fresh=fresh, **_: fresh)
         output = model(scheduler.scale_model_input(x, t), t.float(), torch, double)
         x = scheduler.step(
             output,
             t,
             x,
-            **({"eta": eta, "variance_noise": noise if eta else None} if name == "ddim" else {}),
+            **({"eta": eta, "variance_noise": fresh if eta else None} if name == "ddim" else {}),
         ).prev_sample
         after_each.append((x / scaled(i + 1)).numpy())
     return scheduler.timesteps.numpy(), after_each
