@@ -1,6 +1,5 @@
-"""Runs an evaluation: generates images of people × heads × prompts, measures them, and writes both as
-they are made.
-"""
+"""Runs an evaluation: generates images of people × heads × prompts, measures them, and writes both
+as they are made."""
 
 from __future__ import annotations
 

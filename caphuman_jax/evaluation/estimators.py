@@ -13,9 +13,8 @@ Statistic = Callable[..., float]
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Area under the ROC curve: how often a positive score is above a negative one. Ties count half;
-    NaN if a side is empty.
-    """
+    """Area under the ROC curve: how often a positive score is above a negative one. Ties count
+    half; NaN if a side is empty."""
     positive, negative = np.ravel(positive), np.sort(np.ravel(negative))
     if not len(positive) or not len(negative):
         return float("nan")

@@ -1,6 +1,5 @@
-"""What a dataset holds, as counts and histograms: collected record by record in constant memory, and
-drawn as one picture.
-"""
+"""What a dataset holds, as counts and histograms: collected record by record in constant memory,
+and drawn as one picture."""
 
 from __future__ import annotations
 

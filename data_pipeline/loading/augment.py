@@ -1,8 +1,8 @@
-"""Small changes of position, size, roll and side, made on the accelerator.
+"""Small random changes of position, size, roll and side, applied on the accelerator.
 
-A training picture, its nine hint channels, its face mask and its area of validity are stored once,
-around the face and with a margin, and are warped together: what is seen and what is asked for stay
-in step."""
+A training image, its nine hint channels, its face mask and its valid area are stored once, around
+the face and with a margin, and are warped together so that they stay aligned.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Ranges of the changes: `scale` is log-uniform in [1/scale, scale], `shift` a part of the
-    picture's side.
+    """Ranges of the changes.
+
+    Attributes:
+        scale: factors are log-uniform in [1 / scale, scale].
+        shift: greatest shift, as a fraction of the image's side.
+        roll_degrees: standard deviation of the roll.
+        roll_limit: greatest roll, in degrees.
+        mirror: share of mirrored images.
     """
 
     scale: float = 1.25
@@ -26,11 +32,8 @@ class AugmentConfig:
 
 
 def sample_transforms(key, count: int, cfg: AugmentConfig):
-    """Draws `count` changes: dict of `scale`, `angle` (radians, clockwise as seen), `shift` (n, 2),
-    `mirror` (bool).
-
-    `angle` is normal with standard deviation `roll_degrees`, clipped at `roll_limit`.
-    """
+    """Sample `count` changes: {"scale" (n,), "angle" (n,) radians clockwise as seen, "shift" (n,
+    2), "mirror" (n,) bool}. The angle is normally distributed and clipped."""
     k = jax.random.split(key, 4)
     limit = jnp.log(jnp.float32(cfg.scale))
     angle = jnp.clip(
@@ -45,7 +48,7 @@ def sample_transforms(key, count: int, cfg: AugmentConfig):
 
 
 def identity_transforms(count: int):
-    """The transforms that only cut the middle out."""
+    """Transforms that only crop the middle."""
     return {
         "scale": jnp.ones((count,)),
         "angle": jnp.zeros((count,)),
@@ -55,10 +58,8 @@ def identity_transforms(count: int):
 
 
 def source_coordinates(transforms, stored: int, size: int):
-    """Where each pixel of a (size, size) result lies in the (stored, stored) source: (B, size,
-    size, 2) as (x, y).
-
-    One pixel of the result is one pixel of the source at scale 1; pixel centers are at integers.
+    """(B, size, size, 2) as (x, y): where each pixel of a (size, size) result is in the (stored,
+    stored) source. At scale 1 their pixels have the same size; pixel centers are at integers.
     """
     center = (size - 1) / 2
     grid = jnp.arange(size, dtype=jnp.float32) - center
@@ -99,9 +100,8 @@ def warp(images, coordinates):
 
 
 def valid_area(coordinates, rectangle):
-    """1 where a sample lies inside the photo, 0 in the padding: `rectangle` (B, 4) is x0, y0, x1,
-    y1 in source pixels.
-    """
+    """1 where a sample is inside the photo, 0 in the padding; `rectangle` (B, 4) is x0, y0, x1, y1
+    in source pixels."""
     x, y = coordinates[..., 0], coordinates[..., 1]
     r = rectangle[:, :, None, None]
     inside = (x >= r[:, 0]) & (y >= r[:, 1]) & (x <= r[:, 2]) & (y <= r[:, 3])
@@ -109,7 +109,7 @@ def valid_area(coordinates, rectangle):
 
 
 def turn_normals(normals, transforms):
-    """Normals (B, H, W, 3; x right, y up, z to the viewer) after the picture was mirrored and
+    """Normals (B, H, W, 3; x right, y up, z to the viewer) of an image that was mirrored and
     rolled.
     """
     n = transforms["angle"].shape[0]

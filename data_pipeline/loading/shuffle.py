@@ -1,9 +1,10 @@
 """The order of the data: an endless stream of samples that is a function of (seed, epoch), of which
 every host takes its share.
 
-Sample number g of the stream is position g % N of a permutation of the N records, made for epoch g
-// N. Any position is computed by itself, so 20 million records need no array, and a run goes on at
-any sample without going through those before."""
+Sample g of the stream is position g % N of a permutation of the N records that belongs to epoch
+g // N. Each position is computed alone, so 20 million records need no array, and a run resumes at
+any sample without reading those before it.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +18,8 @@ _ROUNDS = 8
 
 
 def hashed(*words) -> np.ndarray:
-    """64 random-looking bits (n,) uint64 of integers or arrays of integers (n,), by splitmix64's
-    mixing (Steele et al. 2014) of one after another.
-    """
+    """(n,) uint64 hashes of integers, or of arrays (n,) of integers, with splitmix64's mixing
+    (Steele et al. 2014)."""
     state = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):
         for word in words:
@@ -32,12 +32,19 @@ def hashed(*words) -> np.ndarray:
 
 
 def permuted(position, count: int, *key) -> np.ndarray:
-    """Where a permutation of range(count) sends positions (n,): int64. `key`: integers, or arrays
-    of one for each position.
+    """Where a permutation of range(count) sends positions.
 
     A Feistel network over a rectangle of a × b >= count cells (Black & Rogaway, "Ciphers with
-    arbitrary finite domains", 2002); what lands past the end walks on along its cycle until it is
-    inside."""
+    arbitrary finite domains", 2002). A result past the end is permuted again until it is inside.
+
+    Args:
+        position: (n,) integers.
+        count: length of the permutation.
+        key: integers, or arrays (n,), that choose the permutation.
+
+    Returns:
+        (n,) int64.
+    """
     key = hashed(*key).view(np.int64)
     a = int(np.ceil(np.sqrt(count)))
     a, b = np.uint64(a), np.uint64(-(-count // a))
@@ -45,7 +52,7 @@ def permuted(position, count: int, *key) -> np.ndarray:
     def once(x, key):
         left, right = x % a, x // a
         for turn in range(0, _ROUNDS, 2):
-            # Both sums stay far below 2^64, so that modulo means what it says.
+            # Both sums stay far below 2^64, so they do not wrap around.
             left = (left + hashed(key, turn, right) % a) % a
             right = (right + hashed(key, turn + 1, left) % b) % b
         return left + right * a
@@ -66,11 +73,12 @@ def records_of(samples, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """One host's samples: of global batch s, which are the samples start + [s·batch, (s +
-    1)·batch), the process_index-th of process_count parts.
+    """One host's samples. Global batch s has the samples start + [s·batch, (s + 1)·batch), whatever
+    the number of hosts; this host takes part number process_index of process_count.
 
-    Which samples a batch holds does not depend on the number of hosts. Raises SettingError if a
-    batch cannot be split evenly."""
+    Raises:
+        SettingError: a batch cannot be split evenly.
+    """
 
     batch: int
     start: int = 0
@@ -93,7 +101,7 @@ class Share:
 
     @property
     def local(self) -> int:
-        """Samples of a batch that fall to this host."""
+        """Number of this host's samples in a batch."""
         return self.batch // self.process_count
 
     def samples(self, step: int) -> np.ndarray:
@@ -106,7 +114,7 @@ class Share:
         )
 
     def steps(self, count: int) -> int:
-        """Batches of one pass over `count` records that are left from `start` on; the last may
+        """Number of batches from `start` to the end of one pass over `count` records; the last may
         reach past the end.
         """
         return max(0, -(-(count - self.start) // self.batch))

@@ -1,12 +1,13 @@
-"""Photos to shards as one Apache Beam pipeline, for any of its runners; nothing but numbers of
-chunks and shards goes through it.
+"""Photos to shards as one Apache Beam pipeline, for any of its runners. Only the numbers of chunks
+and shards go through it:
 
     listing files → their chunks → measured, a chunk a file → (all done) → plan → shards, each
     written by one worker
 
-Work is passed on in files of the work folder (data_pipeline.prepare.workdir), so whatever runs this
-again goes on from there. On one machine the workers are processes that this one starts;
-data_pipeline.prepare.worker_process sees to it that they end with it."""
+The work itself is passed on in files of the work folder (data_pipeline.prepare.workdir), so another
+run resumes from there. On one machine the workers are processes that this one starts;
+data_pipeline.prepare.worker_process makes sure that they end with it.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +26,12 @@ from caphuman_jax.io import files
 from data_pipeline.prepare import plan, shards, workdir
 from data_pipeline.prepare.error_text import extract_error, wrap_error
 
-# "DirectRunner" has come to mean a program that is downloaded first; this one is a part of the
-# package, and can have several processes.
+# Beam's "DirectRunner" now downloads a program; this runner is part of the package, and can use
+# several processes.
 LOCAL_RUNNER = "apache_beam.runners.portability.fn_api_runner.FnApiRunner"
 _MEASURING = threading.Lock()
-# Results must not depend on how many workers share the cores, and threads of several workers would
-# stand in each other's way.
+# One thread each, since results must not depend on how many workers share the cores, and the
+# threads of several workers would compete.
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -42,11 +43,16 @@ _XLA_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threa
 
 
 def run(job: workdir.Job, arguments: list[str]) -> None:
-    """Run the pipeline to its end. Raises DataError for what a worker found wrong, and what the
-    runner raises otherwise.
+    """Run the pipeline to its end.
 
-    arguments: Beam's own (`--runner`, and the runner's options); without a runner the local one, in
-    this process."""
+    Args:
+        job: what to do.
+        arguments: Beam's own (`--runner` and the runner's options); without a runner, the local
+            runner in this process.
+
+    Raises:
+        CapHumanError: a worker raised it. Other errors of the runner are raised as they are.
+    """
     options = PipelineOptions(arguments)
     name = options.get_all_options()["runner"] or LOCAL_RUNNER
     runner = _local_runner(options) if name == LOCAL_RUNNER else create_runner(name)
@@ -60,7 +66,7 @@ def run(job: workdir.Job, arguments: list[str]) -> None:
 
 
 def build(pipeline: beam.Pipeline, job: workdir.Job) -> beam.PCollection:
-    """Add the steps to a pipeline; shards' descriptions as `shards.write_shard` gives them."""
+    """Add the steps to a pipeline. Returns what `shards.write_shard` returns for each shard."""
     listing = workdir.read_listing(job.folder)
     measured = (
         pipeline
@@ -79,9 +85,7 @@ def build(pipeline: beam.Pipeline, job: workdir.Job) -> beam.PCollection:
 
 
 class _Step(beam.DoFn):
-    """Work of a job. What a person should know of an error is marked in its text, which is all that
-    runners pass on.
-    """
+    """A step of a job. Messages for the user are wrapped, since runners pass on nothing but text."""
 
     def __init__(self, job: workdir.Job):
         self.job = job
@@ -107,7 +111,7 @@ class _Measure(_Step):
         if not workdir.is_measured(self.job.folder, number):
             with (
                 _MEASURING
-            ):  # some runners have many threads in a process, and the networks are there once
+            ):  # some runners have several threads a process, which share the networks
                 source, item_type, measurer, features = _tools(pickle.dumps(self.job))
                 items = workdir.read_items(place, self.job.folder, item_type)
                 workdir.measure_chunk(items, number, self.job.folder, features, source, measurer)
@@ -132,7 +136,7 @@ class _Write(_Step):
 
 @functools.lru_cache(maxsize=1)
 def _tools(pickled: bytes) -> tuple:
-    """Source, type of its items, measurer and features of a job: made once in a process."""
+    """Source, type of its items, measurer and features of a job, made once in a process."""
     from data_pipeline.sources.base import Item
 
     job = pickle.loads(pickled)
@@ -140,12 +144,11 @@ def _tools(pickled: bytes) -> tuple:
 
 
 def one_thread() -> None:
-    """Let numerical libraries that are loaded from here on use one thread."""
+    """Make numerical libraries that are loaded from now on use one thread."""
     os.environ.update(ONE_THREAD)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault(
-        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
-    )  # several workers share an accelerator
+    # Several workers share an accelerator.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     flags = os.environ.get("XLA_FLAGS", "")
     if _XLA_ONE_THREAD not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_XLA_ONE_THREAD}".strip()

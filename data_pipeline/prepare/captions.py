@@ -1,9 +1,10 @@
 """Captions from what can be measured in a photo: kind of picture, expression, glasses, hair,
 clothes, background.
 
-Nothing about sex, age or origin is estimated: a caption says "person". The words are few on
-purpose, so that a small text encoder learns each of them from some thousand photos; prompts that
-use these words are followed best."""
+Sex, age and origin are not estimated: a caption says "person". The vocabulary is small on purpose,
+so that a small text encoder learns each word from a few thousand photos. Prompts that use these
+words are followed best.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import numpy as np
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.face.colors import BACKGROUND, CLOTHES, HAIR, color_word, is_monochrome
 
-# Lab (D65) of the words for hair, by eye on portraits.
+# Lab (D65) of the words for hair, chosen by eye on portraits.
 _HAIR = {
     "black": (12, 1, 2),
     "dark brown": (24, 5, 8),
@@ -32,8 +33,12 @@ PROBES = ("glasses", "beard", "moustache", "bald", "long hair", "drawing")
 def attributes(
     expression: dict[str, float], colors: np.ndarray, probes: dict[str, bool] | None = None
 ) -> dict[str, str | bool]:
-    """What a caption may mention, as words. `expression` ARKit weights by name; `colors` (5, 4) of
-    `measure_colors`.
+    """What a caption may mention, as words.
+
+    Args:
+        expression: ARKit weights by name.
+        colors: (5, 4) from `measure_colors`.
+        probes: {name of PROBES: whether it applies}.
     """
     smile = (expression["mouthSmileLeft"] + expression["mouthSmileRight"]) / 2
     found: dict[str, str | bool] = {
@@ -69,7 +74,7 @@ def attributes(
 
 
 def compose(found: dict[str, str | bool], rng: np.random.Generator, keep: float = 0.8) -> str:
-    """One caption of many possible ones; each attribute is mentioned with probability `keep`."""
+    """A random caption that mentions each attribute with probability `keep`."""
     say = lambda key: key in found and rng.random() < keep
     kind = {
         "colour": ["a photo", "a portrait photo", "a colour photo"],
@@ -116,11 +121,11 @@ def compose(found: dict[str, str | bool], rng: np.random.Generator, keep: float 
 
 
 MENTIONED = (0.3, 0.8)
-"""How much of what could be said captions say: few words are what people type, many teach more."""
+"""Probabilities `keep` of captions: people type few words, but many words teach more."""
 
 
 def compose_several(found: dict[str, str | bool], key: str, seed: int, count: int) -> list[str]:
-    """`count` captions of one photo, by its key and the seed alone."""
+    """`count` captions of one photo, a function of its key and the seed."""
     rng = np.random.default_rng(
         [seed, int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")]
     )
@@ -130,12 +135,21 @@ def compose_several(found: dict[str, str | bool], key: str, seed: int, count: in
 def transformers_captioner(
     model_dir: str | os.PathLike, batch: int = 8, words: int = 40
 ) -> Callable[[Sequence[np.ndarray]], list[str]]:
-    """pictures (H, W, 3) uint8 → a caption each, by an image-to-text model (BLIP, GIT, ViT-GPT2 …)
-    that lies in a folder as transformers saves it. Nothing is fetched; greedy, at most `words`
-    tokens, so the same picture has the same caption.
+    """An image-to-text model (BLIP, GIT, ViT-GPT2 …) as a function.
 
-    Raises ModelFolderError where transformers or PyTorch is missing, or the folder holds no such
-    model."""
+    Nothing is downloaded. Decoding is greedy, so the same image always gets the same caption.
+
+    Args:
+        model_dir: folder of the model, as transformers saves it.
+        batch: images at a time.
+        words: most tokens of a caption.
+
+    Returns:
+        images (H, W, 3) uint8 -> a caption each.
+
+    Raises:
+        ModelFolderError: transformers or PyTorch is missing, or the folder holds no such model.
+    """
     try:
         import torch
         import transformers
@@ -153,7 +167,7 @@ def transformers_captioner(
         processor = transformers.AutoProcessor.from_pretrained(model_dir, local_files_only=True)
         tokenizer = getattr(processor, "tokenizer", None)
         images = getattr(processor, "image_processor", processor)
-        if tokenizer is None:  # a model of two, whose folder has an image processor and a tokenizer
+        if tokenizer is None:  # an encoder-decoder, with separate image processor and tokenizer
             tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,20 +1,21 @@
-"""Photos that are there twice: the same file, or the same picture saved again."""
+"""Photos that occur twice: the same file, or the same picture saved again."""
 
 from __future__ import annotations
 
 import numpy as np
 
 BITS = 64
-# of recognition vectors of one picture; of 60 portraits and their copies of JPEG quality 50 at
-# least 0.96, of quality 20 0.92
+# least cosine of recognition vectors of one picture; for 60 portraits and their copies of JPEG
+# quality 50 it is at least 0.96, of quality 20 at least 0.92
 NEAR_COSINE = 0.9
-# from so many bits on bands are too narrow to tell pictures apart, and every photo is compared with
-# all before
+# from this many bits on, bands are too narrow to distinguish pictures, and every photo is compared
+# with all before it
 _MOST_BANDS = 16
 
 
 def exact_duplicates(sha256: np.ndarray) -> dict[int, int]:
-    """{number: number of the first of the same hash}, for all but the first; hashes (N,) of bytes."""
+    """{number: number of the first photo with the same hash}, for all but the first; hashes are
+    (N,) bytes."""
     order = np.argsort(sha256, kind="stable")
     same = sha256[order[1:]] == sha256[order[:-1]]
     first: dict[int, int] = {}
@@ -26,13 +27,22 @@ def exact_duplicates(sha256: np.ndarray) -> dict[int, int]:
 def near_duplicates(
     dhash: np.ndarray, bits: int, vectors: np.ndarray, among: np.ndarray
 ) -> dict[int, int]:
-    """{number: number of the first photo that it repeats}, for photos whose difference hashes (N,)
-    uint64 differ in `bits` of 64 at most.
+    """Photos whose difference hashes differ in few bits, and whose recognition vectors agree: flat
+    pictures have similar hashes.
 
-    Recognition vectors (N, D) float32 of length 1 must agree as well: flat pictures have like
-    hashes. Only `among` (M,), ascending, are compared. A photo that itself repeats another is
-    nobody's first. Hashes that differ in k bits agree in one of k + 1 bands at least, so that
-    nothing within `bits` is missed; a photo is compared only with those that share a band."""
+    Hashes that differ in k bits agree in at least one of k + 1 bands. A photo is therefore compared
+    only with those that share a band, and nothing is missed.
+
+    Args:
+        dhash: (N,) uint64.
+        bits: how many of 64 may differ.
+        vectors: (N, D) float32 of length 1.
+        among: (M,) ascending numbers of the photos to compare.
+
+    Returns:
+        {number: number of the first photo that it repeats}; a photo that repeats another is never
+        the first.
+    """
     hashes = dhash[among]
     groups = [_grouped(band) for band in _bands(hashes, bits)]
     repeated, sharing = np.zeros(len(among), bool), np.zeros(len(among), bool)
@@ -53,7 +63,7 @@ def near_duplicates(
 
 
 def _bands(hashes: np.ndarray, bits: int):
-    """Parts of hashes (M,) uint64, of which two that differ in `bits` at most have one in common."""
+    """Parts of hashes (M,) uint64; two hashes that differ in at most `bits` share one of them."""
     if bits >= _MOST_BANDS:
         yield np.zeros_like(hashes)
         return
@@ -63,9 +73,8 @@ def _bands(hashes: np.ndarray, bits: int):
 
 
 def _grouped(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers (M,) sorted by value, then number; and for each number where its value begins there,
-    and its own place.
-    """
+    """Numbers (M,) sorted by value, then by number; and for each number the place in that order
+    where its value begins, and its own place."""
     order = np.argsort(values, kind="stable")
     ordered, places = values[order], np.arange(len(values))
     begins = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(values)]

@@ -1,5 +1,5 @@
-"""What a model's frozen networks make of a photo, computed once: VAE moments, text encodings,
-CLIP's image tokens.
+"""Outputs of a model's frozen networks, precomputed: VAE moments, text encodings, CLIP's image
+tokens.
 """
 
 from __future__ import annotations
@@ -16,17 +16,15 @@ from caphuman_jax.person.identity import image_tokens
 from caphuman_jax.weights import model_folder
 from data_pipeline.prepare.settings import PrepareSettings
 
-# photos that are encoded at a time on an accelerator; on a CPU one by one is a quarter faster
+# photos that are encoded at a time on an accelerator; on a CPU one at a time is 25 % faster
 _BATCH = 8
 
 
 class Encoder:
-    """The networks of `settings.encode`, in float32: what they give is kept and trained on for
-    good.
-    """
+    """The networks of `settings.encode`, in float32, since their outputs are stored."""
 
     def __init__(self, settings: PrepareSettings):
-        """Raises ModelFolderError where the model lacks one of them."""
+        """Raises ModelFolderError if the model lacks one of them."""
         self.encode = settings.encode
         wanted = {"moments": "vae", "text": "text", "image_tokens": "image_encoder"}
         networks = registry.abstract(settings.config, only=[wanted[name] for name in self.encode])
@@ -40,11 +38,17 @@ class Encoder:
     def __call__(
         self, squares: np.ndarray, caption_ids: np.ndarray, identity_inputs: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """{feature: (B, …) float16} of squares (B, size, size, 3) uint8, caption_ids (B, C, 77)
-        int32 and CLIP's pictures (B, S, S, 3) uint8.
+        """Encode photos.
 
-        moments (B, 2, h, w, 2c): mean and log-variance of the square and of its mirror image; text
-        (B, C, 77, W); image_tokens (B, N, W)."""
+        Args:
+            squares: (B, size, size, 3) uint8.
+            caption_ids: (B, C, 77) int32.
+            identity_inputs: CLIP's images (B, S, S, 3) uint8.
+
+        Returns:
+            {feature: float16}: moments (B, 2, h, w, 2c), mean and log-variance of the square and of
+            its mirror image; text (B, C, 77, W); image_tokens (B, N, W).
+        """
         found = {}
         with jax.default_matmul_precision("highest"):
             if "moments" in self.encode:
@@ -93,8 +97,8 @@ def _in_batches(network, inputs: np.ndarray) -> np.ndarray:
 
 
 def batches(inputs: np.ndarray, size: int):
-    """(rows, count): parts of `size` rows, the last one filled up with its last row, and how many
-    of them are real.
+    """(rows, count): parts of `size` rows, the last one padded with its last row, and how many of
+    the rows are real.
     """
     for start in range(0, len(inputs), size):
         part = inputs[start : start + size]

@@ -1,6 +1,4 @@
-"""From written shards to a finished folder: TFDS's metadata, the manifest, and the folder in its
-place.
-"""
+"""From written shards to a finished folder: TFDS's metadata, the manifest, and the final rename."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ from data_pipeline.records.schema import NAME, VERSION, to_tfds
 
 
 def finish(job: workdir.Job, listing: workdir.Listing, source: dict) -> dict:
-    """Make DIR/caphuman_records/VERSION out of a job's shards; its manifest. What is interrupted is
-    done again by another call.
+    """Make DIR/caphuman_records/VERSION from a job's shards; may be called again after an
+    interruption. Returns the manifest.
     """
     planned = plan.read_plan(job)
     shards = [
@@ -63,8 +61,8 @@ def finish(job: workdir.Job, listing: workdir.Listing, source: dict) -> dict:
 
 
 def _tfds_metadata(job: workdir.Job, splits: dict) -> dict[str, bytes]:
-    """dataset_info.json, features.json and what else TFDS writes beside them. It finds files by
-    their names, so it is shown empty ones.
+    """{name: content} of dataset_info.json, features.json and TFDS's other files. TFDS finds shards
+    by their names, so it is given empty ones.
     """
     import tensorflow_datasets as tfds
 
@@ -96,7 +94,7 @@ def _tfds_metadata(job: workdir.Job, splits: dict) -> dict[str, bytes]:
 
 
 def _into_place(job: workdir.Job, expected: set[str]) -> None:
-    """Move the folder to its place at once, without what a killed writer left in it."""
+    """Rename the folder into its place, without what a killed writer left in it."""
     for path in Path(job.version).iterdir():
         if path.name not in expected:
             path.unlink() if path.is_file() else shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""One photo → what its record holds. Photos are looked at one by one; recognition, heads and
+"""Photos to what their records hold. Photos are read one by one; recognition, heads and
 encodings then run in batches.
 """
 
@@ -38,14 +38,14 @@ from data_pipeline.records.schema import MASK_SIZE, features
 from data_pipeline.records.tf_example import encode_image
 from data_pipeline.sources.base import Item
 
-HEADS = 8  # fitted at a time; one number, so that nothing is compiled twice
+HEADS = 8  # fitted at a time; always the same number, so that nothing is compiled twice
 # of the picture that a head's colors are read from, at most; as `fit.head_from_photo` does
 _FIT_SIDE = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """A photo that is left out; reason is one of `quality_filter.REASONS`."""
+    """A photo that is left out; `reason` is one of `quality_filter.REASONS`."""
 
     key: str
     reason: str
@@ -54,8 +54,12 @@ class Dropped:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """record: by feature name, see features.py, without `partners`; dhash: 64 bits of
-    `quality_filter.difference_hash`.
+    """A photo that is kept.
+
+    Attributes:
+        key: of the photo.
+        record: {feature's name: value}, see records.schema, without `partners`.
+        dhash: 64 bits of `quality_filter.difference_hash`.
     """
 
     key: str
@@ -64,10 +68,19 @@ class Measured:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Look:
-    """A face that passed the first gate. square (S, S, 3) uint8, the stored one; landmarks (478, 3)
-    in its pixels; place (2, 3): the photo's pixels to the square's; covered (4,) in its pixels;
-    head: DECA's, or None.
+class _FaceCandidate:
+    """A face that passed the first part of the quality filter.
+
+    Attributes:
+        item: of the photo.
+        sha256: of the photo's file.
+        face: in the photo's pixels.
+        pixels: `quality_filter.face_pixels`.
+        sharpness: `quality_filter.sharpness`.
+        square: (S, S, 3) uint8, the stored one.
+        landmarks: (478, 3) in its pixels.
+        covered: (4,) in its pixels.
+        head: from a network, or None where heads are fitted.
     """
 
     item: Item
@@ -82,14 +95,12 @@ class _Look:
 
 
 class Measurer:
-    """measure(batch) with the networks loaded once; what it gives depends on the settings and the
-    photos alone.
-
-    On a CPU that holds to the bit, whatever is in the same batch and however many threads there
+    """Measures photos, with the networks loaded once. Results are a function of the settings and
+    the photos; on a CPU bit for bit, whatever is in the same batch and however many threads there
     are."""
 
     def __init__(self, settings: PrepareSettings):
-        """Raises ModelFolderError or HeadError where a network or a head model is missing."""
+        """Raises ModelFolderError or HeadError if a network or a head model is missing."""
         cv2.setNumThreads(1)
         self.settings = settings
         self._features = {feature.name: feature for feature in features(settings.layout())}
@@ -117,15 +128,15 @@ class Measurer:
         )
 
     def measure(self, batch: Sequence[tuple[Item, bytes | DataError]]) -> list[Measured | Dropped]:
-        """What is found of each item, in order. Nothing that is wrong with a photo raises."""
-        results: list = [self._look(item, data) for item, data in batch]
+        """Measure each item, in order. A bad photo never raises; it is `Dropped`."""
+        results: list = [self._candidate(item, data) for item, data in batch]
         for stage in (self._recognized, self._fitted, self._recorded):
             there = [i for i, result in enumerate(results) if not isinstance(result, Dropped)]
             for i, result in zip(there, stage([results[i] for i in there]) if there else []):
                 results[i] = result
         return results
 
-    def _look(self, item: Item, data: bytes | DataError) -> _Look | Dropped:
+    def _candidate(self, item: Item, data: bytes | DataError) -> _FaceCandidate | Dropped:
         if isinstance(data, DataError):
             return Dropped(item.key, "unreadable", str(data))
         try:
@@ -162,7 +173,7 @@ class Measurer:
             except (HeadError, PhotoError) as problem:
                 return Dropped(item.key, "no_head", str(problem))
         pixels = quality_filter.face_pixels(face.landmarks)
-        return _Look(
+        return _FaceCandidate(
             item,
             hashlib.sha256(data).hexdigest(),
             face,
@@ -174,9 +185,11 @@ class Measurer:
             head,
         )
 
-    def _recognized(self, looks: list[_Look]) -> list:
-        """(look, recognition vectors by feature, scores of the probes), or Dropped."""
-        crop = lambda cut: np.stack([cut(look.square, look.landmarks) for look in looks])
+    def _recognized(self, candidates: list[_FaceCandidate]) -> list:
+        """(candidate, {feature: recognition vector}, scores of the probes), or Dropped, of each."""
+        crop = lambda cut: np.stack(
+            [cut(candidate.square, candidate.landmarks) for candidate in candidates]
+        )
         vectors, maps = _run(recognition.mobilefacenet, crop(recognition.mobilefacenet_crop))
         found = {
             "mobilefacenet": vectors,
@@ -184,7 +197,7 @@ class Measurer:
         }
         own = self.settings.recognizer
         if own:
-            views = [self._view(look) for look in looks]
+            views = [self._view(candidate) for candidate in candidates]
             found[own] = np.concatenate(
                 [
                     self._identify.vectors(rows)[:count]
@@ -194,26 +207,32 @@ class Measurer:
         scores = attributes.scores(maps)
         drawings = scores[:, attributes.names().index("drawing")]
         results = []
-        for i, look in enumerate(looks):
+        for i, candidate in enumerate(candidates):
             bad = quality_filter.by_drawing(self.settings, drawings[i])
             numbers = {
                 f"recognition/{name}": rows[i].astype(np.float32) for name, rows in found.items()
             }
-            results.append(Dropped(look.item.key, *bad) if bad else (look, numbers, scores[i]))
+            results.append(
+                Dropped(candidate.item.key, *bad) if bad else (candidate, numbers, scores[i])
+            )
         return results
 
     def _fitted(self, found: list) -> list:
-        """The same with the head, as arrays of numpy in the stored square's pixels, or Dropped."""
-        looks = [look for look, *_ in found]
-        heads = [jax.device_get(look.head) for look in looks] if self._head_of else self._fit(looks)
+        """The same with the head added, in the stored square's pixels, or Dropped."""
+        candidates = [candidate for candidate, *_ in found]
+        heads = (
+            [jax.device_get(candidate.head) for candidate in candidates]
+            if self._head_of
+            else self._fit(candidates)
+        )
         angles = np.asarray(_angles(np.stack([head.rotation for head in heads])))
         results = []
-        for (look, *rest), head, turned in zip(found, heads, angles):
+        for (candidate, *rest), head, turned in zip(found, heads, angles):
             bad = quality_filter.by_head(self.settings, turned, float(head.confidence))
-            results.append(Dropped(look.item.key, *bad) if bad else (look, *rest, head))
+            results.append(Dropped(candidate.item.key, *bad) if bad else (candidate, *rest, head))
         return results
 
-    def _fit(self, looks: list[_Look]) -> list[Head]:
+    def _fit(self, candidates: list[_FaceCandidate]) -> list[Head]:
         """Heads fitted to landmarks, colored from the middle of the square: of one size for all
         photos.
         """
@@ -221,17 +240,19 @@ class Measurer:
         side, offset = min(size, _FIT_SIDE), np.float32((stored - size) / 2)
         scale = np.float32(side / size)
         images, visible, marks = [], [], []
-        for look in looks:
-            image = self._middle(look.square)
+        for candidate in candidates:
+            image = self._middle(candidate.square)
             if side != size:
                 image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
             images.append(image)
-            marks.append((look.landmarks - np.array([offset, offset, 0], np.float32)) * scale)
+            marks.append((candidate.landmarks - np.array([offset, offset, 0], np.float32)) * scale)
             seen = np.zeros((side, side), np.float32)
-            left, top, right, bottom = np.clip((look.covered - offset) * scale, 0, side).astype(int)
+            left, top, right, bottom = np.clip(
+                (candidate.covered - offset) * scale, 0, side
+            ).astype(int)
             seen[top:bottom, left:right] = 1
             visible.append(seen)
-        expressions = [look.face.expression for look in looks]
+        expressions = [candidate.face.expression for candidate in candidates]
         columns = (np.stack(rows) for rows in (images, marks, expressions, visible))
         heads: list[Head] = []
         for parts in zip(*(batches(column, HEADS) for column in columns)):
@@ -249,8 +270,8 @@ class Measurer:
 
     def _recorded(self, found: list) -> list[Measured]:
         records = [self._record(*one) for one in found]
-        looks = [look for look, *_ in found]
-        for record, texts in zip(records, self._captions(looks, records)):
+        candidates = [candidate for candidate, *_ in found]
+        for record, texts in zip(records, self._captions(candidates, records)):
             rows = self._tokenize(texts[: self.settings.captions])
             record["captions"], record["caption_ids"] = (
                 texts,
@@ -259,7 +280,7 @@ class Measurer:
         pictures = [record.pop("identity_input") for record in records]
         if self._encode:
             squares, ids = (
-                np.stack([self._middle(look.square) for look in looks]),
+                np.stack([self._middle(candidate.square) for candidate in candidates]),
                 np.stack([record["caption_ids"] for record in records]),
             )
             for name, rows in self._encode(squares, ids, np.stack(pictures)).items():
@@ -271,14 +292,16 @@ class Measurer:
         for record, picture in zip(records, pictures):
             record["identity_input"] = self._image("identity_input", picture)
         return [
-            Measured(look.item.key, record, quality_filter.difference_hash(look.square))
-            for look, record in zip(looks, records)
+            Measured(candidate.item.key, record, quality_filter.difference_hash(candidate.square))
+            for candidate, record in zip(candidates, records)
         ]
 
-    def _record(self, look: _Look, numbers: dict, scores: np.ndarray, head: Head) -> dict:
-        """All but captions, encodings and hints; identity_input is not yet encoded."""
+    def _record(
+        self, candidate: _FaceCandidate, numbers: dict, scores: np.ndarray, head: Head
+    ) -> dict:
+        """The record without captions, encodings and hints; identity_input is not encoded yet."""
         size = np.float32(self.settings.stored)
-        small = cv2.resize(look.square, (MASK_SIZE, MASK_SIZE), interpolation=cv2.INTER_AREA)
+        small = cv2.resize(candidate.square, (MASK_SIZE, MASK_SIZE), interpolation=cv2.INTER_AREA)
         person = np.clip(
             network("person_segmentation")(small[None].astype(np.float32) / 255)[0].reshape(
                 MASK_SIZE, MASK_SIZE
@@ -286,18 +309,18 @@ class Measurer:
             0,
             1,
         )
-        region = face_region(look.landmarks * (MASK_SIZE / size), (MASK_SIZE, MASK_SIZE))
-        marks, covered = look.landmarks / size, np.clip(look.covered / size, 0, 1)
-        colors = measure_colors(look.square, person, marks, covered)
-        expression = np.clip(look.face.expression, 0, 1).astype(np.float32)
+        region = face_region(candidate.landmarks * (MASK_SIZE / size), (MASK_SIZE, MASK_SIZE))
+        marks, covered = candidate.landmarks / size, np.clip(candidate.covered / size, 0, 1)
+        colors = measure_colors(candidate.square, person, marks, covered)
+        expression = np.clip(candidate.face.expression, 0, 1).astype(np.float32)
         worn = dict(zip(attributes.names(), (scores > 0).tolist()))
         said = captions.attributes(dict(zip(expression_names(), expression.tolist())), colors, worn)
         scalar = lambda value: np.asarray(value, np.float32)
         clip = self._identify.tokens == "clip"
         picture = (
-            self._identify.picture(self._view(look))
+            self._identify.picture(self._view(candidate))
             if clip
-            else recognition.mobilefacenet_crop(look.square, look.landmarks)
+            else recognition.mobilefacenet_crop(candidate.square, candidate.landmarks)
         )
         shape = {
             f"head/{name}": np.asarray(getattr(head, name), np.float32)
@@ -315,16 +338,16 @@ class Measurer:
             numbers
             | shape
             | {
-                "key": look.item.key,
-                "person": look.item.person,
-                "sha256": look.sha256,
-                "photo": self._image("photo", look.square),
+                "key": candidate.item.key,
+                "person": candidate.item.person,
+                "sha256": candidate.sha256,
+                "photo": self._image("photo", candidate.square),
                 "covered": covered.astype(np.float32),
                 "landmarks": marks.astype(np.float32),
                 "expression": expression,
-                "presence": scalar(look.face.presence),
-                "face_px": scalar(look.pixels),
-                "sharpness": scalar(look.sharpness),
+                "presence": scalar(candidate.face.presence),
+                "face_px": scalar(candidate.pixels),
+                "sharpness": scalar(candidate.sharpness),
                 "colours": colors,
                 "region": self._image("region", region[..., None].astype(np.uint8) * 255),
                 "person_mask": self._image(
@@ -336,22 +359,28 @@ class Measurer:
             }
         )
 
-    def _captions(self, looks: list[_Look], records: list[dict]) -> list[list[str]]:
-        """Given ones, else a captioner's, else made of what was measured."""
-        told = iter(
-            self._caption([self._middle(look.square) for look in looks if not look.item.captions])
+    def _captions(self, candidates: list[_FaceCandidate], records: list[dict]) -> list[list[str]]:
+        """The given captions, or a captioner's, or captions composed of what was measured."""
+        written = iter(
+            self._caption(
+                [
+                    self._middle(candidate.square)
+                    for candidate in candidates
+                    if not candidate.item.captions
+                ]
+            )
             if self._caption
             else []
         )
         texts = []
-        for look, record in zip(looks, records):
-            given = list(look.item.captions) or ([next(told)] if self._caption else [])
+        for candidate, record in zip(candidates, records):
+            given = list(candidate.item.captions) or ([next(written)] if self._caption else [])
             texts.append(
                 given
                 if any(given)
                 else captions.compose_several(
                     json.loads(record["attributes"]),
-                    look.item.key,
+                    candidate.item.key,
                     self.settings.seed,
                     self.settings.captions,
                 )
@@ -359,7 +388,7 @@ class Measurer:
         return texts
 
     def _hints(self, records: list[dict]):
-        """Hint pictures (3S, S, 3) uint8 of the heads as the records have them."""
+        """Rendered hints (3S, S, 3) uint8 of the heads as the records store them."""
         stored, fields = self.settings.stored, [field.name for field in dataclasses.fields(Head)]
         stacked = {
             name: np.stack([record[f"head/{name}"] for record in records])
@@ -377,15 +406,15 @@ class Measurer:
             )
             yield from np.asarray(_hint_pictures(self._head_model, heads, stored))[:count]
 
-    def _view(self, look: _Look) -> View:
+    def _view(self, candidate: _FaceCandidate) -> View:
         """As `person.analyze_photo` gives it to the recognizers."""
         size, stored = self.settings.size, self.settings.stored
-        inner = look.landmarks - np.array([(stored - size) / 2] * 2 + [0], np.float32)
+        inner = candidate.landmarks - np.array([(stored - size) / 2] * 2 + [0], np.float32)
         region = face_region(inner, (size, size))
-        return View(self._middle(look.square), region, look.square, look.landmarks)
+        return View(self._middle(candidate.square), region, candidate.square, candidate.landmarks)
 
     def _middle(self, square: np.ndarray) -> np.ndarray:
-        """The part (size, size, 3) that training sees when nothing is shifted or turned."""
+        """The part (size, size, 3) that training sees without shift and rotation."""
         edge = (self.settings.stored - self.settings.size) // 2
         return square[edge : edge + self.settings.size, edge : edge + self.settings.size]
 
@@ -394,9 +423,8 @@ class Measurer:
 
 
 def _run(function: Callable, crops: np.ndarray) -> list[np.ndarray]:
-    """A recognition network on crops: one by one on a CPU, where more at a time are no faster, in
-    batches of one size on a GPU.
-    """
+    """Run a recognition network on crops: one at a time on a CPU, where batches are not faster, and
+    in batches of one size on a GPU."""
     size = 16 if "CUDAExecutionProvider" in providers() else 1
     parts = [[output[:count] for output in function(rows)] for rows, count in batches(crops, size)]
     return [np.concatenate(outputs) for outputs in zip(*parts)]

@@ -1,10 +1,10 @@
-"""Which records a dataset holds, in which split, order and file: decided for all photos at once,
+"""Decides which records a dataset holds, in which split, order and file, for all photos at once and
 from their indexes alone.
 
-plan/SPLIT-00000.json    of each shard: {"records": [[place, partners], …]}, place as in the index
-                         of the record's chunk plan/plan.json           {"photos", "kept",
-                         "dropped": {reason: number}, "moved": number, "shards": [{"split", "file",
-                         "plan", "sha256"}, …]}, sha256 of the shard's plan
+* plan/SPLIT-00000.json, for each shard: {"records": [[place, partners], …]}, with the place as in
+  the index of the record's chunk;
+* plan/plan.json: {"photos", "kept", "dropped": {reason: number}, "moved": number, "shards":
+  [{"split", "file", "plan", "sha256"}, …]}, with the SHA-256 of the shard's plan.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from data_pipeline.prepare.splits import ALL_PAIRS, hold_out, partners, persons_
 from data_pipeline.records.manifest import DROPPED, shard_name
 from data_pipeline.records.schema import RECOGNITION
 
-SHARD_BYTES = (
-    256 << 20
-)  # of one file, about: large enough to be read in one go, small enough for hundreds of hosts to share 20 million photos
+# About the size of one file: large enough to be read at full speed, small enough for hundreds of
+# hosts to share 20 million photos.
+SHARD_BYTES = 256 << 20
 SPLITS = ("train", "test")
 
 
 def make_plan(job: workdir.Job) -> list[dict]:
-    """Write the plan of a job whose chunks are all measured, and dropped.jsonl; the shards. Raises
-    DataError if no photo is left.
+    """Write the plan of a job whose chunks are all measured, and dropped.jsonl. Returns the shards.
+    Raises DataError if no photo is left.
     """
     listing = workdir.read_listing(job.folder)
     with tempfile.TemporaryFile() as spare:
@@ -72,12 +72,19 @@ def read_plan(job: workdir.Job) -> dict | None:
 
 
 class _Photos:
-    """Columns over the photos that passed the quality filter, in the order of their keys, and those that were
-    dropped: (key, reason, detail).
+    """Columns over the photos that passed the quality filter, sorted by key.
 
-    keys, persons: lists of texts. sha256 (N,) of 32 bytes, dhash (N,) uint64, places (N, 4) int64:
-    as in the index. vectors: recognition vectors of length 1, (N, D) float32, in a file without a
-    name, since they would be most of the memory."""
+    Attributes:
+        keys: texts.
+        persons: texts.
+        sha256: (N,) 32 bytes each, as in the index.
+        dhash: (N,) uint64, as in the index.
+        places: (N, 4) int64, as in the index.
+        vectors: (N, D) float32 recognition vectors of length 1, in an unnamed file, since they
+            would take most of the memory.
+        dropped: (key, reason, detail) of the photos that were dropped.
+        moved: see `splits.Split`, their number.
+    """
 
     def __init__(self, folder: str, chunks: int, spare):
         self.keys: list[str] = []
@@ -110,13 +117,13 @@ class _Photos:
         )
 
     def drop(self, number: int, reason: str, detail: str) -> None:
-        """Note that a photo is left out."""
+        """Record that a photo is left out."""
         self.dropped.append((self.keys[number], reason, detail))
 
 
 def _split(photos: _Photos, settings) -> dict[str, list[int]]:
-    """Numbers of the photos of each split, in their final order; what is left out is noted in
-    `photos`, and persons found are.
+    """Numbers of the photos of each split, in their final order. Photos that are left out and
+    persons that are found are recorded in `photos`.
     """
     there = np.ones(len(photos.keys), bool)
     if settings.thresholds.duplicates == "drop":

@@ -1,4 +1,4 @@
-"""What a person sees while photos are prepared, read from the files that workers finish."""
+"""Reports progress while photos are prepared, read from the files that workers finish."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections import Counter
 from caphuman_jax.io import files
 from data_pipeline.prepare import plan, workdir
 
-_HERE, _BUCKET = 5.0, 30.0  # seconds between looks
+_LOCAL, _BUCKET = 5.0, 30.0  # seconds between updates
 
 
 class Progress:
-    """Lines about a job, or one line that changes where a terminal shows it."""
+    """Lines about a job; on a terminal, one line that is updated."""
 
     def __init__(self, job: workdir.Job, listing: workdir.Listing, stream=None):
         self._job, self._listing, self._stream = job, listing, stream or sys.stderr
@@ -22,22 +22,22 @@ class Progress:
         self._photos = self._kept = 0
         self._dropped: Counter = Counter()
         self._last, self._shown = "", 0.0
-        self.interval = _HERE if files.is_local(job.folder) else _BUCKET
-        self._look()
+        self.interval = _LOCAL if files.is_local(job.folder) else _BUCKET
+        self._update()
         self._started, self._before = time.monotonic(), self._photos
         if self._photos:
-            self.say(f"going on: {self._photos:,} of {listing.photos:,} photos are done")
+            self.say(f"resuming: {self._photos:,} of {listing.photos:,} photos are done")
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._clear()
         print(text, file=self._stream, flush=True)
 
     def show(self) -> None:
-        """Look for what is new, and show it, if it is time."""
+        """Update the progress if the interval has passed."""
         if time.monotonic() - self._shown < self.interval:
             return
-        self._look()
+        self._update()
         text = self._measuring() if self._photos < self._listing.photos else self._writing()
         self._shown = time.monotonic()
         if text != self._last:
@@ -49,7 +49,7 @@ class Progress:
             self._last = text
 
     def end(self) -> None:
-        """Leave a line of the terminal for what comes next."""
+        """Clear the terminal's line for what comes next."""
         self._clear()
 
     def _clear(self) -> None:
@@ -57,7 +57,7 @@ class Progress:
             print("\r\033[K", end="", file=self._stream)
             self._last = ""
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         for number in workdir.measured_chunks(self._job.folder):
             if number not in self._done:
                 self._done.add(number)
@@ -74,17 +74,21 @@ class Progress:
         left = datetime.timedelta(
             seconds=round((self._listing.photos - self._photos) * seconds / new)
         )
-        return f"{text}, {new / seconds:.1f}/s, {self._kept:,} kept{dropped_text(self._dropped)}; {left} left"
+        return (
+            f"{text}, {new / seconds:.1f}/s, {self._kept:,} kept{dropped_text(self._dropped)}; "
+            f"{left} left"
+        )
 
     def _writing(self) -> str:
         planned = plan.read_plan(self._job)
         if planned is None:
             return f"{self._photos:,} photos measured; looking for duplicates and the same people"
-        return f"{planned['kept']:,} records; files written: {len(files.names(self._job.path('shards')))} of {len(planned['shards'])}"
+        written = len(files.names(self._job.path("shards")))
+        return f"{planned['kept']:,} records; files written: {written} of {len(planned['shards'])}"
 
 
 def dropped_text(dropped: dict[str, int]) -> str:
-    """The commonest reasons, for a line."""
+    """The most common reasons, for a line."""
     most = Counter(dropped).most_common(4)
     return (
         f", {sum(dropped.values()):,} dropped "

@@ -1,6 +1,5 @@
-"""Whether a photo is good enough to learn from: what `settings.QualityThresholds` sets limits to, and
-the reasons for which photos are dropped.
-"""
+"""Whether a photo is good enough to learn from: what `settings.QualityThresholds` sets limits to,
+and the reasons for which photos are dropped."""
 
 from __future__ import annotations
 

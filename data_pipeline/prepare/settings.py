@@ -44,8 +44,8 @@ class QualityThresholds:
     min_face: pixels of the larger side of the landmarks' box, in the photo; None: so many that the
         photo is not enlarged more than twofold to the size trained on (142 at 512, 71 at 256).
         Beyond that three quarters of the pixels are made up.
-    min_sharpness: see `quality_filter.sharpness`; every portrait in focus had 0.16 and more; half of them
-    fall below 0.12 when blurred by 1 % of the face.
+    min_sharpness: see `quality_filter.sharpness`; every portrait in focus had 0.16 and more; half
+    of them fall below 0.12 when blurred by 1 % of the face.
     max_yaw, max_pitch, max_roll: degrees. The far side of a face turned further is guessed by the
     landmark network.
     min_presence: that the landmarks lie on a face; what has less is mostly ears, hands and
@@ -59,7 +59,8 @@ class QualityThresholds:
     drawings: "drop" leaves out what looks like a drawing or a painting, by the probe that captions
     use, above drawing_score.
     duplicates: "drop" keeps the first by key of photos whose difference hashes lie within
-    duplicate_bits of 64 of one another."""
+    duplicate_bits of 64 of one another.
+    """
 
     faces: str = "one"
     min_face: float | None = None
@@ -259,7 +260,9 @@ class PrepareSettings:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types; `from_dict` takes them back. Records keep them, with the thresholds as "gate"."""
+        """JSON types; `from_dict` takes them back. Records keep them, with the thresholds as
+        "gate".
+        """
         fields = dataclasses.asdict(self) | {"encode": list(self.encode)}
         return fields | {"gate": fields.pop("thresholds")}
 

@@ -1,4 +1,4 @@
-"""The files of a dataset, each a function of its plan and the chunks alone."""
+"""Writes the files of a dataset; each is a function of its plan and the chunks alone."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ _PARTNERS = (Feature("partners", "array", (PARTNERS,), "int64"),)
 
 
 def write_shard(job: workdir.Job, shard: dict) -> dict:
-    """Write one shard of the plan, if it is not there; {"split", "file", "records", "bytes" of its
-    file, "message_bytes", "sha256", "plan"}.
+    """Write one shard of the plan, unless it exists.
+
+    Returns:
+        {"split", "file", "records", "bytes" of the file, "message_bytes", "sha256", "plan"}.
     """
     marker = job.path("shards", f"{shard['file']}.json")
     path = files.join(job.version, shard["file"])
@@ -51,8 +53,8 @@ def write_shard(job: workdir.Job, shard: dict) -> dict:
 
 
 def _messages(folder: str, records: list) -> Iterator[bytes]:
-    """Records with their partners: two messages of one kind after another are one, of the entries
-    of both (Protocol Buffers, "merging").
+    """Records with their partners. Two concatenated messages of one type are one message with the
+    entries of both (merging, in Protocol Buffers).
     """
     for place, partners in records:
         yield workdir.read_record(folder, place) + tf_example.encode(
@@ -71,8 +73,8 @@ def _writer(path: str, file_format: str, features: tuple[Feature, ...]):
         return
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    # One record a group: any can be read by itself. Networks' outputs hardly get smaller, and
-    # unpacking them is most of reading them.
+    # One record a group, so that each can be read alone. Networks' outputs hardly compress, and
+    # decompressing them would take most of the time to read them.
     outputs = any(feature.dtype == "float16" for feature in features)
     writer = ArrayRecordWriter(path, "group_size:1,uncompressed" if outputs else "group_size:1")
     try:

@@ -1,6 +1,4 @@
-"""Who is who among the photos: persons, the people who are held out, other photos of the same
-person.
-"""
+"""Which photos show one person, who is held out, and which photos are partners."""
 
 from __future__ import annotations
 
@@ -14,24 +12,28 @@ import numpy as np
 from caphuman_jax.errors import DataError
 from data_pipeline.records.schema import PARTNERS
 
-# cosine of recognition vectors above which two photos show one person; strangers with old
-# engravings or like beards reach 0.7
+# cosine of recognition vectors above which two photos show one person; strangers in old engravings
+# or with similar beards reach 0.7
 SAME_PERSON = 0.72
-# photos up to which every one is compared with every other: 7.7 TFLOP, about two minutes on two
-# cores
+# number of photos up to which all pairs are compared: 7.7 TFLOP, about two minutes on two cores
 ALL_PAIRS = 200_000
-COST = (
-    4  # photos that a held-out photo may cost the training split, because they show the same person
-)
+# photos of the same person that a held-out photo may remove from the split train
+COST = 4
 _BLOCK = 2048
 
 
 def persons_by_recognition(vectors: np.ndarray) -> np.ndarray:
-    """Numbers of persons (N,) int64: a photo is of the most alike of the photos that began a
-    person, if that is above SAME_PERSON, or begins one.
+    """Group photos by person. A photo joins the most similar photo that started a group, if their
+    cosine is above SAME_PERSON, and starts a group otherwise.
 
-    vectors: (N, D) float32 of length 1. Not linked in chains: one doubtful photo does not make one
-    person of two."""
+    Groups do not grow in chains, so a single ambiguous photo does not merge two people.
+
+    Args:
+        vectors: (N, D) float32 of length 1.
+
+    Returns:
+        (N,) int64, for each photo the number of the photo that started its group.
+    """
     person, leaders = np.zeros(len(vectors), np.int64), np.zeros(0, np.int64)
     for start in range(0, len(vectors), _BLOCK):
         block = np.asarray(vectors[start : start + _BLOCK])
@@ -53,9 +55,13 @@ def persons_by_recognition(vectors: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """test: mask (N,) of the photos that are held out. repeated: {number: number of a held-out
-    photo} for photos that must not be trained on, since they show someone who is held out. moved:
-    numbers of photos that were to be held out, and are trained on.
+    """Which photos are held out.
+
+    Attributes:
+        test: (N,) bool, the photos that are held out.
+        repeated: {number: number of a held-out photo}, for photos that are left out because they
+            show somebody who is held out.
+        moved: numbers of photos that were to be held out but are trained on.
     """
 
     test: np.ndarray
@@ -68,16 +74,23 @@ def hold_out(
     persons: Sequence[str],
     parts: int,
     vectors: np.ndarray | None,
-    told: bool = True,
+    given: bool = True,
 ) -> Split:
-    """One person in `parts` (0: nobody), chosen by a hash of the person, or of the photo's own name
-    where nobody says who it is ("").
+    """Hold out one person in `parts`, chosen by a hash of the person, or of the photo's file name
+    where no person is given. The hash does not change when photos are added.
 
-    A hash does not change as photos are added. With vectors (N, D) float32 of length 1 nobody is in
-    both splits: a photo that looks like a held-out one costs the training split. Where a held-out
-    photo would cost more than COST of them, it is trained on itself, with all photos of its person;
-    so is everyone if nobody else is left. Two persons whom the source tells apart (told) stay
-    apart, however alike."""
+    With vectors nobody is in both splits: a photo that looks like a held-out one is left out of
+    train. If a held-out photo would remove more than COST photos, it moves to train with all photos
+    of its person; so does everyone if nobody else is left.
+
+    Args:
+        keys: of N photos.
+        persons: of N photos; "" where none is given.
+        parts: 0 holds nobody out.
+        vectors: (N, D) float32 of length 1; None: photos are not compared.
+        given: the persons come from the source; two of them are never taken for one, however
+            similar they are.
+    """
     names = [(person or key).rpartition("/")[2] for key, person in zip(keys, persons, strict=True)]
     test = np.array(
         [bool(parts) and zlib.crc32(name.encode()) % parts == 0 for name in names], bool
@@ -86,12 +99,11 @@ def hold_out(
         return Split(np.zeros(len(keys), bool), {}, np.flatnonzero(test).tolist())
     if vectors is None or not test.any():
         return Split(test, {}, [])
-    known = np.array([told and bool(person) for person in persons], bool)
+    known = np.array([given and bool(person) for person in persons], bool)
     moved: list[int] = []
     cost, against = np.zeros(len(keys), np.int64), np.flatnonzero(~test)
-    while len(
-        against
-    ):  # photos that are trained on, and have not been compared with the held-out ones
+    # Photos of train that have not been compared with the held-out ones.
+    while len(against):
         held = np.flatnonzero(test)
         cost[held] += _count_alike(vectors, held, against, known)
         total, size = Counter(), Counter()
@@ -116,8 +128,8 @@ def hold_out(
 
 
 def partners(persons: Sequence[str]) -> np.ndarray:
-    """Numbers (N, PARTNERS) int64 of other photos of the same person: of those who have them, the
-    next ones in turn; -1 for none, or "" persons.
+    """(N, PARTNERS) int64 numbers of other photos of the same person: the next ones in order, and
+    then from the start; -1 where there are none or the person is "".
     """
     members: dict[str, list[int]] = {}
     for i, person in enumerate(persons):
@@ -131,7 +143,7 @@ def partners(persons: Sequence[str]) -> np.ndarray:
 
 
 def check_photos(same_person: str, photos: int) -> None:
-    """Raises DataError where persons are asked for by recognition among too many photos."""
+    """Raises DataError if persons are to be recognized among too many photos."""
     if same_person == "recognition" and photos > ALL_PAIRS:
         raise DataError(
             f"--same-person recognition compares every photo with every other, which is done for "
@@ -147,8 +159,8 @@ def _most_alike(
     known: np.ndarray | None = None,
     known_among: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and number of the most alike of the photos `among` for each row; -1, -1 where there
-    are none. Both known: not compared.
+    """Cosine and number of the most similar of the photos `among` for each row; -1, -1 if there are
+    none. Two known photos are not compared.
     """
     best, whose = np.full(len(rows), -1, np.float32), np.full(len(rows), -1, np.int64)
     for start in range(0, len(among), _BLOCK):
@@ -166,7 +178,7 @@ def _most_alike(
 def _count_alike(
     vectors: np.ndarray, rows: np.ndarray, among: np.ndarray, known: np.ndarray
 ) -> np.ndarray:
-    """How many of the photos `among` show the person of each row, (R,) int64. Two known ones are
+    """(R,) int64, how many of the photos `among` show the person of each row. Two known photos are
     not compared.
     """
     count = np.zeros(len(rows), np.int64)

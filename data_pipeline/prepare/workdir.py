@@ -1,15 +1,19 @@
-"""Unfinished work: what a run of `prepare` leaves on its way, so that another goes on from there.
+"""Unfinished work: the files that a run of `prepare` leaves, from which another run resumes.
 
-    DIR/.work-FINGERPRINT/ listing/000000.jsonl …   the photos, sorted by key and cut into chunks: a
-      line a chunk, LINES lines a file listing/listing.json     how many photos and chunks there
-      are, and the hash of the listing; written last chunks/0000/0000000.records, .index   the
-      records of a chunk one after another, and what has to be known of all photos; the index last
-      plan/train-00000.json …, plan.json    which records make which shard; see
-      data_pipeline.prepare.plan shards/NAME.json         of each shard that is finished: its size
-      and hash version/                 the folder that will be DIR/caphuman_records/1.0.0
+    DIR/.work-FINGERPRINT/ listing/000000.jsonl …   the photos, sorted by key and cut into chunks:
+      one chunk a line, LINES
+                               lines a file
+      listing/listing.json     numbers of photos and chunks, and a hash of the listing; written last
+                               chunks/0000/0000000.records, .index a chunk's records, concatenated,
+                               and what must be known of all photos; the index is written last
+      plan/train-00000.json …, plan.json
+                               which records make which shard; see data_pipeline.prepare.plan
+      shards/NAME.json         size and hash of each finished shard
+      version/                 the folder that becomes DIR/caphuman_records/1.0.0
 
-Every file appears whole (caphuman_jax.io.files). What is there is not made again; anything that is
-made twice is made alike."""
+Every file appears whole (caphuman_jax.io.files). What exists is not made again, and what is made
+twice is the same.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +35,11 @@ from data_pipeline.records import tf_example
 from data_pipeline.records.manifest import version_folder
 from data_pipeline.records.schema import Feature, features
 
-CHUNK = 32  # photos that are measured together; what a kill can cost
+CHUNK = 32  # photos that are measured together, and lost when a worker is killed
 LINES = 1024  # chunks of one listing file
 PREFIX = ".work-"
-# What a photo can do to code that measures it. Others (no memory, a lost device, a full disk) are
-# not the photo's fault and stop the run.
+# Errors that a photo may cause. Others (no memory, a lost device, a full disk) are not the photo's
+# fault and stop the run.
 _PHOTO_ERRORS = (
     CapHumanError,
     ValueError,
@@ -49,11 +53,19 @@ _PHOTO_ERRORS = (
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Everything that workers need to know; pickled to them.
+    """Everything that workers need; pickled and sent to them.
 
-    folder: the work folder. source, options: for `sources.open_source`. settings: PrepareSettings,
-    or what has its methods layout and fields thresholds, hold_out, same_person and seed. measurer: a
-    function of a module, settings → what has `measure` as measure.Measurer."""
+    Attributes:
+        out: folder for the records.
+        folder: the work folder.
+        source: of the photos, for `opener`.
+        options: further arguments of `opener`.
+        settings: PrepareSettings, or an object with its method layout and its fields thresholds,
+            hold_out, same_person and seed.
+        file_format: "array_record" or "tfrecord".
+        measurer: a module's function, settings -> an object with `measure` as measure.Measurer.
+        opener: `open_source`.
+    """
 
     out: str
     folder: str
@@ -66,7 +78,7 @@ class Job:
 
     @property
     def version(self) -> str:
-        """Where the shards are written: beside, if a folder can be renamed into its place at once."""
+        """Where the shards are written: in the work folder, if it can be renamed at the end."""
         return (
             files.join(self.folder, "version")
             if files.is_local(self.out)
@@ -88,8 +100,8 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Numbers of photos and chunks, and the sha256 of keys, persons and captions: of what is there,
-    wherever it lies.
+    """Numbers of photos and chunks, and the SHA-256 of keys, persons and captions, but not of the
+    photos' places.
     """
 
     photos: int
@@ -98,8 +110,8 @@ class Listing:
 
 
 def write_listing(items: Iterable, folder: str | None) -> Listing:
-    """Write listing/ of the work folder `folder`, or only say what it would be. Raises DataError if
-    two photos have one key, or keys are not sorted.
+    """Write listing/ of a work folder, or with None only return what it would be. Raises DataError
+    if two photos have the same key, or keys are not sorted.
     """
     names, photos, chunks, last = hashlib.sha256(), 0, 0, None
     lines: list[bytes] = []
@@ -138,7 +150,7 @@ def read_listing(folder: str) -> Listing | None:
 
 
 def chunk_places(listing_file: int, folder: str) -> Iterator[tuple[int, int, int]]:
-    """Number of every chunk of a listing file, and offset and length of its line."""
+    """(number, offset of its line, length of its line) of every chunk of a listing file."""
     offset = 0
     for number, line in enumerate(
         files.read(_listing_file(folder, listing_file * LINES)).splitlines(keepends=True)
@@ -176,8 +188,8 @@ def measured_chunks(folder: str) -> Iterator[int]:
 def measure_chunk(
     items: list, number: int, folder: str, found: tuple[Feature, ...], source, measurer
 ) -> dict:
-    """Measure a chunk's photos and write it; the index's first line, {"kept", "dropped": {reason:
-    number}}.
+    """Measure a chunk's photos and write its files. Returns the index's first line, {"kept",
+    "dropped": {reason: number}}.
     """
     messages, entries, offset = [], [], 0
     without_partners = [feature for feature in found if feature.name != "partners"]
@@ -219,7 +231,7 @@ def read_summary(folder: str, number: int) -> dict:
 
 
 def read_index(folder: str, number: int) -> list[dict]:
-    """A measured chunk's photos. Raises DataError for an index that is damaged."""
+    """The photos of a measured chunk. Raises DataError if the index is damaged."""
     path = chunk_path(folder, number, "index")
     try:
         _, *lines = files.read(path).splitlines()
@@ -234,7 +246,7 @@ def recognition(entry: dict) -> np.ndarray:
 
 
 def read_record(folder: str, place: list[int]) -> bytes:
-    """A record's message without partners, by its place in the index. Raises DataError if it is
+    """A record's message without partners, by its place from the index. Raises DataError if it is
     damaged.
     """
     number, offset, length, crc = place
@@ -259,8 +271,8 @@ def read_record(folder: str, place: list[int]) -> bytes:
 
 
 def _measured(items, source, measurer) -> list:
-    """What the measurer says of every item. A photo that makes it stumble is dropped, and the
-    others are measured without it.
+    """The measurer's result for every item. A photo that raises an error is dropped, and the others
+    are measured without it.
     """
     batch = [(item, _read(source, item)) for item in items]
     try:

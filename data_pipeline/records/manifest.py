@@ -1,5 +1,5 @@
-"""manifest.json: what a finished folder of records holds, and what made it. It is written last, so a
-folder without one is not finished. Its entries:
+"""manifest.json: what a finished folder of records holds, and what made it. It is written last, so
+a folder without one is not finished. Its entries:
 
 * format, version: "caphuman_records", "1.0.0" (schema.NAME, schema.VERSION);
 * file_format: "array_record" or "tfrecord";
@@ -44,9 +44,8 @@ def shard_name(split: str, number: int, count: int, file_format: str) -> str:
 
 
 def read_manifest(folder: str) -> dict | None:
-    """The manifest of DIR, or None if there is none. Raises DataError if it is damaged or of another
-    format.
-    """
+    """The manifest of DIR, or None if there is none. Raises DataError if it is damaged or of
+    another format."""
     path = files.join(version_folder(folder), MANIFEST)
     if not files.exists(path):
         return None

@@ -21,9 +21,8 @@ from data_pipeline.sources.paths import join, listing, read_bytes
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource(Source):
-    """A folder and its subfolders; keys are paths below it. NAME.txt next to NAME.jpg has one caption
-    a line, NAME.json captions and a person. Names that begin with a dot are skipped.
-    """
+    """A folder and its subfolders; keys are paths below it. NAME.txt next to NAME.jpg has one
+    caption a line, NAME.json captions and a person. Names that begin with a dot are skipped."""
 
     root: str
     by_folder: bool = False

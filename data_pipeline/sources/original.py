@@ -18,7 +18,8 @@ from data_pipeline.sources.paths import exists, join, read_bytes, read_text
 
 @dataclasses.dataclass(frozen=True)
 class OriginalSource(Source):
-    """imgid.txt and Full_align_sup/ID.png, with captions.json and identity_CelebA.txt if they exist.
+    """imgid.txt and Full_align_sup/ID.png, with captions.json and identity_CelebA.txt if they
+    exist.
 
     The layout's reference crops (Face_align_sup) show the same photos, and its hints, vectors and
     masks come from the original's own networks, so all of them are measured again.

@@ -1,6 +1,5 @@
-"""Photos that a table names: CSV, TSV or Parquet with a column of paths, and optionally captions and
-persons.
-"""
+"""Photos that a table names: CSV, TSV or Parquet with a column of paths, and optionally captions
+and persons."""
 
 from __future__ import annotations
 

@@ -22,9 +22,8 @@ _BLOCK = 512
 
 @dataclasses.dataclass(frozen=True)
 class TarSource(Source):
-    """The tars of a pattern with *, ?, [], {000..123} and {a,b} as in a shell. Keys are TAR/NAME, with
-    TAR without its ending and without the folders that all tars share.
-    """
+    """The tars of a pattern with *, ?, [], {000..123} and {a,b} as in a shell. Keys are TAR/NAME,
+    with TAR without its ending and without the folders that all tars share."""
 
     pattern: str
 

@@ -252,7 +252,7 @@ def test_interrupted_it_leaves_no_process_and_goes_on(tmp_path):
     _, said = again.communicate(timeout=120)
     assert (
         again.returncode == 0
-        and re.search(r"going on: \d+ of 128 photos are done", said)
+        and re.search(r"resuming: \d+ of 128 photos are done", said)
         and "of 128 photos kept" in said
     )
 
