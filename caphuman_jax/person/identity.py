@@ -68,10 +68,11 @@ class Identifier:
         self.clip_side = (
             config.image_encoder.image_size if config and config.image_encoder else None
         )
+        graphs, params = graphs or {}, params or {}
         self.networks = {
             name: (graphs[name], params[name])
             for name in ("image_encoder", *OPTIONAL)
-            if params and name in params
+            if name in params
         }
         if self.tokens not in ("clip", "recognizer") or (
             self.tokens == "recognizer" and self.recognizer != "mobilefacenet"
@@ -134,7 +135,9 @@ class Identifier:
                 face_parsing.parse(self.networks["face_parsing"], view.square)
             )
         painted = Image.fromarray(segmentation.paint_outside_white(view.square, region))
-        return np.asarray(painted.resize((self.clip_side,) * 2, Image.Resampling.BICUBIC))
+        assert self.clip_side is not None
+        side = (self.clip_side, self.clip_side)
+        return np.asarray(painted.resize(side, Image.Resampling.BICUBIC))
 
     def _arcface(self, which):
         network = arcface.find()
@@ -148,10 +151,10 @@ class Identifier:
 
     def _facenet_crop(self, view):
         """By MTCNN where the model has it and it sees the face."""
-        stages = [self.networks.get(f"mtcnn_{stage}") for stage in ("pnet", "rnet", "onet")]
-        found = (
-            mtcnn.face_crop(tuple(stages), view.context, view.landmarks) if all(stages) else None
-        )
+        names, found = ("mtcnn_pnet", "mtcnn_rnet", "mtcnn_onet"), None
+        if all(name in self.networks for name in names):
+            first, second, third = (self.networks[name] for name in names)
+            found = mtcnn.face_crop((first, second, third), view.context, view.landmarks)
         return facenet_crop(view.context, view.landmarks) if found is None else found
 
 
@@ -161,12 +164,12 @@ def facenet_crop(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """
     height, width = image.shape[:2]
     low, high = landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)
-    box = np.clip([*low, *high], 0, [width, height] * 2)
-    return np.asarray(
-        Image.fromarray(image).resize(
-            (facenet.SIZE,) * 2, Image.Resampling.BILINEAR, box=tuple(map(float, box))
-        )
+    left, top, right, bottom = map(float, np.clip([*low, *high], 0, [width, height] * 2))
+    side = (facenet.SIZE, facenet.SIZE)
+    square = Image.fromarray(image).resize(
+        side, Image.Resampling.BILINEAR, box=(left, top, right, bottom)
     )
+    return np.asarray(square)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -207,4 +207,4 @@ def checksum(photo: PhotoSource) -> str:
         return hashlib.sha256(Path(photo).read_bytes()).hexdigest()
     if isinstance(photo, (bytes, bytearray)):
         return hashlib.sha256(bytes(photo)).hexdigest()
-    return hashlib.sha256(np.ascontiguousarray(read_photo(photo))).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(read_photo(photo)).data).hexdigest()
