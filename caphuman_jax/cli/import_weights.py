@@ -64,7 +64,7 @@ def add_arguments(parser) -> None:
     parts.add_argument(
         "--deca",
         metavar="FILE",
-        help="DECA, deca_model.tar: heads are measured and drawn as CapHuman was trained with "
+        help="DECA, deca_model.tar: heads are estimated and rendered as CapHuman was trained with "
         "them; brings "
         "--head flame along",
     )

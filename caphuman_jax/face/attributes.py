@@ -1,8 +1,8 @@
 """What a face wears: linear probes on the recognizer's feature map, for captions.
 
 Made here by logistic regression on 360 hand-labeled portraits; held-out area under the curve 0.94
-(beard) to 0.99 (long hair), 0.98 for glasses. A drawing or painting is told from a photo the same
-way. Nothing about a person's sex, age or origin is estimated."""
+(beard) to 0.99 (long hair), 0.98 for glasses. A drawing or painting is distinguished from a
+photo in the same way. Nothing about a person's sex, age or origin is estimated."""
 
 from __future__ import annotations
 

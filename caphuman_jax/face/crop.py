@@ -1,4 +1,4 @@
-"""The square around a head: how a photo is framed for the networks, in training and in use alike."""
+"""The square around a head: how a photo is framed for the networks, in training as in use."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SIZE = 128
 KEY_POINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
 MIN_SCORE = 0.5
 MIN_TILE = 96
-MIN_FIRST_TILE = 192  # smaller pictures are only looked at in tiles where the whole shows no face
+MIN_FIRST_TILE = 192  # smaller pictures are searched in tiles only if the whole shows no face
 _SURE = 0.8
 _MERGE_OVERLAP = 0.3
 

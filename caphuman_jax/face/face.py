@@ -59,7 +59,7 @@ def find_faces(
     image = np.ascontiguousarray(image)
     for detections in search(image, min_score):
         faces = [_look_at(image, detection) for detection in detections]
-        # Hands and ears pass for faces now and then, but never as surely as a face beside them.
+        # Hands and ears pass for faces now and then, but never as surely as a face next to them.
         least = max(min_presence, _BESIDE_SURER * max((face.presence for face in faces), default=0))
         faces = _without_repeats([face for face in faces if face.presence >= least])
         if faces:

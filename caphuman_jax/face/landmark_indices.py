@@ -20,6 +20,6 @@ IBUG_68 = (
     133, 153, 144, 362, 385, 387, 263, 373, 380, 61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84,
     181, 78, 82, 13, 312, 308, 317, 14, 87,
 )
-"""The 68 points of the iBUG annotation (arXiv 1803.07835 uses the same), in iBUG's order: jaw, brows,
-nose, eyes, lips; right and left are those of the picture."""
+"""The 68 points of the iBUG annotation (arXiv 1803.07835 uses the same), in iBUG's order: jaw,
+brows, nose, eyes, lips; right and left are those of the picture."""
 # fmt: on

@@ -1,7 +1,8 @@
 """Scaled-orthographic camera in picture pixels, and what happens to it when the picture is cropped,
 resized, turned or mirrored.
 
-x_px = scale · X + tx,  y_px = -scale · Y + ty,  z_px = -scale · Z (smaller is nearer), with X the posed head (R @ vertex).
+x_px = scale · X + tx,  y_px = -scale · Y + ty,  z_px = -scale · Z (smaller is nearer), with
+(X, Y, Z) the posed head (R @ vertex).
 Pixel coordinates are continuous: the picture spans [0, width] × [0, height], the center of pixel
 (r, c) is (c + 0.5, r + 0.5).
 """

@@ -50,7 +50,7 @@ def fit(model: HeadModel, landmarks: jax.Array, expression: jax.Array, size: jax
 def fit_batch(
     model: HeadModel, landmarks: jax.Array, expressions: jax.Array, sizes: jax.Array
 ) -> Head:
-    """`fit` for landmarks (B,478,3), expressions (B,52), sizes (B,2) → Head with a leading axis B."""
+    """`fit` for landmarks (B,478,3), expressions (B,E), sizes (B,2): Head with a leading axis B."""
     return jax.vmap(fit, in_axes=(None, 0, 0, 0))(model, landmarks, expressions, sizes)
 
 

@@ -24,15 +24,24 @@ Array = jax.Array | np.ndarray
 def render_hints_batch(
     model: HeadModel, heads: Head, height: int, width: int, with_alpha: bool = False
 ):
-    """Hints (B,H,W,9) float32 of heads with a leading axis B, on height × width pixels.
+    """Render heads as the control branch sees them.
 
-    Channels 0-2: normal in the viewer's frame (x right, y up, z towards the viewer), interpolated
-    and not re-normalized, in [-1,1]; 3-5: albedo RGB in [0,1]; 6-8: albedo × shading, clipped to
-    [0,1], so that hints kept as 8 bits for training and hints made afresh are the same. Heads whose
-    albedo is a texture are DECA's, and drawn as `deca.render_hints` does: the texture looked up at
-    every pixel, nothing clipped. Background 0. The head is placed relative to the picture: its
-    position in `head.size` is scaled to height and width (by the height, about the center, where
-    the aspect differs). With `with_alpha`, also where the head is, (B,H,W,1) float32 0 or 1."""
+    The head is placed relative to the picture: its position in `head.size` is scaled to height and
+    width (by the height, about the center, where the aspect differs).
+
+    Args:
+        model: The heads' model.
+        heads: Heads with a leading axis B.
+        height, width: Of the hints, in pixels.
+        with_alpha: Also return where the heads are.
+
+    Returns:
+        Hints (B,H,W,9) float32, background 0. Channels 0-2: normal in the viewer's frame (x right,
+        y up, z towards the viewer), interpolated and not re-normalized, in [-1,1]. 3-5: albedo RGB
+        in [0,1]. 6-8: albedo × shading, clipped to [0,1], so that stored (8-bit) and newly rendered
+        hints are the same, unless the model says otherwise (`HeadModel.clips_hints`).
+        With `with_alpha` also (B,H,W,1) float32, 1 on the head, else 0.
+    """
     heads = jax.vmap(lambda head: fit_to_size(head, height, width))(heads)
     points, normals = jax.vmap(lambda head: posed(model, head))(heads)
     triangles = jnp.asarray(model.triangles)
@@ -73,8 +82,8 @@ def fit_to_size(head: Head, height: int, width: int) -> Head:
 
 
 def pack_hints(hints: Array) -> Array:
-    """Hints (…,H,W,9) float → 8 bits (…,H,W,9): normals as n/2 + 1/2, albedo and render as they are,
-    all clipped to [0,1] and rounded. NumPy or JAX arrays."""
+    """Hints (…,H,W,9) float → 8 bits (…,H,W,9): normals as n/2 + 1/2, albedo and render as
+    they are, all clipped to [0,1] and rounded. NumPy or JAX arrays."""
     xp = jnp if isinstance(hints, jax.Array) else np
     levels = xp.concatenate([hints[..., :3] / 2 + 0.5, hints[..., 3:]], axis=-1)
     return xp.round(xp.clip(levels, 0, 1) * 255).astype(xp.uint8)

@@ -152,7 +152,7 @@ def _light(color, normals, weight):
 
 
 def _fill(model, albedo, seen, skin):
-    """Albedo (V,3) with what is not seen filled in: from the other side, from around, by default."""
+    """Albedo (V,3) with unseen vertices filled in: from the other side, from around, by default."""
     mirror, parts, neighbors = (
         jnp.asarray(model.mirror),
         jnp.asarray(model.parts),

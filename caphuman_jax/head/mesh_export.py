@@ -39,7 +39,7 @@ def to_obj(model: HeadModel, head: Head) -> str:
 
 
 def vertex_colors(model: HeadModel, head: Head) -> np.ndarray:
-    """Albedo (V,3) in [0,1]; of a textured head the texture's colors where its vertices lie in it."""
+    """Albedo (V,3) in [0,1] at vertices; of a texture its colors there."""
     return np.clip(model.vertex_colors(np.asarray(head.albedo)), 0, 1)
 
 

@@ -100,7 +100,7 @@ def rasterize(
         )
         return begin + chunk, keys
 
-    # Empty, whatever `total` is: that it takes part tells a shard_map that every device draws its
+    # Empty, whatever `total` is: its part in this makes every device of a shard_map render its
     # own.
     keys = jnp.broadcast_to(_EMPTY | total.astype(jnp.uint32), batch * height * stride)
     _, keys = jax.lax.while_loop(lambda state: state[0] < total, draw, (jnp.int32(0), keys))

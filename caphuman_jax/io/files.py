@@ -129,8 +129,7 @@ def explained(error: OSError, path: str) -> DataError | OSError:
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError(
-            f"no space is left for {path}; make room and give the same command again: it goes on "
-            f"where it stopped"
+            f"no space is left for {path}; make room and rerun the same command to resume"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return DataError(

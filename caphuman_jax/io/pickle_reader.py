@@ -199,7 +199,7 @@ _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's name
 
 
 def checked_key(key: Any) -> Any:
-    """Keys whose hash is found at once; nested tuples that share parts would take exponential time."""
+    """Keys that are hashed fast; nested tuples that share parts would take exponential time."""
     simple = (str, bytes, int, float, type(None), Name)
     if isinstance(key, simple) or (
         type(key) is tuple and all(isinstance(part, simple) for part in key)
@@ -278,7 +278,7 @@ def guarded(path: Path, read: Callable[[], Any]) -> Any:
     except Exception as error:  # noqa: BLE001
         empty = (
             isinstance(error, LookupError) or not str(error).strip()
-        )  # an unknown opcode, an empty stack: their numbers tell nobody anything
+        )  # an unknown opcode or an empty stack: the bare number explains nothing
         said = "its content makes no sense" if empty else " ".join(str(error).split())[:200]
         raise ModelFolderError(f"{path} is damaged or no file of this kind: {said}") from error
 

@@ -209,7 +209,7 @@ def _named(content: Any, part: str | None) -> tuple[dict[str, Any], dict[str, An
 
     walk(picked, "", 0)
     extra.pop("", None)
-    if picked is not content:  # what stands beside the part: shown, not opened
+    if picked is not content:  # next to the chosen part: listed, not opened
         extra |= {
             str(key): value
             for key, value in content.items()

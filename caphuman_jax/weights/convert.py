@@ -34,8 +34,10 @@ def to_ours(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 # What is a convolution there and a dense layer here: 1×1, and CLIP's patches.
 _CONVOLUTIONS = {
-    "ldm": r"(.*\.)?(proj_in|proj_out|skip_connection|zero_convs\.\d+\.0|middle_block_out\.0|nin_shortcut|attn_1\.[qkv]|(post_)?quant_conv)",
-    "diffusers": r"(.*\.)?(proj_in|proj_out|conv_shortcut|controlnet_down_blocks\.\d+|controlnet_mid_block|(post_)?quant_conv)",
+    "ldm": r"(.*\.)?(proj_in|proj_out|skip_connection|zero_convs\.\d+\.0|middle_block_out\.0"
+    r"|nin_shortcut|attn_1\.[qkv]|(post_)?quant_conv)",
+    "diffusers": r"(.*\.)?(proj_in|proj_out|conv_shortcut|controlnet_down_blocks\.\d+"
+    r"|controlnet_mid_block|(post_)?quant_conv)",
 }
 
 

@@ -60,12 +60,24 @@ class _Weight:
 def export_model(
     model: str | Path, out: str | Path, to: str, *, dtype: str = "keep", overwrite: bool = False
 ) -> list[str]:
-    """Write a model folder for PyTorch; the report, line by line.
+    """Write a model folder for PyTorch programs.
 
-    to: "ldm", one safetensors file with caphuman.ckpt's names (and one beside it for each
-    ControlNet); "diffusers", a folder that `StableDiffusionPipeline.from_pretrained` reads, with
-    capface, identity and image_encoder beside. dtype: "keep" or a float type. Raises
-    ModelFolderError (no or a damaged model folder, a network that has no such names), SettingError.
+    Args:
+        model: A shipped model's name, or a model folder.
+        out: The file (ending in .safetensors) or folder to write.
+        to: "ldm" for one safetensors file with caphuman.ckpt's names, and one next to it per
+            ControlNet; "diffusers" for a folder that `StableDiffusionPipeline.from_pretrained`
+            reads and that also holds capface, identity and image_encoder.
+        dtype: "keep", "float32", "float16" or "bfloat16".
+        overwrite: Replace what exists.
+
+    Returns:
+        The report, line by line.
+
+    Raises:
+        ModelFolderError: The model folder is missing or damaged, `out` exists, or a network has no
+            such names.
+        SettingError: An unknown dtype, or a file name that does not end in .safetensors.
     """
     if dtype not in DTYPES:
         raise SettingError(f"dtype is {dtype}; there are {', '.join(DTYPES)}")
@@ -156,9 +168,9 @@ def _write_diffusers(
     lines = []
     with model_folder.writing(
         out, overwrite=overwrite, kind="diffusers folder", marker="model_index.json"
-    ) as beside:
+    ) as folder:
         for name, part in weights.items():
-            place = beside / _FOLDERS.get(name, name)
+            place = folder / _FOLDERS.get(name, name)
             place.mkdir()
             file = place / (
                 "model.safetensors"
@@ -168,13 +180,13 @@ def _write_diffusers(
             lines.append(f"{out / place.name}: {_write(file, part, dtype, {})}")
             kind = "controlnet" if name.startswith("controlnet_") else name
             _json(place / "config.json", described[kind])
-        (beside / "scheduler").mkdir()
-        _json(beside / "scheduler" / "scheduler_config.json", _scheduler(config))
+        (folder / "scheduler").mkdir()
+        _json(folder / "scheduler" / "scheduler_config.json", _scheduler(config))
         stored = model_folder.tokenizer_files(path)
-        tokenizer_files.write(beside / "tokenizer", stored and stored[0].parent)
-        _json(beside / "caphuman.json", _description(path, config))
+        tokenizer_files.write(folder / "tokenizer", stored and stored[0].parent)
+        _json(folder / "caphuman.json", _description(path, config))
         _json(
-            beside / "model_index.json",
+            folder / "model_index.json",
             {
                 "_class_name": "StableDiffusionPipeline",
                 "_diffusers_version": _VERSION,

@@ -122,7 +122,7 @@ def import_model(
     faces = _face_files(facenet, face_parsing, mtcnn, deca)
     if flame and by_deca:
         heads.find(by_deca)[0].check(Path(flame).expanduser(), bool(deca))
-    with model_folder.writing(out, overwrite=overwrite) as beside:
+    with model_folder.writing(out, overwrite=overwrite) as folder:
         opened: list[Source] = []
         try:
             for option, path in given.items():
@@ -167,15 +167,15 @@ def import_model(
             )
 
             stored = DTYPES[dtype]
-            manifest = {n: _write(beside, n, plan[n], stored, adapters) for n in wanted}
-            manifest |= {n: _write_face_network(beside, n, path) for n, path in faces.items()}
-            tokenizer_files.write(beside / "tokenizer", _tokenizer(opened))
+            manifest = {n: _write(folder, n, plan[n], stored, adapters) for n in wanted}
+            manifest |= {n: _write_face_network(folder, n, path) for n, path in faces.items()}
+            tokenizer_files.write(folder / "tokenizer", _tokenizer(opened))
             files = [
                 import_report.describe(path, identity) for path, identity in identified.items()
             ]
             unused = import_report.unused_tensors(opened, chosen, controls, used, ignore)
             model_folder.write_description(
-                beside,
+                folder,
                 config,
                 manifest,
                 {
@@ -203,7 +203,7 @@ def import_model(
 
 
 def _write(
-    beside: Path, network: str, pieces: import_plan.Pieces, dtype: Any, adapters: list
+    folder: Path, network: str, pieces: import_plan.Pieces, dtype: Any, adapters: list
 ) -> dict[str, Any]:
     specs = {path: (np.dtype(dtype or piece.dtype), piece.shape) for path, piece in pieces.items()}
 
@@ -214,7 +214,7 @@ def _write(
                 value = lora.merged(network, path, value, adapters)
             yield model_folder.cast(value, specs[path][0], f"{network}: {path}")
 
-    return safetensors_file.write(beside / f"{network}.safetensors", specs, arrays())
+    return safetensors_file.write(folder / f"{network}.safetensors", specs, arrays())
 
 
 def _face_files(facenet, face_parsing, mtcnn, deca) -> dict[str, Path]:
@@ -227,13 +227,13 @@ def _face_files(facenet, face_parsing, mtcnn, deca) -> dict[str, Path]:
     return {name: Path(path).expanduser() for name, path in files.items() if path}
 
 
-def _write_face_network(beside: Path, name: str, path: Path) -> dict[str, Any]:
+def _write_face_network(folder: Path, name: str, path: Path) -> dict[str, Any]:
     with open_checkpoint(path) as checkpoint:
         _, params = face_names.load(name, checkpoint)
     values = import_plan.flat(params)
     specs = {key: (value.dtype, value.shape) for key, value in values.items()}
     return safetensors_file.write(
-        beside / f"{name}.safetensors",
+        folder / f"{name}.safetensors",
         specs,
         (values[key] for key in safetensors_file.order(specs)),
     )

@@ -107,8 +107,8 @@ def parse(text: str) -> tuple[Path, Strength]:
             raise ValueError(tail)
     except ValueError as error:
         raise SettingError(
-            f"LoRA {text}: there is no such file, and {tail!r} is not a strength; write FILE:0.8 or "
-            f"FILE:0.8,0.5"
+            f"LoRA {text}: there is no such file, and {tail!r} is not a strength; write FILE:0.8 "
+            f"or FILE:0.8,0.5"
         ) from error
     return Path(path), strengths[0] if len(strengths) == 1 else (strengths[0], strengths[1])
 
@@ -194,7 +194,7 @@ def check(params: Mapping[str, Any], loras: Loras) -> None:
     """Raise ModelFolderError if a LoRA (of a strength that is not 0) adds to a network or layer
     that is not in `params`.
 
-    params: {network: nested dicts}; the leaves are not looked at.
+    params: {network: nested dicts}; the leaves are not read.
     """
     paths = {
         network: traverse_util.flatten_dict(params[network], sep=".").keys()

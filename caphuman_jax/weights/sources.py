@@ -18,7 +18,8 @@ from caphuman_jax.weights.checkpoint_files import Checkpoint, open_checkpoint
 from caphuman_jax.weights.names import PREFIXES, modern_name
 
 EXTRAS = {
-    "noise schedule": r"(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+|logvar|lvlb_weights|scale_factor)",
+    "noise schedule": r"(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_one_minus_alphas_cumprod"
+    r"|posterior_\w+|logvar|lvlb_weights|scale_factor)",
     "moving averages (--ema uses them)": r"model_ema\..+",
     "the VAE's training loss": r"(first_stage_model\.)?loss\..+",
     "position numbers": r"(.+\.)?position_ids",

@@ -54,7 +54,7 @@ def scene(model, make_head):
 
 
 def estimate(model, head, photo, mask=None):
-    """`estimate_appearance` for one head: one batch size in all tests, so that it is compiled once."""
+    """`estimate_appearance` for one head: a batch of 1 in all tests, so compiled once."""
     one = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
     return unstack(
         lighting.estimate_appearance(

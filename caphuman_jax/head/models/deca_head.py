@@ -98,7 +98,7 @@ def code_of_head(model: FlameHead, head: Head, crop: jax.Array, texture: jax.Arr
 
 
 def lacking(model: FlameHead, path: str | os.PathLike) -> list[str]:
-    """What FLAME, loaded from this file or folder, lacks to be drawn as DECA does."""
+    """What FLAME, loaded from this file or folder, lacks to be rendered as DECA does."""
     folder, needed = flame_files.folder_of(path), []
     if model.flame.name.startswith("flame2023"):
         needed.append(
@@ -200,7 +200,7 @@ def to_vector(rotation: jax.Array) -> jax.Array:
 
 
 class FlameSource(HeadSource):
-    """FLAME, whose files everyone gets for themselves; DECA estimates its heads."""
+    """FLAME, whose files users obtain themselves; DECA estimates its heads."""
 
     networks = ("deca_encoder",)
     opens_paths = True
@@ -268,7 +268,7 @@ class FlameSource(HeadSource):
             return path
         if VARIABLE not in os.environ:
             raise HeadError(
-                f"this model draws its heads with FLAME, which everyone gets for themselves "
+                f"this model renders its heads with FLAME, which you have to obtain yourself "
                 f"(flame.is.tue.mpg.de): {self.setup}"
             )
         return Path(os.environ[VARIABLE]).expanduser()

@@ -3,13 +3,13 @@ skinned head with five joints.
 
 Everything here is in FLAME's own frame and unit: meters, x to the person's left, y up, z out of the
 face; and, as in FLAME, the global turn is one about the root joint, which depends on the shape.
-`flame_files` reads the model, `deca` draws it as DECA does.
+`flame_files` reads the model, `deca` renders it as DECA does.
 
-FLAME as a head model among others is `flame_head.FlameHead`. There, identity is FLAME's; expression is FLAME's followed by the turns of
-neck, jaw and eyes (`expression` means both in CapHuman); the global turn, scale and shift are the
-camera's; units are the shipped head's (0.1 m) and the origin lies between the ears; landmarks are
-those of the 478 that FLAME's 68 correspond to; and the albedo is colors at vertices, or a texture
-(S, S, 3) that is looked up at every pixel as DECA does."""
+`flame_head.FlameHead` makes a `HeadModel` of it. There, identity is FLAME's; expression is FLAME's
+followed by the rotations of neck, jaw and eyes; global rotation, scale and shift are the camera's;
+units are the shipped head's (0.1 m) and the origin lies between the ears; landmarks are those of
+the 478 that FLAME's 68 correspond to; and the albedo is colors at vertices, or a texture (S,S,3)
+that is looked up at every pixel as in DECA."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ MODEL_NAMES = (
     "flame2023_Open.npz",
 )
 EMBEDDING, TEMPLATE, TEXTURE = "landmark_embedding.npy", "head_template.obj", "FLAME_texture.npz"
-_SHAPES = 300  # In the files expression begins after so many directions of shape.
+_SHAPES = 300  # In the files, expression directions follow this many of shape.
 _ENTRIES = ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "kintree_table", "weights")
 
 
@@ -49,7 +49,7 @@ def load_flame(
     touched).
 
     embedding, template: landmark_embedding.npy and head_template.obj; if not given, those of these
-    names beside the model are taken, and without them the model has no landmarks or no texture
+    names next to the model are taken, and without them the model has no landmarks or no texture
     coordinates. shapes, expressions: how many directions to keep; DECA's are 100 and 50. vertices:
     how many the model must have (None: any number). Raises HeadError where a file is missing, is
     not a FLAME model, or contradicts itself."""
@@ -68,8 +68,8 @@ def load_flame(
             raise HeadError(f"{path} holds {what}")
         path = found[0]
     arrays = _read_entries(path)
-    beside = lambda name: path.parent / name if (path.parent / name).is_file() else None
-    embedding, template = embedding or beside(EMBEDDING), template or beside(TEMPLATE)
+    nearby = lambda name: path.parent / name if (path.parent / name).is_file() else None
+    embedding, template = embedding or nearby(EMBEDDING), template or nearby(TEMPLATE)
     return from_arrays(
         arrays,
         shapes=shapes,

@@ -69,7 +69,7 @@ class FlameHead(HeadModel):
     arkit: jax.Array
     arkit_names: tuple[str, ...]
 
-    # FLAME has no inside of the mouth: an open mouth shows the inside of the head, as DECA draws it.
+    # FLAME has no inside of the mouth: an open mouth shows the inside of the head, as in DECA.
     double_sided: ClassVar[bool] = True
 
     def vertices(self, identity: jax.Array, expression: jax.Array) -> jax.Array:
@@ -96,8 +96,8 @@ class FlameHead(HeadModel):
         return origin[:2] * jnp.asarray([1, -1], jnp.float32) * (UNITS * head.scale)
 
     def place_by_camera(self, head, camera):
-        """As CapHuman mixes DECA's numbers: position is the camera's, and a pose turns about FLAME's
-        root in front of it."""
+        """As CapHuman mixes DECA's numbers: position is the camera's, and a pose turns about
+        FLAME's root in front of it."""
         return dataclasses.replace(
             head,
             translation=camera.translation - self.camera_shift(camera) + self.camera_shift(head),
@@ -179,7 +179,7 @@ class FlameHead(HeadModel):
         neck, jaw, left, right = expression[count:].reshape(4, 3) * -flip
         return jnp.concatenate([mirrored, neck, jaw, right, left])
 
-    # The albedo is colors at vertices, or a texture (S,S,3), which is drawn as DECA draws it:
+    # The albedo is colors at vertices, or a texture (S,S,3), which is rendered as DECA does it:
     # looked up at every pixel, and nothing is clipped.
     def mirrored_albedo(self, albedo: jax.Array) -> jax.Array:
         return albedo[:, ::-1] if _is_texture(albedo.shape) else super().mirrored_albedo(albedo)
@@ -215,10 +215,10 @@ def _is_texture(shape: tuple[int, ...]) -> bool:
 
 def load_flame_head(path: str | Path, **options) -> FlameHead:
     """`flame_files.load_flame` as a head model; `options` are its. The landmark embedding must be
-    given or lie beside the model.
+    given or lie next to the model.
 
-    Where FLAME's own mediapipe_landmark_embedding.npz lies beside it, its 105 landmarks are used
-    besides the outline. Raises HeadError."""
+    Where FLAME's own mediapipe_landmark_embedding.npz lies next to it, its 105 landmarks are used
+    together with the outline. Raises HeadError."""
     path = Path(path).expanduser()
     table = (path if path.is_dir() else path.parent) / MEDIAPIPE
     return as_head(
@@ -237,7 +237,7 @@ def as_head(
     """
     if model.static is None:
         raise HeadError(
-            f"the FLAME model {model.name} has no landmarks; put {flame_files.EMBEDDING} beside it"
+            f"the FLAME model {model.name} has no landmarks; put {flame_files.EMBEDDING} next to it"
         )
     origin = model.joints_mean[flame.JOINTS.index("jaw")] * np.asarray(
         [0, 1, 1], np.float32
