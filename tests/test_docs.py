@@ -37,3 +37,11 @@ def test_command_is_understood(page, words):
     parser, verb = app._parser(words[0])
     args, unknown = parser.parse_known_args(app._joined(words))
     assert not unknown, f"{page}: caphuman {shlex.join(words)}"
+
+
+def test_files_of_the_map_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)*(?:\w+\.py|\w+/))`", text)
+    assert len(named) > 40
+    tops = ("caphuman_jax", ".", "data_pipeline", "caphuman_jax/evaluation", "docs")
+    assert not [name for name in named if not any((ROOT / top / name).exists() for top in tops)]
