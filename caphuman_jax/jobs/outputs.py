@@ -38,7 +38,7 @@ class Files:
         self.encode = encode_png_picture if kind == "png" else encode_jpeg
 
     def there(self, picture: Picture) -> dict | None:
-        """What `store` says of a picture that is there already; None where it is not, or not whole."""
+        """What `store` returns for a picture that exists; None if it is missing or damaged."""
         path = self.folder / self._name(picture)
         try:
             data = path.read_bytes()
@@ -51,7 +51,7 @@ class Files:
     def store(
         self, picture: Picture, pixels: np.ndarray, settings: dict
     ) -> tuple[dict, bytes | None]:
-        """Write a picture; what the index says of it, and what `finish` needs."""
+        """Write a picture. Returns its entries in the index, and what `finish` needs."""
         data = self.encode(pixels, settings)
         files.write(str(self.folder / self._name(picture)), data)
         return self._line(picture, data), None
@@ -70,15 +70,15 @@ class Files:
 
 
 class Shards:
-    """FOLDER/pictures-NNNNN-of-NNNNN.array_record, a unit's pictures each; they wait in memory
-    until the unit is complete.
+    """FOLDER/pictures-NNNNN-of-NNNNN.array_record, a file for each unit, whose pictures are kept in
+    memory until it is complete.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def there(self, picture: Picture) -> None:
-        """A file of pictures is whole or made anew."""
+        """None: a file of pictures is complete or is made again."""
 
     def store(self, picture: Picture, pixels: np.ndarray, settings: dict) -> tuple[dict, bytes]:
         """See `Files.store`."""

@@ -1,10 +1,10 @@
-"""The state of a run in its output folder: which units are done, and who works on which.
+"""The state of a run in its output folder: which units are done, and which process makes which.
 
-Units are claimed by locks on single bytes of one file: the system frees them the moment a process
-ends, however it ends, so there are no leases, clocks or stale claims. They hold between processes
-of a machine and, over NFS and other cluster file systems with locks, between machines. A unit's
-record is created by a hard link, which cannot replace one: should two processes make a unit all the
-same, it is there once (and what they made is the same to the last bit on like machines)."""
+A unit is claimed by a lock on one byte of a file. The operating system releases it when the process
+ends for any reason, so there are no leases, clocks or stale claims. Locks hold between processes of
+a machine and, on NFS and other cluster file systems with locks, between machines. A unit's record
+is created by a hard link, which cannot replace an existing one: if two processes make the same unit
+anyway, it is recorded once (and the pictures are bit-identical on machines of the same kind)."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from pathlib import Path
 from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.io import atomic, files
 
-_WAIT = 2.0  # seconds between two looks at what others still do
+_WAIT = 2.0  # seconds between two checks of what other processes still hold
 _STATE = ".sample"
 INDEX, FAILED = "index.jsonl", "failed.jsonl"
 
 
 class RunFolder:
-    """An output folder and its units; one object a process."""
+    """An output folder and its units; one object for each process."""
 
     def __init__(self, out: Path, facts: dict, total: int, units: int):
-        """Begin a run in `out`, or go on with the one that is there: `facts` ({what: value}) have
-        to be the same. Raises SettingError.
+        """Start a run in `out`, or resume the one that exists, whose `facts` ({what: value}) must be
+        the same. Raises SettingError.
         """
         self.out, self.units, self._held, self._guard = out, units, set(), threading.RLock()
         self._must_lock = True
@@ -70,7 +70,7 @@ class RunFolder:
         )  # closing any handle of it in this process would free all locks
 
     def close(self) -> None:
-        """Give up what is claimed."""
+        """Release all claims."""
         self._locks.close()
 
     def done(self, unit: int) -> bool:
@@ -84,10 +84,14 @@ class RunFolder:
     def claims(
         self, share: tuple[int, int] = (0, 1), stopped: Callable[[], bool] = lambda: False
     ) -> Iterator[int | None]:
-        """Units for this process, until all are done; None means that others hold what is left, and
-        that it was waited for a little.
+        """Yield units for this process until all are done.
 
-        share (i, n): only the i-th of n parts of the units.
+        Args:
+            share: (i, n): only the i-th of n parts of the units.
+            stopped: whether to stop.
+
+        Yields:
+            A unit, or None after a short wait while other processes hold all that is left.
         """
         mine, last = (
             range(self.units * share[0] // share[1], self.units * (share[0] + 1) // share[1]),
@@ -109,14 +113,14 @@ class RunFolder:
                 yield unit
 
     def commit(self, unit: int, record: dict) -> bool:
-        """Say that a unit is done; whether it was not before. Its claim ends."""
+        """Record the unit as done and release its claim. Returns False if it was recorded before."""
         new = atomic.create(self._record(unit), json.dumps(record, ensure_ascii=False).encode())
         with self._guard:
             self._release(unit)
         return new
 
     def reopen_failed(self) -> None:
-        """Units in which pictures failed are to be made again; files of theirs that are there stay."""
+        """Mark units with failed pictures as not done; the files of their other pictures stay."""
         for unit in self.done_units():
             if self._lock(unit):
                 record = self._read(unit)
@@ -125,7 +129,7 @@ class RunFolder:
                 self._release(unit)
 
     def tidy(self) -> None:
-        """When all is done: remove what processes that were killed had begun to write."""
+        """Remove the incomplete files of killed processes, when all units are done."""
         for path in atomic.leftovers(self.out):
             if not path.name.startswith((f".{INDEX}", f".{FAILED}")):
                 path.unlink(missing_ok=True)
@@ -138,12 +142,10 @@ class RunFolder:
         )
 
     def write_index(self, order: Callable[[str], int]) -> tuple[int, int]:
-        """index.jsonl of all pictures, failed.jsonl of all failures of the units that are done, in
-        the order of the jobs; how many of each.
+        """Write index.jsonl of all pictures and failed.jsonl of all failures in the units that are
+        done, in the order of the jobs. Returns how many there are of each.
         """
-        while (
-            True
-        ):  # another process may write it at the same time, from less: whoever is last looks again
+        while True:  # repeated, since another process may write it from fewer units meanwhile
             units = self.done_units()
             records = self._read_all(units)
             by_job = lambda line: (order(line["id"]), line["number"])

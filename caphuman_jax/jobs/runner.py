@@ -185,8 +185,8 @@ class Runner:
                 return
 
     def _all_rows(self) -> Iterator:
-        """Rows of the units that this process gets. The photos of a unit are looked at while the
-        one before is made.
+        """Rows of the units that this process claims. The photos of a unit are measured while the
+        previous unit is made.
         """
         ahead: collections.deque = collections.deque()
         for number in self.folder.claims(self._share, self._stopped):

@@ -1,4 +1,4 @@
-"""What is asked for, checked before any photo is read; needs a model's configuration, no weights."""
+"""What is asked for, checked before any photo is read, with a model's configuration alone."""
 
 from __future__ import annotations
 

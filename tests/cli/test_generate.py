@@ -1,5 +1,6 @@
 """The command: options, errors in one line that leave nothing behind, and what it writes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -126,6 +127,34 @@ def test_lora_from_the_command_line(generate, tmp_path):
     assert used["name"] == "style.safetensors" and used["strength"] == 0.5
     code, lines = generate("--lora", tmp_path / "gone.safetensors")
     assert code == 2 and "gone.safetensors" in lines[-1]
+
+
+def test_numbers_of_caphuman_head(generate, tmp_path):
+    """`--head-from` takes what `caphuman head` writes; the person stays that of the reference."""
+    file = tmp_path / "head.json"
+    record = {
+        "model": "anny",
+        "identity": [3.0],
+        "fit": {},
+        "yaw": 12.0,
+        "light": "left",
+        "pitch": 3,
+    }
+    file.write_text(json.dumps(record | {"expression": {"jawOpen": 0.5}}))
+    code, lines = generate("--head-from", file, "--pitch", 5)
+    assert code == 0, lines
+    (shown,) = metadata.read_settings(tmp_path / "out" / "picture_00.png")["people"]
+    assert shown["asked_head"] == {
+        "yaw": 12.0,
+        "pitch": 5.0,
+        "expression": {"jawOpen": 0.5},
+        "light": "left",
+    }
+    code, lines = generate("--head-from", file, "--take", "pose")
+    assert code == 2 and "take is for a head photo" in lines[-1]
+    file.write_text('{"yaw": 12, "smirk": 1}')
+    code, lines = generate("--head-from", file)
+    assert code == 2 and "a head has no 'smirk'" in lines[-1]
 
 
 BAD = {

@@ -55,6 +55,10 @@ def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params
     ]
     np.testing.assert_array_equal(made[0], made[1])
     np.testing.assert_array_equal(made[0], made[2])
+    other = pipe.with_params(tiny_params)  # as previews of training do: compiled programs are kept
+    again = other(reference=person, prompt=PROMPT, seed=5, control_scale=0)
+    np.testing.assert_array_equal(again.images, made[0])
+    assert other.programs is pipe.programs and pipe.params is not tiny_params
 
     cfg, graphs = pipe.config, dict(pipe.graphs)
     text, unet, vae = (
@@ -262,19 +266,30 @@ def test_pictures_on_disk_say_how_they_were_made(pipe, person, tmp_path):
     assert metadata.read_settings(over[1]) == made
 
 
-def test_progress_is_told(pipe, astronaut):
-    told = []
+def test_progress_and_images_are_reported_as_they_are_made(pipe, astronaut):
+    events, images = [], []
+
+    def on_image(image, settings):
+        assert settings["num_images"] == 2
+        images.append(image)
+        events.append(("image", len(images), 2))
+
     fresh = Pipeline(pipe.config, pipe.params, pipe.graphs)
-    fresh(
-        reference=astronaut, prompt=PROMPT, num_images=2, progress=lambda *what: told.append(what)
+    result = fresh(
+        reference=astronaut,
+        prompt=PROMPT,
+        num_images=2,
+        progress=lambda *what: events.append(what),
+        on_image=on_image,
     )
-    assert [stage for stage, done, _ in told if done == 0] == [
+    assert [stage for stage, done, _ in events if done == 0] == [
         "photo",
         "hints",
         "compile",
         "pictures",
     ]
-    assert told[-2:] == [("pictures", 1, 2), ("pictures", 2, 2)]
+    assert events[-4:] == [(stage, i, 2) for i in (1, 2) for stage in ("image", "pictures")]
+    np.testing.assert_array_equal(np.stack(images), result.images)
 
 
 def test_models_that_need_other_networks_are_refused(pipe, tmp_path):
