@@ -1,9 +1,9 @@
-"""FLAME's files → `flame.Flame` and its texture space. Nothing in a file is run, and neither chumpy
-nor PyTorch is needed.
+"""FLAME's files → `flame.Flame` and its texture space. No code in a file is executed, and neither
+chumpy nor PyTorch is needed.
 
 The model is generic_model.pkl (FLAME 2020; DECA's data), flame2023.pkl, flame2023_Open.pkl, or the
 same entries in an .npz.
-Beside it may lie, or be given: landmark_embedding.npy and head_template.obj (both DECA's),
+Next to it, or given, may be landmark_embedding.npy and head_template.obj (both DECA's) and
 FLAME_texture.npz."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from caphuman_jax.face import landmark_indices
 from caphuman_jax.head.models.flame import JOINTS, PARENTS, VERTICES, Flame
 from caphuman_jax.head.texture import TextureSpace
 from caphuman_jax.head.topology import incident_triangles
-from caphuman_jax.io import pickles, torch_pickle
+from caphuman_jax.io import pickles, tensors_in_pickles
 
 MODEL_NAMES = (
     "generic_model.pkl",
@@ -251,7 +251,7 @@ def read_embedding(path: str | Path) -> dict[str, np.ndarray]:
             if shape != () or not dtype.hasobject:
                 raise pickles.Damaged("an array instead of a table of landmarks")
             data = file.read()
-        return pickles.load(io.BytesIO(data), len(data), _NAMES_WITH_TENSORS).item()
+        return pickles.load(io.BytesIO(data), len(data), tensors_in_pickles.NAMES).item()
 
     table = _heads_error(lambda: pickles.guarded(path, read))
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
@@ -389,67 +389,3 @@ def _corners(triangles: np.ndarray, embedding: Mapping[str, np.ndarray], part: s
             f"is not"
         )
     return triangles[faces.reshape(shape)].astype(np.int32), weights.reshape(*shape, 3)
-
-
-# Tensors within an ordinary pickle: each storage is a whole old torch.save file in bytes.
-_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
-
-
-def _storage_from_bytes(reader, data) -> tuple[np.ndarray, ...]:
-    if not isinstance(data, bytes):
-        raise pickles.Damaged("a tensor without bytes")
-    stream = io.BytesIO(data)
-
-    def storage(pid):
-        # ("storage", type, key, place, count, view)
-        if (
-            type(pid) is not tuple
-            or len(pid) < 5
-            or pid[0] != "storage"
-            or not isinstance(getattr(pid[1], "value", None), np.dtype)
-        ):
-            raise pickles.Refused("it refers to something that is not a storage")
-        return _Storage(pid[1].value, pid[4])
-
-    parts = [
-        pickles.load(stream, len(data), torch_pickle.NAMES, storage) for _ in range(5)
-    ]  # magic number, protocol, system, content, keys
-    if parts[0] != _TORCH_MAGIC:
-        raise pickles.Refused("it has a tensor in a form that is not known")
-    if not isinstance(parts[3], _Storage) or len(parts[4]) != 1:
-        raise pickles.Damaged("a tensor without storage")
-    stream.read(8)  # the number of elements again
-    dtype, count = parts[3].dtype, parts[3].count
-    return _Storage(dtype, count, np.frombuffer(stream.read(count * dtype.itemsize), dtype, count))
-
-
-class _Storage:
-    def __init__(self, dtype, count, values=None):
-        self.dtype, self.count, self.values = dtype, count, values
-
-
-def _tensor(reader, storage, offset, size, strides, *_) -> np.ndarray:
-    if not isinstance(storage, _Storage) or storage.values is None:
-        raise pickles.Damaged("a tensor without storage")
-    if (
-        len(size) != len(strides)
-        or 0 in size
-        or min((offset, *strides)) < 0
-        or offset + sum((n - 1) * step for n, step in zip(size, strides)) >= storage.count
-        or np.prod(size) > storage.count
-    ):
-        raise pickles.Damaged("a tensor larger than its storage")
-    bytes_ = tuple(step * storage.dtype.itemsize for step in strides)
-    return np.lib.stride_tricks.as_strided(
-        storage.values[offset:], size, bytes_, writeable=False
-    ).copy()
-
-
-_NAMES_WITH_TENSORS = pickles.NAMES | {
-    ("torch._utils", "_rebuild_tensor_v2"): pickles.Name(
-        "torch._utils._rebuild_tensor_v2", _tensor
-    ),
-    ("torch.storage", "_load_from_bytes"): pickles.Name(
-        "torch.storage._load_from_bytes", _storage_from_bytes
-    ),
-}
