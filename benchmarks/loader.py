@@ -1,14 +1,14 @@
-"""Samples per second from records of Stable Diffusion 1.5's size to batches on the host, by tf.data
-and by Grain, and what each part costs.
+"""Samples per second from records of Stable Diffusion 1.5's size to batches on the host, with tf.data and
+with Grain, and the cost of each part.
 
-    python benchmarks/loader.py [--data DIR] [--batch 32] [--workers 1 2 4] [--processes 2] [--seconds 8]
+    python benchmarks/loader.py [--data DIR] [--batch 32] [--workers 1 2 4] [--processes 2]
+        [--seconds 8]
 
-Without --data it writes made-up records of full size (a real photo's JPEG, rendered hints, numbers
-that cannot be compressed) to a temporary
-folder: 512², stored at 690²; moments 2 × 64 × 64 × 8, four captions' text 77 × 768, image tokens
-257 × 1024, all float16.
-Files are in the page cache: nothing is said of disks. CPU seconds count every thread and process;
-they tell what a machine with more cores can reach better than a rate on few, shared ones.
+Without --data it writes synthetic records of full size (a real photo's JPEG, rendered hints,
+numbers that cannot be compressed) to a temporary folder: 512², stored at 690²; moments
+2 × 64 × 64 × 8, text of four captions 77 × 768, image tokens 257 × 1024, all float16. The files are in the page cache, so
+disks are not measured. CPU seconds include every thread and process; they predict a machine with
+more cores better than a rate on few, shared cores.
 """
 
 from __future__ import annotations
@@ -106,9 +106,9 @@ def main() -> None:
                     or (args.kinds and not any(kind.startswith(k) for k in args.kinds))
                 ):
                     continue
-                print(
-                    f"\n{kind}  ({os.path.getsize(records.files['train'][0][0]) / records.files['train'][0][1] / 1000:.0f} kB a record in the files)"
-                )
+                file, count = records.files["train"][0]
+                size = os.path.getsize(file) / count / 1000
+                print(f"\n{kind}  ({size:.0f} kB a record in the files)")
                 for loader in args.loaders:
                     for workers in args.workers:
                         measure(records, loader, kind, asked, args, workers, 0)

@@ -1,4 +1,4 @@
-"""`caphuman evaluate`: how well a model does what is asked of it, on photos of people."""
+"""`caphuman evaluate`: how well a model follows its requests, on photos of people."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from caphuman_jax.cli.argument_types import positive_int
 from caphuman_jax.errors import CapHumanError, DataError
 from caphuman_jax.evaluation import prompt_suite
 
-# Two recognized faces are the least that "other people" can mean.
-_FEWEST = 2
+_FEWEST = 2  # people: identity is compared with that of others
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,14 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="directory of photos of one person each; subdirectories are searched",
     )
     parser.add_argument(
-        "--model", default="mini", help="shipped model or model folder (default: mini)"
+        "--model", default="mini", help="shipped model or model folder; default: %(default)s"
     )
     parser.add_argument(
         "--report",
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder for the report; must be new or empty unless --overwrite",
+        help="directory for the report; must be new or empty unless --overwrite",
     )
     parser.add_argument(
         "--limit", type=positive_int, metavar="N", help="only the first N photos by name"
@@ -52,15 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "names in the model's metadata (mini has one); use --records for models without it",
     )
     parser.add_argument(
-        "--no-drawings", action="store_true", help="skip what looks like a drawing or painting"
+        "--no-drawings",
+        action="store_true",
+        help="skip photos that look like a drawing or painting",
     )
     parser.add_argument(
         "--heads",
         nargs="+",
         default=list(prompt_suite.HEADS),
         metavar="HEAD",
-        help='"own", "random", or entries such as yaw=-20,smile=0.5 or light=left (default: '
-        "%(default)s)",
+        help='"own", "random", or entries such as yaw=-20,smile=0.5 or light=left; default: '
+        "%(default)s",
     )
     parser.add_argument(
         "--prompts",
@@ -74,22 +75,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         default=8,
         metavar="N",
-        help="pictures of each person, of the heads in turn (default: 8; 50 people then take about "
-        "half an hour on 2 cores)",
+        help="pictures of each person; default: %(default)s, which takes about half an hour for 50 "
+        "people on 2 cores",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--steps", type=positive_int, help="sampling steps (default: the model's own)"
+        "--steps", type=positive_int, help="sampling steps; default: the model's own"
     )
     parser.add_argument(
-        "--guidance-scale", type=float, help="guidance scale (default: the model's own)"
+        "--guidance-scale", type=float, help="guidance scale; default: the model's own"
     )
     parser.add_argument(
         "--batch",
         type=positive_int,
-        help="pictures at a time (default: the model's own for this machine)",
+        help="pictures at a time; default: the model's own for this machine",
     )
-    parser.add_argument("--overwrite", action="store_true", help="write over an earlier report")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,12 +103,12 @@ def run(args: argparse.Namespace) -> int:
     from caphuman_jax.weights import model_folder
 
     if args.seed < 0:
-        raise CapHumanError(f"the seed is a whole number from 0 on, not {args.seed}")
+        raise CapHumanError(f"--seed is a whole number from 0 on, not {args.seed}")
     if args.report.exists() and (
         not args.report.is_dir() or (any(args.report.iterdir()) and not args.overwrite)
     ):
         raise CapHumanError(
-            f"{args.report} is there already; choose another folder, or give --overwrite"
+            f"{args.report} exists already; choose another directory, or give --overwrite"
         )
     metadata = model_folder.read_metadata(model_folder.find_model(args.model))
     photos, source = _photos(args, metadata)
@@ -183,7 +184,7 @@ def run(args: argparse.Namespace) -> int:
             f"{name:34} {report.number(goal['value']):>8}   goal {goal['goal']:8} "
             f"{report.verdict(goal['reached'], 'reached', 'not reached')}"
         )
-    print(f"{args.report / 'index.md'} has the rest")
+    print(f"{args.report / 'index.md'} has all results")
     return 0
 
 

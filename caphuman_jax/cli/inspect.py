@@ -152,7 +152,8 @@ def _describe(folder, manifest):
         for name in ("hints", "moments", "text", "image_tokens")
         if any(f["name"] == name for f in manifest["features"])
     ]
-    yield f"model {settings.get('model') or 'none'}; stored next to photo and head: {', '.join(extra) or 'nothing'}"
+    model, extra = settings.get("model") or "none", ", ".join(extra) or "nothing"
+    yield f"model {model}; stored in addition to photo and head: {extra}"
     for name, split in manifest["splits"].items():
         size = sum(
             os.path.getsize(folder / shard["file"])
@@ -160,7 +161,10 @@ def _describe(folder, manifest):
             if (folder / shard["file"]).is_file()
         )
         each = f", {size / split['records'] / 1e3:.1f} kB a record" if split["records"] else ""
-        yield f"  {name:6} {split['records']:>10,} records in {len(split['shards']):,} files, {size / 1e6:,.1f} MB{each}"
+        yield (
+            f"  {name:6} {split['records']:>10,} records in {len(split['shards']):,} files, "
+            f"{size / 1e6:,.1f} MB{each}"
+        )
 
 
 def _dropped(folder, manifest):

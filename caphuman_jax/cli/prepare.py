@@ -38,7 +38,7 @@ _EXAMPLES = """examples:
   caphuman prepare --photos photos --out records --size 256 --min-face 37   smaller faces, for mini
   caphuman prepare --photos people --person folder --out records   people/NAME/*.jpg: named people
   caphuman prepare --photos 'shards/{000..123}.tar' --out records  tars in the webdataset layout
-  caphuman prepare --photos list.csv --out records --model my-sd15 --encode moments,text,image_tokens
+  caphuman prepare --photos list.csv --out records --model my-sd15 --encode moments,text
   caphuman prepare --photos gs://bucket/list.parquet --out gs://bucket/records \\
       --runner DataflowRunner -- --project=P --region=R
 

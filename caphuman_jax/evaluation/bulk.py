@@ -1,6 +1,4 @@
-"""Pictures of many people under many heads in one batch, with a loaded pipeline; and people as the
-evaluation sees them.
-"""
+"""Generates images of many people in one batch, and measures people in photos, with a pipeline."""
 
 from __future__ import annotations
 

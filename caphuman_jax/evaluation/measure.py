@@ -16,7 +16,7 @@ from caphuman_jax.head.head import Head
 
 
 def measure_images(model: HeadModel, images: Sequence[np.ndarray]) -> list[ImageMeasurement]:
-    """Measure images (S, S, 3) uint8 of one size. Compiled once for each number and size of images."""
+    """Measure images (S, S, 3) uint8 of one size. Compiled once for each number and size."""
     found = [find_faces(image) for image in images]
     heads = _fit(model, images, [faces[0] if faces else None for faces in found])
     return [
@@ -27,7 +27,7 @@ def measure_images(model: HeadModel, images: Sequence[np.ndarray]) -> list[Image
 def recognition_vectors(
     image: np.ndarray, landmarks: np.ndarray, known: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Vectors of one face by each of RECOGNIZERS; `known`: mobilefacenet's, if it has run before."""
+    """Vectors of one face by each of RECOGNIZERS; `known`: mobilefacenet's, if already computed."""
     return {
         "dlib": recognition.dlib_vector(image, landmarks),
         "mobilefacenet": recognition.identity(image, landmarks)[0] if known is None else known,

@@ -1,4 +1,4 @@
-"""What an evaluation collects: the people, the requests' outcomes, and what was measured in images."""
+"""What an evaluation collects: people, outcomes of requests, and what was measured in images."""
 
 from __future__ import annotations
 

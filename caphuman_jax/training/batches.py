@@ -60,7 +60,7 @@ class RecordBatches:
         self.settings = {
             "loader": config.loader,
             "hints": config.hints,
-            "lent_identity": config.identity_swap_prob,
+            "identity_swap_prob": config.identity_swap_prob,
             "latents": config.latents or None,
             "recognizer": model.identity.recognizer.partition("/")[0],
             "drop": Drops(cfg.no_text_prob, cfg.no_identity_prob, cfg.no_identity_prob),

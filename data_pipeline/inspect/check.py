@@ -186,7 +186,8 @@ def _check_range(feature: Feature, array: np.ndarray) -> Iterator[str]:
     if feature.name in _MAY_BE_NAN:
         odd &= ~np.isnan(values)
     if odd.any():
-        yield f"holds {int(odd.sum())} values that are not finite, the first at {tuple(int(i[0]) for i in np.nonzero(odd))}"
+        first = tuple(int(i[0]) for i in np.nonzero(odd))
+        yield f"holds {int(odd.sum())} values that are not finite, the first at {first}"
     low = -np.inf if feature.low is None else feature.low
     high = np.inf if feature.high is None else feature.high
     beyond = np.isfinite(values) & ((values < low) | (values > high))
@@ -225,7 +226,8 @@ def _a_unit_vector(feature, vector):
 
 def _whole_captions(_, ids):
     if np.any(ids[:, 0] != START_ID):
-        return f"row {int(np.argmax(ids[:, 0] != START_ID))} does not begin with the start token {START_ID}"
+        row = int(np.argmax(ids[:, 0] != START_ID))
+        return f"row {row} does not begin with the start token {START_ID}"
     ends = np.any(ids == END_ID, axis=1)
     return None if ends.all() else f"row {int(np.argmin(ends))} has no end token {END_ID}"
 

@@ -1,4 +1,4 @@
-"""What is in a batch. `BatchMaker` makes batch number N; the backends only decide when and where."""
+"""What is in a batch. `BatchMaker` makes it; the backends only decide when and where."""
 
 from __future__ import annotations
 

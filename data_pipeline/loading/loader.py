@@ -37,7 +37,7 @@ def make_loader(
     one_pass: bool = False,
     augment: AugmentConfig | None = None,
     light: float | None = None,
-    lent_identity: float | None = None,
+    identity_swap_prob: float | None = None,
     drop: Drops | None = None,
     latents: str | None = None,
     hints: str = "head",
@@ -81,7 +81,7 @@ def make_loader(
             changed, swapped or dropped there unless asked for.
         augment: see `AugmentPolicy`. Stored moments allow mirroring only.
         light: see `AugmentPolicy`.
-        lent_identity: see `AugmentPolicy.identity_swap_prob`.
+        identity_swap_prob: see `AugmentPolicy`.
         drop: see `Drops`; None drops nothing.
         latents: "moments", "pictures", or None: moments where they are stored.
         hints: "head", to be rendered, or "pictures", as they are stored.
@@ -99,7 +99,7 @@ def make_loader(
     records = folder if isinstance(folder, RecordsFolder) else RecordsFolder(folder)
     count = records.count(split)
     content = _content(records, latents, hints, identity, text, recognizer)
-    policy = _policy(records, content, one_pass, augment, light, lent_identity, drop)
+    policy = _policy(records, content, one_pass, augment, light, identity_swap_prob, drop)
     share = Share(batch, start, process_index, process_count)
     make_batches = backend(loader, processes)
     maker = BatchMaker(
@@ -253,7 +253,7 @@ def _policy(
     one_pass: bool,
     augment: AugmentConfig | None,
     light: float | None,
-    lent_identity: float | None,
+    identity_swap_prob: float | None,
     drop: Drops | None,
 ) -> AugmentPolicy:
     """The options, with defaults that suit the records. Raises SettingError for changes that stored
@@ -270,7 +270,7 @@ def _policy(
     policy = AugmentPolicy(
         default.augment if augment is None else augment,
         default.light if light is None else light,
-        default.identity_swap_prob if lent_identity is None else lent_identity,
+        default.identity_swap_prob if identity_swap_prob is None else identity_swap_prob,
         _NO_DROPS if drop is None else drop,
     )
     if moments and not policy.only_mirrors:

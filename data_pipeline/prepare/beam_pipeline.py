@@ -85,7 +85,7 @@ def build(pipeline: beam.Pipeline, job: workdir.Job) -> beam.PCollection:
 
 
 class _Step(beam.DoFn):
-    """A step of a job. Messages for the user are wrapped, since runners pass on nothing but text."""
+    """A step of a job. Messages for the user are wrapped, since runners pass on only text."""
 
     def __init__(self, job: workdir.Job):
         self.job = job

@@ -235,8 +235,8 @@ def _check_unfinished(job: workdir.Job) -> None:
         before = json.loads(files.read(files.join(folder, "settings.json")))
         raise DataError(
             f"{folder} is unfinished work with other settings "
-            f"({_difference(before, job.settings.to_dict())}); give those settings again to resume it, "
-            "choose another --out, or remove it"
+            f"({_difference(before, job.settings.to_dict())}); give those settings again to resume "
+            f"it, choose another --out, or remove it"
         )
 
 

@@ -85,8 +85,8 @@ def load_records(folder: str | os.PathLike, size: int | None = None) -> Records:
     """
     if (Path(folder) / "records.npz").is_file():
         raise DataError(
-            f"{folder} was written by caphuman precompute, which no longer exists; make the records with "
-            f"caphuman prepare --photos PHOTOS --out DIR"
+            f"{folder} was written by caphuman precompute, which no longer exists; make the "
+            f"records with caphuman prepare --photos PHOTOS --out DIR"
         )
     source = RecordsFolder(folder)
     array_record_reader()  # says what to install

@@ -114,7 +114,7 @@ def described(
 
 
 def described_item(key: str, path: str, beside: dict) -> Item:
-    """An item with the text and the JSON object next to it, both given as functions that read them."""
+    """An item with the text and the JSON object next to it, given as functions that read them."""
     try:
         texts = (
             tuple(line.strip() for line in beside["txt"]().decode().splitlines() if line.strip())

@@ -55,7 +55,7 @@ class TfdsSource(Source):
 
 
 def _parts(text: str) -> tuple[str, str]:
-    """Name and split, "" for all; the part after the last colon is a split unless it has a slash."""
+    """Name and split, "" for all. What follows the last colon is a split unless it has a slash."""
     name, colon, split = text.removeprefix("tfds:").rpartition(":")
     return (name, split) if colon and "/" not in split else (text.removeprefix("tfds:"), "")
 

@@ -208,7 +208,7 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     assert [line["head"] for line in lines if line["person"] == 0][0] == "own" and len(lines) == 6
     assert all(len(list(out.glob(line["file"]))) == 1 for line in lines)
     assert "index.md" in capsys.readouterr().out and (out / "sheet_00.png").is_file()
-    with pytest.raises(CapHumanError, match="there already"):
+    with pytest.raises(CapHumanError, match="exists already"):
         evaluate.run(arguments(*words))
 
     again = tmp_path / "again"

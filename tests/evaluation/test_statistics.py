@@ -37,7 +37,7 @@ def subjects():
 
 
 def make_outcomes(model, subjects, follows: bool, missing: int = 0):
-    """Results that follow what was asked up to a known error, or that have nothing to do with it."""
+    """Results that follow the requests up to a known error, or that are unrelated to them."""
     rng = np.random.default_rng(1)
     outcomes = []
     for request in prompt_suite.plan_requests(PEOPLE, per_person=EACH):

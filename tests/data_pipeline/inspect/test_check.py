@@ -1,4 +1,4 @@
-"""Everything that can be wrong with a dataset is found, and named by file, record, key and feature."""
+"""Everything that can be wrong with records is found and named by file, record, key and feature."""
 
 import json
 import shutil

@@ -85,7 +85,7 @@ def test_a_batch_holds_what_the_records_hold(folder):
     records, lots = RecordsFolder(folder), AugmentPolicy(MIRROR, 1.0, 0.8, DROP)
     lent = 0
     for step, (batch, samples) in enumerate(
-        take(4, folder, batch=8, seed=3, drop=DROP, lent_identity=0.8)
+        take(4, folder, batch=8, seed=3, drop=DROP, identity_swap_prob=0.8)
     ):
         epoch, index = records_of(np.arange(8 * step, 8 * step + 8), TRAIN, 3)
         drawn = sample_augmentations(lots, 3, epoch, index, 3)
@@ -281,7 +281,7 @@ def test_what_records_do_not_hold_or_cannot_do(folder, tmp_path):
         ({"latents": "sketch"}, "latents is None or moments or pictures"),
         ({"recognizer": "facenet"}, "recognizer is None or dlib or mobilefacenet"),
         ({"batch": 3, "process_count": 2}, "cannot be split evenly"),
-        ({"lent_identity": 2.0}, "identity_swap_prob is a share"),
+        ({"identity_swap_prob": 2.0}, "identity_swap_prob is a share"),
     ):
         with pytest.raises(SettingError, match=line):
             make_loader(bare, **{"batch": 2, **asked})

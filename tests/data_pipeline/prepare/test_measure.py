@@ -208,7 +208,7 @@ def test_the_square_and_what_lies_where_in_it(record, astronaut, face):
 
 
 def test_the_head_is_that_of_use(record, astronaut):
-    """As `person.measure` fits it, in the pixels of the stored square, and where the landmarks are."""
+    """As `person` fits it, in the pixels of the stored square, and where the landmarks are."""
     model, stored = load_head(), SETTINGS.stored
     head = Head(
         **{
@@ -301,7 +301,8 @@ def test_the_same_bytes_in_processes_of_one_thread_and_of_many(tmp_path):
         from data_pipeline.sources.base import Item
         settings = PrepareSettings(size=64, hints="pictures")
         (found,) = Measurer(settings).measure([(Item("a"), open(sys.argv[1], "rb").read())])
-        message = tf_example.encode(features(settings.layout()), found.record | {"partners": np.full(3, -1, np.int64)})
+        record = found.record | {"partners": np.full(3, -1, np.int64)}
+        message = tf_example.encode(features(settings.layout()), record)
         print(hashlib.sha256(message).hexdigest())
     """
     (tmp_path / "a.png").write_bytes(ORIGINAL)

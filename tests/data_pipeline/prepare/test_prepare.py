@@ -81,7 +81,7 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path, in_process):
     for change, message in (
         (
             {"settings": CheapSettings(size=24)},
-            r"holds records of other settings \(size 16, now 24\); choose another --out, or remove ",
+            r"records of other settings \(size 16, now 24\); choose another --out, or remove ",
         ),
         (
             {"settings": CheapSettings(thresholds=QualityThresholds(max_yaw=20))},
@@ -183,7 +183,8 @@ _RUN = """
 import sys
 from cheap_measurer import CheapMeasurer, CheapSettings
 from data_pipeline.prepare.prepare import prepare
-prepare(sys.argv[1], sys.argv[2], CheapSettings(hold_out=4), make_measurer=CheapMeasurer, workers=int(sys.argv[3]))
+settings, workers = CheapSettings(hold_out=4), int(sys.argv[3])
+prepare(*sys.argv[1:3], settings, make_measurer=CheapMeasurer, workers=workers)
 """
 
 

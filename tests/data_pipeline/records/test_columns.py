@@ -88,7 +88,7 @@ def test_what_cannot_be_trained_on_is_told(folder, tmp_path):
     (tmp_path / "records.npz").write_bytes(b"")
     with pytest.raises(
         DataError,
-        match=r"written by caphuman precompute, which no longer exists; make the records with caphuman "
+        match=r"by caphuman precompute, which no longer exists; make the records with caphuman "
         r"prepare",
     ):
         load_records(tmp_path)
@@ -98,7 +98,7 @@ def test_a_missing_package_is_told(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
     with pytest.raises(
         DataError,
-        match="^records are read with the package array_record, which is not installed: pip install",
+        match="^records are read with the package array_record, which is not installed: pip ",
     ):
         load_records(folder)
 
