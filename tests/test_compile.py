@@ -35,7 +35,7 @@ def get_config():
         text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, embed_width=4, vocabulary=100)).to_dict()
     config.loop.sharding = "zero"
     return config
-"""
+"""  # noqa: E501
 V5E = ahead.Target("v5e:1x1", (None,), "tpu", "TPU v5 lite")
 
 

@@ -23,7 +23,7 @@ assert not heavy, f"imported {heavy}"
 if "jax" in sys.modules:
     from jax._src import xla_bridge
     assert not xla_bridge._backends, f"a device was touched: {list(xla_bridge._backends)}"
-"""
+"""  # noqa: E501
 
 
 def run(*modules):
@@ -66,7 +66,9 @@ def command(*words, **options) -> str:
 
 @pytest.mark.slow
 def test_the_wheel_alone_is_enough(tmp_path):
-    """Builds sdist and wheel, and installs the wheel into an empty environment: from the network."""
+    """Builds sdist and wheel, and installs the wheel into an empty environment: from the
+    network.
+    """
     command(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", ROOT)
     built = sorted((tmp_path / "dist").iterdir())
     assert [p.name.removeprefix("caphuman_jax-") for p in built] == [

@@ -34,7 +34,9 @@ WIDTH, HIDDEN, BANDS = 128, 160, 4  # leaves large enough to be split
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """steps, batch, seed; bad_at: a step whose loss is not a number; frozen_seed: of the frozen layer."""
+    """steps, batch, seed; bad_at: a step whose loss is not a number; frozen_seed: of the frozen
+    layer.
+    """
 
     steps: int = 12
     batch: int = 16

@@ -54,7 +54,7 @@ class Gpu:
               block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
               registers_per_core_limit: 65536 registers_per_block_limit: 65536
               shared_memory_per_core: {self.shared} shared_memory_per_block: {48 * KIB} shared_memory_per_block_optin: {self.shared - KIB}
-            }}"""
+            }}"""  # noqa: E501
 
 
 GPUS = {
@@ -69,7 +69,9 @@ GPUS = {
 
 
 def is_gpu(text: str) -> bool:
-    """Whether a topology names one of GPUS, by itself or with a number of cards: "h100", "h100:4"."""
+    """Whether a topology names one of GPUS, by itself or with a number of cards: "h100",
+    "h100:4".
+    """
     return text.partition(":")[0].lower() in GPUS
 
 

@@ -138,7 +138,7 @@ def _train(args, target, options):
             config.training.batch_size = batch * count * config.training.get("accumulate", 1)
         if config.training.batch_size % count:
             raise SettingError(
-                f"training.batch_size = {config.training.batch_size} cannot be divided over {count} devices; "
+                f"training.batch_size = {config.training.batch_size} cannot be divided over {count} devices; "  # noqa: E501
                 f"say how many a device has with --batch N"
             )
         cfg = from_config(LoopConfig, config.loop, "loop")

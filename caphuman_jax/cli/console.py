@@ -28,7 +28,9 @@ def quiet_libraries() -> None:
 
 
 def check_writable(out: Path) -> None:
-    """Raises SettingError if a folder cannot be made or written to. To be called before the work."""
+    """Raises SettingError if a folder cannot be made or written to. To be called before
+    the work.
+    """
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK) or _refuses_files(there):
         raise SettingError(

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ref=PHOTO,…",
         action="append",
         help="one of several people; repeat it for each, instead of --reference and the options of "
-        "the head: ref=PHOTO (repeat it for more photos), face=N, head=PHOTO, take=pose+expression, "
+        "the head: ref=PHOTO (repeat it for more photos), face=N, head=PHOTO, take=pose+expression, "  # noqa: E501
         "framing=photo, yaw=DEG, pitch=DEG, roll=DEG, expression=smile:0.8+jawOpen:0.3, "
         "light=left:0.8, position=X/Y/SIZE; people without a position stand side by side",
     )

@@ -230,8 +230,8 @@ class _Progress:
 
     @property
     def rate(self) -> float | None:
-        """Pictures a second since the first one, so that compiling does not count; None if there are
-        too few.
+        """Pictures a second since the first one, so that compiling does not count; None if there
+        are too few.
         """
         return (
             (self.made - 1) / (self._last - self._first)

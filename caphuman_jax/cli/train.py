@@ -36,7 +36,7 @@ def add_arguments(parser) -> None:
     )
     several = parser.add_argument_group(
         "several hosts",
-        "each runs the same command; found automatically inside Slurm's srun and on GKE's TPU slices",
+        "each runs the same command; found automatically inside Slurm's srun and on GKE's TPU slices",  # noqa: E501
     )
     several.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     several.add_argument(

@@ -1,5 +1,5 @@
-"""Every sampler as a table of numbers, made on the host with NumPy; `sampling_loop.sample` is the one
-loop that follows any of them.
+"""Every sampler as a table of numbers, made on the host with NumPy; `sampling_loop.sample` is the
+one loop that follows any of them.
 
 All samplers here are linear in what they remember: in the latents, in the last few estimates of the
 clean latents (x0) and in noise. So a step is no more than their coefficients, computed in float64
@@ -56,7 +56,8 @@ class SamplerCoefficients(NamedTuple):
     not, and costs nothing.
 
     At each step the network is asked at `timesteps`, and its answer taken apart with `alpha_t` =
-    sqrt(ᾱ) and `sigma_t` = sqrt(1 − ᾱ). Where there is a `corrector`, the latents are first replaced
+    sqrt(ᾱ) and `sigma_t` = sqrt(1 − ᾱ). Where there is a `corrector`, the latents are first
+    replaced
     by what it makes. Then next latents = latents · x + x0 · x0 + last_x0 · (x0 of the step before)
     + noise · (unit normal noise). A pytree, so it may be an argument of a compiled function:
     samplers that differ in numbers alone share the program."""

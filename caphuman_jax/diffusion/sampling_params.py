@@ -248,8 +248,8 @@ class SamplingParams:
             control_scales: weight of each ControlNet that is used.
 
         Returns:
-            Its `settings` (float32 scalars and masks over the steps), its sampler coefficients, and its static
-            arguments.
+            Its `settings` (float32 scalars and masks over the steps), its sampler coefficients, and
+            its static arguments.
         """
         # Brings JAX, which `--help` does not need.
         import jax.numpy as jnp

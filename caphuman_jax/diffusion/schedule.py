@@ -1,7 +1,7 @@
 """The noise schedule, and the timesteps that a sampler visits.
 
-latents_t = alpha_t · x0 + sigma_t · noise with alpha_t = sqrt(ᾱ_t) and sigma_t = sqrt(1 − ᾱ_t), where
-ᾱ_t is the cumulative product `alphas_cumprod` (DDPM, arXiv 2006.11239, eq. 4)."""
+latents_t = alpha_t · x0 + sigma_t · noise with alpha_t = sqrt(ᾱ_t) and sigma_t = sqrt(1 − ᾱ_t),
+where ᾱ_t is the cumulative product `alphas_cumprod` (DDPM, arXiv 2006.11239, eq. 4)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def alphas_cumprod(config: DiffusionConfig, dtype=np.float32) -> np.ndarray:
     if config.zero_terminal_snr:
         if config.prediction_type != "v":
             raise SettingError(
-                f'zero_terminal_snr needs a model that predicts "v", not "{config.prediction_type}"; '
+                f'zero_terminal_snr needs a model that predicts "v", not "{config.prediction_type}"; '  # noqa: E501
                 f"correct one of the two in its config"
             )
         roots = np.sqrt(products)

@@ -1,4 +1,6 @@
-"""The head of a face that was found: landmarks to a fitted head, for use, preparation and evaluation."""
+"""The head of a face that was found: landmarks to a fitted head, for use, preparation and
+evaluation.
+"""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _product(fields: dict, name: str, where: str, folder: Path) -> Iterator[_Ent
         or not axes
         or not all(isinstance(values, list) and values for values in axes.values())
     ):
-        yield f'{where}: product: must be fields with a list of values each, such as {{"prompt": ["…", "…"], "head": [{{"yaw": 20}}]}}'
+        yield f'{where}: product: must be fields with a list of values each, such as {{"prompt": ["…", "…"], "head": [{{"yaw": 20}}]}}'  # noqa: E501
         return
     for twice in sorted(set(axes) & set(fields)):
         yield f"{where}: product.{twice}: the field stands outside of the product too"

@@ -83,7 +83,9 @@ def load(
 
 
 def on_mesh(mesh: Mesh, networks: dict, mode: str) -> dict:
-    """{network: parameters on the host} → on the mesh, whole on every device or ("fsdp") divided."""
+    """{network: parameters on the host} → on the mesh, whole on every device or ("fsdp")
+    divided.
+    """
     return compiler.laid_out(place(networks, frozen_shardings(mesh, networks, mode)))
 
 

@@ -29,8 +29,8 @@ class RunFolder:
     """An output folder and its units; one object for each process."""
 
     def __init__(self, out: Path, facts: dict, total: int, units: int):
-        """Start a run in `out`, or resume the one that exists, whose `facts` ({what: value}) must be
-        the same. Raises SettingError.
+        """Start a run in `out`, or resume the one that exists, whose `facts` ({what: value}) must
+        be the same. Raises SettingError.
         """
         self.out, self.units, self._held, self._guard = out, units, set(), threading.RLock()
         self._must_lock = True
@@ -113,7 +113,9 @@ class RunFolder:
                 yield unit
 
     def commit(self, unit: int, record: dict) -> bool:
-        """Record the unit as done and release its claim. Returns False if it was recorded before."""
+        """Record the unit as done and release its claim. Returns False if it was
+        recorded before.
+        """
         new = atomic.create(self._record(unit), json.dumps(record, ensure_ascii=False).encode())
         with self._guard:
             self._release(unit)

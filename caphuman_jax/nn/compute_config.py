@@ -1,5 +1,5 @@
-"""How a network computes: dtype, and choices of speed against memory that change results by rounding
-at most.
+"""How a network computes: dtype, and choices of speed against memory that change results by
+rounding at most.
 
 A `ComputeConfig` is given to a network's constructor and becomes part of its graphdef. The graphdef
 is a static argument of every compiled function, so two configurations never share a program. The
@@ -72,7 +72,9 @@ class ComputeConfig:
         return function
 
     def remat_attention(self, function: Callable) -> Callable:
-        """Attention that holds its weights in memory, differentiated as the remat policy wants it."""
+        """Attention that holds its weights in memory, differentiated as the remat policy
+        wants it.
+        """
         return jax.checkpoint(function) if self.remat == "attention" else function
 
     def _levels(self) -> list[tuple[int, str]]:
@@ -88,7 +90,9 @@ class ComputeConfig:
 
 
 def _is_product(primitive, *_, **params) -> bool:
-    """Whether "products" keeps an array: the result of a product with weights or of fused attention."""
+    """Whether "products" keeps an array: the result of a product with weights or of fused
+    attention.
+    """
     if primitive.name == "dot_general":
         # Products over a batch of matrices are those of attention, whose (L, S) is large.
         return not any(params["dimension_numbers"][1])

@@ -128,7 +128,9 @@ class Identifier:
         )
 
     def picture(self, view: View) -> np.ndarray:
-        """(C, C, 3) uint8, what CLIP's image tokens are computed from: the face, white around it."""
+        """(C, C, 3) uint8, what CLIP's image tokens are computed from: the face, white
+        around it.
+        """
         region = view.region
         if "face_parsing" in self.networks:
             region = face_parsing.face_region(

@@ -24,7 +24,9 @@ _ARRAYS = ("square", "landmarks", "place", "vectors", "image_tokens")
 
 
 def save(path: str | os.PathLike, person: Person, head_model: str) -> None:
-    """Write a person as a safetensors file. `head_model`: see `Pipeline.head_name`. Raises OSError."""
+    """Write a person as a safetensors file. `head_model`: see `Pipeline.head_name`.
+    Raises OSError.
+    """
     from safetensors.numpy import save as to_bytes
 
     arrays = {name: np.ascontiguousarray(getattr(person, name)) for name in _ARRAYS}

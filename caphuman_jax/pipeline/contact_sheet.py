@@ -44,7 +44,7 @@ def contact_sheet(model: HeadModel, result: Result, tile: int = 256) -> np.ndarr
     title = (
         f"\u201c{settings['prompt']}\u201d   seed {settings['seed']}, {settings['steps']} steps of "
         f"{settings['sampler']}, guidance scale {settings['guidance_scale']:g}, "
-        f"control scale {settings['control_scale']:g}, model {settings['model']}; pictures are AI-generated"
+        f"control scale {settings['control_scale']:g}, model {settings['model']}; pictures are AI-generated"  # noqa: E501
     )
     return _lay_out(title, parts, results, tile)
 

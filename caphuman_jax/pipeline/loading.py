@@ -112,8 +112,8 @@ def load(
 
 
 def _as_stored(path: Path, name: str, shapes: dict, verify: Callable[[], None]) -> dict:
-    """Load a network in its stored dtypes without checking its hash. If reading fails, `verify` runs
-    first, so that a checksum mismatch is reported as the cause.
+    """Load a network in its stored dtypes without checking its hash. If reading fails, `verify`
+    runs first, so that a checksum mismatch is reported as the cause.
     """
     try:
         return model_folder.load_params(path, {name: shapes}, dtype=None, verify=False)[name]

@@ -34,7 +34,8 @@ TABLE: tuple[tuple[str, str | int], ...] = (
     (r"/embedding$", 0),  # by rows: a row is what is looked up
     (r"", "largest"),
 )
-"""Regular expression searched for in a leaf's path ("opt_state/1/0/mu/unet/conv_in/kernel") -> "whole",
+"""Regular expression searched for in a leaf's path ("opt_state/1/0/mu/unet/conv_in/kernel") ->
+"whole",
 "largest" (the largest axis that can be divided, the last among equals) or the number of the axis to
 split; the first that fits counts.
 """
@@ -201,7 +202,9 @@ def on_host(tree: Any) -> Any:
 
 
 def on_cpu():
-    """A context in which arrays are made on the host, not on the accelerator, where JAX has both."""
+    """A context in which arrays are made on the host, not on the accelerator, where JAX
+    has both.
+    """
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:

@@ -62,7 +62,9 @@ class Previews:
         self.pipe: Pipeline | None = None
 
     def __call__(self, params: Tree, frozen: Tree, step: int) -> Evaluation:
-        """Metrics, and the image "sheet", a person a row; the same requests and seeds every time."""
+        """Metrics, and the image "sheet", a person a row; the same requests and seeds
+        every time.
+        """
         trained = on_host(params)  # on every host; the first alone makes pictures, on one device
         if jax.process_index() > 0:
             return Evaluation({})

@@ -129,7 +129,9 @@ def export_run(
 
 
 def held_out_metadata(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of a model folder's metadata that says who was held out, for `caphuman evaluate`."""
+    """The entry of a model folder's metadata that says who was held out, for `caphuman
+    evaluate`.
+    """
     data = config.get("data")
     return {"held_out": held_out_rule(data)} if data else {}
 

@@ -310,7 +310,7 @@ def test_interrupted(monkeypatch, capsys):
 
 
 def test_help_is_light_and_names_every_preset():
-    script = "import sys; from caphuman_jax.cli import app\ntry: app.main(sys.argv[1:])\nfinally: assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"
+    script = "import sys; from caphuman_jax.cli import app\ntry: app.main(sys.argv[1:])\nfinally: assert not {'jax', 'numpy', 'flax'} & set(sys.modules)"  # noqa: E501
     top = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True)
     assert top.returncode == 0 and all(
         name in top.stdout for name in ("generate", "evaluate", "train", "prepare", "inspect")

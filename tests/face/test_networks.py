@@ -11,7 +11,7 @@ from caphuman_jax.face.onnx_runner import NAMES, OnnxNetwork, network, read_asse
 # Of the files as they were handed to us; mobilefacenet_192 is the one with the second output
 # (assets/face/NOTICE.md).
 SHA256 = {
-    "blazeface_short_range.onnx": "bb4c5c1f36c5907e01564c3c14d18250764d6d041b5e1473003c14a55ad5c588",
+    "blazeface_short_range.onnx": "bb4c5c1f36c5907e01564c3c14d18250764d6d041b5e1473003c14a55ad5c588",  # noqa: E501
     "dlib_resnet_128.onnx": "a8dc85473d2f3a6a979c380975bb228eff063b7601bb1d50f1e8f3042b055550",
     "face_blendshapes_52.onnx": "7ea49e0969c816115eb66887a8e7fba876d3b8806211e32eff0d3d76b8bf8535",
     "face_landmarks_478.onnx": "2e24c0345077d2af0ee6dce94f1f29e7455c38435ec6a95789b2a953660dc6e1",

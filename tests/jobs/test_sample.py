@@ -276,7 +276,9 @@ def test_array_records_and_jpeg(pipe, place, one_by_one, tmp_path):
 
 
 class SlowWriter:
-    """An output that takes longer than making does, and counts what has been made and not written."""
+    """An output that takes longer than making does, and counts what has been made and
+    not written.
+    """
 
     def __init__(self):
         self.made = self.written = self.most = 0

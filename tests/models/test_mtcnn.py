@@ -16,7 +16,9 @@ from caphuman_jax.weights import face_names
 
 
 class Flatten(nn.Module):
-    """Columns first, as the published dense layers were converted from a framework that counts so."""
+    """Columns first, as the published dense layers were converted from a framework that
+    counts so.
+    """
 
     def forward(self, x):
         return x.permute(0, 3, 2, 1).reshape(len(x), -1)

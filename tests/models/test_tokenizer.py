@@ -139,7 +139,7 @@ def test_no_prompts_and_wrong_arguments():
 
 
 def test_import_is_light():
-    code = "import sys, caphuman_jax.models.tokenizer; print({'tokenizers', 'transformers', 'torch'} & set(sys.modules))"
+    code = "import sys, caphuman_jax.models.tokenizer; print({'tokenizers', 'transformers', 'torch'} & set(sys.modules))"  # noqa: E501
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

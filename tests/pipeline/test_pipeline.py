@@ -330,7 +330,7 @@ def test_loras_are_added_before_weights_are_rounded(tiny_folder, person, tmp_pat
 
     rng = np.random.default_rng(0)
     arrays = {
-        f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v.lora_{part}.weight": rng.normal(
+        f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v.lora_{part}.weight": rng.normal(  # noqa: E501
             0, 0.3, shape
         ).astype(np.float32)
         for part, shape in (("down", (2, 32)), ("up", (32, 2)))

@@ -53,7 +53,9 @@ def batches(model, tmp_path_factory):
     rng = np.random.default_rng(0)
 
     def believable(record, number):
-        """A head that stands where the region is, of smooth colors that differ between its halves."""
+        """A head that stands where the region is, of smooth colors that differ between
+        its halves.
+        """
         colors = np.clip(140 + 60 * np.sin(model.mean + rng.uniform(0, 6, 3)), 0, 255)
         return record | {
             "head/albedo": colors.astype(np.uint8),

@@ -51,7 +51,9 @@ def model(tiny):
 
 @pytest.fixture(scope="module")
 def base(model):
-    """Weights of the whole base, none of them zero, so that CapFace matters from the first step on."""
+    """Weights of the whole base, none of them zero, so that CapFace matters from the
+    first step on.
+    """
     rng = np.random.default_rng(3)
     shapes = {name: params for name, (_, params) in registry.abstract(model).items()}
     return jax.tree.map(

@@ -252,8 +252,8 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
 
 
 def test_no_step_is_waited_for(tmp_path, monkeypatch):
-    """Metrics are looked at when `STEPS_IN_FLIGHT` further steps are under way, and never sooner between two
-    lines of the report.
+    """Metrics are looked at when `STEPS_IN_FLIGHT` further steps are under way, and never sooner
+    between two lines of the report.
     """
     looked = []
     before = loop._Loop.check_oldest

@@ -92,7 +92,7 @@ def get_config():
     config.evaluators.held_out.every = config.evaluators.previews.every = 2
     config.loop.log_every = 1
     return config
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.slow

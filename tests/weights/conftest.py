@@ -1,4 +1,6 @@
-"""Fixtures of the weight files; what they are made of is in weight_standins.py, which tests import."""
+"""Fixtures of the weight files; what they are made of is in weight_standins.py, which
+tests import.
+"""
 
 import json
 import sys

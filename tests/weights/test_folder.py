@@ -1,4 +1,6 @@
-"""Model folders: what is saved comes back, and everything that can be wrong with a folder is named."""
+"""Model folders: what is saved comes back, and everything that can be wrong with a
+folder is named.
+"""
 
 import json
 

@@ -102,7 +102,9 @@ def base(torch_networks, shapes):
 
 @pytest.fixture(scope="module")
 def layers(torch_networks):
-    """{network: {diffusers name: PyTorch shape of its weight}}: every layer that a LoRA may change."""
+    """{network: {diffusers name: PyTorch shape of its weight}}: every layer that a LoRA
+    may change.
+    """
     top = {"unet": "", "text": "text_model."}
     return {
         network: {
@@ -508,7 +510,7 @@ def test_pytorch_files_too(small, tmp_path):
             lambda x: (
                 x
                 | {
-                    f"{KEY.replace('mid_block_attentions_0', 'middle_block_1')}.lora_up.weight": np.ones(
+                    f"{KEY.replace('mid_block_attentions_0', 'middle_block_1')}.lora_up.weight": np.ones(  # noqa: E501
                         (32, 2)
                     )
                 }

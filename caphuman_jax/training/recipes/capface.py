@@ -108,7 +108,7 @@ class CapFaceTraining:
                 )
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise SettingError(
-                f"training.batch_size = {self.batch_size} cannot be divided into training.accumulate = "
+                f"training.batch_size = {self.batch_size} cannot be divided into training.accumulate = "  # noqa: E501
                 f"{self.accumulate} micro-batches"
             )
         if self.unfreeze and self.lora_rank:
@@ -304,8 +304,8 @@ def sample_noise(keys: jax.Array, model: ModelConfig, identity_dropout_prob: flo
     Args:
         keys: of `picture_keys`.
         model: gives the latents' shape and the number of timesteps.
-        identity_dropout_prob: share of the pictures whose identity tokens are kept from a random timestep
-            down only.
+        identity_dropout_prob: share of the pictures whose identity tokens are kept from a random
+            timestep down only.
     """
     timesteps, shape = model.diffusion.num_timesteps, latent_shape(model)
 

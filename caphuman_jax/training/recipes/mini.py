@@ -1,5 +1,5 @@
-"""The small model's training as a recipe: UNet, CapFace, projector and text encoder from nothing, on
-a frozen autoencoder that is trained first. Its photos rest on the devices, and each step samples
+"""The small model's training as a recipe: UNet, CapFace, projector and text encoder from nothing,
+on a frozen autoencoder that is trained first. Its photos rest on the devices, and each step samples
 its own batch from there.
 """
 
@@ -253,8 +253,8 @@ def timestep_weight(alpha, cfg: MiniTraining, prediction: str):
     """Weights (B,) of the squared error at signal levels alpha (B,).
 
     For "epsilon" those of min-SNR. They say nothing of where only noise is left, which is where a
-    prompt decides most: for "v", x0's error counts min(SNR + 1, min_snr_gamma), so 1 at the noisy end
-    instead of 0."""
+    prompt decides most: for "v", x0's error counts min(SNR + 1, min_snr_gamma), so 1 at the noisy
+    end instead of 0."""
     if prediction == "epsilon":
         return loss.min_snr_weight(alpha, cfg.min_snr_gamma, prediction)
     return jnp.minimum(1.0, cfg.min_snr_gamma * (1 - alpha))
