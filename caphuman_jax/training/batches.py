@@ -160,9 +160,9 @@ class RecordBatches:
             if feature is None or any(
                 n not in (None, m) for n, m in zip(shape, feature.shape, strict=True)
             ):
-                told = "nothing" if feature is None else f"{feature.shape}"
+                found = "nothing" if feature is None else f"{feature.shape}"
                 raise DataError(
-                    f"{records.path} holds {told} for {name}, the model {model.name} needs "
+                    f"{records.path} holds {found} for {name}, the model {model.name} needs "
                     f"{shape}; prepare the photos with --model"
                 )
         networks = records.manifest.get("networks", {})

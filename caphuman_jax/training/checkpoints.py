@@ -1,10 +1,10 @@
-"""Checkpoints of a run: plain nested dicts through Orbax, written beside training, the newest few
-kept and the best.
+"""Checkpoints of a run: plain nested dicts, written by Orbax while training continues.
 
-A checkpoint holds params, ema and opt, and `run`: step, samples drawn, settings, the names and
+A checkpoint holds params, ema and opt, and `run`: step, number of samples, settings, the names and
 hashes of the frozen networks, and shape, dtype and a checksum of every array. Checksums are of the
-numbers, not of the files, so they hold on any arrangement of devices; what they do not fit is
-damaged, and the checkpoint before it is used."""
+numbers, not of the files, so they hold on any arrangement of devices. A checkpoint whose checksums
+do not match is damaged, and the one before it is used.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +37,16 @@ PARTS = {"params": "params", "ema": "ema", "opt": "opt_state"}
 class Checkpoints:
     """Saves and restores a run's state in FOLDER/STEP.
 
-    keep: so many of the newest stay; best: and the one whose metric of this name is the lowest, or
-    highest where `highest`."""
+    Args of the constructor:
+        folder: where checkpoints are kept.
+        keep: how many of the newest stay.
+        best: the metric whose best checkpoint stays, too.
+        highest: whether the highest value is the best, else the lowest.
+        read_only: nothing is written or removed.
+
+    Raises:
+        DataError: where the folder cannot be used.
+    """
 
     def __init__(
         self,
@@ -86,7 +94,7 @@ class Checkpoints:
         return value if np.isfinite(value) else self._worst
 
     def steps(self) -> list[int]:
-        """Steps that there are checkpoints of, in order."""
+        """The steps that were saved, in order."""
         return sorted(self.manager.all_steps())
 
     def best_step(self) -> int | None:
@@ -113,20 +121,20 @@ class Checkpoints:
         content = dict(run) | {"step": step, "arrays": _describe(trees)}
         items = {part: ocp.args.PyTreeSave(tree) for part, tree in trees.items()}
         items["run"] = ocp.args.JsonSave({"content": content, "sha256": _seal(content)})
-        with self._told(step):
+        with self._report_errors(step):
             self.manager.save(
                 step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}), force=True
             )
 
     def wait(self) -> None:
         """Until everything is written. Raises DataError if it could not be."""
-        with self._told(None):
+        with self._report_errors(None):
             self.manager.wait_until_finished()
             self.manager.check_for_errors()
 
     def close(self) -> None:
         """Waits, and lets go of the folder. Raises DataError as `wait` does."""
-        with self._told(None):
+        with self._report_errors(None):
             self.manager.close()
 
     def restore(
@@ -235,7 +243,7 @@ class Checkpoints:
         """(what was read, "") or (None, why not); all hosts agree on which."""
         try:
             result, problem = read(), ""
-        except Exception as error:  # whatever damaged bytes make of the readers: it is named, and nothing goes on with it
+        except Exception as error:  # damaged bytes may raise anything; it is reported by name
             result, problem = None, _short(error)
         if (
             jax.process_count() > 1
@@ -257,8 +265,8 @@ class Checkpoints:
         return target
 
     @contextlib.contextmanager
-    def _told(self, step: int | None):
-        """What Orbax raises when it cannot write, in one line."""
+    def _report_errors(self, step: int | None):
+        """Turns what Orbax raises when it cannot write into one line."""
         try:
             yield
         except Exception as error:

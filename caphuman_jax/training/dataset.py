@@ -1,4 +1,4 @@
-"""Records -> what a training step draws from, resident on the accelerator.
+"""Records -> arrays that rest on the accelerator, from which each step samples its batch.
 
 Hints are rendered from the records' heads and identity tokens computed here, in large batches by
 the same functions that serve one photo in use. Small enough to keep whole: about 2.7 MB a photo at
@@ -30,7 +30,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=print) -> dict:
     """Arrays over the photos `index` of `records`, as uint8 where they are large; see
-    `training.diffusion.draw`.
+    `resident_batches.sample_batch`.
 
     Raises DataError where the records' heads are of another head model than the shipped one.
     """
@@ -178,11 +178,11 @@ def render(heads, partner: np.ndarray, grey: np.ndarray, size: int, *, chunk: in
     alone = other == np.arange(len(partner))
     mirrored = heads.albedo[:, np.asarray(model.mirror)]
     albedo = np.where(alone[:, None, None], mirrored, heads.albedo[other])
-    lent = dataclasses.replace(
+    swapped = dataclasses.replace(
         heads, identity=heads.identity[other], albedo=change_mouths(model, albedo, grey)
     )
-    # Kept on the device: they are most of the data, and training draws from them there.
-    drawn = [
+    # Kept on the device: they are most of the data, and training samples from them there.
+    rendered = [
         jnp.stack(
             [
                 encode(
@@ -190,13 +190,13 @@ def render(heads, partner: np.ndarray, grey: np.ndarray, size: int, *, chunk: in
                         model, jax.tree.map(lambda x: x[b], source), size, size
                     )
                 )
-                for source in (heads, lent)
+                for source in (heads, swapped)
             ],
             axis=1,
         )
         for b in batches
     ]
-    return jnp.concatenate(drawn)[: len(grey)]
+    return jnp.concatenate(rendered)[: len(grey)]
 
 
 def change_mouths(model, albedo: np.ndarray, grey: np.ndarray) -> np.ndarray:

@@ -244,7 +244,7 @@ class _WandB:
         import wandb
 
         self.wandb = wandb
-        # The same work folder goes on with the same run.
+        # The same work folder resumes the same run.
         mark = workdir / "wandb_run"
         if not mark.exists():
             mark.write_text(wandb.util.generate_id())

@@ -2,7 +2,7 @@
 parameters.
 
 Both are {network: nested dicts}. CapFace and the identity projector are trained whole; of the UNet,
-the parameters that expressions pick. LoRA factors are trained beside them, under "lora"
+the parameters that expressions pick. LoRA factors are trained as well, under "lora"
 (training/lora_layers.py)."""
 
 from __future__ import annotations
@@ -88,11 +88,14 @@ def rates(trained: Mapping[str, Tree], learning_rate: float, unfreeze: str = "")
 
 
 def stored(frozen: Tree, dtype: Any, keep: Sequence[str] = ()) -> Tree:
-    """Frozen networks as they lie on the device: what layers multiply with in the compute dtype,
-    which they would round it to anyway.
+    """Frozen networks as they are kept on the devices: kernels and embeddings in the compute dtype,
+    to which layers would cast them anyway; norms and biases stay float32.
 
-    Norms, biases and the kernels whose dotted paths (with their network) are in `keep` stay
-    float32. Leaves are arrays or shapes."""
+    Args:
+        frozen: {network: parameters}, arrays or shapes.
+        dtype: the compute dtype.
+        keep: dotted paths, with their network, of kernels that stay float32.
+    """
     kept = set(keep)
 
     def convert(path, leaf):

@@ -233,7 +233,7 @@ class AutoencoderRecipe(Recipe):
 
     def _gradients(self, params, frozen, images, valid, key, step):
         """(metrics, gradients). The discriminator's gradient at the picture is scaled before it
-        goes on to the autoencoder, so this is not the gradient of one sum.
+        is passed on to the autoencoder, so this is not the gradient of one sum.
         """
         cfg, vae_graph = self.cfg, self._graphs["vae"]
 

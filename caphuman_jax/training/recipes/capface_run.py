@@ -145,7 +145,7 @@ def abstract_recipe(config, mesh, platform: str | None) -> tuple[CapFaceRecipe, 
 
 def export(config, workdir: Path, params: dict, folder: Path, metadata: dict) -> None:
     """A model folder: the base's networks as they are stored, with what was trained in their place;
-    a LoRA as a file beside them.
+    a LoRA as a file next to them.
     """
     where, cfg = _base(config), from_config(CapFaceTraining, config.training, "training")
     model = model_folder.read_config(where)
