@@ -11,7 +11,7 @@ from caphuman_jax.io import pickles, torch_pickle
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def _storage_from_bytes(reader, data) -> tuple[np.ndarray, ...]:
+def _storage_from_bytes(reader, data) -> _Storage:
     if not isinstance(data, bytes):
         raise pickles.Damaged("a tensor without bytes")
     stream = io.BytesIO(data)
