@@ -446,7 +446,7 @@ def test_ctrl_c_keeps_what_is_made_and_says_how_to_go_on(place, tiny_folder, tmp
     said = process.communicate()[0]
     assert (
         process.returncode == 130
-        and "the same command goes on from here" in said
+        and "rerun the same command to resume" in said
         and "Traceback" not in said
     )
     assert 4 <= len(entries(out / "index.jsonl")) < 24 and not list(out.glob(".*.part"))
