@@ -14,7 +14,7 @@ VERSION = re.search(
 
 
 def long_description() -> str:
-    """The README with links that work outside of the checkout; without an address they become text."""
+    """The README with links that work outside of the checkout; without REPOSITORY they are text."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     relative = r"\]\((?!https?://|#)([^)]+)\)"
     if REPOSITORY:

@@ -180,7 +180,7 @@ class RecordBatches:
             )
         if self.cfg.batch_size % jax.process_count():
             raise SettingError(
-                f"training.batch_size = {self.cfg.batch_size} cannot be divided over {jax.process_count()} "
+                f"training.batch_size = {self.cfg.batch_size} cannot be divided over {jax.process_count()} "  # noqa: E501
                 f"hosts"
             )
 

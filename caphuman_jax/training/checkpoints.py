@@ -335,7 +335,9 @@ def _trees(state: TrainState) -> dict[str, dict]:
 
 
 def _plain(tree: Any) -> dict:
-    """Any tree as nested dicts with string keys: Optax's tuples by number, their entries by name."""
+    """Any tree as nested dicts with string keys: Optax's tuples by number, their entries
+    by name.
+    """
     return _unflatten(
         {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     )

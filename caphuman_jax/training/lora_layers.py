@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021, arXiv 2106.09685) on the frozen UNet: two narrow matrices a layer, whose
 product is added to its weight.
 
-The sum W + alpha / rank · down · up is computed again in every step, so the networks know nothing of it,
-and a trained LoRA is merged by the same sum. Files are those of kohya's sd-scripts, which
+The sum W + alpha / rank · down · up is computed again in every step, so the networks know nothing
+of it, and a trained LoRA is merged by the same sum. Files are those of kohya's sd-scripts, which
 `weights.lora` and other programs read."""
 
 from __future__ import annotations

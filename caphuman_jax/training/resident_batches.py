@@ -1,5 +1,5 @@
-"""Batches of photos that rest on the devices, sampled there in every step: which photos, their small
-changes, backgrounds and captions.
+"""Batches of photos that rest on the devices, sampled there in every step: which photos, their
+small changes, backgrounds and captions.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def sample_batch(data: dict, key, cfg, size: int, mesh=None) -> Batch:
         data: of `resident`, on every device.
         key: decides everything random.
         cfg: `MiniTraining`. Photos in color make up `color_share` of a batch. Hints carry another
-            photo's identity, or a mirrored albedo, in `identity_swap_prob` of the cases, and so do the
-            identity tokens where the person has several photos.
+            photo's identity, or a mirrored albedo, in `identity_swap_prob` of the cases, and so do
+            the identity tokens where the person has several photos.
         size: height and width of the pictures.
         mesh: devices over which the batch is split.
     """

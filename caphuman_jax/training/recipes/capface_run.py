@@ -113,7 +113,8 @@ def whole_model(
 
 
 def abstract_recipe(config, mesh, platform: str | None) -> tuple[CapFaceRecipe, dict]:
-    """(recipe, shapes of a batch's rows) of a configuration, with shapes for numbers, to be compiled.
+    """(recipe, shapes of a batch's rows) of a configuration, with shapes for numbers, to be
+    compiled.
 
     The model is the base's if `base` is given, else `model`; batches hold hints, moments, encoded
     text and image tokens (`stored_batch`).
