@@ -98,3 +98,22 @@ def test_records_of_a_new_head_have_its_shapes(toy, monkeypatch):
 def test_an_unknown_head_is_named_with_those_that_there_are():
     with pytest.raises(HeadError, match="no head model named 'nobody'; known: anny, flame"):
         registry.load_head("nobody")
+
+
+def test_nothing_else_asks_what_kind_of_head_it_has():
+    import re
+    from pathlib import Path
+
+    asks = re.compile(
+        r"""(has|get)attr\((\w+\.)?(head_)?model\b|albedo\.ndim|(==|!=)\s*["'](anny|flame)["']"""
+    )
+    root = Path(registry.__file__).parents[3]
+    found = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for package in ("caphuman_jax", "data_pipeline")
+        for path in (root / package).rglob("*.py")
+        if path.parent != Path(registry.__file__).parent
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if asks.search(line)
+    ]
+    assert found == []
