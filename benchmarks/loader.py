@@ -1,14 +1,14 @@
-"""Samples per second from records of Stable Diffusion 1.5's size to batches on the host, with tf.data and
-with Grain, and the cost of each part.
+"""Samples per second from records of Stable Diffusion 1.5's size to batches on the host, with
+tf.data and with Grain, and the cost of each part.
 
     python benchmarks/loader.py [--data DIR] [--batch 32] [--workers 1 2 4] [--processes 2]
         [--seconds 8]
 
 Without --data it writes synthetic records of full size (a real photo's JPEG, rendered hints,
 numbers that cannot be compressed) to a temporary folder: 512², stored at 690²; moments
-2 × 64 × 64 × 8, text of four captions 77 × 768, image tokens 257 × 1024, all float16. The files are in the page cache, so
-disks are not measured. CPU seconds include every thread and process; they predict a machine with
-more cores better than a rate on few, shared cores.
+2 × 64 × 64 × 8, text of four captions 77 × 768, image tokens 257 × 1024, all float16. The files are in the page
+cache, so disks are not measured. CPU seconds include every thread and process; they predict a
+machine with more cores better than a rate on few, shared cores.
 """
 
 from __future__ import annotations
