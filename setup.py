@@ -112,6 +112,7 @@ setup(
         "ml-collections>=1",
         "numpy>=2",
         "scipy",
+        "jaxtyping>=0.3",
         "safetensors>=0.5",
         "tokenizers>=0.21",
         "onnxruntime>=1.20",

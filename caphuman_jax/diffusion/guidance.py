@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from caphuman_jax.diffusion.samplers import SamplerCoefficients
 from caphuman_jax.diffusion.sampling_loop import Denoise, denoise_by_step
+from caphuman_jax.nn.typing import Array
 
 
 class ConditionSet(NamedTuple):
@@ -60,9 +62,9 @@ def branch_weights(text: float, identity: float = 1.0, head: float = 1.0) -> dic
 
 def guided(
     predict: Predict,
-    weights: Mapping[str, float | jax.Array],
+    weights: Mapping[str, float | Array],
     *,
-    rescale: float | jax.Array | None = None,
+    rescale: float | Array | None = None,
     limited: bool = False,
 ) -> Denoise:
     """Make a denoiser that predicts the weighted sum of the branches.
@@ -94,7 +96,9 @@ def guided_steps(sampler: SamplerCoefficients, interval: tuple[float, float]) ->
     return (sampler.timesteps >= min(interval)) & (sampler.timesteps <= max(interval))
 
 
-def rescale_guidance(guided: jax.Array, with_text: jax.Array, phi: float | jax.Array) -> jax.Array:
+def rescale_guidance(
+    guided: Float[Array, "b h w c"], with_text: Float[Array, "b h w c"], phi: float | Array
+) -> Float[Array, "b h w c"]:
     """Bring a guided prediction towards the contrast of the prediction with the text (arXiv
     2305.08891, eq. 14-16).
 
@@ -122,8 +126,10 @@ def concatenated_or_shared(parts: Sequence[Any]) -> Any:
 
 
 def _weighted_sum(
-    predictions: jax.Array, weights: Sequence[float | jax.Array], rescale: float | jax.Array | None
-) -> jax.Array:
+    predictions: Float[Array, "kb h w c"],
+    weights: Sequence[float | Array],
+    rescale: float | Array | None,
+) -> Float[Array, "b h w c"]:
     """Predictions (kB, h, w, C) of k branches → (B, h, w, C) float32."""
     parts = jnp.split(predictions.astype(jnp.float32), len(weights))
     total = sum(weight * part for weight, part in zip(weights, parts))

@@ -6,20 +6,30 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
+
+from caphuman_jax.nn.typing import Array
 
 BANDS = 10
 """Equal parts of the schedule for which the loss is reported apart."""
 
 
-def add_noise(latents: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array) -> jax.Array:
+def add_noise(
+    latents: Float[Array, " b *rest"],
+    noise: Float[Array, " b *rest"],
+    alpha_cumprod: Float[Array, " b"],
+) -> Float[Array, " b *rest"]:
     """Noise clean latents (B, …) with unit normal noise (B, …) to ᾱ_t (B,): DDPM, eq. 4."""
     alpha_cumprod = _per_item(alpha_cumprod, latents)
     return jnp.sqrt(alpha_cumprod) * latents + jnp.sqrt(1 - alpha_cumprod) * noise
 
 
 def prediction_target(
-    latents: jax.Array, noise: jax.Array, alpha_cumprod: jax.Array, prediction_type: str = "epsilon"
-) -> jax.Array:
+    latents: Float[Array, " b *rest"],
+    noise: Float[Array, " b *rest"],
+    alpha_cumprod: Float[Array, " b"],
+    prediction_type: str = "epsilon",
+) -> Float[Array, " b *rest"]:
     """What the denoiser should output: the noise, or v = sqrt(ᾱ_t) noise − sqrt(1 − ᾱ_t) x0
     (arXiv 2202.00512).
     """
@@ -43,14 +53,14 @@ def min_snr_weight(
 
 
 def capface_loss(
-    output: jax.Array,
-    target: jax.Array,
-    mask: jax.Array,
-    face_mask: jax.Array,
+    output: Float[Array, " b *latents"],
+    target: Float[Array, " b *latents"],
+    mask: Float[Array, " b *mask"],
+    face_mask: Float[Array, " b *face_mask"],
     *,
     mask_weight: float = 1.0,
-    weights: jax.Array | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    weights: Float[Array, " b"] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """CapHuman's training loss: mean (output − target)² + mask_weight · mean (face_mask − mask)².
 
     output, target: (B, h, w, C) the denoiser's output and `prediction_target`; mask: (B, h, w, 1)
@@ -72,11 +82,11 @@ def capface_loss(
 
 
 def by_time(
-    output: jax.Array,
-    target: jax.Array,
-    timestep: jax.Array,
+    output: Float[Array, "b h w c"],
+    target: Float[Array, "b h w c"],
+    timestep: Int[Array, " b"],
     steps: int,
-    weight: jax.Array | None = None,
+    weight: Float[Array, " b"] | None = None,
 ) -> dict[str, jax.Array]:
     """Sums (BANDS,) of the pictures' squared errors by timestep, and how many pictures they are of.
 
@@ -91,7 +101,7 @@ def by_time(
     }
 
 
-def shrink_mask(mask: jax.Array, size: tuple[int, int]) -> jax.Array:
+def shrink_mask(mask: Float[Array, "b H W c"], size: tuple[int, int]) -> Float[Array, "b h w c"]:
     """Mask (B, H, W, 1) to (B, h, w, 1), bilinear without antialiasing: what the original's mask
     loss compares with.
     """

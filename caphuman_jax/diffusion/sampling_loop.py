@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from caphuman_jax.diffusion.samplers import SamplerCoefficients
+from caphuman_jax.nn.typing import Array
 
 Denoise = Callable[[jax.Array, jax.Array, Any, Any], tuple[jax.Array, Any]]
 """denoise(latents (B, h, w, C) float32, timestep () float32, step_constants, carry) → the
@@ -44,18 +46,18 @@ def picture_keys(seed: int | jax.Array, indices: Sequence[int] | jax.Array) -> j
     return jax.vmap(lambda index: picture_key(seed, index))(jnp.asarray(indices, jnp.uint32))
 
 
-def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def initial_noise(keys: Key[Array, " n"], shape: tuple[int, ...]) -> Float[Array, " n *shape"]:
     """Unit normal latents (N, *shape) float32 to begin with, one picture for each of the keys (N,)."""
     return _normal(keys, 0, shape)
 
 
 def split_prediction(
-    output: jax.Array,
-    latents: jax.Array,
-    alpha_t: jax.Array,
-    sigma_t: jax.Array,
+    output: Float[Array, " b *latent"],
+    latents: Float[Array, " b *latent"],
+    alpha_t: Float[Array, ""],
+    sigma_t: Float[Array, ""],
     prediction_type: str = "epsilon",
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, " b *latent"], Float[Array, " b *latent"]]:
     """The (x0, noise) that a denoiser's output means for latents = alpha_t · x0 + sigma_t · noise
     (scalars), for either kind of prediction.
     """
@@ -68,15 +70,15 @@ def split_prediction(
 
 def sample(
     denoise: Denoise,
-    latents: jax.Array,
+    latents: Float[Array, "b h w c"],
     sampler: SamplerCoefficients,
     *,
     prediction_type: str = "epsilon",
-    keys: jax.Array | None = None,
+    keys: Key[Array, " b"] | None = None,
     step_constants: Any = None,
     carry: Any = None,
     trajectory: bool = False,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
+) -> Float[Array, "b h w c"] | tuple[Float[Array, "b h w c"], Float[Array, "s b h w c"]]:
     """Run the sampling loop, traced once whatever the number of steps; its state is float32.
 
     Args:

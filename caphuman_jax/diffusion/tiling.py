@@ -9,14 +9,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
+
+from caphuman_jax.nn.typing import Array
 
 OVERLAP = 0.25
 """Share of a tile's side that it has in common with the next, at least."""
 
 
 def decode_in_tiles(
-    decode: Callable[[jax.Array], jax.Array], latents: jax.Array, tile: int, factor: int
-) -> jax.Array:
+    decode: Callable[[jax.Array], jax.Array],
+    latents: Float[Array, "b h w c"],
+    tile: int,
+    factor: int,
+) -> Float[Array, "b {factor}*h {factor}*w 3"]:
     """`decode` (latents (B, h, w, C) → pictures (B, factor·h, factor·w, 3)) on tiles of at most
     tile² latents, faded into each other.
 

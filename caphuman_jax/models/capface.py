@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from jaxtyping import Array, Float
 
 from caphuman_jax.config import CapFaceConfig, UNetConfig
 from caphuman_jax.models.controlnet import Control, ControlNet
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import conv
+from caphuman_jax.nn.typing import Rngs
 
 
 class CapFace(ControlNet):
@@ -29,19 +30,19 @@ class CapFace(ControlNet):
         cfg: CapFaceConfig,
         compute: ComputeConfig = ComputeConfig(),
         *,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         super().__init__(unet, cfg, compute, rngs=rngs)
         self.mask_out = conv(unet.channels, 1, compute=compute, rngs=rngs)
 
-    def mask(self, hint_features: jax.Array) -> jax.Array:
+    def mask(self, hint_features: Float[Array, "b h w c"]) -> Float[Array, "b h w 1"]:
         """Hint features → probability (B, h, w, 1) float32 that a latent position belongs to the
         face.
         """
         return jax.nn.sigmoid(self.mask_out(hint_features).astype(jnp.float32))
 
 
-def gate(control: Control, mask: jax.Array, hard: bool = True) -> Control:
+def gate(control: Control, mask: Float[Array, "b h w 1"], hard: bool = True) -> Control:
     """Keep the residuals where the face is.
 
     Args:
@@ -56,7 +57,9 @@ def gate(control: Control, mask: jax.Array, hard: bool = True) -> Control:
     )
 
 
-def gates(mask: jax.Array, sizes: Sequence[tuple[int, int]], hard: bool = True) -> list[jax.Array]:
+def gates(
+    mask: Float[Array, "b h w 1"], sizes: Sequence[tuple[int, int]], hard: bool = True
+) -> list[jax.Array]:
     """What `gate` multiplies residuals of these (height, width) by: (B, height, width, 1), bool or
     float32, made once a size.
     """

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from caphuman_jax.config import ImageEncoderConfig
 from caphuman_jax.nn import initializers
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import LayerNorm, linear, space_to_depth
 from caphuman_jax.nn.transformer import Transformer
+from caphuman_jax.nn.typing import Rngs
 
 # Mean and standard deviation of CLIP's training pictures, RGB in [0, 1] (openai/CLIP, clip.py).
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-def normalize(images: jax.Array) -> jax.Array:
+def normalize(images: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
     """RGB (…, 3) float32 in [0, 1] → what `ImageEncoder` takes. Callers apply it; the encoder does
     not.
     """
@@ -29,7 +30,7 @@ class ImageEncoder(nnx.Module):
     """Picture → a class token and one token a patch, for the identity projector."""
 
     def __init__(
-        self, cfg: ImageEncoderConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs
+        self, cfg: ImageEncoderConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: Rngs
     ):
         self.patch = cfg.patch
         count = (cfg.image_size // cfg.patch) ** 2 + 1
@@ -51,7 +52,9 @@ class ImageEncoder(nnx.Module):
         )
         self.norm_out = LayerNorm(cfg.width)
 
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, images: Float[Array, "b s s 3"]
+    ) -> tuple[Float[Array, "b n w"], Float[Array, "b w"]]:
         """Encode pictures.
 
         images (B, S, S, 3) float32 of `normalize`, S = image_size → last hidden state without the

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from caphuman_jax.config import TextConfig
 from caphuman_jax.nn import initializers
@@ -12,6 +12,7 @@ from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.embeddings import rows
 from caphuman_jax.nn.layers import LayerNorm, linear
 from caphuman_jax.nn.transformer import Transformer
+from caphuman_jax.nn.typing import Rngs
 
 
 class TextEncoder(nnx.Module):
@@ -20,9 +21,7 @@ class TextEncoder(nnx.Module):
     With `cfg.embed_width`, token embeddings are stored that narrow and projected to `cfg.width`.
     """
 
-    def __init__(
-        self, cfg: TextConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs
-    ):
+    def __init__(self, cfg: TextConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: Rngs):
         narrow = cfg.embed_width or cfg.width
         normal = initializers.normal(0.02)
         self.tokens = nnx.Embed(
@@ -39,7 +38,9 @@ class TextEncoder(nnx.Module):
         )
         self.norm_out = LayerNorm(cfg.width)
 
-    def __call__(self, token_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, token_ids: Int[Array, "b l"]
+    ) -> tuple[Float[Array, "b l w"], Float[Array, "b w"]]:
         """Encode prompts.
 
         token_ids (B, L) int32, L at most `cfg.length`: start token, the prompt, the end token (the

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from caphuman_jax.config import CapFaceConfig, UNetConfig
 from caphuman_jax.models.unet import Context, Encoder, TimeBiases, skip_widths
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import conv, linear
+from caphuman_jax.nn.typing import Rngs
 
 Control = tuple[jax.Array, ...]
 
@@ -29,7 +31,7 @@ class ControlNet(nnx.Module):
         cfg: CapFaceConfig,
         compute: ComputeConfig = ComputeConfig(),
         *,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.encoder = Encoder(unet, compute, rngs=rngs)
         self.hint = HintEncoder(unet.channels, cfg, compute, rngs=rngs)
@@ -41,27 +43,27 @@ class ControlNet(nnx.Module):
             }
         )
 
-    def encode_hints(self, hints: jax.Array) -> jax.Array:
+    def encode_hints(self, hints: Float[Array, "b H W n"]) -> Float[Array, "b h w c"]:
         """Hints (B, H, W, hint_channels), H and W picture size → hint features (B, h, w, channels)
         at latent size.
         """
         return self.hint(hints)
 
-    def embed_times(self, timesteps: jax.Array) -> TimeBiases:
+    def embed_times(self, timesteps: Float[Array, " s"]) -> TimeBiases:
         """What timesteps (S,) float32 add in every block; computed once, before the sampling loop."""
         return self.encoder.embed_times(timesteps)
 
-    def encode_context(self, context: jax.Array) -> Context:
+    def encode_context(self, context: Float[Array, "b n d"]) -> Context:
         """Keys and values of every cross-attention for a context (B, N, cross_attention_dim); the
         same at all steps."""
         return self.encoder.encode_context(context)
 
     def __call__(
         self,
-        latents: jax.Array,
-        timesteps: jax.Array | TimeBiases,
-        context: jax.Array | Context,
-        hint_features: jax.Array,
+        latents: Float[Array, "b h w c"],
+        timesteps: Float[Array, " b"] | TimeBiases,
+        context: Float[Array, "kb n d"] | Context,
+        hint_features: Float[Array, "b h w f"],
     ) -> Control:
         """Residuals for the UNet.
 
@@ -79,9 +81,7 @@ class HintEncoder(nnx.Module):
     between widths.
     """
 
-    def __init__(
-        self, channels: int, cfg: CapFaceConfig, compute: ComputeConfig, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, channels: int, cfg: CapFaceConfig, compute: ComputeConfig, *, rngs: Rngs):
         first, *wider = cfg.hint_widths
         steps = [(cfg.hint_channels, first, 1), (first, first, 1)]
         for width in wider:
@@ -97,7 +97,7 @@ class HintEncoder(nnx.Module):
             }
         )
 
-    def __call__(self, hints: jax.Array) -> jax.Array:
+    def __call__(self, hints: Float[Array, "b H W n"]) -> Float[Array, "b h w c"]:
         """(B, H, W, hint_channels) → (B, h, w, channels)."""
         h = self.convs["0"](hints)
         for i in range(1, len(self.convs)):

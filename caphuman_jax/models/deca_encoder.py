@@ -11,10 +11,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.convnet import ResNet
 from caphuman_jax.nn.layers import linear
+from caphuman_jax.nn.typing import Rngs
 
 SIZE = 224
 PARTS = {"shape": 100, "texture": 50, "expression": 50, "pose": 6, "camera": 3, "light": 27}
@@ -26,13 +28,13 @@ light: 9 SH × RGB.
 class DecaEncoder(nnx.Module):
     """ResNet-50, average, two dense layers."""
 
-    def __init__(self, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs):
+    def __init__(self, compute: ComputeConfig = ComputeConfig(), *, rngs: Rngs):
         self.dtype = compute.dtype
         self.resnet = ResNet((3, 4, 6, 3), bottleneck=True, compute=compute, rngs=rngs)
         self.hidden = linear(2048, 1024, compute=compute, rngs=rngs)
         self.codes = linear(1024, sum(PARTS.values()), compute=compute, rngs=rngs)
 
-    def __call__(self, crops: jax.Array) -> jax.Array:
+    def __call__(self, crops: Float[Array, "b 224 224 3"]) -> Float[Array, "b 236"]:
         """Crops (B, 224, 224, 3), RGB in [0, 1] → (B, 236) float32."""
         features = (
             self.resnet(crops.astype(self.dtype))[-1]

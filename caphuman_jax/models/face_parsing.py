@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 from PIL import Image
 
 from caphuman_jax.errors import PhotoError
@@ -20,6 +21,7 @@ from caphuman_jax.models.network import Network
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.convnet import ConvNorm, ResNet
 from caphuman_jax.nn.layers import linear, upsample
+from caphuman_jax.nn.typing import Rngs
 
 SIZE = 512
 LABELS = (
@@ -58,7 +60,7 @@ def normalize(images: jax.Array) -> jax.Array:
 class BiSeNet(nnx.Module):
     """Features at 1/8 from two depths of the ResNet, fused and classified."""
 
-    def __init__(self, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs):
+    def __init__(self, compute: ComputeConfig = ComputeConfig(), *, rngs: Rngs):
         common = {"compute": compute, "rngs": rngs}
         self.dtype = compute.dtype
         self.resnet = ResNet((2, 2, 2, 2), bottleneck=False, **common)
@@ -73,7 +75,7 @@ class BiSeNet(nnx.Module):
         self.features = ConvNorm(256, 256, 3, padding=1, **common)
         self.classes = linear(256, len(LABELS), use_bias=False, **common)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b h w 19"]:
         """Pictures (B, H, W, 3) of `normalize`, H and W multiples of 32 → logits (B, H, W, 19)
         float32.
         """
@@ -91,17 +93,19 @@ class BiSeNet(nnx.Module):
 class Attend(nnx.Module):
     """A 3×3 convolution whose channels are weighed by their average over the picture."""
 
-    def __init__(self, inputs: int, *, compute: ComputeConfig, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, *, compute: ComputeConfig, rngs: Rngs):
         self.conv = ConvNorm(inputs, 128, 3, padding=1, compute=compute, rngs=rngs)
         self.weigh = ConvNorm(128, 128, 1, activate=False, compute=compute, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w 128"]:
         """(B, H, W, inputs) → (B, H, W, 128)."""
         x = self.conv(x)
         return x * jax.nn.sigmoid(self.weigh(_average(x)))
 
 
-def resize_corners(x: jax.Array, height: int, width: int) -> jax.Array:
+def resize_corners(
+    x: Float[Array, "b h w c"], height: int, width: int
+) -> Float[Array, "b {height} {width} c"]:
     """Bilinear (B, h, w, C) float32 → (B, height, width, C), the corner pixels' centers on the
     corners' ("align_corners").
     """

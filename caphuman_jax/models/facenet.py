@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.convnet import BatchNorm, ConvNorm, max_pool
 from caphuman_jax.nn.layers import linear
+from caphuman_jax.nn.typing import Rngs
 
 SIZE, WIDTH = 160, 512
 _EPS = 1e-3
@@ -34,7 +36,7 @@ def normalize(crops: jax.Array) -> jax.Array:
 class FaceNet(nnx.Module):
     """InceptionResnetV1 without its classifier."""
 
-    def __init__(self, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs):
+    def __init__(self, compute: ComputeConfig = ComputeConfig(), *, rngs: Rngs):
         conv = functools.partial(ConvNorm, eps=_EPS, compute=compute, rngs=rngs)
         common = {"compute": compute, "rngs": rngs}
         self.dtype = compute.dtype
@@ -82,7 +84,7 @@ class FaceNet(nnx.Module):
         self.embed = linear(1792, WIDTH, use_bias=False, **common)
         self.embed_norm = BatchNorm(WIDTH, _EPS)
 
-    def __call__(self, crops: jax.Array) -> jax.Array:
+    def __call__(self, crops: Float[Array, "b 160 160 3"]) -> Float[Array, "b 512"]:
         """Crops (B, 160, 160, 3) of `normalize` → unit vectors (B, 512) float32."""
         x = max_pool(self.conv_2b(self.conv_2a(self.conv_1a(crops.astype(self.dtype)))))
         x = self.conv_4b(self.conv_4a(self.conv_3b(x)))
@@ -118,7 +120,7 @@ class InceptionResidual(nnx.Module):
         scale: float,
         activate: bool = True,
         compute: ComputeConfig,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.scale = scale
         self.activate = activate
@@ -127,7 +129,7 @@ class InceptionResidual(nnx.Module):
             sum(branch[-1][0] for branch in branches), width, compute=compute, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """(B, H, W, width) → the same."""
         x = x + self.mix(jnp.concatenate(_run(self.branches, x), axis=-1)) * jnp.asarray(
             self.scale, x.dtype
@@ -139,17 +141,17 @@ class Reduction(nnx.Module):
     """Branches side by side that halve the size, and a maximum beside them."""
 
     def __init__(
-        self, width: int, branches: Sequence[Branch], *, compute: ComputeConfig, rngs: nnx.Rngs
+        self, width: int, branches: Sequence[Branch], *, compute: ComputeConfig, rngs: Rngs
     ):
         self.branches = _branches(width, branches, compute, rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
         """(B, H, W, width) → (B, H', W', width + the branches' channels)."""
         return jnp.concatenate([*_run(self.branches, x), max_pool(x)], axis=-1)
 
 
 def _branches(
-    width: int, branches: Sequence[Branch], compute: ComputeConfig, rngs: nnx.Rngs
+    width: int, branches: Sequence[Branch], compute: ComputeConfig, rngs: Rngs
 ) -> nnx.Dict:
     made = nnx.Dict({})
     for number, branch in enumerate(branches):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float
 
 from caphuman_jax.config import IdentityConfig
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import linear
+from caphuman_jax.nn.typing import Rngs
 
 
 class IdentityProjector(nnx.Module):
@@ -20,12 +21,14 @@ class IdentityProjector(nnx.Module):
         width: int,
         compute: ComputeConfig = ComputeConfig(),
         *,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.image = linear(cfg.image_width, width, compute=compute, rngs=rngs)
         self.recognition = linear(cfg.recognition_width, width, compute=compute, rngs=rngs)
 
-    def __call__(self, image_tokens: jax.Array, recognition: jax.Array) -> jax.Array:
+    def __call__(
+        self, image_tokens: Float[Array, "b n w"], recognition: Float[Array, "b r"]
+    ) -> Float[Array, "b n+1 d"]:
         """image_tokens (B, N, image_width), recognition (B, recognition_width), L2-normalized
         → (B, N + 1, width): the image tokens, then the recognition token."""
         return jnp.concatenate(
@@ -33,7 +36,9 @@ class IdentityProjector(nnx.Module):
         )
 
 
-def drop_identity(tokens: jax.Array, timesteps: jax.Array, tau: float | jax.Array) -> jax.Array:
+def drop_identity(
+    tokens: Float[Array, "b n d"], timesteps: Float[Array, " b"], tau: float | Array
+) -> Float[Array, "b n d"]:
     """Identity dropout in time: tokens are multiplied by 0 where the timestep is above `tau`; tau 0
     keeps them always.
 
@@ -42,7 +47,7 @@ def drop_identity(tokens: jax.Array, timesteps: jax.Array, tau: float | jax.Arra
     return tokens * keeps_identity(timesteps, tau)[:, None, None].astype(tokens.dtype)
 
 
-def keeps_identity(timesteps: jax.Array, tau: float | jax.Array) -> jax.Array:
+def keeps_identity(timesteps: Float[Array, " s"], tau: float | Array) -> Bool[Array, " s"]:
     """At which of the timesteps, float32, identity tokens are kept: bool of the same shape."""
     tau = jnp.asarray(tau, jnp.float32)
     return (timesteps <= tau) | (tau == 0)

@@ -22,6 +22,7 @@ from caphuman_jax.models.network import Network
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.initializers import lecun_normal
 from caphuman_jax.nn.layers import linear
+from caphuman_jax.nn.typing import Rngs
 
 THRESHOLDS = (0.6, 0.7, 0.7)  # of the three networks' probabilities
 MIN_FACE = 20  # pixels
@@ -44,7 +45,7 @@ class PReLU(nnx.Module):
 class ProposalNet(nnx.Module):
     """P-Net: every 12×12 window of a picture, two pixels apart."""
 
-    def __init__(self, *, rngs: nnx.Rngs):
+    def __init__(self, *, rngs: Rngs):
         self.conv1, self.prelu1 = _conv(3, 10, 3, rngs), PReLU(10)
         self.conv2, self.prelu2 = _conv(10, 16, 3, rngs), PReLU(16)
         self.conv3, self.prelu3 = _conv(16, 32, 3, rngs), PReLU(32)
@@ -62,7 +63,7 @@ class ProposalNet(nnx.Module):
 class RefinementNet(nnx.Module):
     """R-Net, on windows of 24×24."""
 
-    def __init__(self, *, rngs: nnx.Rngs):
+    def __init__(self, *, rngs: Rngs):
         self.conv1, self.prelu1 = _conv(3, 28, 3, rngs), PReLU(28)
         self.conv2, self.prelu2 = _conv(28, 48, 3, rngs), PReLU(48)
         self.conv3, self.prelu3 = _conv(48, 64, 2, rngs), PReLU(64)
@@ -82,7 +83,7 @@ class RefinementNet(nnx.Module):
 class OutputNet(nnx.Module):
     """O-Net, on windows of 48×48."""
 
-    def __init__(self, *, rngs: nnx.Rngs):
+    def __init__(self, *, rngs: Rngs):
         self.conv1, self.prelu1 = _conv(3, 32, 3, rngs), PReLU(32)
         self.conv2, self.prelu2 = _conv(32, 64, 3, rngs), PReLU(64)
         self.conv3, self.prelu3 = _conv(64, 64, 3, rngs), PReLU(64)
@@ -307,7 +308,7 @@ def _overlap(a: np.ndarray, b: np.ndarray, smaller: bool = False) -> np.ndarray:
     return shared / np.maximum(whole, 1e-9)
 
 
-def _conv(inputs: int, outputs: int, size: int, rngs: nnx.Rngs) -> nnx.Conv:
+def _conv(inputs: int, outputs: int, size: int, rngs: Rngs) -> nnx.Conv:
     return nnx.Conv(
         inputs,
         outputs,

@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from caphuman_jax.config import UNetConfig
 from caphuman_jax.nn.blocks import ResBlock, TransformerBlock, repeated
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.embeddings import timestep_embedding
 from caphuman_jax.nn.layers import GroupNorm, conv, convolve_upsampled, linear
+from caphuman_jax.nn.typing import Rngs
 
 TimeBiases = dict[str, Any]
 """What each residual block adds for a timestep (`ResBlock.time_bias`): arrays (S, channels), nested
@@ -24,7 +26,7 @@ as the blocks are.
 Context = dict[str, Any]
 """The keys and values of each cross-attention (`Attention.keys_values`), nested as the blocks are.
 """
-Control = Sequence[jax.Array]
+Control = Sequence[Array]
 
 
 class UNet(nnx.Module):
@@ -32,9 +34,7 @@ class UNet(nnx.Module):
     residuals.
     """
 
-    def __init__(
-        self, cfg: UNetConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs
-    ):
+    def __init__(self, cfg: UNetConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: Rngs):
         self.compute = compute
         self.levels = len(cfg.channel_multipliers)
         self.blocks_per_level = cfg.blocks_per_level + 1
@@ -56,25 +56,25 @@ class UNet(nnx.Module):
         self.norm_out = GroupNorm(width, cfg.groups, compute=compute)
         self.conv_out = conv(width, cfg.out_channels, compute=compute, rngs=rngs, zero=True)
 
-    def embed_times(self, timesteps: jax.Array) -> TimeBiases:
+    def embed_times(self, timesteps: Float[Array, " s"]) -> TimeBiases:
         """What every residual block adds for timesteps (S,) float32; needed at all steps, so
         computed once before them.
         """
         time = self.encoder.embed_time(timesteps)
         return {"encoder": self.encoder.time_biases(time), "up": _time_biases_of(self.up, time)}
 
-    def encode_context(self, text: jax.Array) -> Context:
+    def encode_context(self, text: Float[Array, "b l d"]) -> Context:
         """Keys and values of every cross-attention for text (B, L, cross_attention_dim); the same
         at all steps."""
         return {"encoder": self.encoder.encode_context(text), "up": _keys_values(self.up, text)}
 
     def __call__(
         self,
-        latents: jax.Array,
-        timesteps: jax.Array | TimeBiases,
-        text: jax.Array | Context,
+        latents: Float[Array, "b h w c"],
+        timesteps: Float[Array, " n"] | TimeBiases,
+        text: Float[Array, "kb l d"] | Context,
         control: Control | None = None,
-    ) -> jax.Array:
+    ) -> Float[Array, "kb h w o"]:
         """Prediction for noised latents.
 
         Args:
@@ -119,7 +119,7 @@ class UNet(nnx.Module):
 
     def from_cached_features(
         self,
-        cached_features: jax.Array,
+        cached_features: Float[Array, "kb h w f"],
         latents,
         timesteps,
         text,
@@ -180,7 +180,7 @@ class UNet(nnx.Module):
 class Encoder(nnx.Module):
     """The half of the UNet that narrows, and its middle; CapFace has one of its own."""
 
-    def __init__(self, cfg: UNetConfig, compute: ComputeConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: UNetConfig, compute: ComputeConfig, *, rngs: Rngs):
         self.channels = cfg.channels
         self.compute = compute
         self.levels = len(cfg.channel_multipliers)
@@ -208,22 +208,22 @@ class Encoder(nnx.Module):
             }
         )
 
-    def embed_times(self, timesteps: jax.Array) -> TimeBiases:
+    def embed_times(self, timesteps: Float[Array, " s"]) -> TimeBiases:
         """What every residual block adds for timesteps (S,) float32."""
         return self.time_biases(self.embed_time(timesteps))
 
-    def embed_time(self, timesteps: jax.Array) -> jax.Array:
+    def embed_time(self, timesteps: Float[Array, " s"]) -> Float[Array, "s e"]:
         """Timesteps (S,) float32 → embedding (S, 4·channels)."""
         return self.time_2(jax.nn.silu(self.time_1(timestep_embedding(timesteps, self.channels))))
 
-    def time_biases(self, time: jax.Array) -> TimeBiases:
+    def time_biases(self, time: Float[Array, "s e"]) -> TimeBiases:
         """An embedding → what every residual block adds for it."""
         return {
             "down": _time_biases_of(self.down, time),
             **_time_biases_of({"middle": self.middle}, time),
         }
 
-    def encode_context(self, context: jax.Array) -> Context:
+    def encode_context(self, context: Float[Array, "b l d"]) -> Context:
         """Keys and values of every cross-attention for a context (B, L, cross_attention_dim)."""
         return {
             "down": _keys_values(self.down, context),
@@ -232,11 +232,11 @@ class Encoder(nnx.Module):
 
     def __call__(
         self,
-        latents: jax.Array,
-        timesteps: jax.Array | TimeBiases,
-        context: jax.Array | Context,
-        hint: jax.Array | None = None,
-    ) -> tuple[list[jax.Array], jax.Array]:
+        latents: Float[Array, "b h w c"],
+        timesteps: Float[Array, " n"] | TimeBiases,
+        context: Float[Array, "kb l d"] | Context,
+        hint: Float[Array, "b h w f"] | None = None,
+    ) -> tuple[list[Array], Array]:
         """Features at every level.
 
         latents, timesteps, context as in `UNet`; hint (B, h, w, channels) is added after the first
@@ -334,7 +334,7 @@ def _added(features: Sequence[jax.Array], control: Control | None) -> list[jax.A
 
 
 def _res_block(
-    inputs: int, outputs: int, cfg: UNetConfig, compute: ComputeConfig, rngs: nnx.Rngs
+    inputs: int, outputs: int, cfg: UNetConfig, compute: ComputeConfig, rngs: Rngs
 ) -> ResBlock:
     return ResBlock(
         inputs,
@@ -348,9 +348,7 @@ def _res_block(
     )
 
 
-def _attention(
-    width: int, cfg: UNetConfig, compute: ComputeConfig, rngs: nnx.Rngs
-) -> TransformerBlock:
+def _attention(width: int, cfg: UNetConfig, compute: ComputeConfig, rngs: Rngs) -> TransformerBlock:
     return TransformerBlock(
         width, cfg.cross_attention_dim, cfg.heads, groups=cfg.groups, compute=compute, rngs=rngs
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from caphuman_jax.config import VAEConfig
 from caphuman_jax.nn.attention import attention
@@ -18,6 +18,7 @@ from caphuman_jax.nn.layers import (
     linear,
     space_to_depth,
 )
+from caphuman_jax.nn.typing import Rngs
 
 _EPS = 1e-6
 
@@ -28,7 +29,7 @@ class VAE(nnx.Module):
     Latents here are as the decoder takes them; the diffusion networks see them multiplied by
     `cfg.scaling_factor`."""
 
-    def __init__(self, cfg: VAEConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: nnx.Rngs):
+    def __init__(self, cfg: VAEConfig, compute: ComputeConfig = ComputeConfig(), *, rngs: Rngs):
         self.encoder = Encoder(cfg, compute=compute, rngs=rngs)
         self.quant = linear(
             2 * cfg.latent_channels, 2 * cfg.latent_channels, compute=compute, rngs=rngs
@@ -38,7 +39,9 @@ class VAE(nnx.Module):
         )
         self.decoder = Decoder(cfg, compute=compute, rngs=rngs)
 
-    def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def encode(
+        self, images: Float[Array, "b H W n"]
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
         """Posterior of the latents.
 
         images (B, H, W, image_channels) in [-1, 1], H and W multiples of the downsampling f → mean,
@@ -47,7 +50,7 @@ class VAE(nnx.Module):
         mean, logvar = jnp.split(self.quant(self.encoder(images)).astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
-    def decode(self, latents: jax.Array) -> jax.Array:
+    def decode(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W n"]:
         """Unscaled latents (B, h, w, latent_channels) → pictures (B, f·h, f·w, image_channels)
         float32, about [-1, 1].
         """
@@ -57,7 +60,7 @@ class VAE(nnx.Module):
 class Encoder(nnx.Module):
     """Pictures → moments of the latents before `quant`."""
 
-    def __init__(self, cfg: VAEConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: VAEConfig, *, compute: ComputeConfig, rngs: Rngs):
         self.patch = cfg.patch
         self.blocks_per_level = cfg.blocks_per_level
         widths = [cfg.encoder_channels * m for m in cfg.channel_multipliers]
@@ -82,7 +85,7 @@ class Encoder(nnx.Module):
         self.norm_out = GroupNorm(width, cfg.groups, _EPS, compute=compute)
         self.conv_out = conv(width, 2 * cfg.latent_channels, compute=compute, rngs=rngs)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Float[Array, "b H W n"]) -> Float[Array, "b h w c"]:
         """(B, H, W, image_channels) → (B, H/f, W/f, 2·latent_channels)."""
         h = self.conv_in(space_to_depth(images, self.patch))
         for level in range(len(self.down)):
@@ -97,7 +100,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents after `post_quant` → pictures."""
 
-    def __init__(self, cfg: VAEConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
+    def __init__(self, cfg: VAEConfig, *, compute: ComputeConfig, rngs: Rngs):
         self.patch = cfg.patch
         self.blocks_per_level = cfg.blocks_per_level + 1
         widths = [cfg.decoder_channels * m for m in reversed(cfg.channel_multipliers)]
@@ -117,7 +120,7 @@ class Decoder(nnx.Module):
         self.norm_out = GroupNorm(width, cfg.groups, _EPS, compute=compute)
         self.conv_out = conv(width, cfg.image_channels * cfg.patch**2, compute=compute, rngs=rngs)
 
-    def __call__(self, latents: jax.Array) -> jax.Array:
+    def __call__(self, latents: Float[Array, "b h w c"]) -> Float[Array, "b H W n"]:
         """(B, h, w, latent_channels) → (B, f·h, f·w, image_channels)."""
         h = self.middle(self.conv_in(latents))
         for level in range(len(self.up)):
@@ -132,7 +135,7 @@ class Decoder(nnx.Module):
 class Middle(nnx.Module):
     """Residual block, self-attention with one head, residual block."""
 
-    def __init__(self, width: int, cfg: VAEConfig, *, compute: ComputeConfig, rngs: nnx.Rngs):
+    def __init__(self, width: int, cfg: VAEConfig, *, compute: ComputeConfig, rngs: Rngs):
         block = _blocks(cfg, compute, rngs)
         self.compute = compute
         self.res_1 = block(width, width)
@@ -143,7 +146,7 @@ class Middle(nnx.Module):
         self.out = linear(width, width, compute=compute, rngs=rngs)
         self.res_2 = block(width, width)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """(B, h, w, width) → the same."""
         x = self.res_1(x)
         positions = self.norm(x).reshape(x.shape[0], -1, x.shape[3])
@@ -157,7 +160,7 @@ class Middle(nnx.Module):
         return self.res_2(x + self.out(h).reshape(x.shape))
 
 
-def _blocks(cfg: VAEConfig, compute: ComputeConfig, rngs: nnx.Rngs):
+def _blocks(cfg: VAEConfig, compute: ComputeConfig, rngs: Rngs):
     return lambda inputs, outputs: ResBlock(
         inputs, outputs, groups=cfg.groups, eps=_EPS, compute=compute, rngs=rngs
     )

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
 
 from caphuman_jax.nn.compute_config import ComputeConfig
 
@@ -16,14 +17,14 @@ _SPLASH_FROM = 1024
 
 
 def attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "b l w"],
+    key: Float[Array, "b s w"],
+    value: Float[Array, "b s w"],
     heads: int,
     *,
     causal: bool = False,
     compute: ComputeConfig = ComputeConfig(),
-) -> jax.Array:
+) -> Float[Array, "b l w"]:
     """Multi-head scaled dot-product attention with a float32 softmax.
 
     Args:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from caphuman_jax.nn import fused
 from caphuman_jax.nn.attention import attention
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
+from caphuman_jax.nn.typing import Rngs
 
-KeysValues = tuple[jax.Array, jax.Array]
+KeysValues = tuple[Array, Array]
 
 
 class ResBlock(nnx.Module):
@@ -31,7 +33,7 @@ class ResBlock(nnx.Module):
         groups: int,
         eps: float,
         compute: ComputeConfig,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
         time_width: int | None = None,
         zero: bool = False,
     ):
@@ -46,14 +48,16 @@ class ResBlock(nnx.Module):
             None if inputs == outputs else linear(inputs, outputs, compute=compute, rngs=rngs)
         )
 
-    def time_bias(self, time_embeddings: jax.Array) -> jax.Array:
+    def time_bias(self, time_embeddings: Float[Array, "b e"]) -> Float[Array, "b c"]:
         """Timestep embeddings (B, time_width) → what they add to the block's features, (B,
         outputs). Only for blocks with a `time_width`.
         """
         assert self.time is not None
         return self.time(jax.nn.silu(time_embeddings))
 
-    def __call__(self, x: jax.Array, time_bias: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "b h w c"], time_bias: Float[Array, "n o"] | None = None
+    ) -> Float[Array, "b h w o"]:
         """x (B, H, W, inputs), time_bias (n, outputs), n dividing B → (B, H, W, outputs)."""
         h = self.conv_1(self.norm_1(x, silu=True))
         if time_bias is not None:
@@ -74,7 +78,7 @@ class Attention(nnx.Module):
         heads: int,
         *,
         compute: ComputeConfig,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.heads = heads
         self.compute = compute
@@ -83,11 +87,13 @@ class Attention(nnx.Module):
         self.value = linear(cross_attention_dim, width, use_bias=False, compute=compute, rngs=rngs)
         self.out = linear(width, width, compute=compute, rngs=rngs)
 
-    def keys_values(self, context: jax.Array) -> KeysValues:
+    def keys_values(self, context: Float[Array, "b s d"]) -> KeysValues:
         """Context (B, S, cross_attention_dim) → keys and values, (B, S, width) each."""
         return self.key(context), self.value(context)
 
-    def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "b l w"], context: Float[Array, "b s d"] | KeysValues
+    ) -> Float[Array, "b l w"]:
         """x (B, L, width), context (B, S, cross_attention_dim) or its `keys_values` → (B, L,
         width).
         """
@@ -98,11 +104,11 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """Two layers with a gated exact GELU between them (GEGLU, arXiv 2002.05202)."""
 
-    def __init__(self, width: int, *, compute: ComputeConfig, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, compute: ComputeConfig, rngs: Rngs):
         self.up = linear(width, 8 * width, compute=compute, rngs=rngs)
         self.down = linear(4 * width, width, compute=compute, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
         """(B, L, width) → the same."""
         if fused.is_half(x.dtype):
             assert self.up.bias is not None
@@ -125,7 +131,7 @@ class TransformerBlock(nnx.Module):
         *,
         groups: int,
         compute: ComputeConfig,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.norm = GroupNorm(width, groups, eps=1e-6, compute=compute)
         self.proj_in = linear(width, width, compute=compute, rngs=rngs)
@@ -139,7 +145,9 @@ class TransformerBlock(nnx.Module):
         self.feed_forward = FeedForward(width, compute=compute, rngs=rngs)
         self.proj_out = linear(width, width, compute=compute, rngs=rngs, zero=True)
 
-    def __call__(self, x: jax.Array, context: jax.Array | KeysValues) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "b h w c"], context: Float[Array, "kb s d"] | KeysValues
+    ) -> Float[Array, "kb h w c"]:
         """x (B, H, W, width), context (kB, S, cross_attention_dim) or its keys and values
         (`Attention.keys_values`) → (kB, H, W, width).
 
@@ -156,7 +164,7 @@ class TransformerBlock(nnx.Module):
         return x + self.proj_out(h.reshape(x.shape))
 
 
-def repeated(x: jax.Array, count: int) -> jax.Array:
+def repeated(x: Float[Array, " b *rest"], count: int) -> Float[Array, " {count} *rest"]:
     """x (B, …) → (count, …): the whole batch again and again; count a multiple of B."""
     if x.shape[0] == count:
         return x

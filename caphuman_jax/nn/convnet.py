@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.initializers import lecun_normal
+from caphuman_jax.nn.typing import Rngs
 
 
 class BatchNorm(nnx.Module):
@@ -26,7 +28,7 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.Param(jnp.zeros((channels,), jnp.float32))
         self.variance = nnx.Param(jnp.ones((channels,), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
         """x (..., C) → the same shape and dtype."""
         factor = self.scale[...] * jax.lax.rsqrt(self.variance[...] + self.eps)
         return (x.astype(jnp.float32) * factor + (self.bias[...] - self.mean[...] * factor)).astype(
@@ -50,7 +52,7 @@ class ConvNorm(nnx.Module):
         eps: float = 1e-5,
         activate: bool = True,
         compute: ComputeConfig,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         kernel, padding = ((v, v) if isinstance(v, int) else v for v in (kernel, padding))
         self.activate = activate
@@ -67,13 +69,13 @@ class ConvNorm(nnx.Module):
         )
         self.norm = BatchNorm(outputs, eps)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
         """(B, H, W, inputs) → (B, H', W', outputs)."""
         x = self.norm(self.conv(x))
         return jax.nn.relu(x) if self.activate else x
 
 
-def max_pool(x: jax.Array, *, padding: int = 0) -> jax.Array:
+def max_pool(x: Float[Array, "b h w c"], *, padding: int = 0) -> Float[Array, "b h2 w2 c"]:
     """Largest of 3×3 at stride 2: (B, H, W, C) → (B, H', W', C)."""
     return nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((padding, padding), (padding, padding)))
 
@@ -88,7 +90,7 @@ class ResNet(nnx.Module):
     """
 
     def __init__(
-        self, blocks: Sequence[int], *, bottleneck: bool, compute: ComputeConfig, rngs: nnx.Rngs
+        self, blocks: Sequence[int], *, bottleneck: bool, compute: ComputeConfig, rngs: Rngs
     ):
         self.stem = ConvNorm(3, 64, 7, stride=2, padding=3, compute=compute, rngs=rngs)
         self.stages = nnx.Dict({})
@@ -107,7 +109,7 @@ class ResNet(nnx.Module):
                 self.stages[str(stage)][str(i)] = block
                 width = block.width
 
-    def __call__(self, x: jax.Array) -> list[jax.Array]:
+    def __call__(self, x: Float[Array, "b h w 3"]) -> list[Array]:
         """(B, H, W, 3) → the four stages' feature maps, at 1/4, 1/8, 1/16 and 1/32 of the size."""
         x = max_pool(self.stem(x), padding=1)
         maps = []
@@ -131,7 +133,7 @@ class Residual(nnx.Module):
         stride: int,
         bottleneck: bool,
         compute: ComputeConfig,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         common = {"compute": compute, "rngs": rngs}
         self.width = 4 * channels if bottleneck else channels
@@ -149,7 +151,7 @@ class Residual(nnx.Module):
             else None
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
         """(B, H, W, inputs) → (B, H/stride, W/stride, width)."""
         h = self.conv_2(self.conv_1(x))
         if self.conv_3 is not None:

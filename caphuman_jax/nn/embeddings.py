@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 @jax.custom_vjp
@@ -43,7 +44,7 @@ def _add_up(left, right):
 rows.defvjp(_forward, _backward)
 
 
-def timestep_embedding(timesteps: jax.Array, width: int) -> jax.Array:
+def timestep_embedding(timesteps: Float[Array, " s"], width: int) -> Float[Array, "s {width}"]:
     """Features of the diffusion timestep, cosines before sines (the order of latent diffusion's
     weights).
 

@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 def is_half(dtype) -> bool:
@@ -22,14 +23,14 @@ def is_half(dtype) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def group_norm(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
     groups: int,
     eps: float,
     silu: bool,
     platform: str,
-) -> jax.Array:
+) -> Float[Array, "b h w c"]:
     """Group normalization (arXiv 1803.08494), then SiLU if `silu`: x (B, H, W, C), scale and bias
     (C,) float32 → like x.
 
@@ -95,7 +96,9 @@ group_norm.defvjp(_group_norm, _group_norm_backward)
 
 
 @jax.custom_vjp
-def geglu_layer(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def geglu_layer(
+    x: Float[Array, "*batch k"], kernel: Float[Array, "k n2"], bias: Float[Array, " n2"]
+) -> Float[Array, "*batch n2//2"]:
     """value · GELU(gate) with [value, gate] = x @ kernel + bias (arXiv 2002.05202), the exact GELU
     computed in float32.
 
@@ -136,7 +139,7 @@ def _geglu(value, gate):
     return (value.astype(jnp.float32) * gelu(gate.astype(jnp.float32))).astype(value.dtype)
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The exact GELU of float32, x · Φ(x), by erf, within 1e-6. By erfc it costs more, and is
     closer only in the far negative tail, where the result itself is about as small as that.
     """

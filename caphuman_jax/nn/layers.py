@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from caphuman_jax.nn import fused
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.initializers import lecun_normal
+from caphuman_jax.nn.typing import Rngs
 
 
 class GroupNorm(nnx.Module):
@@ -35,7 +37,7 @@ class GroupNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((channels,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
 
-    def __call__(self, x: jax.Array, silu: bool = False) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w c"], silu: bool = False) -> Float[Array, "b h w c"]:
         """x (B, H, W, C) → the same shape and dtype; `silu`: with SiLU after it."""
         if fused.is_half(x.dtype):
             return fused.group_norm(
@@ -75,7 +77,7 @@ class LayerNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
         """x (..., C) → the same shape and dtype."""
         x32 = x.astype(jnp.float32)
         centered = x32 - x32.mean(axis=-1, keepdims=True)
@@ -90,7 +92,7 @@ def linear(
     outputs: int,
     *,
     compute: ComputeConfig,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     use_bias: bool = True,
     zero: bool = False,
 ) -> nnx.Linear:
@@ -113,7 +115,7 @@ def conv(
     outputs: int,
     *,
     compute: ComputeConfig,
-    rngs: nnx.Rngs,
+    rngs: Rngs,
     stride: int = 1,
     padding=((1, 1), (1, 1)),
     zero: bool = False,
@@ -132,14 +134,14 @@ def conv(
     )
 
 
-def upsample(x: jax.Array) -> jax.Array:
+def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     """Nearest-neighbor doubling: (B, H, W, C) → (B, 2H, 2W, C)."""
     batch, height, width, channels = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def convolve_upsampled(layer: nnx.Conv, x: jax.Array) -> jax.Array:
+def convolve_upsampled(layer: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w o"]:
     """`layer(upsample(x))` for a 3×3 convolution of stride 1, with 4/9 of its multiplications: (B,
     H, W, C) → (B, 2H, 2W, outputs).
 
@@ -164,7 +166,7 @@ def convolve_upsampled(layer: nnx.Conv, x: jax.Array) -> jax.Array:
     return h + layer.bias[...].astype(layer.dtype)
 
 
-def folded_kernel(kernel: jax.Array, dtype) -> jax.Array:
+def folded_kernel(kernel: Float[Array, "3 3 c o"], dtype) -> Float[Array, "2 2 c 4*o"]:
     """A 3×3 kernel (3, 3, C, outputs) as the four 2×2 ones that it comes to after nearest-neighbor
     doubling: (2, 2, C, 4·outputs) in `dtype`.
 
@@ -199,7 +201,9 @@ def fold_upsampling(params: Mapping[str, Any], dtype) -> dict[str, Any]:
     return {name: folded(name, part) for name, part in params.items()}
 
 
-def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
+def space_to_depth(
+    x: Float[Array, "b h w c"], patch: int
+) -> Float[Array, "b h//{patch} w//{patch} c*{patch}**2"]:
     """(B, H, W, C) → (B, H/patch, W/patch, patch²·C), channels ordered (row, column, channel); H, W
     multiples of patch.
     """
@@ -210,7 +214,9 @@ def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
     )
 
 
-def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
+def depth_to_space(
+    x: Float[Array, "b h w c"], patch: int
+) -> Float[Array, "b h*{patch} w*{patch} c//{patch}**2"]:
     """Inverse of `space_to_depth`."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, patch, patch, channels // patch**2)
@@ -219,6 +225,6 @@ def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
     )
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """CLIP's activation, x · sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)

@@ -23,8 +23,8 @@ class Int8:
     output channel.
     """
 
-    values: jax.Array | np.ndarray
-    scale: jax.Array | np.ndarray
+    values: Any  # arrays, or what jax.tree.map makes of them
+    scale: Any
     dtype: Any = dataclasses.field(metadata={"static": True})
 
     shape = property(lambda self: self.values.shape)

@@ -4,12 +4,13 @@ quick-GELU.
 
 from __future__ import annotations
 
-import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from caphuman_jax.nn.attention import attention
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import LayerNorm, linear, quick_gelu
+from caphuman_jax.nn.typing import Rngs
 
 
 class Transformer(nnx.Module):
@@ -24,7 +25,7 @@ class Transformer(nnx.Module):
         *,
         causal: bool,
         compute: ComputeConfig,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.layers = nnx.Dict(
             {
@@ -35,7 +36,7 @@ class Transformer(nnx.Module):
             }
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
         """(B, L, width) → the same."""
         for i in range(len(self.layers)):
             x = self.layers[str(i)](x)
@@ -53,7 +54,7 @@ class TransformerLayer(nnx.Module):
         *,
         causal: bool,
         compute: ComputeConfig,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.heads = heads
         self.compute = compute
@@ -67,7 +68,7 @@ class TransformerLayer(nnx.Module):
         self.up = linear(width, mlp_width, compute=compute, rngs=rngs)
         self.down = linear(mlp_width, width, compute=compute, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
         """(B, L, width) → the same."""
         h = self.norm_1(x)
         x = x + self.out(
