@@ -47,7 +47,9 @@ def picture_keys(seed: int | jax.Array, indices: Sequence[int] | jax.Array) -> j
 
 
 def initial_noise(keys: Key[Array, " n"], shape: tuple[int, ...]) -> Float[Array, " n *shape"]:
-    """Unit normal latents (N, *shape) float32 to begin with, one picture for each of the keys (N,)."""
+    """Unit normal latents (N, *shape) float32 to begin with, one picture for each of the
+    keys (N,).
+    """
     return _normal(keys, 0, shape)
 
 

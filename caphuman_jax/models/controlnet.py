@@ -50,7 +50,9 @@ class ControlNet(nnx.Module):
         return self.hint(hints)
 
     def embed_times(self, timesteps: Float[Array, " s"]) -> TimeBiases:
-        """What timesteps (S,) float32 add in every block; computed once, before the sampling loop."""
+        """What timesteps (S,) float32 add in every block; computed once, before the
+        sampling loop.
+        """
         return self.encoder.embed_times(timesteps)
 
     def encode_context(self, context: Float[Array, "b n d"]) -> Context:

@@ -184,7 +184,9 @@ def _run(branches: nnx.Dict, x: jax.Array) -> list[jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def embed(graphdef: nnx.GraphDef, params: dict, crops: jax.Array) -> jax.Array:
-    """Crops (B, 160, 160, 3), RGB 0–255 → unit vectors (B, 512) float32. Compiled once for each B."""
+    """Crops (B, 160, 160, 3), RGB 0–255 → unit vectors (B, 512) float32. Compiled once
+    for each B.
+    """
     with jax.default_matmul_precision(
         "highest"
     ):  # Of float32: a GPU's short products would move a vector by a thousandth.

@@ -198,7 +198,9 @@ def suppress(
 
 
 def area_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H, W, C) float32 → (height, width, C): every new pixel is the mean of those that it touches."""
+    """(H, W, C) float32 → (height, width, C): every new pixel is the mean of those that
+    it touches.
+    """
     for axis, size in ((0, height), (1, width)):
         old = image.shape[axis]
         starts, ends = np.arange(size) * old // size, -(-(np.arange(size) + 1) * old // size)

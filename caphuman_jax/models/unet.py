@@ -316,7 +316,9 @@ def _keys_values(stages: Mapping[str, Mapping[str, nnx.Module]], context: jax.Ar
 
 
 def _at(tree: Any, *place: str) -> Any:
-    """What lies at a place of a prepared context; an array of tokens is the same for every place."""
+    """What lies at a place of a prepared context; an array of tokens is the same for
+    every place.
+    """
     for key in place:
         tree = tree[key] if isinstance(tree, dict) else tree
     return tree

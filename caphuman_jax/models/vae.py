@@ -1,4 +1,6 @@
-"""KL autoencoder between pictures and latents (Rombach et al. 2022, arXiv 2112.10752, appendix G)."""
+"""KL autoencoder between pictures and latents (Rombach et al. 2022, arXiv 2112.10752,
+appendix G).
+"""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ from caphuman_jax.nn.typing import Rngs
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalization (arXiv 1502.03167) with fixed statistics over the last axis, in float32."""
+    """Batch normalization (arXiv 1502.03167) with fixed statistics over the last axis,
+    in float32.
+    """
 
     def __init__(self, channels: int, eps: float = 1e-5):
         self.eps = eps

@@ -1,4 +1,6 @@
-"""Norms, convolutions and changes of resolution. Pictures are NHWC; weights and norms are float32."""
+"""Norms, convolutions and changes of resolution. Pictures are NHWC; weights and norms
+are float32.
+"""
 
 from __future__ import annotations
 
@@ -175,7 +177,7 @@ def folded_kernel(kernel: Float[Array, "3 3 c o"], dtype) -> Float[Array, "2 2 c
     with rows and columns of the kernel added up."""
     kind = jnp.finfo(
         dtype
-    )  # rounded first, as where it is used as it is, so that a kernel kept in that type gives the same
+    )  # rounded first, as where it is used as it is, so that a kernel kept in that type gives the same  # noqa: E501
     kernel = jax.lax.reduce_precision(kernel.astype(jnp.float32), kind.nexp, kind.nmant)
     pairs = lambda k: jnp.stack(
         [jnp.stack([k[0], k[1] + k[2]]), jnp.stack([k[0] + k[1], k[2]])]

@@ -69,7 +69,9 @@ def in_int8(params: Mapping[str, Any], dtype) -> dict[str, Any]:
 
 
 def to_int8(kernel: np.ndarray, dtype) -> Int8:
-    """A kernel, each output channel by its largest value: symmetric, to the nearest of 255 steps."""
+    """A kernel, each output channel by its largest value: symmetric, to the nearest of
+    255 steps.
+    """
     scale = np.abs(kernel).max(axis=tuple(range(kernel.ndim - 1))) / np.float32(127)
     scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
     return Int8(np.rint(kernel / scale).astype(np.int8), scale, jnp.dtype(dtype))
