@@ -255,6 +255,7 @@ def _sequence(args, measure, person, head, wanted, size) -> list[Path]:
     from tqdm import tqdm
 
     from caphuman_jax.head import head_json, mesh_export, sequence, visualize
+    from caphuman_jax.io import frames
 
     model, rows = measure.model, sequence.read_table(args.sequence)
     if rows is None:
@@ -269,7 +270,7 @@ def _sequence(args, measure, person, head, wanted, size) -> list[Path]:
         heads, track, fps = (
             sequence.read(args.sequence, model, wanted.apply(model, head, None)),
             None,
-            args.fps or sequence.FPS,
+            args.fps or frames.FPS,
         )
     over = iter(()) if track is None else _overlays(args, model, track, size[0])
 
@@ -324,6 +325,7 @@ def _lent_heads(args, measure, head, wanted):
     from tqdm import tqdm
 
     from caphuman_jax.head import editing, sequence
+    from caphuman_jax.io import frames
 
     with tqdm(unit="frame", desc="fitting", file=sys.stderr) as bar:
         track = sequence.fit_frames(
@@ -347,7 +349,7 @@ def _lent_heads(args, measure, head, wanted):
         else heads
     )
     seconds = track.times[-1] - track.times[0]
-    return heads, track, (len(heads) - 1) / seconds if seconds > 0 else sequence.FPS
+    return heads, track, (len(heads) - 1) / seconds if seconds > 0 else frames.FPS
 
 
 def _overlays(args, model, track, height):
@@ -359,10 +361,11 @@ def _overlays(args, model, track, height):
 
     from caphuman_jax.face.crop import crop_square
     from caphuman_jax.head import sequence, visualize
+    from caphuman_jax.io import frames
 
     placed = sequence.place(track, model) if track.still else track.heads
     for head, square, frame in zip(
-        placed, track.squares, sequence.frames(args.sequence, args.every, args.fps)
+        placed, track.squares, frames.frames(args.sequence, args.every, args.fps)
     ):
         if not track.still:
             picture = _scaled(

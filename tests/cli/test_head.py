@@ -177,7 +177,7 @@ BAD = {
     "take": (["--take", "pose"], "--sequence"),
     "two": (["--head-from", "a.jpg", "--sequence", "b.mp4"], "not both"),
     "sequence": (["--sequence", "gone.mp4"], "does not exist"),
-    "no video": (["--sequence", "{text}"], "no table, picture or video"),
+    "no video": (["--sequence", "{text}"], "not a table, picture or video"),
     "table": (["--sequence", "{table}"], "row 1"),
     "table and take": (["--sequence", "{table}", "--take", "pose"], "is a table"),
     "head model": (["--head-model", "nobody"], "nobody"),
