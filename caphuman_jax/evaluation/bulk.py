@@ -78,7 +78,8 @@ def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Photo], S
                 f"{photo.name} shows {person.face_count} faces; the evaluation takes photos of one "
                 f"person"
             )
-        known = person.recognized or recognition.identity(person.square, person.landmarks)
+        # From the square, as in generated images; `person.recognized` has seen another crop.
+        known = recognition.identity(person.square, person.landmarks)
         if not drawings and attributes.scores(known[1][None])[0, drawn] > 0:
             raise PhotoError(f"{photo.name} looks like a drawing or painting")
         return Subject(
