@@ -62,8 +62,8 @@ class RunFolder:
         for what, value in document["facts"].items():
             if begun["facts"].get(what) != value:
                 raise SettingError(
-                    f"{out} was begun with other {what}; give the same again to go on there, or "
-                    f"choose another folder with --out"
+                    f"{out} was started with other {what}; use the same to resume it, or choose "
+                    f"another folder with --out"
                 )
         self._locks = open(
             self._state / "claims", "ab"

@@ -237,7 +237,7 @@ def read_index(folder: str, number: int) -> list[dict]:
         _, *lines = files.read(path).splitlines()
         return [json.loads(line) for line in lines]
     except ValueError as error:
-        raise DataError(f"{path} is damaged; remove it and give the same command again") from error
+        raise DataError(f"{path} is damaged; remove it and rerun the same command") from error
 
 
 def recognition(entry: dict) -> np.ndarray:
@@ -255,8 +255,8 @@ def read_record(folder: str, place: list[int]) -> bytes:
         message = files.read(path, offset, length)
     except FileNotFoundError as error:
         raise DataError(
-            f"{path} is missing; remove {path.removesuffix('records')}index and give the same "
-            f"command again"
+            f"{path} is missing; remove {path.removesuffix('records')}index and rerun the same "
+            f"command"
         ) from error
     except OSError as error:
         if "too early" not in str(error):
@@ -264,8 +264,8 @@ def read_record(folder: str, place: list[int]) -> bytes:
         message = b""
     if zlib.crc32(message) != crc:
         raise DataError(
-            f"{path} is damaged; remove {path.removesuffix('records')}index and give the same "
-            f"command again"
+            f"{path} is damaged; remove {path.removesuffix('records')}index and rerun the same "
+            f"command"
         )
     return message
 

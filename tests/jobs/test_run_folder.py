@@ -118,7 +118,7 @@ def _until_waiting(run, share):
 def test_a_folder_of_another_run_or_of_other_pictures_is_refused(open_folder, tmp_path):
     open_folder({"jobs": "x", "weights": {"unet": "1"}})
     open_folder({"jobs": "x", "weights": {"unet": "1"}})
-    with pytest.raises(SettingError, match="out was begun with other weights; give the same"):
+    with pytest.raises(SettingError, match="out was started with other weights; use the same"):
         open_folder({"jobs": "x", "weights": {"unet": "2"}})
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "mine.png").write_bytes(b"")

@@ -211,7 +211,7 @@ def test_the_command_on_all_devices(place, one_by_one, tiny_folder, tmp_path, ca
         and {file.name: file.stat().st_mtime_ns for file in out.glob("*.png")} == before
     )
     code, lines = run("--out", out, "--default", "steps=1")
-    assert code == 2 and "was begun with other jobs" in lines[-1] and len(lines) == 2
+    assert code == 2 and "was started with other jobs" in lines[-1] and len(lines) == 2
     code, lines = run(
         "--out", out, jobs=write(place, [*GOOD, {**GOOD[0], "id": "x", "steps": 0}], "wrong.jsonl")
     )

@@ -15,8 +15,7 @@ from caphuman_jax.face import colors
 from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.models.tokenizer import ClipTokenizer
-from caphuman_jax.training import dataset
-from caphuman_jax.training.recipes import mini
+from caphuman_jax.training import dataset, resident_batches
 from data_pipeline.records.columns import load_records
 
 
@@ -48,7 +47,11 @@ def test_records_become_what_a_step_draws_from(records):
     assert data["name"].tolist() == [
         f"photo-{i:06}" for i in (0, 3, 4, 5, 6)
     ]  # without the drawing
-    assert set(mini.resident(data)) == {*mini.ON_DEVICE, "colour_index", "grey_index"}
+    assert set(resident_batches.resident(data)) == {
+        *resident_batches.ON_DEVICE,
+        "colour_index",
+        "grey_index",
+    }
     assert (
         data["grey"].tolist() == [False] * 4 + [True]
         and np.ptp(data["pictures"][4], axis=-1).max() == 0

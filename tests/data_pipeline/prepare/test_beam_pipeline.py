@@ -253,8 +253,8 @@ def test_what_a_worker_finds_wrong_is_told_in_its_words(tmp_path):
     )
     with pytest.raises(
         CapHumanError,
-        match=f"no space is left for {re.escape(full.out)}; make room and give the same command "
-        f"again",
+        match=f"no space is left for {re.escape(full.out)}; make room and rerun the same command "
+        f"to resume",
     ):
         _run(full)
     with pytest.raises(

@@ -105,8 +105,8 @@ def test_damaged_work_is_named(chunk, ending, damage, read):
     files.write(path, damage(files.read(path)))
     with pytest.raises(
         DataError,
-        match=f"0000012.{ending} is damaged; remove .*0000012.index and give the same command "
-        f"again|index is damaged; remove it",
+        match=f"0000012.{ending} is damaged; remove .*0000012.index and rerun the same command"
+        f"|index is damaged; remove it",
     ):
         read(folder, place if read is workdir.read_record else 12)
 
