@@ -52,15 +52,15 @@ class Corrector(NamedTuple):
 
 
 class SamplerCoefficients(NamedTuple):
-    """A sampler's steps, noisiest first: arrays (S,) float32. None is a term that the sampler has
-    not, and costs nothing.
+    """A sampler's steps, noisiest first: arrays (S,) float32. None: the sampler does not
+    use this term, which then costs nothing.
 
     At each step the network is asked at `timesteps`, and its answer taken apart with `alpha_t` =
     sqrt(ᾱ) and `sigma_t` = sqrt(1 − ᾱ). Where there is a `corrector`, the latents are first
-    replaced
-    by what it makes. Then next latents = latents · x + x0 · x0 + last_x0 · (x0 of the step before)
-    + noise · (unit normal noise). A pytree, so it may be an argument of a compiled function:
-    samplers that differ in numbers alone share the program."""
+    replaced by what it makes. Then next latents = latents · x + x0 · x0 + last_x0 · (x0 of the step
+    before) + noise · (unit normal noise). A pytree, so it may be an argument of a compiled
+    function: samplers that differ in numbers alone share the program.
+    """
 
     timesteps: np.ndarray
     alpha_t: np.ndarray

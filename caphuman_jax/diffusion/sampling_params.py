@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
 LARGEST_SIDE = 4096
 _TIMESTEPS = "num_timesteps"  # an upper limit that the model's noise schedule sets
-_DEEP_BLOCKS_KEPT = (
-    1  # of the UNet's decoder: blocks that run at every step with cache_interval > 1
-)
+# Blocks of the UNet's decoder that run at every step with cache_interval > 1.
+_DEEP_BLOCKS_KEPT = 1
 
 
 def _field(default, help, kind, low=None, high=None, flag=True, per_image=False, **more):
@@ -37,7 +36,8 @@ class FieldSpec:
     """What is known of a field besides its default.
 
     Attributes:
-        kind: "text", "int", "float", "choice", "interval" (two timesteps) or "size".
+        kind: "text", "int", "float", "choice", "interval" (two timesteps), "size",
+            "sampler" or "spacing".
         help: one sentence for `--help`.
         low, high: range, both ends included; "num_timesteps" is the model's.
         choices: values of a "choice".

@@ -18,7 +18,8 @@ def alphas_cumprod(config: DiffusionConfig, dtype=np.float32) -> np.ndarray:
 
     With `zero_terminal_snr` the square roots are shifted and stretched so that the first stays and
     the last is exactly 0 (arXiv 2305.08891, algorithm 1). Raises SettingError where that meets
-    prediction_type "epsilon": noise says nothing of noise."""
+    prediction_type "epsilon": at pure noise, an epsilon prediction carries no information about
+    x0."""
     products = np.cumprod(1.0 - _betas(config))
     if config.zero_terminal_snr:
         if config.prediction_type != "v":

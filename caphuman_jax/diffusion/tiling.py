@@ -27,8 +27,8 @@ def decode_in_tiles(
     tile² latents, faded into each other.
 
     The autoencoder's norms and its self-attention see a whole picture at once, so tiles of one
-    picture differ a little from it and from
-    each other: what is told apart at the seams is spread over the overlap.
+    picture differ a little from it and from each other: differences at the seams are spread over
+    the overlap.
     """
     batch, *sides = latents.shape[:3]
     spans = [min(tile, side) for side in sides]

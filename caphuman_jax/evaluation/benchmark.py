@@ -225,7 +225,9 @@ def head_record(model: HeadModel, numbers: HeadParams) -> dict:
         "position": [_rounded(p) for p in numbers.position],
         "light": [_rounded(v) for v in numbers.light],
         "expression": {
-            n: _rounded(w) for n, w in zip(model.expression_names, numbers.expression) if w > 0.005
+            n: _rounded(w)
+            for n, w in zip(model.expression_names, numbers.expression)
+            if abs(w) > 0.005
         },
     }
 

@@ -26,7 +26,7 @@ def names() -> tuple[str, ...]:
 
 
 def scores(features: np.ndarray) -> np.ndarray:
-    """(N, A) scores from feature maps (N, 49, 512) of `recognize.mobilefacenet`; above 0: the
+    """(N, A) scores from feature maps (N, 49, 512) of `recognition.mobilefacenet`; above 0: the
     attribute is there.
 
     The upper three rows below the topmost (eyes, hair) and the lower three (nose, mouth, chin) are

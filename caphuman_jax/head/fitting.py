@@ -33,7 +33,7 @@ def fit(model: HeadModel, landmarks: jax.Array, expression: jax.Array, size: jax
     landmarks (478,3): x, y in pixels of the picture (y down), z in the same unit, smaller nearer (a
     weak cue); expression (52,) in [0,1], the blendshape network's weights, refined near them; size
     (2,) height and width of the picture in pixels. Light is white and even and albedo mid-grey
-    until `light.estimate_appearance` fills them in. The unknowns — rotation, scale, translation,
+    until `lighting.estimate_appearance` fills them in. The unknowns — rotation, scale, translation,
     identity ~ N(0,1), expression ~ N(given, 0.12²) within [0,1] — are solved together; landmark
     errors are weighed by Huber's rule, so a hidden or misplaced part of the face does not pull the
     rest."""

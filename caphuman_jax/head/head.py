@@ -20,10 +20,12 @@ class Head:
     identity (K,) in standard deviations; expression (E,) in [0,1], in the model's order of names;
     rotation (3,3), see pose; scale () pixels per model unit and translation (2,) pixels (x, y) of
     the model's origin, see camera; size (2,) height and width in pixels of the picture that those
-    are for; light (9,3) SH coefficients × RGB, see light; albedo (V,3) RGB in [0,1], or of a FLAME
-    head also its texture (S,S,3). Colors are display (sRGB-encoded) values throughout and light
-    multiplies them as they are, as in DECA. residual () median landmark distance over the distance
-    of the outer eye corners: about 0.01-0.03 for a good fit."""
+    are for; light (9,3) SH coefficients × RGB, see lighting; albedo (V,3) RGB in [0,1], or of a
+    FLAME head also its texture (S,S,3). Colors are display (sRGB-encoded) values throughout and
+    light multiplies them as they are, as in DECA. residual () median landmark distance over the
+    distance
+    of the outer eye corners: about 0.01-0.03 for a good fit.
+    """
 
     identity: jax.Array
     expression: jax.Array

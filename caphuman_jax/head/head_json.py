@@ -1,10 +1,10 @@
 """A head in numbers for people: degrees, expressions by name, a place in the picture; read from
 JSON, edited by hand, and put back.
 
-The entries, all of which may be left out: yaw, pitch, roll    degrees, signs as in `pose` position
-  [x, y, size]: middle of the head and height of the face, as parts of the picture (see
-  `control.from_numbers`);
-                      or x, y and size as entries of their own
+The entries, all of them optional:
+  yaw, pitch, roll    degrees, signs as in `pose`
+  position            [x, y, size]: middle of the head and height of the face, as parts of the
+                      picture (see `editing.from_numbers`); or x, y and size as separate entries
   expression          {name: weight}, or text such as "smile=0.8,jawOpen=0.3": the whole expression
   any expression name its weight alone, the others staying as they are
   light               a preset, "x,y,z,strength", or 27 SH numbers (9 × red, green, blue)

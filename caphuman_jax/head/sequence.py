@@ -76,20 +76,21 @@ def read(
     """Heads of the reference person, one for each row or frame of `source`.
 
     source: a table, that is a list of mappings, or a CSV (or TSV, or JSON list) file whose columns
-    are named as in `record`: yaw, pitch, roll, x, y, size, light, expression, or single expression
-    names; a blank cell is as in the reference. Or a video, a GIF, a folder of photos (by name, 2
-    before 10) or a list of photos: a head is fitted to each, and lends the parts `take` (see
-    `control.mix`).
+    are named as in `head_json`: yaw, pitch, roll, x, y, size, light, expression, or single
+    expression names; a blank cell is as in the reference. Or a video, a GIF, a folder of photos (by
+    name, 2 before 10) or a list of photos: a head is fitted to each, and lends the parts `take`
+    (see `editing.mix`).
 
     The other arguments are for photos and frames. framing: "head", the square around the head (of a
     video one for all frames, around where the head mostly is, so that it may move in it), or
     "photo", the frame itself. face: number of the face in the first frame, 0 the largest; the
-    others show the face nearest to the one before. every: of a video, every so-manieth frame.
+    others show the face nearest to the one before. every: use every N-th frame of a video.
     smooth: time constant in seconds of a two-sided exponential mean, 0 for none. missing: frames
     without a face are named in a notice and interpolated from their neighbors, or an "error". fps:
     frames a second where the source does not say. head_of(photo, landmarks): what measures the
     heads, as in `person.measure`; None: they are fitted to the landmarks. progress(done, total or
-    None). Raises PhotoError, NoFaceError, HeadError."""
+    None). Raises PhotoError, NoFaceError, HeadError.
+    """
     rows = read_table(source)
     if rows is not None:
         return [_row(model, reference, row, i) for i, row in enumerate(rows)]

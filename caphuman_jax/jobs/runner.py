@@ -111,8 +111,8 @@ class Runner:
         self._asked_to_stop, self._failed_jobs = stopped, set()
 
     def run(self) -> None:
-        """Until all is done, or one asks to stop: what has been begun is then finished, what has
-        not is left. Raises CapHumanError and what broke a part of the machinery.
+        """Run until everything is done, or until asked to stop: then it finishes what was started
+        and skips the rest. Raises CapHumanError, and whatever broke one of the threads.
         """
         preparing = threading.Thread(target=self._prepare, name="prepare", daemon=True)
         preparing.start()

@@ -20,8 +20,8 @@ from caphuman_jax.nn.typing import Rngs
 
 
 class CapFace(ControlNet):
-    """Control residuals from hints and identity, not gated yet; the context that it is called with
-    are identity tokens.
+    """Control residuals from hints and identity, not gated yet; its context is the identity
+    tokens.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ from jax.interpreters import partial_eval
 
 def count(function: Callable, *args: Any) -> int:
     """Operations of `function(*args)`; the arguments may be shapes. Loops count as often as they
-    run, branches by the dearest, and what no result
-    depends on does not: gradients of frozen weights, for instance, are traced and dropped.
+    run, a conditional as its most expensive branch, and what no result depends on is left out:
+    gradients of frozen weights, for instance, are traced and dropped.
     """
     return of(jax.make_jaxpr(function)(*args))
 

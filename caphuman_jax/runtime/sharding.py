@@ -35,10 +35,8 @@ TABLE: tuple[tuple[str, str | int], ...] = (
     (r"", "largest"),
 )
 """Regular expression searched for in a leaf's path ("opt_state/1/0/mu/unet/conv_in/kernel") ->
-"whole",
-"largest" (the largest axis that can be divided, the last among equals) or the number of the axis to
-split; the first that fits counts.
-"""
+"whole", "largest" (the largest axis that can be divided, the last among equals) or the number of
+the axis to split; the first that fits counts."""
 
 SMALL = 2**14
 """Leaves of fewer numbers stay whole: sending them costs more than it saves."""

@@ -99,8 +99,8 @@ class Objective:
             all are 1.
         face_weight: how much the denoiser's error counts in the face, as against 1 outside.
         feature_weight: how much it counts on eyes, brows and mouth, where the batch has `features`.
-        area_per_picture: whether each picture counts the same however little of it lies inside of
-            the photo; else each pixel does.
+        area_per_picture: weight pictures equally, regardless of their covered area; else weight
+            pixels equally.
         lora_scale: alpha / rank of a LoRA that is trained.
     """
 

@@ -57,7 +57,7 @@ def make_adamw(
         decay: what is decayed, "all" or "matrices" (no norms, no biases).
         clip: largest global norm of the gradient, 0 for no clipping.
         multipliers: a tree like the parameters with factors of the learning rate
-            (`trainable.learning_rate_multipliers`).
+            (`trainable.rates`).
     """
     matrices = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     mask = None if decay == "all" else matrices

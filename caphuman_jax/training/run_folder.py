@@ -96,7 +96,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def forget_config(workdir: Path) -> None:
-    """Nothing has been made of the configuration yet, so that the next start may have another."""
+    """Removes config.json if nothing else was written, so that the next start may differ."""
     with contextlib.suppress(OSError):
         if [path.name for path in workdir.iterdir()] == ["config.json"]:
             (workdir / "config.json").unlink(missing_ok=True)

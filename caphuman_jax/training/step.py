@@ -59,7 +59,7 @@ def make_train_step(
         gradients: of the loss, see `gradients_of`.
         optimizer: of `state.params`.
         keys: step → random keys; with `accumulate` > 1 one for each picture of the global batch.
-        accumulate: micro-batches that a batch is taken in, one after the other.
+        accumulate: number of micro-batches per batch, run in sequence.
         average: of the parameters; None where none is kept.
         learning_rate: what is reported as the metric of that name.
         mesh: devices over which batches are split, None for one device.

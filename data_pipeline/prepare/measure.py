@@ -39,7 +39,7 @@ from data_pipeline.records.tf_example import encode_image
 from data_pipeline.sources.base import Item
 
 HEADS = 8  # fitted at a time; always the same number, so that nothing is compiled twice
-# of the picture that a head's colors are read from, at most; as `fit.head_from_photo` does
+# of the picture that a head's colors are read from, at most; as `fitting.head_from_photo` does
 _FIT_SIDE = 512
 
 

@@ -1,8 +1,9 @@
 """DECA's numbers of a FLAME head ↔ `Head`, as every way through this package takes it; and either
 from a photo.
 
-With DECA's weights: `head_by_deca`. Without them: `fit.head_from_photo` with a FLAME head, whose
-numbers `code_from_photo` gives in DECA's form."""
+With DECA's weights: `head_by_deca`. Without them: `fitting.head_from_photo` with a FLAME head,
+whose numbers `code_from_photo` gives in DECA's form.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +157,7 @@ def code_from_photo(
     mask: np.ndarray | None = None,
 ) -> FlameCode:
     """DECA's numbers without DECA: FLAME fitted to 478 landmarks, light and albedo from the photo.
-    See `fit.head_from_photo`.
+    See `fitting.head_from_photo`.
     """
     head = head_from_photo(model, photo, landmarks, expression, mask)
     crop = jnp.asarray(deca.crop_of_box(deca.landmark_box(landmarks)))
