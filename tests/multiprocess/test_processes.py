@@ -123,7 +123,7 @@ def test_two_processes_are_one_run(tmp_path):
     assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"))
     measured = [
         json.loads((tmp_path / run / "checkpoints" / "12" / "metrics" / "metrics").read_text())[
-            "loss"
+            "held_out/loss"
         ]
         for run in ("one", "two")
     ]
@@ -161,7 +161,7 @@ def test_a_signal_to_one_host_stops_all_at_one_step(tmp_path):
     wait_for(lambda: (tmp_path / "metrics.jsonl").exists() and len(losses(tmp_path)) >= 2, both)
     both[1].send_signal(signal.SIGTERM)
     said = finish(both[0], 75), finish(both[1], 75)
-    assert "told to stop: saved at step" in said[0]
+    assert "asked to stop: saved at step" in said[0]
     (checkpoint,) = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert f"step {checkpoint} of 100000" in said[0]
 
