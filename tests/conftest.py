@@ -16,6 +16,9 @@ os.environ["XLA_FLAGS"] = (
 # passes all run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+# hypothesis' plugin would import it when the session ends, and Python 3.11 cannot always parse a
+# file that deep in the stack (SystemError: AST constructor recursion depth mismatch).
+import hypothesis  # noqa: F401
 import jax
 import pytest
 
