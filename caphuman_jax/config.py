@@ -151,6 +151,16 @@ class ModelConfig:
     sampling: SamplingConfig = SamplingConfig()
     head: str = "flame"
 
+    @property
+    def inpainting(self) -> bool:
+        """Whether the UNet also sees a photo and a mask (Stable Diffusion's inpainting bases)."""
+        return self.unet.in_channels == 2 * self.vae.latent_channels + 1
+
+    @property
+    def control_unet(self) -> UNetConfig:
+        """The UNet whose encoder control branches copy: it sees the latents alone."""
+        return dataclasses.replace(self.unet, in_channels=self.vae.latent_channels)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dict of JSON types."""
         return dataclasses.asdict(self)

@@ -12,7 +12,10 @@ from caphuman_jax.diffusion.sampling_loop import Denoise, denoise_by_step
 
 
 def recompute_mask(
-    sampler: SamplerCoefficients, cache_interval: int, guided: np.ndarray | None = None
+    sampler: SamplerCoefficients,
+    cache_interval: int,
+    guided: np.ndarray | None = None,
+    first: int = 0,
 ) -> np.ndarray:
     """Mark the steps (S,) that run the whole UNet, one of every `cache_interval` (the paper's
     uniform 1:N).
@@ -21,10 +24,11 @@ def recompute_mask(
         cache_interval: 1 recomputes at every step.
         guided: Steps (S,) with guidance. Where it begins, the unguided half has nothing to reuse
             yet: that step recomputes, and the interval is counted from there.
+        first: Number of the first step that is computed; it recomputes.
     """
     mask, since = np.zeros(sampler.steps, bool), 0
     for i in range(sampler.steps):
-        begins = i == 0 or (guided is not None and guided[i] and not guided[i - 1])
+        begins = i in (0, first) or (guided is not None and guided[i] and not guided[i - 1])
         since = 0 if begins else (since + 1) % cache_interval
         mask[i] = since == 0
     return mask

@@ -115,6 +115,30 @@ def make_sampler(
     return _float32(table)
 
 
+def start_at(table: SamplerCoefficients, first: int) -> SamplerCoefficients:
+    """The table for a run whose first step is number `first`: same shapes, so same program.
+
+    A multistep sampler has nothing to look back to at its first step, and its corrector knows only
+    the end of that step at the next one (as in Diffusers, whose history begins empty).
+    """
+    if first == 0:
+        return table
+    changed = table
+    if table.last_x0 is not None:
+        x0, last_x0 = table.x0.copy(), table.last_x0.copy()
+        x0[first], last_x0[first] = x0[first] + last_x0[first], 0.0
+        changed = changed._replace(x0=x0, last_x0=last_x0)
+    if table.corrector is not None:
+        last_latents, x0, last_x0, earlier_x0 = (column.copy() for column in table.corrector)
+        last_latents[first], x0[first], last_x0[first], earlier_x0[first] = 1.0, 0.0, 0.0, 0.0
+        if first + 1 < table.steps:
+            whole = x0[first + 1] + last_x0[first + 1] + earlier_x0[first + 1]
+            x0[first + 1] = last_x0[first + 1] = whole / 2
+            earlier_x0[first + 1] = 0.0
+        changed = changed._replace(corrector=Corrector(last_latents, x0, last_x0, earlier_x0))
+    return changed
+
+
 def _ddim(config: DiffusionConfig, steps: int, spacing: str, eta: float) -> SamplerCoefficients:
     """DDIM (arXiv 2010.02502, eq. 12 and 16). The last step ends at ᾱ₀, not at 1, as the original's
     and Diffusers' for SD1.5 do.

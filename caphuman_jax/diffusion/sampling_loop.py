@@ -5,11 +5,11 @@ from.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Key
+from jaxtyping import Float, Int, Key
 
 from caphuman_jax.diffusion.samplers import SamplerCoefficients
 from caphuman_jax.nn.typing import Array
@@ -18,6 +18,20 @@ Denoise = Callable[[jax.Array, jax.Array, Any, Any], tuple[jax.Array, Any]]
 """denoise(latents (B, h, w, C) float32, timestep () float32, step_constants, carry) → the
 prediction, shaped as the latents, and the carry for the next step.
 """
+
+
+class Known(NamedTuple):
+    """Latents that are known where the mask is 0.
+
+    Attributes:
+        latents: (B, h, w, C) float32, clean.
+        mask: (B, h, w, 1) float32 in [0, 1]: 1 where latents are sampled, 0 where they are kept.
+        noise: (B, h, w, C) float32 unit normal; the same at every noise level.
+    """
+
+    latents: jax.Array
+    mask: jax.Array
+    noise: jax.Array
 
 
 def denoise_by_step(name: str, where_true: Denoise, where_false: Denoise) -> Denoise:
@@ -80,12 +94,15 @@ def sample(
     step_constants: Any = None,
     carry: Any = None,
     trajectory: bool = False,
+    first: Int[Array, ""] | None = None,
+    known: Known | None = None,
 ) -> Float[Array, "b h w c"] | tuple[Float[Array, "b h w c"], Float[Array, "s b h w c"]]:
     """Run the sampling loop, traced once whatever the number of steps; its state is float32.
 
     Args:
         denoise: The network, called once a step.
-        latents: (B, h, w, C) float32, unit normal whatever the sampler.
+        latents: (B, h, w, C) float32: unit normal whatever the sampler, or with `first`
+            `noised` to that step's noise level.
         sampler: Of `samplers.make_sampler`.
         prediction_type: What `denoise` predicts, "epsilon" or "v".
         keys: (B,) random keys, one an image; needed where the sampler adds noise.
@@ -93,6 +110,11 @@ def sample(
             embeddings, for instance); `denoise` gets one step's.
         carry: Pytree handed from step to step: `denoise` takes it and returns the next.
         trajectory: Return the latents after every step, too.
+        first: Number of the first step; those before it are not computed. May be traced. The
+            sampler's table is then of `samplers.start_at`. None: the first of all.
+        known: What is put back after every step, at the noise level of the next (x ← m·x +
+            (1 − m)·(alpha_t·latents + sigma_t·noise), as in RePaint, arXiv 2201.09865, eq. 8, and
+            in Diffusers' inpainting).
 
     Returns:
         The clean latents (B, h, w, C); with `trajectory` also those after every step
@@ -104,9 +126,11 @@ def sample(
     if sampler.noise is not None and keys is None:
         raise ValueError("this sampler adds noise, which needs keys")
 
-    def body(state, step):
+    levels = None if known is None else _levels_after(sampler)
+
+    def follow(state, step):
         x, last_latents, last_x0, earlier_x0, carry = state
-        index, row, constants = step
+        index, row, constants, level = step
         output, carry = denoise(x, row.timesteps, constants, carry)
         output = output.astype(jnp.float32)
         x0, _ = split_prediction(output, x, row.alpha_t, row.sigma_t, prediction_type)
@@ -124,13 +148,18 @@ def sample(
             following, last_x0 = following + row.last_x0 * last_x0, x0
         if row.noise is not None:
             following = following + row.noise * _normal(keys, index + 1, x.shape[1:])
-        return (
-            following,
-            last_latents,
-            last_x0,
-            earlier_x0,
-            carry,
-        ), following if trajectory else None
+        if known is not None:
+            kept = noised(known.latents, known.noise, *level)
+            following = known.mask * following + (1 - known.mask) * kept
+        return following, last_latents, last_x0, earlier_x0, carry
+
+    def body(state, step):
+        if first is None:
+            state = follow(state, step)
+        else:
+            skip = lambda state, step: state
+            state = jax.lax.cond(step[0] >= first, follow, skip, state, step)
+        return state, state[0] if trajectory else None
 
     x = latents.astype(jnp.float32)
     state = (
@@ -140,9 +169,26 @@ def sample(
         None if sampler.corrector is None else jnp.zeros_like(x),
         carry,
     )
-    rows = (jnp.arange(sampler.steps), jax.tree.map(jnp.asarray, sampler), step_constants)
+    table = jax.tree.map(jnp.asarray, sampler)
+    rows = (jnp.arange(sampler.steps), table, step_constants, levels)
     (final, *_), after_each = jax.lax.scan(body, state, rows)
     return (final, after_each) if trajectory else final
+
+
+def noised(
+    latents: Float[Array, " b *latent"],
+    noise: Float[Array, " b *latent"],
+    alpha_t: Float[Array, ""],
+    sigma_t: Float[Array, ""],
+) -> Float[Array, " b *latent"]:
+    """Clean latents with noise of one level: alpha_t · latents + sigma_t · noise (scalars)."""
+    return alpha_t * latents + sigma_t * noise
+
+
+def _levels_after(sampler: SamplerCoefficients) -> tuple[jax.Array, jax.Array]:
+    """(alpha_t, sigma_t), each (S,): the noise levels after every step, none after the last."""
+    after = lambda column, end: jnp.append(jnp.asarray(column)[1:], jnp.float32(end))
+    return after(sampler.alpha_t, 1.0), after(sampler.sigma_t, 0.0)
 
 
 def _normal(keys: jax.Array, index: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -12,7 +12,7 @@ import difflib
 import functools
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from caphuman_jax.config import DiffusionConfig, ModelConfig
 from caphuman_jax.errors import SettingError
@@ -83,6 +83,15 @@ class SamplingParams:
         metavar="NAME",
     )
     steps: int | None = _field(None, "default: the model's own", "int", 1, _TIMESTEPS)
+    denoise: float | None = _field(
+        None,
+        "of a photo that is edited: how much of it may change, from 0 (nothing) to 1 (all of what "
+        "the mask covers); that share of the steps is computed",
+        "float",
+        0.01,
+        1,
+        flag=False,
+    )
     spacing: str | None = _field(None, "how timesteps are spaced", "spacing", flag=False)
     eta: float | None = _field(
         None,
@@ -216,7 +225,7 @@ class SamplingParams:
             name: getattr(best, name)
             for name in ("steps", "spacing", "guidance_scale", "guidance_rescale")
         }
-        own["size"] = (config.image_size,) * 2
+        own |= {"size": (config.image_size,) * 2, "denoise": 1.0}
         missing = {name: value for name, value in own.items() if getattr(self, name) is None}
         resolved = dataclasses.replace(self, **missing)
         for name in FIELDS:
@@ -227,6 +236,20 @@ class SamplingParams:
     def coefficients(self, config: ModelConfig) -> SamplerCoefficients:
         """The sampler's coefficients for all steps; only once `resolve`d. Raises SettingError."""
         return _coefficients(config.diffusion, self.sampler, self.steps, self.spacing, self.eta)
+
+    def first_step(self, config: ModelConfig) -> int:
+        """Number of the first step that `denoise` leaves, as in Diffusers; only once `resolve`d.
+
+        Raises:
+            SettingError: it leaves none.
+        """
+        steps = self.coefficients(config).steps
+        left = min(int(steps * self.denoise), steps)
+        if left == 0:
+            raise SettingError(
+                f"denoise {self.denoise:g} of {steps} steps leaves no step; raise denoise or steps"
+            )
+        return steps - left
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -239,13 +262,18 @@ class SamplingParams:
         return tuple(getattr(self, name) for name, spec in FIELDS.items() if not spec.per_image)
 
     def program_inputs(
-        self, config: ModelConfig, control_scales: Mapping[str, float] | None = None
+        self,
+        config: ModelConfig,
+        control_scales: Mapping[str, float] | None = None,
+        photo: Literal["whole", "masked"] | None = None,
     ) -> tuple[dict[str, Any], SamplerCoefficients, dict[str, Any]]:
         """What `text_to_image.generate` takes of these parameters; only once `resolve`d.
 
         Args:
             config: the model's.
             control_scales: weight of each ControlNet that is used.
+            photo: what images begin with besides noise: a whole photo, or one whose mask hides a
+                part. Where nothing is left of that part (denoise 1), it begins with noise alone.
 
         Returns:
             Its `settings` (float32 scalars and masks over the steps), its sampler coefficients, and
@@ -256,8 +284,12 @@ class SamplingParams:
 
         from caphuman_jax.diffusion import acceleration
         from caphuman_jax.diffusion.guidance import branch_weights, guided_steps
+        from caphuman_jax.diffusion.samplers import start_at
 
-        coefficients = self.coefficients(config)
+        coefficients, first = self.coefficients(config), 0
+        if photo:
+            first = self.first_step(config)
+            coefficients = start_at(coefficients, first)
         weights = branch_weights(self.guidance_scale, self.identity_guidance, self.head_guidance)
         guided = None
         if self.guidance_interval and set(weights) != {"text"}:
@@ -273,8 +305,15 @@ class SamplingParams:
         if guided is not None:
             settings["guided"] = jnp.asarray(guided)
         if self.cache_interval > 1:
-            mask = acceleration.recompute_mask(coefficients, self.cache_interval, guided)
+            mask = acceleration.recompute_mask(coefficients, self.cache_interval, guided, first)
             settings["recompute_mask"] = jnp.asarray(mask)
+        if photo:
+            level = coefficients.alpha_t[first], coefficients.sigma_t[first]
+            alpha, sigma = (0.0, 1.0) if photo == "masked" and self.denoise == 1 else level
+            settings["start"] = {
+                "step": jnp.int32(first),
+                **scalars({"alpha": alpha, "sigma": sigma}),
+            }
         static = {
             "size": self.shape,
             "branches": tuple(weights),

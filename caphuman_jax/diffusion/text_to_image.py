@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import acceleration, sampling_loop, tiling
@@ -31,6 +32,7 @@ from caphuman_jax.models.identity_projector import keeps_identity
 from caphuman_jax.models.unet import control_shapes
 from caphuman_jax.nn import quantization
 from caphuman_jax.nn.layers import fold_upsampling
+from caphuman_jax.nn.typing import Array
 
 
 @functools.partial(
@@ -59,11 +61,16 @@ def generate(
         conditions: tokens and empty_tokens (B, 77) int32, the ids of the prompt and of what stands
             for no prompt; of P people: hints (B, P, H, W, 9), image_tokens (B, P, K, N, W) and
             recognition (B, P, K, R) of K photos each; controls: {ControlNet: picture (B, H, W, 3)
-            in [0, 1]}.
+            in [0, 1]}. Optional, to begin with a photo: known, its latents (B, h, w, C) of
+            `encode_photos` and mask (B, h, w, 1), see `sampling_loop.Known`. Of an inpainting
+            model, whose UNet sees 2C + 1 channels: visible, the mask (B, h, w, 1), 1 where the
+            photo is hidden, and the latents (B, h, w, C) of the photo that is gray there.
         keys: (B,) random keys, one an image (`sampling_loop.picture_keys`).
         settings: float32 scalars: strength (of CapFace), identity_until (identity tokens are kept
             where the timestep is at most this; 0: always), weights {branch: weight} of
-            `guidance.branch_weights`, controls {ControlNet: strength}. Optional: rescale (phi of
+            `guidance.branch_weights`, controls {ControlNet: strength}. With known: start, the
+            number `step` of the first step and the noise level `alpha`, `sigma` of the latents
+            there; the sampler is then of `samplers.start_at`. Optional: rescale (phi of
             `guidance.rescale_guidance`); guided (S,) bool, the steps with guidance (the others take
             the prediction of "text" alone); recompute_mask (S,) bool, the steps that run the whole
             UNet (`acceleration.recompute_mask`).
@@ -121,10 +128,13 @@ def generate(
         control = _residuals(
             branches, capface(branches, latents, step), controlnets(branches, latents, step)
         )
-        return unet, step["time_biases"]["unet"], contexts[branches], control
+        if "visible" in conditions:  # of the UNet alone: control branches see 4 channels
+            visible = conditions["visible"]
+            latents = jnp.concatenate([latents, visible["mask"], visible["latents"]], axis=-1)
+        return unet, latents, step["time_biases"]["unet"], contexts[branches], control
 
     def predict(branches, latents, _, step, cached_features):
-        unet, biases, context, control = inputs(branches, latents, step)
+        unet, latents, biases, context, control = inputs(branches, latents, step)
         output, features = unet.with_features(latents, biases, context, control, blocks=shallow)
         if cached_features is None:
             return output, None
@@ -134,7 +144,7 @@ def generate(
         return output, jnp.concatenate([kept, features])
 
     def predict_from_cache(branches, latents, _, step, cached_features):
-        unet, biases, context, control = inputs(branches, latents, step)
+        unet, latents, biases, context, control = inputs(branches, latents, step)
         control = None if control is None else control[:shallow]
         own = cached_features[-len(branches) * batch :]
         output = unet.from_cached_features(own, latents, biases, context, control, blocks=shallow)
@@ -146,23 +156,31 @@ def generate(
         rescale=settings.get("rescale"),
         limited="guided" in settings,
     )
-    noise = sampling_loop.initial_noise(keys, (height, width, cfg.unet.in_channels))
+    noise = sampling_loop.initial_noise(keys, (height, width, cfg.vae.latent_channels))
+    begin, first, known = noise, None, None
+    if "known" in conditions:
+        start, photo = settings["start"], conditions["known"]
+        first, known = start["step"], sampling_loop.Known(photo["latents"], photo["mask"], noise)
+        begin = sampling_loop.noised(known.latents, noise, start["alpha"], start["sigma"])
     denoise, cached_features = guide(predict), None
     if "recompute_mask" in settings:
         denoise = acceleration.with_cache(guide(predict), guide(predict_from_cache))
-        first = jax.tree.map(lambda x: x[0], steps["time_biases"]["unet"])
+        biases = jax.tree.map(lambda x: x[0], steps["time_biases"]["unet"])
+        seen = jax.ShapeDtypeStruct((*noise.shape[:3], cfg.unet.in_channels), noise.dtype)
         shape = jax.eval_shape(
-            lambda: unet.with_features(noise, first, contexts[branches], blocks=shallow)[1]
+            lambda x: unet.with_features(x, biases, contexts[branches], blocks=shallow)[1], seen
         )
         cached_features = jnp.zeros(shape.shape, shape.dtype)
     latents = sampling_loop.sample(
         denoise,
-        noise,
+        begin,
         sampler,
         prediction_type=cfg.diffusion.prediction_type,
         keys=keys,
         step_constants=steps,
         carry=cached_features,
+        first=first,
+        known=known,
     )
     decoded = tiling.decode_in_tiles(
         network("vae").decode,
@@ -171,6 +189,22 @@ def generate(
         factor,
     )
     return jnp.clip(decoded / 2 + 0.5, 0.0, 1.0), capface.mask.reshape(batch, -1, height, width)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "graph"))
+def encode_photos(
+    params: dict, photos: Float[Array, "b H W n"], *, cfg: ModelConfig, graph
+) -> Float[Array, "b h w c"]:
+    """Photos (B, H, W, 3) in [0, 1] as the latents (B, h, w, C) that the diffusion networks see:
+    the mean of the autoencoder's posterior, scaled; without noise, so the same at every call.
+
+    Args:
+        params, graph: of the autoencoder.
+        photos: H and W multiples of its downsampling.
+        cfg: the model's configuration.
+    """
+    vae = nnx.merge(graph, quantization.dequantize(params))
+    return vae.encode(photos * 2 - 1)[0] * cfg.vae.scaling_factor
 
 
 def _residuals(branches: Sequence[str], of_capface: dict, of_controlnets: dict) -> Any:

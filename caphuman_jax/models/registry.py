@@ -88,7 +88,7 @@ def trainable_parameters(cfg: ModelConfig) -> int:
 def _makers(cfg: ModelConfig, compute: ComputeConfig) -> dict[str, Callable[[Any], nnx.Module]]:
     makers: dict[str, Callable[[Any], nnx.Module]] = {
         "unet": lambda rngs: UNet(cfg.unet, compute, rngs=rngs),
-        "capface": lambda rngs: CapFace(cfg.unet, cfg.capface, compute, rngs=rngs),
+        "capface": lambda rngs: CapFace(cfg.control_unet, cfg.capface, compute, rngs=rngs),
         "identity": lambda rngs: IdentityProjector(
             cfg.identity, cfg.unet.cross_attention_dim, compute, rngs=rngs
         ),
@@ -99,7 +99,7 @@ def _makers(cfg: ModelConfig, compute: ComputeConfig) -> dict[str, Callable[[Any
         makers["image_encoder"] = lambda rngs: ImageEncoder(image_encoder, compute, rngs=rngs)
     for name in cfg.controlnets:
         makers[f"controlnet_{name}"] = lambda rngs: ControlNet(
-            cfg.unet, cfg.controlnet, compute, rngs=rngs
+            cfg.control_unet, cfg.controlnet, compute, rngs=rngs
         )
     return makers
 

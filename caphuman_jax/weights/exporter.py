@@ -324,6 +324,7 @@ def _control(config: ModelConfig, cfg: CapFaceConfig, kind: str) -> dict[str, An
     return {
         "_class_name": kind,
         **_encoder(config),
+        "in_channels": config.vae.latent_channels,
         "conditioning_channels": cfg.hint_channels,
         "conditioning_embedding_out_channels": list(cfg.hint_widths),
         "controlnet_conditioning_channel_order": "rgb",

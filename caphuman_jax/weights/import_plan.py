@@ -179,6 +179,11 @@ def merge_config(config, opened, controls, prediction, zero_snr, name, head) -> 
             config,
             sampling=dataclasses.replace(config.sampling, spacing="trailing", guidance_rescale=0.7),
         )
+    channels = sources.unet_inputs(base)
+    if channels == 2 * config.vae.latent_channels + 1:  # an inpainting base
+        config = dataclasses.replace(
+            config, unet=dataclasses.replace(config.unet, in_channels=channels)
+        )
     return dataclasses.replace(
         config,
         name=name or config.name,
@@ -288,12 +293,22 @@ def fresh_networks(
     for network in registry.TRAINABLE:
         values = flat(registry.init(config, jax.random.key(0), only=(network,))[network][1])
         plan[network] = {
-            path: unet[path]
+            path: _first_inputs(unet[path], leaf.shape)
             if network == "capface" and path.startswith("encoder.")
             else Piece(path, tuple(leaf.shape), np.dtype(np.float32), value=np.asarray(leaf))
             for path, leaf in values.items()
         }
     return plan
+
+
+def _first_inputs(piece: Piece, shape: tuple[int, ...]) -> Piece:
+    """A piece of the UNet's encoder for a control branch, which sees the latents alone: without the
+    channels that an inpainting base's first convolution has for mask and photo.
+    """
+    if piece.shape == tuple(shape):
+        return piece
+    value = piece.read()[:, :, : shape[2]]
+    return Piece(piece.path, tuple(shape), value.dtype, value=value)
 
 
 def flat(tree: Any) -> dict[str, Any]:

@@ -276,6 +276,16 @@ def moving_averages(found: Found, names: list[str], network: str) -> dict[str, s
     return {name: key for name, key in keys.items() if key in found.checkpoint}
 
 
+def unet_inputs(source: Source) -> int | None:
+    """Channels that the UNet of a source sees; None where it holds none."""
+    found = source.networks.get("unet")
+    if found is None:
+        return None
+    names = ("input_blocks.0.0.weight", "conv_in.weight")
+    key = next((found.keys[name] for name in names if name in found.keys), None)
+    return None if key is None else found.checkpoint.shape(key)[1]
+
+
 def another_kind(found: Found, cfg: ModelConfig) -> str | None:
     """What a UNet or ControlNet is if it is not of this configuration's kind, as far as its shapes
     tell.
@@ -303,7 +313,7 @@ def another_kind(found: Found, cfg: ModelConfig) -> str | None:
         if (
             name in ("input_blocks.0.0.weight", "conv_in.weight")
             and len(sizes) == 4
-            and sizes[1] != cfg.unet.in_channels
+            and sizes[1] not in (cfg.unet.in_channels, cfg.vae.latent_channels)
         ):
             return {9: "an inpainting model", 8: "an editing model (InstructPix2Pix)"}.get(
                 sizes[1], f"a model with {sizes[1]} input channels"

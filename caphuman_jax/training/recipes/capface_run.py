@@ -182,7 +182,13 @@ def _base(config) -> Path:
             "no base weights: --config.base=FOLDER, a model folder made by caphuman import of "
             "Stable Diffusion 1.5's file"
         )
-    return model_folder.find_model(config.base)
+    where = model_folder.find_model(config.base)
+    if model_folder.read_config(where).inpainting:
+        raise SettingError(
+            f"{where} is an inpainting base; train on the plain base, such as Stable Diffusion "
+            "1.5: the trained CapFace fits both"
+        )
+    return where
 
 
 def _empty_text(where: Path, model: ModelConfig, encoded: bool) -> dict[str, np.ndarray]:
