@@ -154,6 +154,7 @@ def _start(args):
     head, and the size.
     """
     from caphuman_jax.head import head_json
+    from caphuman_jax.head.hints import fit_to_aspect
     from caphuman_jax.head.models.registry import load_head
     from caphuman_jax.pipeline.head_target import HeadTarget
     from caphuman_jax.runtime.compile_cache import keep_compiled
@@ -170,11 +171,11 @@ def _start(args):
     numbers = head_json.read(args.numbers) if args.numbers else {}
     measure = _Measure(model, config, _estimator(path, config, name, model))
     person = measure.person(args.reference, args.face) if args.reference else None
-    head = (
-        head_json.build(model, numbers, config.image_size)
-        if person is None
-        else head_json.apply(model, person.head, numbers)
-    )
+    if person is None:
+        square = (config.image_size,) * 2
+        head = head_json.build(model, numbers, square if size[0] == size[1] else size)
+    else:
+        head = head_json.apply(model, fit_to_aspect(person.head, *size), numbers)
     return measure, person, head, wanted, size
 
 

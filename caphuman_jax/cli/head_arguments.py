@@ -71,7 +71,8 @@ def add_head_arguments(parser: argparse.ArgumentParser) -> None:
     head.add_argument(
         "--position",
         metavar="X,Y,SIZE",
-        help="center of the head and height of the face, relative to the picture: 0.5,0.5,0.5",
+        help="where the head's center is (X in widths of the picture, Y in heights) and how tall "
+        "the face is (in heights): 0.5,0.5,0.5",
     )
 
 

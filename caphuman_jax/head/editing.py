@@ -105,11 +105,12 @@ def mix(
     "expression", "lighting", or "all".
 
     Identity (shape) and albedo are always the reference's. Position is taken relative to the
-    picture: a head that stands in the middle and fills half the height of the wanted photo does so
-    in the result, whatever the two photos' sizes in pixels are; what is not taken stays as it was
-    in the reference photo. A model of FLAME is mixed as CapHuman mixes DECA's numbers: position is
-    the camera, and a pose turns about FLAME's root in front of it. Raises HeadError for an unknown
-    part."""
+    photo's height and center (`hints.fit_to_size`): a head that stands in the middle and fills half
+    the height of the wanted photo does so in the result, whatever the two sizes in pixels are. The
+    sides of a photo that is wider than the picture are outside of it. What is not taken stays as it
+    was in the reference photo. A model of FLAME is mixed as CapHuman mixes DECA's numbers: position
+    is the camera, and a pose turns about FLAME's root in front of it. Raises HeadError for an
+    unknown part."""
     parts = parse_take(take)
     height, width = (float(side) for side in np.asarray(reference.size))
     placed = fit_to_size(wanted, height, width)
@@ -148,10 +149,11 @@ def from_numbers(
 
     yaw, pitch, roll: degrees, signs as in `pose`. expression: names (ARKit, or a preset) and
     weights in [0,1], as a dict or as text; it replaces the whole expression. light: a preset, text
-    (see `parse_light`), or 9×3 SH numbers. position: (x, y, size)
-    relative to the picture: where the head's middle (between the ears) is, as parts of width and
-    height, and the part of the picture's height that a face from chin to hairline takes. Raises
-    HeadError for unknown names, NaN and numbers out of range."""
+    (see `parse_light`), or 9×3 SH numbers. position: (x, y, size):
+    x in widths of the picture, y and size in heights. x and y are where the head's middle (between
+    the ears) is, from the top left; size is the face from chin to hairline. The picture is
+    `reference.size`; see `hints.fit_to_aspect` for one of another aspect ratio. Raises HeadError
+    for unknown names, NaN and numbers out of range."""
     angles = [float(a) for a in np.asarray(reference.angles)]
     for i, (name, value) in enumerate(zip(LIMITS, (yaw, pitch, roll))):
         if value is not None:
@@ -178,7 +180,7 @@ def from_numbers(
 
 
 def position_of(model: HeadModel, head: Head) -> tuple[float, float, float]:
-    """The head's position as `from_numbers` takes it: (x, y, size), relative to the picture."""
+    """The head's position as `from_numbers` takes it: (x, y, size), in parts of `head.size`."""
     height, width = (float(side) for side in np.asarray(head.size))
     x, y = (float(value) for value in np.asarray(head.translation))
     return x / width, y / height, float(head.scale) * face_height(model) / height

@@ -3,8 +3,8 @@ JSON, edited by hand, and put back.
 
 The entries, all of them optional:
   yaw, pitch, roll    degrees, signs as in `pose`
-  position            [x, y, size]: middle of the head and height of the face, as parts of the
-                      picture (see `editing.from_numbers`); or x, y and size as separate entries
+  position            [x, y, size]: middle of the head and height of the face, x in widths of the
+                      picture, y and size in heights; or x, y and size as separate entries
   expression          {name: weight}, or text such as "smile=0.8,jawOpen=0.3": the whole expression
   any expression name its weight alone, the others staying as they are
   light               a preset, "x,y,z,strength", or 27 SH numbers (9 × red, green, blue)
@@ -128,18 +128,29 @@ def apply(model: HeadModel, head: Head, numbers: Mapping) -> Head:
     )
 
 
-def build(model: HeadModel, numbers: Mapping, size: int = 512) -> Head:
+def build(model: HeadModel, numbers: Mapping, shape: tuple[int, int] | None = None) -> Head:
     """A head from numbers alone: what they do not say is that of the mean head, level in the middle
-    of a picture of `size` pixels lit from the front, mid-grey. Raises HeadError.
+    of the picture, lit from the front, mid-grey.
+
+    Args:
+        model: the head model.
+        numbers: see above.
+        shape: (height, width) of the picture that the head is for; None: 512 × 512. The numbers'
+            own `picture` stands for it where it has the same aspect ratio, or where there is none.
+
+    Raises:
+        HeadError: a wrong number, or numbers of another head model.
     """
     named = numbers.get("model", model.name)
     if named != model.name:
         raise HeadError(f"these numbers belong to the head model {named!r}, not {model.name!r}")
-    width, height = _array(numbers, "picture", (2,), [size, size])
+    width, height = _array(numbers, "picture", (2,), (shape or (512, 512))[::-1])
     if not (16 <= width <= 1e5 and 16 <= height <= 1e5):
         raise HeadError(
             f"picture is its width and height in pixels, not {numbers.get('picture')!r}"
         )
+    if shape is not None and height * shape[1] != width * shape[0]:
+        height, width = shape
     head = Head(
         identity=jnp.asarray(
             _array(

@@ -81,6 +81,18 @@ def fit_to_size(head: Head, height: int, width: int) -> Head:
     )
 
 
+def fit_to_aspect(head: Head, height: int, width: int) -> Head:
+    """The head in a picture of height × width pixels that is to be made, by `fit_to_size`; as it is
+    where its own picture has that aspect ratio.
+
+    A position counts parts of `head.size` (`editing.from_numbers`). So a head has to be in a
+    picture of the wanted aspect ratio before numbers are applied to it.
+    """
+    own_height, own_width = (float(side) for side in np.asarray(head.size))
+    same = own_height * width == own_width * height
+    return head if same else fit_to_size(head, height, width)
+
+
 def pack_hints(hints: Array) -> Array:
     """Hints (…,H,W,9) float → 8 bits (…,H,W,9): normals as n/2 + 1/2, albedo and render as
     they are, all clipped to [0,1] and rounded. NumPy or JAX arrays."""

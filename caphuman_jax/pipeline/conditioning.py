@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head, to_numbers
-from caphuman_jax.head.hints import render_hints
+from caphuman_jax.head.hints import fit_to_aspect, render_hints
 from caphuman_jax.head.landmarks68 import landmark_picture
 from caphuman_jax.io.images import PhotoSource, photo_name, read_photo
 from caphuman_jax.person.person import Person, checksum, combine_references, stack_people
@@ -96,7 +96,7 @@ def create_conditioning(
     progress("hints", 0, 1)
     subjects = []
     for (person, source), target in zip(cast, targets):
-        head = target.apply(head_model, person.head, source)
+        head = target.apply(head_model, fit_to_aspect(person.head, height, width), source)
         warn_if_unusual(head_model, head)
         hints = np.asarray(render_hints(head_model, head, height, width)) if with_hints else None
         subjects.append(Subject(person, source, head, hints))

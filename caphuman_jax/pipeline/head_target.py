@@ -34,11 +34,13 @@ class HeadTarget:
         photo: another photo, whose head gives the parts in `take`.
         take: of position, pose, expression and lighting, or all; see `editing.mix`.
         framing: "head": the head photo is framed around its head, as the reference is. "photo": the
-            whole photo is the frame (by its height, about its center), so that the head stands in
-            the picture where it stands in the photo.
+            whole photo is the frame, so that the head stands in the picture where it stands in the
+            photo. The photo fills the picture's height and is centered: the sides of a wider photo
+            are outside of the picture, beside a narrower one there is room.
         photo_face: number of the face in the head photo, 0 the largest.
         yaw, pitch, roll: degrees. Like the entries below they replace what the photo gives.
-        expression, light, position: see `editing.from_numbers`.
+        expression, light: see `editing.from_numbers`.
+        position: (x, y, size): x in widths of the picture to be made, y and size in heights.
 
     Raises HeadError for an unknown part or framing.
     """

@@ -302,3 +302,25 @@ def test_doubts_are_told_and_written(head, astronaut, box, tmp_path):
         "outside the photo"
         in json.loads((tmp_path / "out" / "head.json").read_text())["fit"]["warnings"][0]
     )
+
+
+def test_positions_are_parts_of_a_wide_picture(head, tmp_path):
+    """One head, a table, and numbers that were written for a square, at 2:1."""
+    square, table, out = tmp_path / "square.json", tmp_path / "table.csv", tmp_path / "out"
+    square.write_text(json.dumps({"picture": [64, 64], "position": [0.2, 0.5, 0.4]}))
+    table.write_text("x,size\n0.25,0.4\n0.75,0.4\n")
+    options = ("--size", "128x64", "--numbers", square, "--npz")
+
+    def middle(name):
+        columns = np.nonzero(np.abs(hints_in(out, name)[..., 3:6]).sum((0, 2)))[0]
+        return (columns.min() + columns.max() + 1) / 2
+
+    assert head(*options, reference=None)[0] == 0
+    assert middle("hints.npz") == pytest.approx(0.2 * 128, abs=1)
+    written = json.loads((out / "head.json").read_text())
+    assert written["picture"] == [128, 64]
+    assert written["position"] == pytest.approx([0.2, 0.5, 0.4])
+    assert head(*options, "--sequence", table, reference=None)[0] == 0
+    assert [middle(f"hints_{i:04d}.npz") for i in range(2)] == pytest.approx([32, 96], abs=1)
+    rows = json.loads((out / "sequence.json").read_text())
+    assert [row["position"][0] for row in rows] == pytest.approx([0.25, 0.75])

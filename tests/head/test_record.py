@@ -100,7 +100,7 @@ def test_single_expressions_replace_their_own_weight(model, head):
 
 
 def test_a_head_of_few_numbers(model):
-    head = head_json.build(model, {"yaw": 25}, 300)
+    head = head_json.build(model, {"yaw": 25}, (300, 300))
     assert np.asarray(head.size).tolist() == [300, 300] and editing.position_of(
         model, head
     ) == pytest.approx((0.5, 0.5, 0.5))
