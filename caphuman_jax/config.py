@@ -103,14 +103,16 @@ class ImageEncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """Noise schedule linear in the square root of beta. `prediction_type` is "epsilon" or "v".
+    """The noise schedule and what is predicted, `prediction_type`: "epsilon" or "v".
 
+    `beta_schedule` is a name of `diffusion.schedule.BETA_SCHEDULES`, as diffusers calls it.
     `zero_terminal_snr`: betas rescaled so that the last step is noise alone (arXiv 2305.08891,
     algorithm 1); needs "v"."""
 
     num_timesteps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
     prediction_type: str = "epsilon"
     zero_terminal_snr: bool = False
 

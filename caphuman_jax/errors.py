@@ -27,3 +27,7 @@ class DataError(CapHumanError):
 
 class SettingError(CapHumanError):
     """A setting, such as the size or the number of steps, that cannot be used."""
+
+
+RESTART, INTERRUPTED = 75, 130
+"""Exit codes: after a SIGTERM (EX_TEMPFAIL of sysexits.h, "start me again"), and after Ctrl-C."""

@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from caphuman_jax.errors import CapHumanError
+from caphuman_jax.errors import INTERRUPTED, CapHumanError
 from caphuman_jax.version import __version__
 
 _VERBS = {
@@ -52,7 +52,7 @@ _VERBS = {
     ),
 }
 """Each verb's module, with add_arguments(parser) and run(args), and its line in the help."""
-_FAILED, _INTERRUPTED = 2, 130
+_FAILED = 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,10 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _FAILED
     except KeyboardInterrupt:
         print("\ncaphuman: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # the reader of our output has closed it
-        return _INTERRUPTED
+        return INTERRUPTED
 
 
 def _spare_libtpu():

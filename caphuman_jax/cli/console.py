@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from caphuman_jax.errors import SettingError
+from caphuman_jax.errors import RESTART, SettingError
 
 _STAGES = {
     "photo": "analyzing the photo",
@@ -25,6 +26,27 @@ def quiet_libraries() -> None:
     """Silence what XLA and FFmpeg print by themselves. Call it before they are imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+
+@contextlib.contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Wherever nothing has to be saved, a SIGTERM leaves with RESTART and one line; what does save
+    (`runtime.preemption`) handles the signal itself meanwhile.
+    """
+
+    def leave(*_):
+        text = "caphuman: asked to stop; nothing was left to save; rerun the same command to resume"
+        print(text, file=sys.stderr)
+        raise SystemExit(RESTART)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_writable(out: Path) -> None:

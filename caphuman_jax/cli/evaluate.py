@@ -142,8 +142,11 @@ def run(args: argparse.Namespace) -> int:
         args.report,
         seed=args.seed,
         batch=batch,
+        head_of=pipe.head_of,
     )
-    floor = benchmark.run_measurement_floor(model, subjects, seed=args.seed, batch=batch)
+    floor = benchmark.run_measurement_floor(
+        model, subjects, seed=args.seed, batch=batch, head_of=pipe.head_of
+    )
     results = statistics.compute(model, subjects, outcomes, args.seed)
     weights = pipe.record.get("weights", {})
     document = {
@@ -191,6 +194,7 @@ def run(args: argparse.Namespace) -> int:
 def _photos(args: argparse.Namespace, metadata: dict) -> tuple[list, dict]:
     """The photos to evaluate on, and what the report says about where they come from."""
     from caphuman_jax.evaluation import photos
+    from data_pipeline.records.manifest import records_hash
     from data_pipeline.records.reader import RecordsFolder
 
     if args.records is None:
@@ -206,8 +210,8 @@ def _photos(args: argparse.Namespace, metadata: dict) -> tuple[list, dict]:
             f"its training may have seen people of their split test",
             file=sys.stderr,
         )
-    fingerprint = folder.manifest.get("fingerprint")
-    return found, {"held_out": known, "records": {"fingerprint": fingerprint, "split": "test"}}
+    records = {"sha256": records_hash(folder.manifest), "split": "test"}
+    return found, {"held_out": known, "records": records}
 
 
 def _joined(checksums: dict[str, str]) -> str:

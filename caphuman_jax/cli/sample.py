@@ -128,7 +128,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
         if args.out is None:
             raise SettingError("--out DIR is required: the folder of the pictures")
-        return _make(args, asked, plan, share)
+        with console.exit_on_sigterm():
+            return _make(args, asked, plan, share)
 
 
 def _make(args, asked, plan, share) -> int:

@@ -8,6 +8,8 @@ import logging
 import os
 from pathlib import Path
 
+from caphuman_jax.cli.console import exit_on_sigterm
+
 
 def add_arguments(parser) -> None:
     """The command's options; `--config.NAME=VALUE` overrides an entry of the configuration."""
@@ -61,6 +63,11 @@ def run(args) -> int:
     """Trains; returns the exit code: 0 finished or out of time, 1 NaN, 75 "start me again", 130
     interrupted.
     """
+    with exit_on_sigterm():
+        return _train(args)
+
+
+def _train(args) -> int:
     from caphuman_jax.runtime import distributed
 
     distributed.join(

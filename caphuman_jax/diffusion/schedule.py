@@ -5,10 +5,20 @@ where ᾱ_t is the cumulative product `alphas_cumprod` (DDPM, arXiv 2006.11239, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from caphuman_jax.config import DiffusionConfig
 from caphuman_jax.errors import SettingError
+
+BETA_SCHEDULES: dict[str, Callable[[DiffusionConfig], np.ndarray]] = {
+    "scaled_linear": lambda c: _line(c.beta_start**0.5, c.beta_end**0.5, c) ** 2,
+    "linear": lambda c: _line(c.beta_start, c.beta_end, c),
+}
+"""Name, as in diffusers' scheduler settings → betas (num_timesteps,) in float64. Stable Diffusion's
+is linear in the square root; DDPM's is linear.
+"""
 
 SPACINGS = ("original", "leading", "trailing", "linspace")
 
@@ -70,9 +80,12 @@ def check_spacing(spacing: str) -> None:
 
 
 def _betas(config: DiffusionConfig) -> np.ndarray:
-    return (
-        np.linspace(
-            config.beta_start**0.5, config.beta_end**0.5, config.num_timesteps, dtype=np.float64
+    if config.beta_schedule not in BETA_SCHEDULES:
+        raise SettingError(
+            f"beta_schedule is {config.beta_schedule!r}; known: {', '.join(BETA_SCHEDULES)}"
         )
-        ** 2
-    )
+    return BETA_SCHEDULES[config.beta_schedule](config)
+
+
+def _line(first: float, last: float, config: DiffusionConfig) -> np.ndarray:
+    return np.linspace(first, last, config.num_timesteps, dtype=np.float64)

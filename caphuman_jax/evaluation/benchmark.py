@@ -22,7 +22,7 @@ from caphuman_jax.evaluation.measure import measure_images
 from caphuman_jax.evaluation.outcome import RECOGNIZERS, HeadParams, Outcome, Subject
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.face import align
-from caphuman_jax.head.base import HeadModel
+from caphuman_jax.head.base import HeadEstimator, HeadModel
 from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.head import Head
 from caphuman_jax.io import metadata
@@ -68,6 +68,7 @@ def run_requests(
     *,
     seed: int,
     batch: int,
+    head_of: HeadEstimator | None = None,
 ) -> tuple[list[Outcome], dict[str, float]]:
     """Generate and measure every request. Pictures and lines of outcomes.jsonl are written as they
     are made.
@@ -80,6 +81,7 @@ def run_requests(
         folder: of the report.
         seed: of random heads.
         batch: images at a time.
+        head_of: see `measure_images`.
 
     Returns:
         The outcomes, and seconds: "generate_first" and "measure_first" of the first batch, with
@@ -112,7 +114,7 @@ def run_requests(
                 [part[i].seed for i in filled],
             )
             made = time.perf_counter()
-            measured = measure_images(model, list(pictures))
+            measured = measure_images(model, list(pictures), head_of)
             generating.append(made - start)
             measuring.append(time.perf_counter() - made)
             for request, head, picture, shown in zip(part, heads, pictures, measured):
@@ -145,7 +147,12 @@ def run_requests(
 
 
 def run_measurement_floor(
-    model: HeadModel, subjects: Sequence[Subject], *, seed: int, batch: int
+    model: HeadModel,
+    subjects: Sequence[Subject],
+    *,
+    seed: int,
+    batch: int,
+    head_of: HeadEstimator | None = None,
 ) -> list[Outcome]:
     """Measure the reference photos themselves, mirrored and rotated by known angles, exactly as
     generated images are measured: the least error that a perfect model would show.
@@ -162,7 +169,7 @@ def run_measurement_floor(
     for part in _batches(jobs, batch):
         filled = [*part, *[part[-1]] * (batch - len(part))]
         changed = [turned(model, subjects[i], mirror, angle) for i, mirror, angle in filled]
-        measured = measure_images(model, [picture for picture, _ in changed])
+        measured = measure_images(model, [picture for picture, _ in changed], head_of)
         outcomes += [
             Outcome(
                 None, i, HeadParams.of(model, head), HeadParams.of(model, subjects[i].head), shown

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from caphuman_jax.evaluation.metrics.registry import METRICS
 from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement
 from caphuman_jax.face import recognition
 from caphuman_jax.face.face import Face, find_faces
-from caphuman_jax.head.base import HeadModel
+from caphuman_jax.head.base import HeadEstimator, HeadModel
 from caphuman_jax.head.face_fitting import fit_heads
 from caphuman_jax.head.head import Head
 
 
-def measure_images(model: HeadModel, images: Sequence[np.ndarray]) -> list[ImageMeasurement]:
-    """Measure images (S, S, 3) uint8 of one size. Compiled once for each number and size."""
+def measure_images(
+    model: HeadModel, images: Sequence[np.ndarray], head_of: HeadEstimator | None = None
+) -> list[ImageMeasurement]:
+    """Measure images; compiled once for each number and size.
+
+    Args:
+        model: head model.
+        images: (S, S, 3) uint8, of one size.
+        head_of: estimates the heads; None: they are fitted to landmarks.
+    """
     found = [find_faces(image) for image in images]
-    heads = _fit(model, images, [faces[0] if faces else None for faces in found])
+    largest = [faces[0] if faces else None for faces in found]
+    heads = _fit(model, images, largest) if head_of is None else _estimate(head_of, images, largest)
     return [
         _measurement(model, image, faces, head) for image, faces, head in zip(images, found, heads)
     ]
@@ -32,6 +42,15 @@ def recognition_vectors(
         "dlib": recognition.dlib_vector(image, landmarks),
         "mobilefacenet": recognition.identity(image, landmarks)[0] if known is None else known,
     }
+
+
+def _estimate(
+    head_of: HeadEstimator, images: Sequence[np.ndarray], faces: Sequence[Face | None]
+) -> list[Head | None]:
+    return [
+        jax.device_get(head_of(image, face.landmarks)) if face else None
+        for image, face in zip(images, faces)
+    ]
 
 
 def _fit(

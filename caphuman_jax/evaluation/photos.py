@@ -3,8 +3,8 @@
 `caphuman prepare` decides who is held out: the records' split `test`. A model folder's metadata
 names the rule that its training followed, as `held_out`:
 
-    {"rule": "records", "fingerprint": …}  the split `test` of the records with that fingerprint
-    {"rule": "file name", "every": N}      photos whose file name has a CRC-32 that N divides
+    {"rule": "records", "sha256": …}   the split `test` of the records with that hash
+    {"rule": "file name", "every": N}  photos whose file name has a CRC-32 that N divides
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.io.images import PHOTO_ENDINGS
+from data_pipeline.records.manifest import records_hash
 from data_pipeline.records.reader import RecordsFolder
 
 TEST = "test"
@@ -110,8 +111,8 @@ def file_name_rule(model: str, metadata: Mapping[str, Any]) -> int:
 
 def trained_on(metadata: Mapping[str, Any], folder: RecordsFolder) -> bool:
     """Whether a model's metadata says that it was trained on these records."""
-    rule, fingerprint = _rule(metadata), folder.manifest.get("fingerprint")
-    return bool(fingerprint) and rule == {"rule": "records", "fingerprint": fingerprint}
+    found = records_hash(folder.manifest)
+    return bool(found) and _rule(metadata) == {"rule": "records", "sha256": found}
 
 
 def _rule(metadata: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,6 +7,9 @@ import numpy as np
 from caphuman_jax.face import align
 
 HEAD_SQUARE = 1.8  # side of the square over the larger side of the landmarks' upright box
+MARGIN = 1.35
+"""Side of the wider square over the head square: training shifts and rotates within it, and the
+corners of a tilted face's recognition crop lie inside it."""
 _EYE_CORNERS = (33, 263)
 
 

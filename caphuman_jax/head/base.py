@@ -143,6 +143,20 @@ class HeadModel:
             np.zeros((*weights.shape[:-1], basis.shape[1]), np.float32),
         )
 
+    def arkit_weights(self, names: tuple[str, ...], expressions: np.ndarray) -> np.ndarray:
+        """Weights (…,M) of ARKit expressions `names` in expressions (…,E): those whose sum is
+        nearest to the expression. NaN for names that the model does not have."""
+        expressions = np.asarray(expressions)
+        weights = np.full((*expressions.shape[:-1], len(names)), np.nan, expressions.dtype)
+        known, basis = self.arkit_basis()
+        places = [place for place, name in enumerate(names) if name in known]
+        if places:
+            rows = basis[[known.index(names[place]) for place in places]]
+            products = np.moveaxis(expressions @ rows.T, -1, 0)
+            solved = np.linalg.solve(rows @ rows.T, products.reshape(len(places), -1))
+            weights[..., places] = np.moveaxis(solved.reshape(products.shape), 0, -1)
+        return weights
+
     def mirrored_expression(self, expression: jax.Array) -> jax.Array:
         """The expression (E,) of the mirrored face."""
         names = self.expression_names

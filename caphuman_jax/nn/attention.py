@@ -53,6 +53,8 @@ def attention(
         key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0))) for x in (key, value))
         lengths = jnp.full((batch,), keys, jnp.int32)
     query, key, value = (x.reshape(batch, -1, heads, head_width) for x in (query, key, value))
+    if backend not in ("xla", "cudnn", "splash"):
+        raise ValueError(f"the attention backend {backend!r} has no implementation")
     if backend == "splash":
         return _splash(query, key, value, compute.mesh).reshape(batch, queries, width)
 
@@ -97,10 +99,12 @@ def _best(
 
 
 def _widest_head() -> int:
-    """Of cuDNN's fused attention on the devices at hand; what is compiled for others is taken to be
-    older.
+    """Of cuDNN's fused attention on the devices at hand, 0 on AMD's, which have no cuDNN; what is
+    compiled for others is taken to be older.
     """
     capability = getattr(jax.devices()[0], "compute_capability", None) or "0"
+    if capability.startswith("gfx"):
+        return 0
     return 256 if float(capability) >= 9 else 128
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from caphuman_jax.errors import HeadError, SettingError
 from caphuman_jax.face import recognition
 from caphuman_jax.face.align import invert
-from caphuman_jax.face.crop import crop_square, head_square
+from caphuman_jax.face.crop import MARGIN, crop_square, head_square
 from caphuman_jax.face.face import Face, choose_face, find_faces
 from caphuman_jax.head.base import HeadEstimator, HeadModel
 from caphuman_jax.head.camera import transform_head
@@ -32,9 +32,6 @@ log = logging.getLogger("caphuman_jax")
 
 COMBINE = ("mean", "stack")
 """How several photos of one person are combined, see `combine_references`."""
-# Side of the square that recognizers see over that of the head square: the corners of a tilted
-# face's crop lie inside it.
-_RECOGNITION_MARGIN = 1.35
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,7 +127,7 @@ def analyze_photo(
         raise HeadError(f"{name}: {problem}") from problem
     # As in training: the region of the landmarks alone, and a recognition crop of the same
     # resolution as the square.
-    wide, wide_size = side * _RECOGNITION_MARGIN, round(size * _RECOGNITION_MARGIN)
+    wide, wide_size = side * MARGIN, round(size * MARGIN)
     context, wide_place, _ = crop_square(image, center, wide, wide_size)
     wide_landmarks = transform_landmarks(chosen.landmarks, wide_place, wide_size / wide)
     view = View(square, face_region(landmarks, (size, size)), context, wide_landmarks)

@@ -13,11 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-RESTART = 75
-"""Exit code after a SIGTERM: EX_TEMPFAIL of sysexits.h, "start me again"."""
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+from caphuman_jax.errors import INTERRUPTED, RESTART
 
 _CLOCK_STEPS = 20  # hosts agree on the time this often
 

@@ -270,8 +270,7 @@ def assemble(rows: Mapping, head_model: HeadModel | None, size: int) -> Batch:
         photo=photo,
         token_ids=rows["caption_ids"],
         identity_input=identity_input,
-        # Pixel centers are at integers in `coordinates`, half a pixel inside of what is covered.
-        area=augment.valid_area(coordinates, rows["covered"] * side[:, None] - 0.5),
+        area=augment.valid_area(coordinates, rows["covered"] * side[:, None]),
         **{name: rows[name] for name in UNCHANGED if name in rows},
     )
 

@@ -18,7 +18,9 @@ import numpy as np
 from caphuman_jax.errors import DataError
 from caphuman_jax.face import align, colors, recognition, segmentation
 from caphuman_jax.head import hints
-from caphuman_jax.head.models.registry import load_head
+from caphuman_jax.head.base import HeadModel
+from caphuman_jax.head.head import Head
+from caphuman_jax.head.models.registry import SHIPPED, load_head
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from data_pipeline.prepare import captions
 
@@ -28,11 +30,28 @@ SHADES = 32  # of each background color that is put behind people
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=print) -> dict:
+def build(
+    records,
+    index: np.ndarray,
+    *,
+    head: str = SHIPPED,
+    seed: int = 0,
+    chunk: int = 64,
+    log=print,
+) -> dict:
     """Arrays over the photos `index` of `records`, as uint8 where they are large; see
     `resident_batches.sample_batch`.
 
-    Raises DataError where the records' heads are of another head model than the shipped one.
+    Args:
+        records: of `load_records`.
+        index: numbers of photos.
+        head: name of the head model that the records' heads are of.
+        seed: of captions, shades and recognition crops.
+        chunk: heads that are rendered at a time.
+        log: takes the lines for people.
+
+    Raises:
+        DataError: the records' heads do not fit the head model.
     """
     photo = np.array([not records.attributes[i].get("drawing") for i in index], bool)
     part = records.take(index[photo])
@@ -59,7 +78,7 @@ def build(records, index: np.ndarray, *, seed: int = 0, chunk: int = 64, log=pri
             list(pool.map(lambda mask: solid_person(mask, pictures.shape[1]), part.person))
         )
     heads = without_color(part.heads, grey)
-    all_hints = render(heads, partner, grey, pictures.shape[1], chunk=chunk)
+    all_hints = render(load_head(head), heads, partner, grey, pictures.shape[1], chunk=chunk)
     log("hints rendered")
     rng = np.random.default_rng(seed)
     kinds = (None, "black-and-white", "no background")
@@ -155,20 +174,23 @@ def without_color(heads, grey: np.ndarray):
     return dataclasses.replace(heads, light=light, albedo=albedo)
 
 
-def render(heads, partner: np.ndarray, grey: np.ndarray, size: int, *, chunk: int):
+def render(
+    model: HeadModel, heads: Head, partner: np.ndarray, grey: np.ndarray, size: int, *, chunk: int
+):
     """Hints (N, 2, size, size, 9) uint8, on the device, of heads in pixels of that size: as they
     are, and with the identity of a partner.
 
     The second is rendered with the shape and albedo of another photo of the same person where there
     is one, and with the photo's own albedo mirrored otherwise: in use, too, the albedo never fits
     the wanted picture exactly. Its mouth is somebody else's (`change_mouths`)."""
-    model = load_head()
-    if heads.albedo.shape[1:] != model.mean.shape or heads.identity.shape[1] != len(
-        model.identity_basis
-    ):
+    found = [heads.identity.shape[1], heads.expression.shape[1], *heads.albedo.shape[1:]]
+    wanted = [len(model.identity_basis), len(model.expression_names), *model.mean.shape]
+    if found != wanted:
         raise DataError(
-            f"the records' heads are not of the head model {model.name}; make the records with "
-            f"caphuman prepare without --model"
+            f"the records' heads are not of the head model {model.name} with colors at vertices, "
+            f"which config.model.head asks for; prepare the photos without --model for the head "
+            f"model {SHIPPED}, or with a --model whose heads are {model.name}'s, fitted to "
+            f"landmarks"
         )
     encode = jax.jit(hints.pack_hints)
     batches = [

@@ -22,9 +22,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from caphuman_jax.errors import SettingError
+from caphuman_jax.errors import INTERRUPTED, SettingError
 from caphuman_jax.runtime import compiler, sharding
-from caphuman_jax.runtime.preemption import INTERRUPTED, Preemption
+from caphuman_jax.runtime.preemption import Preemption
 from caphuman_jax.training import compiled_step, run_folder
 from caphuman_jax.training.checkpoints import Checkpoints
 from caphuman_jax.training.feed import Feed

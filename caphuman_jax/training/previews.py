@@ -125,6 +125,7 @@ class Previews:
                 )
             )
         pictures = pictures[: len(requests)]
+        measured = measure_images(head_model, pictures, pipe.head_of)
         outcomes = [
             Outcome(
                 request,
@@ -133,7 +134,7 @@ class Previews:
                 HeadParams.of(head_model, subjects[request.person].head),
                 seen,
             )
-            for request, head, seen in zip(requests, heads, measure_images(head_model, pictures))
+            for request, head, seen in zip(requests, heads, measured)
         ]
         rows = [
             [(subject.picture, "held out", "")]

@@ -17,7 +17,7 @@ import numpy as np
 from caphuman_jax.config import CapFaceConfig, ModelConfig, UNetConfig
 from caphuman_jax.errors import ModelFolderError, SettingError
 from caphuman_jax.io import atomic, safetensors_file
-from caphuman_jax.weights import convert, model_folder, tokenizer_files
+from caphuman_jax.weights import convert, model_folder, scheduler_settings, tokenizer_files
 from caphuman_jax.weights.names import prefix, table
 
 DTYPES = {
@@ -343,16 +343,10 @@ def _clip(cfg) -> dict[str, Any]:
 
 
 def _scheduler(config: ModelConfig) -> dict[str, Any]:
-    diffusion = config.diffusion
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": _VERSION,
-        "num_train_timesteps": diffusion.num_timesteps,
-        "beta_start": diffusion.beta_start,
-        "beta_end": diffusion.beta_end,
-        "beta_schedule": "scaled_linear",
-        "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[diffusion.prediction_type],
-        "rescale_betas_zero_snr": diffusion.zero_terminal_snr,
+        **scheduler_settings.to_diffusers(config.diffusion),
         "clip_sample": False,
         "set_alpha_to_one": False,
         "steps_offset": 1,

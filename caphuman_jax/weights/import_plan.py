@@ -158,11 +158,12 @@ def merge_config(config, opened, controls, prediction, zero_snr, name, head) -> 
     base = next((s for s in opened if s.option == "base"), None) or next(
         s for s in opened if s.option != "controlnet"
     )
-    kind = prediction or base.prediction or config.diffusion.prediction_type
-    rescaled = next(
-        z for z in (zero_snr, base.zero_snr, config.diffusion.zero_terminal_snr) if z is not None
+    asked = {"prediction_type": prediction or None, "zero_terminal_snr": zero_snr}
+    diffusion = dataclasses.replace(
+        config.diffusion,
+        **base.diffusion | {name: value for name, value in asked.items() if value is not None},
     )
-    if rescaled and kind != "v":
+    if diffusion.zero_terminal_snr and diffusion.prediction_type != "v":
         raise SettingError(
             "zero terminal SNR needs --prediction v: at the last step there is nothing but noise "
             "to predict from noise"
@@ -173,7 +174,7 @@ def merge_config(config, opened, controls, prediction, zero_snr, name, head) -> 
             f"{base.path} has {heads} attention heads; this configuration has {config.unet.heads}"
         )
     if (
-        rescaled and config.sampling == SD15.sampling
+        diffusion.zero_terminal_snr and config.sampling == SD15.sampling
     ):  # such a model has to be asked at the last timestep (arXiv 2305.08891, sections 3.3 and 3.4)
         config = dataclasses.replace(
             config,
@@ -189,9 +190,7 @@ def merge_config(config, opened, controls, prediction, zero_snr, name, head) -> 
         name=name or config.name,
         head=head,
         controlnets=tuple(n.removeprefix("controlnet_") for n in controls),
-        diffusion=dataclasses.replace(
-            config.diffusion, prediction_type=kind, zero_terminal_snr=rescaled
-        ),
+        diffusion=diffusion,
     )
 
 

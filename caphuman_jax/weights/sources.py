@@ -14,6 +14,7 @@ from typing import Any
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.weights import scheduler_settings
 from caphuman_jax.weights.checkpoint_files import Checkpoint, open_checkpoint
 from caphuman_jax.weights.names import PREFIXES, modern_name
 
@@ -60,7 +61,7 @@ class Found:
 @dataclass
 class Source:
     """A file or folder and what it was given as. networks: name → Found; extras: group → keys;
-    unknown: keys that belong to nothing.
+    unknown: keys that belong to nothing; diffusion: fields of `DiffusionConfig` that it decides.
     """
 
     option: str
@@ -69,8 +70,7 @@ class Source:
     extras: dict[str, list[str]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
-    prediction: str | None = None
-    zero_snr: bool | None = None
+    diffusion: dict[str, Any] = field(default_factory=dict)
     config: ModelConfig | None = None  # of a file that was exported from here; also the next
     trained_with_head: str | None = None
     tokenizer: Path | None = None
@@ -128,17 +128,7 @@ def _read_pipeline(source: Source) -> None:
         source.tokenizer = source.path / "tokenizer"
     scheduler = _json(source.path / "scheduler" / "scheduler_config.json")
     if scheduler:
-        kinds = {"epsilon": "epsilon", "v_prediction": "v"}
-        kind = scheduler.get("prediction_type", "epsilon")
-        if kind not in kinds or scheduler.get("beta_schedule", "scaled_linear") != "scaled_linear":
-            raise ModelFolderError(
-                f"{source.path} predicts {kind} on a {scheduler.get('beta_schedule')} schedule; "
-                f"only Stable Diffusion 1's can be used"
-            )
-        source.prediction, source.zero_snr = (
-            kinds[kind],
-            bool(scheduler.get("rescale_betas_zero_snr", False)),
-        )
+        source.diffusion = scheduler_settings.from_diffusers(scheduler, source.path)
     exported = _json(source.path / "caphuman.json")
     if exported:
         _take_description(source, source.path / "caphuman.json", exported)
@@ -214,7 +204,7 @@ def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = 
             )
         source.networks[name] = Found(checkpoint, form, modern)
     if "v_pred" in checkpoint or checkpoint.metadata.get("modelspec.prediction_type") == "v":
-        source.prediction, source.zero_snr = "v", "ztsnr" in checkpoint
+        source.diffusion = {"prediction_type": "v", "zero_terminal_snr": "ztsnr" in checkpoint}
     if "caphuman_jax" in checkpoint.metadata:
         try:
             described = json.loads(checkpoint.metadata["caphuman_jax"])

@@ -100,10 +100,15 @@ def warp(images, coordinates):
 
 
 def valid_area(coordinates, rectangle):
-    """1 where a sample is inside the photo, 0 in the padding; `rectangle` (B, 4) is x0, y0, x1, y1
-    in source pixels."""
+    """(B, h, w, 1): 1 where a sample is inside the photo, 0 in the padding.
+
+    Args:
+        coordinates: (B, h, w, 2), where a pixel's center is at an integer.
+        rectangle: (B, 4), the edges x0, y0, x1, y1 in source pixels, where pixel i reaches from i
+            to i + 1.
+    """
     x, y = coordinates[..., 0], coordinates[..., 1]
-    r = rectangle[:, :, None, None]
+    r = (rectangle - 0.5)[:, :, None, None]
     inside = (x >= r[:, 0]) & (y >= r[:, 1]) & (x <= r[:, 2]) & (y <= r[:, 3])
     return inside[..., None].astype(jnp.float32)
 

@@ -99,6 +99,7 @@ def make_loader(
     records = folder if isinstance(folder, RecordsFolder) else RecordsFolder(folder)
     count = records.count(split)
     content = _content(records, latents, hints, identity, text, recognizer)
+    records.require({*content.own_features, *content.identity_features, "photo", "partners"})
     policy = _policy(records, content, one_pass, augment, light, identity_swap_prob, drop)
     share = Share(batch, start, process_index, process_count)
     make_batches = backend(loader, processes)

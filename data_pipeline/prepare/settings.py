@@ -16,7 +16,7 @@ from typing import Any
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import SettingError
 from caphuman_jax.face import arcface
-from caphuman_jax.face.crop import HEAD_SQUARE
+from caphuman_jax.face.crop import HEAD_SQUARE, MARGIN
 from caphuman_jax.head.models import registry as head_models
 from caphuman_jax.io import metadata
 from caphuman_jax.weights import model_folder as folder
@@ -118,7 +118,7 @@ class PrepareSettings:
     """
 
     size: int = 512
-    margin: float = 1.35
+    margin: float = MARGIN
     quality: int = 95
     thresholds: QualityThresholds = dataclasses.field(default_factory=QualityThresholds)
     captions: int = 4

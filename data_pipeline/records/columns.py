@@ -100,7 +100,17 @@ def load_records(folder: str | os.PathLike, size: int | None = None) -> Records:
         raise DataError(
             f"{source.path} has no records to train on; prepare more photos, or hold fewer out"
         )
+    only = {
+        "key",
+        "photo",
+        "person_mask",
+        "attributes",
+        "partners",
+        *_COLUMNS.values(),
+        *(f"head/{name}" for name in HEAD_FIELDS),
+    }
     places = [(split, index) for split in splits for index in range(source.splits[split])]
+    source.require(only)
     wanted = {feature.name: feature.shape for feature in source.features}
     stored, count = wanted["photo"][0], len(places)
     columns = {
@@ -116,15 +126,6 @@ def load_records(folder: str | os.PathLike, size: int | None = None) -> Records:
         np.empty(count, object),
         np.empty((count, PARTNERS), np.int64),
     )
-    only = {
-        "key",
-        "photo",
-        "person_mask",
-        "attributes",
-        "partners",
-        *_COLUMNS.values(),
-        *(f"head/{name}" for name in HEAD_FIELDS),
-    }
     first = {
         split: next(i for i, (other, _) in enumerate(places) if other == split) for split in splits
     }

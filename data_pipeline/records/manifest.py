@@ -20,7 +20,10 @@ split, sorted by key.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.io import files
@@ -62,6 +65,21 @@ def read_manifest(folder: str) -> dict | None:
             f"folder"
         )
     return manifest
+
+
+def records_hash(manifest: Mapping[str, Any]) -> str | None:
+    """SHA-256 of what the records are: settings, networks and the bytes of every file, wherever the
+    folder lies. None where the manifest does not say.
+    """
+    try:
+        files = {
+            split: [shard["sha256"] for shard in found["shards"]]
+            for split, found in manifest["splits"].items()
+        }
+        content = {"fingerprint": manifest["fingerprint"], "files": files}
+    except (AttributeError, KeyError, TypeError):
+        return None
+    return hashlib.sha256(to_json(content)).hexdigest()
 
 
 def to_json(content: dict) -> bytes:

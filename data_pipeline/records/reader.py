@@ -16,7 +16,7 @@ import numpy as np
 
 from caphuman_jax.errors import DataError
 from data_pipeline.records import tf_example
-from data_pipeline.records.manifest import MANIFEST
+from data_pipeline.records.manifest import MANIFEST, records_hash
 from data_pipeline.records.schema import NAME, VERSION, Feature
 
 # records of a split above which the files' own indices (38 bytes a record in memory) stay on disk
@@ -90,6 +90,15 @@ class RecordsFolder:
     def feature(self, name: str) -> Feature | None:
         """The feature of that name, or None."""
         return next((f for f in self.features if f.name == name), None)
+
+    def require(self, names: Collection[str]) -> None:
+        """Raises DataError that names the columns that the records lack."""
+        missing = sorted(set(names) - {feature.name for feature in self.features})
+        if missing:
+            raise DataError(
+                f"{self.path} lacks {', '.join(missing)}, which training reads; an earlier version "
+                f"made the records: make them again with caphuman prepare"
+            )
 
     def count(self, split: str) -> int:
         """Number of records of a split. Raises DataError if it does not exist or is empty."""
@@ -233,13 +242,13 @@ def version_folder(folder: Path) -> Path:
 
 def held_out_rule(folder: str | os.PathLike) -> dict:
     """The metadata entry `held_out` of a model that is trained on the records in a folder: training
-    leaves out their split "test". The fingerprint is None where the records cannot be read.
+    leaves out their split "test". The hash is None where the records cannot be read.
     """
     try:
-        fingerprint = _json(version_folder(Path(folder)) / MANIFEST).get("fingerprint")
+        found = records_hash(_json(version_folder(Path(folder)) / MANIFEST))
     except DataError:
-        fingerprint = None
-    return {"rule": "records", "fingerprint": fingerprint}
+        found = None
+    return {"rule": "records", "sha256": found}
 
 
 def _json(file: Path) -> dict:

@@ -1,5 +1,7 @@
 """The schedule against Diffusers' and, for the original's spacing, against its own definition."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,6 +26,14 @@ def test_levels_equal_diffusers(diffusers_schedule):
         schedule.alphas_cumprod(SD15), theirs.alphas_cumprod.numpy(), rtol=1e-4, atol=1e-6
     )
     assert schedule.alphas_cumprod(SD15).dtype == np.float32
+
+
+def test_the_linear_schedule_equals_diffusers(diffusers_schedule):
+    linear = dataclasses.replace(SD15, beta_schedule="linear")
+    theirs = diffusers_schedule(beta_schedule="linear")
+    np.testing.assert_allclose(betas_of(linear), theirs.betas.numpy(), rtol=1e-6)
+    with pytest.raises(SettingError, match="'cosine'; known: scaled_linear, linear"):
+        schedule.alphas_cumprod(dataclasses.replace(SD15, beta_schedule="cosine"))
 
 
 def test_zero_terminal_snr_equals_diffusers(diffusers_schedule):

@@ -18,6 +18,7 @@ from caphuman_jax.pipeline import loading
 from caphuman_jax.training.run import held_out_metadata
 from caphuman_jax.weights import model_folder
 from data_pipeline.prepare import beam_pipeline, finalize, workdir
+from data_pipeline.records.manifest import records_hash
 from data_pipeline.records.reader import RecordsFolder, held_out_rule
 from data_pipeline.sources.open import open_source
 
@@ -134,12 +135,17 @@ def test_what_a_record_keeps_is_the_photo(prepared):
 def test_records_of_another_model_are_named(prepared, monkeypatch, tmp_path, capsys):
     _, records = prepared
     assert photos.trained_on({"held_out": held_out_rule(records.path)}, records)
-    for metadata in ({}, {"held_out": {"rule": "records", "fingerprint": None}}):
+    for metadata in ({}, {"held_out": {"rule": "records", "sha256": None}}):
         assert not photos.trained_on(metadata, records)
         seen_by(monkeypatch, tmp_path, metadata, "--records", records.path)
         assert "may have seen people of their split test" in capsys.readouterr().err
     _, error = seen_by(monkeypatch, tmp_path, {}, "--records", records.path, "--held-out")
     assert "--held-out goes with --photos" in error
+    # Records of other photos, made with the same settings, are other records.
+    others = RecordsFolder(write_standin(tmp_path / "others", 6, test=3, seed=1))
+    same_settings = RecordsFolder(write_standin(tmp_path / "same settings", 6, test=3, seed=2))
+    assert others.manifest["fingerprint"] == same_settings.manifest["fingerprint"]
+    assert not photos.trained_on({"held_out": held_out_rule(others.path)}, same_settings)
     with pytest.raises(DataError, match="holds nobody out"):
         photos.in_records(RecordsFolder(write_standin(tmp_path / "all", 4)))
 
@@ -147,12 +153,12 @@ def test_records_of_another_model_are_named(prepared, monkeypatch, tmp_path, cap
 def test_training_writes_the_rule(prepared, tmp_path):
     _, records = prepared
     manifest = json.loads((records.path / "manifest.json").read_text())
-    rule = {"rule": "records", "fingerprint": manifest["fingerprint"]}
+    rule = {"rule": "records", "sha256": records_hash(manifest)}
     outer = records.path.parent.parent
     assert (
         held_out_metadata({"data": str(outer)})
         == held_out_metadata({"data": records.path})
         == {"held_out": rule}
     )
-    assert held_out_metadata({"data": tmp_path})["held_out"]["fingerprint"] is None
+    assert held_out_metadata({"data": tmp_path})["held_out"]["sha256"] is None
     assert held_out_metadata({"data": ""}) == held_out_metadata({}) == {}

@@ -117,6 +117,18 @@ def test_results_that_follow(model, subjects):
     assert all(goal["reached"] for goal in statistics.goals(found).values())
 
 
+def test_a_head_model_without_smile_and_jaw_leaves_them_out(model, subjects, tmp_path):
+    names = tuple(f"direction {i}" for i in range(len(model.expression_names)))
+    other = dataclasses.replace(model, expression_names=names)
+    outcomes = make_outcomes(other, subjects, follows=True)[:12]
+    results = statistics.compute(other, subjects, outcomes)
+    for name in ("smile", "jawOpen"):
+        assert np.isnan(results["expression"][name]["all"]["median"]["value"])
+        assert statistics.goals(results)[f"{name} correlation"]["reached"] is None
+    assert results["expression"]["together"]["all"]["mean"]["value"] == 0
+    assert np.isnan(results["by_head"]["own"]["smile_measured"])
+
+
 def test_results_that_do_not(model, subjects):
     found = statistics.compute(model, subjects, make_outcomes(model, subjects, False))
     assert found["identity"]["dlib"]["auc"]["value"] == pytest.approx(0.5, abs=0.05)

@@ -74,6 +74,18 @@ def space():
     )
 
 
+def test_arkit_weights_are_found_again(model, shipped):
+    names = ("mouthSmileLeft", "jawOpen", "no such name", "mouthSmileRight")
+    weights = np.asarray([[0.8, 0.1, 0, 0.7], [0, 0.5, 0, 0.2]], np.float32)
+    for head in (model, shipped):
+        found = head.arkit_weights(names, head.expression_from_arkit(names, weights))
+        assert np.isnan(found[:, 2]).all() and found.shape == (2, 4)
+        np.testing.assert_allclose(found[:, [0, 1, 3]], weights[:, [0, 1, 3]], atol=2e-4)
+    some = np.random.default_rng(0).uniform(0, 1, (5, 52)).astype(np.float32)
+    picked = shipped.expression_names.index("jawOpen")
+    assert (shipped.arkit_weights(("jawOpen",), some)[:, 0] == some[:, picked]).all()
+
+
 def test_landmarks_are_carried_over(model, shipped):
     """The given 68 are exact; of the others, warped from a head that is the same, every one comes
     back to its place.

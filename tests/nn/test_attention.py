@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from caphuman_jax.nn import compute_config
 from caphuman_jax.nn.attention import attention
 from caphuman_jax.nn.compute_config import ComputeConfig
 
@@ -65,6 +66,8 @@ def test_softmax_is_float32_in_bfloat16():
         ("9.0", 512, "xla"),
         ("8.0", 128, "cudnn"),
         ("9.0", 20, "xla"),
+        ("gfx90a", 64, "xla"),
+        ("gfx942", 128, "xla"),
     ],
 )
 def test_on_a_gpu_heads_up_to_what_it_can_are_cudnns(monkeypatch, capability, width, expected):
@@ -75,3 +78,9 @@ def test_on_a_gpu_heads_up_to_what_it_can_are_cudnns(monkeypatch, capability, wi
     )
     assert best(jnp.bfloat16) == expected
     assert best(jnp.float32) == "xla"
+
+
+def test_a_backend_that_is_named_and_not_written_is_an_error(monkeypatch):
+    monkeypatch.setattr(compute_config, "ATTENTION", (*compute_config.ATTENTION, "new"))
+    with pytest.raises(ValueError, match="'new' has no implementation"):
+        attention(*map(jnp.asarray, inputs(4, 4, 8)), 1, compute=ComputeConfig(attention="new"))

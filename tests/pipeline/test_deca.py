@@ -13,6 +13,10 @@ from PIL import Image
 
 from caphuman_jax.cli.app import main
 from caphuman_jax.errors import HeadError, PhotoError
+from caphuman_jax.evaluation import prompt_suite, statistics
+from caphuman_jax.evaluation.benchmark import run_measurement_floor
+from caphuman_jax.evaluation.measure import measure_images, recognition_vectors
+from caphuman_jax.evaluation.outcome import HeadParams, Outcome, Subject
 from caphuman_jax.head import editing, hints
 from caphuman_jax.head.models import deca, deca_head, flame_files
 from caphuman_jax.head.models.registry import load_head
@@ -333,3 +337,27 @@ def test_flame_without_deca(by_deca, astronaut):
     assert person.head.albedo.shape == (5023, 3) and person.confidence > 0.7
     seen = np.asarray(fitted.hints(person.head))
     assert seen[..., 6:].max() <= 1 and (seen[..., 3:6] > 0).any(axis=-1).mean() > 0.15
+
+
+def test_evaluation_measures_heads_as_the_model_does(by_deca, measured):
+    """The square itself, and a request for a smile; and the report's numbers come out."""
+    pipe, people = by_deca[1], measured[:1]
+    model = pipe.head_model
+    subjects = [
+        Subject(p.name, p.square, p.head, p, recognition_vectors(p.square, p.landmarks))
+        for p in people
+    ]
+    (seen,) = measure_images(model, [people[0].square], pipe.head_of)
+    expected = pipe.head_of(people[0].square, people[0].landmarks)
+    np.testing.assert_allclose(seen.head.angles, expected.angles, atol=2)
+    np.testing.assert_allclose(seen.head.expression, expected.expression, atol=0.2)
+    request = prompt_suite.Request(0, 0, "smile=0.8", PROMPT, 0)
+    smiling = prompt_suite.requested_head(model, people[0].head, request)
+    asked, own = (HeadParams.of(model, head) for head in (smiling, people[0].head))
+    results = statistics.compute(model, subjects, [Outcome(request, 0, asked, own, seen)])
+    smile = results["expression"]["smile"]["changed"]
+    assert smile["requests"] == 1 and 0.3 < smile["mean"]["copied"] < 1.2
+    floor = run_measurement_floor(model, subjects, seed=0, batch=2, head_of=pipe.head_of)
+    assert np.isfinite(
+        statistics.compute(model, subjects, floor)["pose"]["yaw"]["all"]["mean"]["value"]
+    )

@@ -57,11 +57,16 @@ def test_normals_turn_with_the_picture():
 
 
 def test_area_outside_the_photo_is_not_valid():
-    rectangle = jnp.asarray([[10.0, 0.0, 63.0, 63.0]], jnp.float32)
+    """Pixels 10 … 49 of 64 are photo: the area's edges lie at 10 and 50."""
+    rectangle = jnp.asarray([[10.0, 0.0, 50.0, 64.0]], jnp.float32)
     area = np.asarray(
         augment.valid_area(augment.source_coordinates(transforms(), 64, 64), rectangle)
     )[0, ..., 0]
-    assert area[:, :10].max() == 0 and area[:, 10:].min() == 1
+    assert area[:, :10].max() == 0 and area[:, 10:50].min() == 1 and area[:, 50:].max() == 0
+    shrunk = np.asarray(
+        augment.valid_area(augment.source_coordinates(transforms(), 64, 32), rectangle)
+    )[0, ..., 0]
+    assert shrunk.sum() == 32 * 32 and area.sum() == 40 * 64
 
 
 def test_transforms_depend_on_the_key_alone_and_stay_in_range():

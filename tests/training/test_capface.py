@@ -4,6 +4,7 @@ rematerialization, arithmetic; and the whole command.
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,15 @@ from flax import traverse_util
 
 from caphuman_jax.cli import app
 from caphuman_jax.config import CapFaceConfig
-from caphuman_jax.errors import SettingError
+from caphuman_jax.errors import DataError, SettingError
 from caphuman_jax.models import registry
 from caphuman_jax.runtime import flops, sharding
-from caphuman_jax.training import trainable
+from caphuman_jax.training import run_folder, trainable
 from caphuman_jax.training.objective import Batch, Objective, make_loss
 from caphuman_jax.training.optimizer import learning_rate_schedule, make_adamw
 from caphuman_jax.training.recipes import capface, capface_run
 from caphuman_jax.training.recipes.capface import CapFaceRecipe, CapFaceTraining
+from caphuman_jax.training.run_config import read_config
 
 BATCH = 16
 
@@ -480,3 +482,22 @@ def test_records_that_do_not_fit_are_told(base_folder, tmp_path, capsys):
     assert "for moments" in capsys.readouterr().err
     assert app.main(["train", "--config", "sd15", "--workdir", str(tmp_path / "v")]) == 2
     assert "--config.base=FOLDER" in capsys.readouterr().err
+
+
+def test_a_run_resumes_on_the_same_records_wherever_they_lie(base_folder, tmp_path):
+    from records_standin import write_standin
+
+    what = {"size": 8, "stored": 11, "hints": True, "image_tokens": (5, 12)}
+
+    def identity(where):
+        entries = {"base": base_folder, "data": where, "hints": "pictures", "loader": "grain"}
+        entries["training.batch_size"] = 8
+        config = read_config("sd15", [f"{name}={value}" for name, value in entries.items()])
+        return run_folder.identity(capface_run.build(config, None, lambda line: None)[0])
+
+    first = identity(write_standin(tmp_path / "first", 8, **what))
+    shutil.move(tmp_path / "first", tmp_path / "moved")
+    run_folder.check_same_run(first, identity(tmp_path / "moved"), "WORKDIR")
+    other = identity(write_standin(tmp_path / "other", 8, seed=1, **what))
+    with pytest.raises(DataError, match="another run: settings.records was '.*', is '"):
+        run_folder.check_same_run(first, other, "WORKDIR")

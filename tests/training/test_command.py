@@ -4,6 +4,8 @@ by flags and cluster variables.
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -14,6 +16,7 @@ from caphuman_jax.cli import app
 from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.runtime import compile_cache
 from caphuman_jax.runtime.distributed import distributed_arguments, first_node
+from caphuman_jax.training import run as training_run
 from caphuman_jax.training.loop import LoopConfig
 from caphuman_jax.training.recipes.autoencoder import AutoencoderTraining
 from caphuman_jax.training.recipes.capface import CapFaceTraining
@@ -167,6 +170,18 @@ def test_exit_codes_and_one_line(tmp_path, capsys):
     assert train(tmp_path / "e", "--config.loop.sharding=zero9") == 2
     assert "'zero9'; there are replicated, zero, fsdp" in capsys.readouterr().err
     assert app.main(["export", str(tmp_path / "b"), str(tmp_path / "f"), "--to", "ldm"]) == 2
+
+
+def test_a_signal_before_the_loop_is_answered_at_once(monkeypatch, tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(
+        training_run, "train", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    with pytest.raises(SystemExit) as left:
+        train(tmp_path)
+    assert left.value.code == 75 and signal.getsignal(signal.SIGTERM) == before
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "rerun the same command to resume" in error
 
 
 @pytest.mark.parametrize("backend, kept", [("gpu", 1), ("cpu", 0)])

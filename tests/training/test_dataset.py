@@ -90,7 +90,12 @@ def test_hints_are_those_of_the_records_heads(records):
     heads = dataset.without_color(some.heads, grey)
     hints = np.asarray(
         dataset.render(
-            heads, np.array([[0, 1, 0, 0], [1, 0, 1, 1], [2, 2, 2, 2]]), grey, 44, chunk=2
+            load_head(),
+            heads,
+            np.array([[0, 1, 0, 0], [1, 0, 1, 1], [2, 2, 2, 2]]),
+            grey,
+            44,
+            chunk=2,
         )
     )
     own = np.asarray(
@@ -111,8 +116,8 @@ def test_heads_of_another_model_are_told(records):
     other = records.heads.__class__(
         **{**vars(records.heads), "albedo": np.ones((7, 12, 3), np.float32)}
     )
-    with pytest.raises(DataError, match="not of the head model anny"):
-        dataset.render(other, np.zeros((7, 4), int), np.zeros(7, bool), 44, chunk=8)
+    with pytest.raises(DataError, match="not of the head model anny .* without --model"):
+        dataset.render(load_head(), other, np.zeros((7, 4), int), np.zeros(7, bool), 44, chunk=8)
 
 
 def test_people_are_cut_out_a_little_inside_of_the_mask():

@@ -10,10 +10,10 @@ import torch
 from weight_standins import PARITY, TINY, state_dict, value
 
 from caphuman_jax.cli.app import main
-from caphuman_jax.config import MINI, SD15
+from caphuman_jax.config import MINI, SD15, DiffusionConfig
 from caphuman_jax.errors import ModelFolderError, SettingError
 from caphuman_jax.models import registry
-from caphuman_jax.weights import convert, model_folder
+from caphuman_jax.weights import convert, exporter, model_folder
 from caphuman_jax.weights.exporter import export_model
 from caphuman_jax.weights.importer import import_model
 from caphuman_jax.weights.names import PREFIXES, table
@@ -154,7 +154,10 @@ def test_diffusers_folders_are_bases(tmp_path, model, caphuman):
     export_model(model, tmp_path / "out", "diffusers", dtype="float32")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None)
     pipeline.scheduler.register_to_config(
-        prediction_type="v_prediction", rescale_betas_zero_snr=True
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        beta_schedule="linear",
+        beta_end=0.015,
     )
     pipeline.to(torch.float16).save_pretrained(tmp_path / "saved", variant="fp16")
     vae = tmp_path / "saved" / "vae" / "diffusion_pytorch_model.fp16.safetensors"
@@ -171,7 +174,17 @@ def test_diffusers_folders_are_bases(tmp_path, model, caphuman):
 
     import_model(tmp_path / "m", caphuman=caphuman, base=tmp_path / "saved", config=TINY)
     config = model_folder.read_config(tmp_path / "m")
-    assert (config.diffusion.prediction_type, config.diffusion.zero_terminal_snr) == ("v", True)
+    assert config.diffusion == DiffusionConfig(
+        beta_end=0.015, beta_schedule="linear", prediction_type="v", zero_terminal_snr=True
+    )
+    written = exporter._scheduler(config)
+    assert written["beta_schedule"] == "linear" and written["beta_end"] == 0.015
+    scheduler = tmp_path / "saved" / "scheduler" / "scheduler_config.json"
+    saved = json.loads(scheduler.read_text())
+    scheduler.write_text(json.dumps(saved | {"beta_schedule": "squaredcos_cap_v2"}))
+    with pytest.raises(ModelFolderError, match="squaredcos_cap_v2; known: scaled_linear, linear"):
+        import_model(tmp_path / "n", caphuman=caphuman, base=tmp_path / "saved", config=TINY)
+    scheduler.write_text(json.dumps(saved))
     export_model(tmp_path / "m", tmp_path / "again.safetensors", "ldm")
     again = safetensors.torch.load_file(tmp_path / "again.safetensors")
     for name, x in mixed().items():

@@ -28,10 +28,10 @@ def compute(run: Run) -> dict:
 def _summary(run: Run, head: str) -> dict:
     outcomes = [o for o in run.outcomes if o.request.head == head]
     part = dataclasses.replace(run, outcomes=outcomes)
-    person, (smile, jaw) = part.person, smile_and_jaw(run.model)
+    person = part.person
     references = np.stack([s.vectors["dlib"] for s in run.subjects])
     measured = [o.measured.head for o in outcomes]
-    weights = np.stack([m.expression for m in measured])
+    smile, jaw = smile_and_jaw(run.model, np.stack([m.expression for m in measured]))
     vectors = np.stack([o.measured.vectors["dlib"] for o in outcomes])
     distance = np.linalg.norm(vectors[:, None] - references, axis=-1)
     wins, possible = estimators.people_auc(distance, person, different_people(run.subjects)[person])
@@ -47,8 +47,8 @@ def _summary(run: Run, head: str) -> dict:
             f"{name}_measured": mean(np.array([m.angles[i] for m in measured]))
             for i, name in enumerate(ANGLES)
         },
-        "smile_measured": mean(weights[:, smile]),
-        "jawOpen_measured": mean(weights[:, jaw]),
+        "smile_measured": mean(smile),
+        "jawOpen_measured": mean(jaw),
         "light_right_measured": mean(np.array([m.light[0] for m in measured])),
     }
 

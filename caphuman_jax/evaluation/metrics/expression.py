@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from caphuman_jax.evaluation import estimators
 from caphuman_jax.evaluation.metrics.base import (
     Goal,
@@ -15,26 +17,31 @@ from caphuman_jax.evaluation.metrics.base import (
 )
 from caphuman_jax.head.base import HeadModel
 
+_ARKIT = ("mouthSmileLeft", "mouthSmileRight", "jawOpen")
 
-def smile_and_jaw(model: HeadModel) -> tuple[list[int], int]:
-    """Numbers of the two smile weights and of jawOpen among a model's expressions."""
-    names = list(model.expression_names)
-    return [names.index("mouthSmileLeft"), names.index("mouthSmileRight")], names.index("jawOpen")
+
+def smile_and_jaw(model: HeadModel, expressions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Smile (N, 2), of both sides, and jawOpen (N,) in expressions (N, E), as ARKit weights; NaN
+    for a head model without them.
+    """
+    weights = model.arkit_weights(_ARKIT, expressions)
+    return weights[:, :2], weights[:, 2]
 
 
 def compute(run: Run) -> dict:
-    """expression.smile (mean of its two sides), .jawOpen, and .together: all weights."""
+    """expression.smile (mean of its two sides), .jawOpen, and .together: all weights.
+
+    Smile and jaw are NaN for a head model that cannot make them.
+    """
     asked, measured, own = tables(run, "expression")
-    smile, jaw = smile_and_jaw(run.model)
+    parts = [smile_and_jaw(run.model, table) for table in (asked, measured, own)]
     together = {"mean": estimators.mean_error, "correlation": estimators.correlation}
-    of_tables = lambda pick: [pick(table) for table in (asked, measured, own)]
+    smiles, jaws = [smile.mean(axis=1) for smile, _ in parts], [jaw for _, jaw in parts]
     person, seed = run.person, run.seed
     return {
         "expression": {
-            "smile": controlled(
-                "expression", *of_tables(lambda t: t[:, smile].mean(axis=1)), person, seed
-            ),
-            "jawOpen": controlled("expression", *of_tables(lambda t: t[:, jaw]), person, seed),
+            "smile": controlled("expression", *smiles, person, seed),
+            "jawOpen": controlled("expression", *jaws, person, seed),
             "together": all_and_changed(
                 together, asked, measured, own, differs("expression", asked, own), person, seed
             ),
@@ -49,8 +56,8 @@ def _rows():
         yield Row(f"{name} where changed, mean error", place + "changed.mean")
         yield Row(f"{name} of all heads, correlation", place + "all.correlation")
     together = "expression.together.changed."
-    yield Row("all 52 expressions where changed, correlation", together + "correlation")
-    yield Row("all 52 expressions where changed, mean error", together + "mean")
+    yield Row("all expression weights where changed, correlation", together + "correlation")
+    yield Row("all expression weights where changed, mean error", together + "mean")
 
 
 METRIC = Metric(

@@ -33,6 +33,7 @@ from caphuman_jax.training.recipes.capface import (
 )
 from caphuman_jax.training.run_config import from_config
 from caphuman_jax.weights import model_folder
+from data_pipeline.records.manifest import records_hash
 
 LORA_FILE = "lora.safetensors"
 """A trained LoRA's file in an exported model folder, for `--lora`; the folder's UNet is the base's.
@@ -74,6 +75,8 @@ def build(config, mesh, log) -> tuple[CapFaceRecipe, RecordBatches]:
         shared=source.shared,
         hashes=hashes,
     )
+    # The folder of the records may move; what is in it may not change while a run is resumed.
+    recipe.settings["records"] = records_hash(source.records.manifest)
     held_out = source.records.splits.get("test", 0)
     networks = functools.partial(whole_model, where, model, cfg)
     known = {

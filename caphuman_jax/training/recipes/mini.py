@@ -305,11 +305,13 @@ def _build(config, workdir: Path, records, mesh, log) -> tuple[MiniRecipe, None]
     log(f"{len(train_index)} photos to train on, {len(test_index)} of other people held out")
     model, vae = _autoencoder(workdir)
     cfg = from_config(MiniTraining, config.training, "training")
-    data = dataset.build(records, train_index, log=log)
+    data = dataset.build(records, train_index, head=model.head, log=log)
     photos = config.evaluators.get("held_out", {}).get("pictures", 0)
     held_out = None
     if len(test_index) and photos:
-        held_out = dataset.build(records, test_index[:photos], log=lambda line: None)
+        held_out = dataset.build(
+            records, test_index[:photos], head=model.head, log=lambda line: None
+        )
     recipe = MiniRecipe(model, cfg, vae, data, mesh, held_out)
     # The folder of the records may move; what is in it may not change while a run is resumed.
     recipe.settings["photos"] = hashlib.sha256(

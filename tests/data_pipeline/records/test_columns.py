@@ -1,5 +1,7 @@
 """Records as columns in memory."""
 
+import json
+import shutil
 import sys
 
 import numpy as np
@@ -8,6 +10,7 @@ from records_standin import write_standin
 
 from caphuman_jax.errors import DataError
 from data_pipeline.records.columns import load_records, training_split
+from data_pipeline.records.manifest import records_hash
 from data_pipeline.records.reader import RecordsFolder
 from data_pipeline.records.schema import NAME
 
@@ -123,3 +126,31 @@ def test_a_damaged_record_is_named(tmp_path, name, value, words):
         match=rf"{NAME}-train.array_record-00000-of-00001, record 3 \(number 3 of train\): {words}",
     ):
         load_records(place)
+
+
+def test_records_that_lack_a_column_say_which(folder, tmp_path):
+    """Records of an earlier version that has the same number."""
+    from data_pipeline.loading.loader import make_loader
+    from data_pipeline.records import manifest
+
+    copy = tmp_path / "earlier"
+    shutil.copytree(folder, copy)
+    file = RecordsFolder(copy).path / manifest.MANIFEST
+    content = json.loads(file.read_text())
+    for name in ("colours", "covered"):
+        content["features"] = [f for f in content["features"] if f["name"] != name]
+    file.write_bytes(manifest.to_json(content))
+    with pytest.raises(DataError, match="earlier.* lacks colours, covered.*caphuman prepare"):
+        load_records(copy)
+    with pytest.raises(DataError, match="earlier.* lacks covered.*caphuman prepare"):
+        make_loader(copy, batch=2)
+
+
+def test_the_hash_of_records_is_of_their_files_alone(folder, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)
+    before, after = (records_hash(RecordsFolder(path).manifest) for path in (folder, moved))
+    assert before == after and len(before) == 64
+    other = write_standin(tmp_path / "other", 7, test=6, seed=1)
+    assert records_hash(RecordsFolder(other).manifest) != before
+    assert records_hash({}) is None
