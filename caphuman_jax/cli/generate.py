@@ -107,12 +107,10 @@ def run(args: argparse.Namespace) -> None:
     from caphuman_jax.io.metadata import PictureWriter  # brings NumPy, the others JAX
     from caphuman_jax.pipeline.contact_sheet import contact_sheet
     from caphuman_jax.pipeline.loading import load
-    from caphuman_jax.weights import lora
 
     with console.notices(), console.ProgressReporter() as progress:
         pipe = load(args.model, dtype=args.dtype, batch=args.batch, memory=args.memory)
-        if args.lora:
-            pipe.use_loras([lora.parse(text) for text in args.lora])
+        sampling_arguments.use_files(pipe, args)
         loaded = time.perf_counter() - started
         writer = PictureWriter(args.out, args.overwrite)
         result = pipe(progress=progress, on_image=writer.write, **asked)
@@ -307,7 +305,7 @@ def _compare(picture: str, now: dict[str, Any]) -> None:
         ("what measured the heads", before.get("head_by"), now.get("head_by")),
         *(
             (f"the {key}", before.get(key), now.get(key))
-            for key in ("loras", "dtype", "memory", "version", "jax", "backend")
+            for key in ("loras", "embeddings", "dtype", "memory", "version", "jax", "backend")
         ),
     ):
         if old != new:

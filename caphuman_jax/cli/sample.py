@@ -138,17 +138,16 @@ def _make(args, asked, plan, share) -> int:
     from caphuman_jax.jobs.run_folder import RunFolder
     from caphuman_jax.jobs.runner import Runner
     from caphuman_jax.runtime.preemption import Preemption
-    from caphuman_jax.weights import lora
 
     pipe, batch = multi_device.load(
         args.model, dtype=args.dtype, batch=args.batch, fsdp=args.fsdp, memory=args.memory
     )
-    if args.lora:
-        pipe.use_loras([lora.parse(text) for text in args.lora])
+    sampling_arguments.use_files(pipe, args)
     facts = {
         "jobs": asked.fingerprint,
         "weights": pipe.record["weights"],
         "LoRAs": pipe.record.get("loras", []),
+        "embeddings": pipe.record.get("embeddings", []),
         "precision (--dtype)": pipe.record["dtype"],
         "memory setting (--memory)": pipe.record.get("memory"),
         "files (--format)": args.format,

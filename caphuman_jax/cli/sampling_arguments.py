@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caphuman_jax.diffusion.sampling_params import FIELDS
+
+if TYPE_CHECKING:
+    from caphuman_jax.pipeline.pipeline import Pipeline
 
 
 def add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
@@ -13,6 +16,10 @@ def add_sampling_arguments(group: argparse._ArgumentGroup) -> None:
     for name, spec in FIELDS.items():
         if spec.flag:
             options: dict[str, Any] = {"help": spec.help, "metavar": spec.metavar}
+            if spec.kind == "switch":
+                options = {"help": spec.help, "action": argparse.BooleanOptionalAction}
+                group.add_argument(f"--{name.replace('_', '-')}", default=None, **options)
+                continue
             if spec.choices:
                 options |= {"choices": spec.choices}
             if spec.kind == "interval":
@@ -28,8 +35,17 @@ def sampling_given(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def use_files(pipe: Pipeline, args: argparse.Namespace) -> None:
+    """Add the files of --lora and --embedding to a model. Raises CapHumanError."""
+    from caphuman_jax.weights import embeddings, lora  # bring JAX
+
+    if args.lora:
+        pipe.use_loras([lora.parse(text) for text in args.lora])
+    pipe.add_embeddings([embeddings.parse(text) for text in args.embedding or ()])
+
+
 def add_model_arguments(group: argparse._ArgumentGroup, batch: str) -> None:
-    """--model, --lora, --dtype, --batch and --memory; `batch` is the help of --batch."""
+    """--model, --lora, --embedding, --dtype, --batch and --memory; `batch`: help of --batch."""
     group.add_argument(
         "--model",
         default="mini",
@@ -42,6 +58,13 @@ def add_model_arguments(group: argparse._ArgumentGroup, batch: str) -> None:
         action="append",
         help="a LoRA file at strength S (default 1), or S for the UNet and T for the text encoder; "
         "may be repeated",
+    )
+    group.add_argument(
+        "--embedding",
+        metavar="FILE[=WORD]",
+        action="append",
+        help="a textual-inversion file; WORD in prompts stands for it (default: the word that the "
+        "file names); may be repeated",
     )
     group.add_argument(
         "--dtype",

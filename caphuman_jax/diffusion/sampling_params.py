@@ -36,7 +36,7 @@ class FieldSpec:
     """What is known of a field besides its default.
 
     Attributes:
-        kind: "text", "int", "float", "choice", "interval" (two timesteps), "size",
+        kind: "text", "switch" (bool), "int", "float", "choice", "interval" (two timesteps), "size",
             "sampler" or "spacing".
         help: one sentence for `--help`.
         low, high: range, both ends included; "num_timesteps" is the model's.
@@ -64,6 +64,21 @@ class SamplingParams:
     """
 
     negative_prompt: str = _field("", "what the picture does not show", "text", per_image=True)
+    prompt_syntax: bool = _field(
+        True,
+        "whether (word:1.3), [word] and BREAK in prompts have their meaning; "
+        "--no-prompt-syntax: brackets are literal",
+        "switch",
+        per_image=True,
+    )
+    clip_skip: int = _field(
+        1,
+        "which layer of the text encoder is its output, counted from the end; default 1, the last",
+        "int",
+        1,
+        24,
+        metavar="N",
+    )
     num_images: int = _field(
         1,
         "number of pictures, default 1; each depends on the seed and its own number alone",
@@ -230,6 +245,11 @@ class SamplingParams:
         resolved = dataclasses.replace(self, **missing)
         for name in FIELDS:
             check_field(name, getattr(resolved, name), config)
+        if resolved.clip_skip > config.text.layers:
+            raise SettingError(
+                f"clip_skip is {resolved.clip_skip}, but the text encoder of {config.name} has "
+                f"{config.text.layers} layers"
+            )
         resolved.coefficients(config)
         return resolved
 
@@ -319,6 +339,7 @@ class SamplingParams:
             "branches": tuple(weights),
             "hard_gate": self.gate == "hard",
             "shallow": _DEEP_BLOCKS_KEPT if self.cache_interval > 1 else 0,
+            "clip_skip": self.clip_skip,
         }
         return settings, coefficients, static
 
@@ -352,6 +373,10 @@ def check_field(name: str, value: Any, config: ModelConfig | None = None) -> Any
     spec = FIELDS[name]
     if value is None:
         return None
+    if spec.kind == "switch":
+        if not isinstance(value, bool):
+            raise SettingError(f"{name} must be true or false, not {value!r}")
+        return value
     if spec.kind in ("text", "choice", "sampler", "spacing"):
         return _word(name, value, spec)
     if spec.kind == "size":

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import acceleration, sampling_loop, tiling
@@ -36,7 +36,17 @@ from caphuman_jax.nn.typing import Array
 
 
 @functools.partial(
-    jax.jit, static_argnames=("cfg", "graphs", "branches", "hard_gate", "size", "shallow", "tile")
+    jax.jit,
+    static_argnames=(
+        "cfg",
+        "graphs",
+        "branches",
+        "hard_gate",
+        "size",
+        "shallow",
+        "tile",
+        "clip_skip",
+    ),
 )
 def generate(
     params,
@@ -52,19 +62,22 @@ def generate(
     hard_gate: bool = True,
     shallow: int = 0,
     tile: int = 0,
+    clip_skip: int = 1,
 ):
     """Generate images.
 
     Args:
         params: {name: parameters} of text, identity, capface, unet, vae and the ControlNets that
             are used; kernels may be `quantization.Int8`.
-        conditions: tokens and empty_tokens (B, 77) int32, the ids of the prompt and of what stands
-            for no prompt; of P people: hints (B, P, H, W, 9), image_tokens (B, P, K, N, W) and
-            recognition (B, P, K, R) of K photos each; controls: {ControlNet: picture (B, H, W, 3)
-            in [0, 1]}. Optional, to begin with a photo: known, its latents (B, h, w, C) of
-            `encode_photos` and mask (B, h, w, 1), see `sampling_loop.Known`. Of an inpainting
-            model, whose UNet sees 2C + 1 channels: visible, the mask (B, h, w, 1), 1 where the
-            photo is hidden, and the latents (B, h, w, C) of the photo that is gray there.
+        conditions: tokens and empty_tokens (B, C·L) int32, the ids of the prompt and of what stands
+            for no prompt, in C chunks of the text encoder's length L; optional weights and
+            empty_weights (B, C·L) of its output, see `encode_text`; of P people: hints
+            (B, P, H, W, 9), image_tokens (B, P, K, N, W) and recognition (B, P, K, R) of K photos
+            each; controls: {ControlNet: picture (B, H, W, 3) in [0, 1]}. Optional, to begin with a
+            photo: known, its latents (B, h, w, C) of `encode_photos` and mask (B, h, w, 1), see
+            `sampling_loop.Known`. Of an inpainting model, whose UNet sees 2C + 1 channels: visible,
+            the mask (B, h, w, 1), 1 where the photo is hidden, and the latents (B, h, w, C) of the
+            photo that is gray there.
         keys: (B,) random keys, one an image (`sampling_loop.picture_keys`).
         settings: float32 scalars: strength (of CapFace), identity_until (identity tokens are kept
             where the timestep is at most this; 0: always), weights {branch: weight} of
@@ -72,7 +85,8 @@ def generate(
             number `step` of the first step and the noise level `alpha`, `sigma` of the latents
             there; the sampler is then of `samplers.start_at`. Optional: rescale (phi of
             `guidance.rescale_guidance`); guided (S,) bool, the steps with guidance (the others take
-            the prediction of "text" alone); recompute_mask (S,) bool, the steps that run the whole
+            the prediction of "text" alone); embeddings (E, n) that are added to the text encoder's;
+            recompute_mask (S,) bool, the steps that run the whole
             UNet (`acceleration.recompute_mask`).
         sampler: Of `samplers.make_sampler`.
         cfg: The model's configuration.
@@ -81,6 +95,7 @@ def generate(
         branches: The branches that guidance needs; with `guided`, "text" among them.
         hard_gate: Threshold CapFace's mask at 0.5, see `capface.gates`.
         shallow: With `recompute_mask`: how many of the decoder's last blocks the other steps run.
+        clip_skip: Which of the text encoder's layers is the output, from its end; 1 is the last.
         tile: Side in pixels of the tiles that the autoencoder decodes one by one; 0: the whole
             image at once.
 
@@ -96,9 +111,16 @@ def generate(
 
     unet, text_encoder = network("unet"), network("text")
     params = {**params, "unet": fold_upsampling(params["unet"], unet.encoder.conv_in.dtype)}
+    encode = functools.partial(
+        encode_text,
+        text_encoder,
+        length=cfg.text.length,
+        embeddings=settings.get("embeddings"),
+        skip=clip_skip - 1,
+    )
     texts = {
-        "prompt": text_encoder(conditions["tokens"])[0],
-        "empty": text_encoder(conditions["empty_tokens"])[0],
+        "prompt": encode(conditions["tokens"], conditions.get("weights")),
+        "empty": encode(conditions["empty_tokens"], conditions.get("empty_weights")),
     }
     encoded = {name: unet.encode_context(text) for name, text in texts.items()}
     contexts = {
@@ -189,6 +211,34 @@ def generate(
         factor,
     )
     return jnp.clip(decoded / 2 + 0.5, 0.0, 1.0), capface.mask.reshape(batch, -1, height, width)
+
+
+def encode_text(
+    text_encoder,
+    token_ids: Int[Array, "b n"],
+    weights: Float[Array, "b n"] | None = None,
+    *,
+    length: int = 77,
+    embeddings: Float[Array, "e w"] | None = None,
+    skip: int = 0,
+) -> Float[Array, "b n width"]:
+    """Encode prompts of any length, chunk by chunk, with weighted tokens.
+
+    Args:
+        text_encoder: the network.
+        token_ids: (B, C·L) int32 of `prompt.PromptEncoder`, or one chunk of up to L.
+        weights: (B, C·L) of the output, whose mean over each chunk is restored; None: all 1.
+        length: L, the tokens of a chunk.
+        embeddings, skip: see `clip_text.TextEncoder`.
+    """
+    length = min(length, token_ids.shape[1])
+    hidden = text_encoder(token_ids.reshape(-1, length), embeddings, skip)[0]
+    if weights is not None:
+        exact = hidden.astype(jnp.float32)
+        weighted = exact * weights.reshape(-1, length, 1)
+        mean = lambda x: x.mean(axis=(1, 2), keepdims=True)
+        hidden = (weighted * (mean(exact) / mean(weighted))).astype(hidden.dtype)
+    return hidden.reshape(*token_ids.shape, hidden.shape[-1])
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "graph"))

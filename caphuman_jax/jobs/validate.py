@@ -22,6 +22,7 @@ from caphuman_jax.pipeline.request import (
     ControlRequest,
     Request,
     SubjectRequest,
+    check_prompts,
     create_controls,
 )
 
@@ -55,6 +56,11 @@ class Checker:
         if combine not in COMBINE:
             wrong.append(f"combine: must be {' or '.join(COMBINE)}, not {combine!r}")
         params = self._params(fields, wrong)
+        if isinstance(prompt, str) and params is not None:
+            try:
+                check_prompts(prompt, params)
+            except CapHumanError as problem:
+                wrong.append(f"prompt: {problem}")
         subjects = tuple(self._subjects(fields, folder, wrong))
         controls = self._controls(fields.get("controls", []), folder, wrong)
         if wrong:

@@ -39,18 +39,37 @@ class TextEncoder(nnx.Module):
         self.norm_out = LayerNorm(cfg.width)
 
     def __call__(
-        self, token_ids: Int[Array, "b l"]
+        self,
+        token_ids: Int[Array, "b l"],
+        embeddings: Float[Array, "e n"] | None = None,
+        skip: int = 0,
     ) -> tuple[Float[Array, "b l w"], Float[Array, "b w"]]:
         """Encode prompts.
 
-        token_ids (B, L) int32, L at most `cfg.length`: start token, the prompt, the end token (the
-        highest id), padding → last hidden state after the final norm (B, L, width); the end token's
-        (B, width). Both in the compute dtype."""
-        x = rows(self.tokens.embedding[...], token_ids).astype(self.tokens.dtype)
+        Args:
+            token_ids: (B, L) int32, L at most `cfg.length`: start token, the prompt, the end token
+                (the highest id of the vocabulary), padding.
+            embeddings: (E, narrow) added embeddings, which ids from the vocabulary's end on stand
+                for.
+            skip: how many of the last layers to leave out; the final norm stays.
+
+        Returns:
+            The last hidden state after the final norm (B, L, width), and the end token's
+            (B, width). Both in the compute dtype.
+        """
+        table = self.tokens.embedding[...]
+        if embeddings is None:
+            x = rows(table, token_ids).astype(self.tokens.dtype)
+        else:
+            known = token_ids < table.shape[0]
+            x = rows(table, jnp.where(known, token_ids, 0)).astype(self.tokens.dtype)
+            added = rows(embeddings, jnp.where(known, 0, token_ids - table.shape[0]))
+            x = jnp.where(known[..., None], x, added.astype(x.dtype))
+            token_ids = jnp.where(known, token_ids, -1)
         if self.widen is not None:
             x = self.widen(x)
         x = x + self.positions[: token_ids.shape[1]].astype(x.dtype)
-        hidden = self.norm_out(self.transformer(x))
+        hidden = self.norm_out(self.transformer(x, skip))
         end = jnp.argmax(
             token_ids, axis=1
         )  # The first of them, where the padding is the end token too.

@@ -39,6 +39,10 @@ class ClipTokenizer:
         """files: a model's own vocab.json and merges.txt; None: CLIP's. Raises ModelFolderError."""
         self._files = files and tuple(map(str, files))
 
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text of any length, without start, end and padding."""
+        return _backend(self._files).encode(_unicode(text), add_special_tokens=False).ids
+
     def __call__(self, texts: Sequence[str], length: int = 77) -> np.ndarray:
         """Token ids (len(texts), length) int32: start, words, end, then padding, which is the end
         token again (49407).
@@ -51,9 +55,7 @@ class ClipTokenizer:
             raise ValueError(f"length is {length}; start and end alone take 2")
         ids = np.full((len(texts), length), END_ID, np.int32)
         for row, text in zip(ids, texts, strict=True):
-            text = text.encode("utf-8", "replace").decode(
-                "utf-8"
-            )  # a terminal may pass on bytes that are not UTF-8
+            text = _unicode(text)
             words = _backend(self._files).encode(text, add_special_tokens=False)
             if len(words.ids) > length - 2:
                 rest = text[words.offsets[length - 2][0] :]
@@ -66,6 +68,11 @@ class ClipTokenizer:
             row[0] = START_ID
             row[1 : 1 + len(kept)] = kept
         return ids
+
+
+def _unicode(text: str) -> str:
+    """A terminal may pass on bytes that are not UTF-8."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def vocabulary_and_merges() -> tuple[dict[str, int], list[tuple[str, str]]]:

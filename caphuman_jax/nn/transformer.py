@@ -36,9 +36,9 @@ class Transformer(nnx.Module):
             }
         )
 
-    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
-        """(B, L, width) → the same."""
-        for i in range(len(self.layers)):
+    def __call__(self, x: Float[Array, "b l w"], skip: int = 0) -> Float[Array, "b l w"]:
+        """(B, L, width) → the same, without the last `skip` layers."""
+        for i in range(len(self.layers) - skip):
             x = self.layers[str(i)](x)
         return x
 

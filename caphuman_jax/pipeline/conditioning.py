@@ -5,6 +5,7 @@ ControlNets get.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,9 +19,12 @@ from caphuman_jax.head.head import Head, to_numbers
 from caphuman_jax.head.hints import fit_to_aspect, render_hints
 from caphuman_jax.head.landmarks68 import landmark_picture
 from caphuman_jax.io.images import PhotoSource, photo_name, read_photo
+from caphuman_jax.models.prompt import EncodedPrompt, PromptEncoder
 from caphuman_jax.person.person import Person, checksum, combine_references, stack_people
 from caphuman_jax.pipeline.head_target import place_side_by_side, warn_if_unusual
 from caphuman_jax.pipeline.request import LANDMARKS, ControlRequest, Request, SubjectRequest
+
+log = logging.getLogger("caphuman_jax")
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, total): called as a stage begins (done 0) and as its parts are done.
@@ -52,6 +56,7 @@ class Conditioning:
     Attributes:
         request: what was asked for.
         subjects: the people in the images.
+        prompts: prompt and negative prompt, if they were encoded.
         controls: {ControlNet: its picture (H, W, 3) uint8}.
         settings: everything that the images are made with, JSON types; see `pipeline.Result`.
     """
@@ -60,18 +65,21 @@ class Conditioning:
     subjects: tuple[Subject, ...]
     controls: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    prompts: tuple[EncodedPrompt, ...] | None = None
 
     @property
     def batch_key(self) -> tuple:
         """Images whose conditionings have equal keys can be made in one batch: hashable."""
         tokens = stack_people([subject.person for subject in self.subjects])["recognition"]
-        return self.request.program_key, tokens.shape
+        prompts = tuple(prompt.kind for prompt in self.prompts or ())
+        return self.request.program_key, tokens.shape, prompts
 
 
 def create_conditioning(
     request: Request,
     head_model: HeadModel,
     analyze: Callable[[PhotoSource, int | None], Person],
+    encode: PromptEncoder,
     record: dict[str, Any],
     progress: Progress,
     with_hints: bool = True,
@@ -82,6 +90,7 @@ def create_conditioning(
         request: what is asked for.
         head_model: the model's head.
         analyze: (photo, number of a face) → Person.
+        encode: prompts for the text encoder.
         record: JSON types that say which model this is, for the settings.
         progress: see `Progress`.
         with_hints: whether to render the hints.
@@ -91,6 +100,7 @@ def create_conditioning(
         HeadError: a head that cannot be fitted or posed.
     """
     height, width = request.params.shape
+    prompts = encode_prompts(request, encode)
     cast = [_measure(subject, request.combine, analyze, progress) for subject in request.subjects]
     targets = place_side_by_side([one.head for one in request.subjects], height, width)
     progress("hints", 0, 1)
@@ -126,7 +136,22 @@ def create_conditioning(
         "controls": [_control_to_json(control) for control in request.controls],
         **record,
     }
-    return Conditioning(request, tuple(subjects), controls, settings)
+    return Conditioning(request, tuple(subjects), controls, settings, prompts)
+
+
+def encode_prompts(request: Request, encode: PromptEncoder) -> tuple[EncodedPrompt, ...]:
+    """Prompt and negative prompt of a request. Raises SettingError."""
+    texts = request.prompt, request.params.negative_prompt
+    encoded = tuple(encode(texts, request.params.prompt_syntax))
+    chunks = len(encoded[0].token_ids) // encode.length
+    if chunks > 1:
+        log.warning(
+            "the prompt takes %d chunks of %d tokens; models are trained on one, and follow the "
+            "later ones less",
+            chunks,
+            encode.length - 2,
+        )
+    return encoded
 
 
 def control_picture(

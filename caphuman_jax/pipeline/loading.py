@@ -18,7 +18,7 @@ from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline.pipeline import Pipeline, WeightSource
 from caphuman_jax.pipeline.program import ShardFn
 from caphuman_jax.runtime.compile_cache import keep_compiled
-from caphuman_jax.weights import model_folder
+from caphuman_jax.weights import embeddings, model_folder
 from caphuman_jax.weights.placement import MEMORY, TILES, packed, put, put_stored
 
 _READERS = 4  # threads that read weights
@@ -97,7 +97,7 @@ def load(
     )
     rounded = memory == "least" or (memory != "full" and dtype != jnp.float32)
     batch = batch or (1 if memory in ("low", "least") else None)
-    return Pipeline(
+    pipe = Pipeline(
         config,
         params,
         graphs,
@@ -109,6 +109,8 @@ def load(
         shard_fn,
         compiler_options,
     )
+    pipe.add_embeddings(embeddings.of_folder(path))
+    return pipe
 
 
 def _as_stored(path: Path, name: str, shapes: dict, verify: Callable[[], None]) -> dict:

@@ -22,6 +22,7 @@ from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.models import registry as heads
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.io.images import PhotoSource
+from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person import identity_file
 from caphuman_jax.person.identity import Identifier
@@ -31,7 +32,7 @@ from caphuman_jax.pipeline.program import ProgramCache, Row, ShardFn, program_ar
 from caphuman_jax.pipeline.request import Request, create_request, warn_if_other_size
 from caphuman_jax.pipeline.result import Result
 from caphuman_jax.version import __version__
-from caphuman_jax.weights import lora
+from caphuman_jax.weights import embeddings, lora
 from caphuman_jax.weights.placement import TILES
 
 _BATCH_ON_ACCELERATOR = 8
@@ -85,7 +86,9 @@ class Pipeline:
         self._base, self._source = params, source
         self.record = dict(record or {})
         self.batch = batch or (1 if jax.default_backend() == "cpu" else _BATCH_ON_ACCELERATOR)
-        self.tokenize = tokenizer or ClipTokenizer()
+        text = config.text
+        self._plain = PromptEncoder(tokenizer or ClipTokenizer(), text.length, text.vocabulary)
+        self.encode, self.embeddings, self._words = self._plain, None, {}
         self.identify = Identifier(config, params, dict(graphs))
         self.head_model = load_head(config.head)
         source, path = heads.find(config.head)
@@ -141,7 +144,13 @@ class Pipeline:
             "backend": jax.default_backend(),
         }
         return create_conditioning(
-            request, self.head_model, self.person, record, progress or _silent, with_hints
+            request,
+            self.head_model,
+            self.person,
+            self.encode,
+            record,
+            progress or _silent,
+            with_hints,
         )
 
     def make(
@@ -170,7 +179,9 @@ class Pipeline:
 
     def arguments(self, rows: Sequence[Row]) -> tuple[tuple, dict[str, Any]]:
         """The arguments of `text_to_image.generate` for these rows, and its static ones."""
-        return program_arguments(self.config, self.params, self.tokenize, rows, self.tile)
+        return program_arguments(
+            self.config, self.params, self.encode, rows, self.tile, self.embeddings
+        )
 
     def with_params(self, params: dict[str, dict]) -> Pipeline:
         """This pipeline with other weights of the same shapes for sampling; photos are measured as
@@ -186,7 +197,7 @@ class Pipeline:
         Args:
             loras: (file, strength) each; a strength is one number, or one for each of the two
                 networks. They replace those in use; () goes back to the base, which stays in
-                memory.
+                memory. Embeddings that the files hold are added, and stay.
 
         Raises:
             ModelFolderError: a file that cannot be read or does not fit the model.
@@ -198,6 +209,7 @@ class Pipeline:
             self.params = self._base | put
         else:
             self.params = lora.apply(self._base, read)
+        self.add_embeddings([(path, None) for path, _ in loras if embeddings.in_lora(path)])
         self.record.pop("loras", None)
         if loras:
             self.record["loras"] = [
@@ -208,6 +220,24 @@ class Pipeline:
                 }
                 for path, strength in loras
             ]
+
+    def add_embeddings(self, files: Sequence[tuple[str | os.PathLike, str | None]]) -> None:
+        """From now on, words in prompts stand for the vectors of textual-inversion files.
+
+        Args:
+            files: (file, word) each; None: the words that the file names.
+
+        Raises:
+            ModelFolderError: a file that cannot be read or does not fit the model.
+            SettingError: a word that is taken.
+        """
+        if not files:
+            return
+        read, records = embeddings.read_files(files, self.config, taken=self._words)
+        self._words = self._words | read
+        self.encode = self._plain.with_words({w: len(rows) for w, rows in self._words.items()})
+        self.embeddings = np.concatenate(list(self._words.values()))
+        self.record["embeddings"] = [*self.record.get("embeddings", ()), *records]
 
     def person(self, photo: PhotoSource | Person, face: int | None = None) -> Person:
         """The person in a photo or an identity file, for use as `reference` or as a head.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,9 @@ import numpy as np
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion.sampling_loop import picture_key
 from caphuman_jax.diffusion.text_to_image import generate
-from caphuman_jax.models.tokenizer import ClipTokenizer
+from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.person.person import stack_people
-from caphuman_jax.pipeline.conditioning import Conditioning, Progress
+from caphuman_jax.pipeline.conditioning import Conditioning, Progress, encode_prompts
 from caphuman_jax.runtime import compiler
 
 NETWORKS = ("text", "identity", "capface", "unet", "vae")
@@ -32,24 +32,26 @@ devices."""
 def program_arguments(
     config: ModelConfig,
     params: Mapping[str, dict],
-    tokenize: ClipTokenizer,
+    encode: PromptEncoder,
     rows: Sequence[Row],
     tile: int,
+    embeddings: np.ndarray | None = None,
 ) -> tuple[tuple, dict[str, Any]]:
     """The arguments of `generate` for one batch.
 
     Args:
         config: the model's.
         params: {network: parameters}.
-        tokenize: of the text encoder.
+        encode: prompts for the text encoder.
         rows: one of each image; their conditionings have equal `batch_key`s.
         tile: see `Pipeline`.
+        embeddings: (E, n) float32 that are added to the text encoder's.
 
     Returns:
         The arguments, and those that are static.
     """
     conditionings = [conditioning for conditioning, _ in rows]
-    each = {id(one): _conditions(one, tokenize, config.text.length) for one in conditionings}
+    each = {id(one): _conditions(one, encode) for one in conditionings}
     conditions = jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *(each[id(one)] for one in conditionings)
     )
@@ -61,6 +63,8 @@ def program_arguments(
     settings, coefficients, static = request.params.program_inputs(
         config, {control.name: control.scale for control in request.controls}
     )
+    if embeddings is not None and _needs_embeddings(each.values(), config.text.vocabulary):
+        settings["embeddings"] = jnp.asarray(embeddings)
     static["tile"] = tile if max(request.params.size) > tile else 0
     used = {
         name: tree
@@ -104,12 +108,15 @@ class ProgramCache:
         return self._compiled[key]
 
 
-def _conditions(conditioning: Conditioning, tokenize: ClipTokenizer, length: int) -> dict[str, Any]:
+def _conditions(conditioning: Conditioning, encode: PromptEncoder) -> dict[str, Any]:
     """A conditioning as the networks take it, without a batch axis."""
     request, subjects = conditioning.request, conditioning.subjects
+    prompt, negative = conditioning.prompts or encode_prompts(request, encode)
+    weights = {"weights": prompt.weights, "empty_weights": negative.weights}
     conditions = {
-        "tokens": tokenize([request.prompt], length)[0],
-        "empty_tokens": tokenize([request.params.negative_prompt], length)[0],
+        "tokens": prompt.token_ids,
+        "empty_tokens": negative.token_ids,
+        **{name: value for name, value in weights.items() if value is not None},
         "controls": {
             name: picture.astype(np.float32) / 255
             for name, picture in conditioning.controls.items()
@@ -118,6 +125,12 @@ def _conditions(conditioning: Conditioning, tokenize: ClipTokenizer, length: int
     }
     hints = jnp.stack([subject.hints for subject in subjects])
     return jax.tree.map(jnp.asarray, conditions) | {"hints": hints}
+
+
+def _needs_embeddings(conditions: Iterable[dict[str, Any]], vocabulary: int) -> bool:
+    """Whether a prompt has ids that are not the vocabulary's."""
+    ids = [np.asarray(one[name]) for one in conditions for name in ("tokens", "empty_tokens")]
+    return any((row >= vocabulary).any() for row in ids)
 
 
 _keys = jax.jit(jax.vmap(picture_key))

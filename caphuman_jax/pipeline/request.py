@@ -13,6 +13,7 @@ from caphuman_jax.diffusion.sampling_params import SamplingParams
 from caphuman_jax.errors import SettingError
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.io.images import PhotoSource
+from caphuman_jax.models.prompt import parse
 from caphuman_jax.person.person import COMBINE, Person
 from caphuman_jax.pipeline.head_target import HeadTarget
 
@@ -122,6 +123,7 @@ def create_request(
     if combine not in COMBINE:
         raise SettingError(f"combine must be {' or '.join(COMBINE)}, not {combine!r}")
     params = SamplingParams.create(config, **sampling)
+    check_prompts(prompt, params)
     alone = {"reference": reference, "head": head, "face": face}
     if people and any(value is not None for value in alone.values()):
         raise SettingError(
@@ -129,6 +131,13 @@ def create_request(
         )
     subjects = tuple(_subject(one, head_model) for one in people or [alone])
     return Request(prompt, params, subjects, combine, create_controls(controls, config))
+
+
+def check_prompts(prompt: str, params: SamplingParams) -> None:
+    """Raise SettingError for a prompt or negative prompt whose syntax cannot be followed."""
+    if params.prompt_syntax:
+        for text in (prompt, params.negative_prompt):
+            parse(text)
 
 
 def create_controls(controls: Sequence[Mapping], config: ModelConfig) -> tuple[ControlRequest, ...]:

@@ -145,6 +145,8 @@ def read(
     arrays: dict[tuple[str, str], dict[str, Any]] = {}
     unknown = []
     for key in checkpoint:
+        if key.startswith("bundle_emb."):  # words of its own, see `weights.embeddings`
+            continue
         _refuse(key, name)
         found = next(filter(None, (pattern.fullmatch(key) for pattern in _KEYS)), None)
         place = _place(found["module"], lookup) if found else None

@@ -18,6 +18,7 @@ from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.head import editing
 from caphuman_jax.io import metadata
 from caphuman_jax.io.images import read_png_metadata
+from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.pipeline.contact_sheet import contact_sheet
 from caphuman_jax.pipeline.head_target import HeadTarget
 from caphuman_jax.pipeline.pipeline import Pipeline
@@ -64,7 +65,7 @@ def test_zero_capface_leaves_the_plain_model_unchanged(pipe, person, tiny_params
     text, unet, vae = (
         nnx.merge(graphs[name], tiny_params[name]) for name in ("text", "unet", "vae")
     )
-    encoded, empty = (text(jnp.asarray(pipe.tokenize([words], 77)))[0] for words in (PROMPT, ""))
+    encoded, empty = (text(jnp.asarray(ClipTokenizer()([words], 77)))[0] for words in (PROMPT, ""))
     texts = {"identity": empty, "text": encoded}
 
     def predict(branches, x, t, _, carry):
@@ -214,7 +215,7 @@ def test_wrong_heads(pipe, person):
 def test_long_prompt_is_a_notice(pipe, person, caplog):
     with caplog.at_level(logging.WARNING):
         pipe(reference=person, prompt="very " * 90 + "long")
-    assert "too long" in caplog.text
+    assert "takes 2 chunks of 75 tokens" in caplog.text
 
 
 def test_pictures_on_disk_say_how_they_were_made(pipe, person, tmp_path):
