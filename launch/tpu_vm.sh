@@ -1,28 +1,84 @@
 #!/usr/bin/env bash
-# Training on a TPU VM slice, or several (multi-slice): the same command on every host.
+# Training on TPU VMs, one slice or several, by queued resources: asks for the machines, waits, installs, trains, and starts again on
+# new machines when spot ones are taken away. Run it where it can stay (tmux, a small VM); training itself runs detached on the TPU VMs.
 #
-#   TPU=my-v5e-256 ZONE=us-west4-a PROJECT=my-project REPOSITORY=https://…/caphuman_jax.git \
+#   NAME=run-1 ZONE=us-west4-a TYPE=v5litepod-16 REPOSITORY=https://…/caphuman_jax.git BUCKET=my-bucket SPOT=true \
 #     launch/tpu_vm.sh --config sd15 --config.base=/data/sd15 --config.data=/data/records --workdir /data/runs/1
 #
-# WORKDIR, records and base have to be folders that all hosts share (Filestore, or a bucket mounted with gcsfuse on all of them).
-# A slice that was taken away is made again by the queued resource; then run this again.
+# SLICES=2 makes a multislice job. BUCKET is mounted at /data on every host with gcsfuse; work folder, records and compiled programs lie there.
+# The machines stay after the run: gcloud compute tpus queued-resources delete NAME --force --zone ZONE
 set -euo pipefail
 
-: "${TPU:?name of the TPU VM or queued resource node}" "${ZONE:?its zone}" "${REPOSITORY:?git URL of this project}"
-: "${PROJECT:=$(gcloud config get-value project)}" "${BRANCH:=main}"
+: "${NAME:?name of the queued resource}" "${ZONE:?its zone}" "${TYPE:?type of a slice, such as v5litepod-16}"
+: "${REPOSITORY:?git URL of this project}" "${BUCKET:?bucket that is mounted at /data}"
+: "${PROJECT:=$(gcloud config get-value project)}" "${BRANCH:=main}" "${SLICES:=1}" "${SPOT:=false}" "${VERSION:=v2-alpha-tpuv5-lite}" "${POLL:=30}"
+common=(--zone "$ZONE" --project "$PROJECT")
 
-everywhere() {
-  gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --project "$PROJECT" --worker=all --command "$1"
+state() {
+  gcloud compute tpus queued-resources describe "$NAME" "${common[@]}" --format='value(state.state)' 2>/dev/null || echo NONE
 }
 
-# Arguments travel through one more shell: quoted for it.
-arguments=$(printf ' %q' "$@")
+create() {
+  local options=(--accelerator-type "$TYPE" --runtime-version "$VERSION")
+  if [ "$SLICES" -gt 1 ]; then
+    options+=(--node-prefix "$NAME" --node-count "$SLICES")
+  else
+    options+=(--node-id "$NAME")
+  fi
+  if [ "$SPOT" = true ]; then options+=(--spot); fi
+  gcloud compute tpus queued-resources create "$NAME" "${common[@]}" "${options[@]}"
+}
 
-everywhere "set -e
+everywhere() {
+  if [ "$SLICES" -gt 1 ]; then
+    gcloud compute tpus queued-resources ssh "$NAME" "${common[@]}" --node=all --worker=all --command "$1"
+  else
+    gcloud compute tpus tpu-vm ssh "$NAME" "${common[@]}" --worker=all --command "$1"
+  fi
+}
+
+wait_until_active() {
+  while true; do
+    case $(state) in
+      ACTIVE) return ;;
+      NONE) create ;;
+      SUSPENDED | FAILED) # taken away, or never given: made again
+        gcloud compute tpus queued-resources delete "$NAME" "${common[@]}" --force --quiet
+        ;;
+    esac
+    sleep "$POLL"
+  done
+}
+
+# Arguments travel through one more shell: quoted for it. uv brings its own Python: that of the images is too old.
+arguments=$(printf ' %q' "$@")
+install="set -e
+  command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+  export PATH=\$HOME/.local/bin:\$PATH
   test -d caphuman_jax || git clone --branch $(printf %q "$BRANCH") $(printf %q "$REPOSITORY") caphuman_jax
   cd caphuman_jax && git fetch --quiet && git checkout --quiet $(printf %q "$BRANCH") && git pull --quiet --ff-only
-  test -x .venv/bin/python || python3 -m venv .venv
-  .venv/bin/pip install --quiet --prefer-binary --constraint constraints.txt --editable '.[train,data,tpu]'"
+  test -x .venv/bin/python || uv venv --python 3.12 .venv
+  uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[train,tpu]'
+  if ! mountpoint --quiet /data; then
+    command -v gcsfuse >/dev/null || {
+      echo \"deb [signed-by=/usr/share/keyrings/cloud.google.asc] https://packages.cloud.google.com/apt gcsfuse-\$(lsb_release -cs) main\" |
+        sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
+      curl -sSf https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
+      sudo apt-get -qq update && sudo apt-get -qq install --yes gcsfuse
+    }
+    sudo mkdir -p /data && sudo chown \$(id -u) /data && gcsfuse --implicit-dirs --rename-dir-limit 200000 $(printf %q "$BUCKET") /data
+  fi"
+# Detached, so that a lost connection does not end it. 75 is \"start me again\": all hosts leave with it together.
+start="cd caphuman_jax && export CAPHUMAN_CACHE=/data/cache && rm -f train.code && (setsid nohup bash -c '
+  code=75; while [ \$code -eq 75 ]; do code=0; .venv/bin/caphuman train --multihost$(printf %s "$arguments" | sed "s/'/'\\\\''/g") || code=\$?; done
+  echo \$code > train.code' >train.log 2>&1 &)"
+follow="cd caphuman_jax && while [ ! -e train.code ]; do tail -n 1 train.log; sleep $POLL; done; tail -n 20 train.log; exit \$(cat train.code)"
 
-# 75: told to stop (maintenance, preemption) after saving. All hosts leave with it together, so each starts again by itself.
-everywhere "cd caphuman_jax && code=75 && while [ \$code -eq 75 ]; do code=0; .venv/bin/caphuman train --multihost$arguments || code=\$?; done; exit \$code"
+while true; do
+  wait_until_active
+  code=0
+  { everywhere "$install" && everywhere "$start" && everywhere "$follow"; } || code=$?
+  # As long as the machines are there, the code is training's own (or ssh's, 255, after which following again is enough).
+  if [ "$code" -eq 0 ]; then exit 0; fi
+  if [ "$(state)" = ACTIVE ] && [ "$code" -ne 255 ]; then exit "$code"; fi
+done

@@ -1,52 +1,223 @@
-"""launch/: scripts that a shell can read, and a manifest whose variables are those that training
-looks for.
+"""launch/: scripts that shellcheck accepts and that run against stand-ins of the clusters'
+commands, and manifests whose variables are those that training looks for.
 """
 
-import string
+import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from caphuman_jax.errors import SettingError
 from caphuman_jax.runtime.distributed import distributed_arguments
 
 LAUNCH = Path(__file__).parents[1] / "launch"
+ODD = ['--config.name=it\'s "a" $(test) `b` {x} ü', "--workdir", "/data/runs/1"]
 
 
 @pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
-def test_scripts_can_be_read(script):
-    subprocess.run(["bash", "-n", script], check=True)
+def test_scripts_pass_shellcheck(script):
     assert script.stat().st_mode & 0o111
+    subprocess.run([Path(sys.executable).with_name("shellcheck"), script], check=True)
 
 
-def test_the_manifest_tells_each_pod_who_it_is():
-    text = string.Template((LAUNCH / "gke.yaml").read_text()).substitute(
-        IMAGE="image",
-        NODES="4",
-        GPUS="8",
-        CLAIM="data",
-        RUN="run-1",
-        ARGUMENTS="--config sd15 --workdir /data/run",
+def manifest(kind, *arguments, **settings):
+    environment = {
+        **os.environ,
+        "RUN": "run-1",
+        "IMAGE": "registry/caphuman",
+        "BUCKET": "bucket",
+        "ACCELERATOR": "kind",
+        "NODES": "4",
+        **settings,
+    }
+    made = subprocess.run(
+        [LAUNCH / "gke.sh", kind, *arguments], env=environment, capture_output=True, text=True
     )
-    service, job = yaml.safe_load_all(text)
-    pod = job["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
+    assert made.returncode == 0, made.stderr
+    return yaml.safe_load(made.stdout)
+
+
+def job_of(jobset):
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    pod = job["template"]["spec"]
+    return replicated, job, pod, pod["containers"][0]
+
+
+def test_gpu_pods_know_who_they_are():
+    jobset = manifest("gpu", *ODD, GPUS="8", SPOT="true")
+    replicated, job, pod, container = job_of(jobset)
+    name = jobset["metadata"]["name"]
     environment = {entry["name"]: entry["value"] for entry in container["env"]} | {
         "JOB_COMPLETION_INDEX": "3"
     }
     found = distributed_arguments(environment)
-    assert found["num_processes"] == job["spec"]["completions"] == 4 and found["process_id"] == 3
-    # Kubernetes names pod 0 of an Indexed Job NAME-0, in the subdomain of a headless service.
-    host, port = found["coordinator_address"].split(":")
-    assert (
-        host == f"{job['metadata']['name']}-0.{pod['subdomain']}"
-        and pod["subdomain"] == service["metadata"]["name"]
+    assert found["num_processes"] == job["completions"] == job["parallelism"] == 4
+    assert found["process_id"] == 3
+    # JobSet names a pod JOBSET-REPLICATEDJOB-JOB-POD, in a subdomain of its own name.
+    host, _ = found["coordinator_address"].split(":")
+    assert host == f"{name}-{replicated['name']}-0-0.{name}"
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-accelerator": "kind",
+        "cloud.google.com/gke-spot": "true",
+    }
+
+
+@pytest.mark.parametrize("kind, more", [("gpu", {"GPUS": "8"}), ("tpu", {"CHIPS": "4"})])
+def test_arguments_arrive_as_they_were_typed(kind, more):
+    jobset = manifest(kind, *ODD, TOPOLOGY="4x4", **more)
+    _, job, pod, container = job_of(jobset)
+    assert container["command"] == ["caphuman", "train"] and container["args"] == ODD
+    assert "cloud.google.com/gke-spot" not in pod["nodeSelector"]
+    # 75 and a node that is taken away start all pods again without counting; the rest counts.
+    assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
+    rules = job["podFailurePolicy"]["rules"]
+    assert {rule["action"] for rule in rules} == {"FailJob"}
+    assert rules[0]["onExitCodes"]["values"] == [75]
+    policy = jobset["spec"]["failurePolicy"]
+    assert policy["maxRestarts"] == 10 and policy["rules"] == [
+        {
+            "action": "RestartJobSetAndIgnoreMaxRestarts",
+            "onJobFailureReasons": ["PodFailurePolicy"],
+        }
+    ]
+
+
+def test_tpu_slices_have_a_node_pool_each():
+    jobset = manifest("tpu", TOPOLOGY="4x4", CHIPS="4", SLICES="2", QUEUE="team")
+    replicated, job, pod, container = job_of(jobset)
+    assert replicated["replicas"] == 2 and job["completions"] == 4
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
+    assert jobset["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team"}
+    (topology,) = jobset["metadata"]["annotations"].values()
+    assert topology == "cloud.google.com/gke-nodepool"
+    assert not any(entry["name"].startswith("CAPHUMAN_P") for entry in container["env"])
+
+
+@pytest.mark.parametrize(
+    "more, local",
+    [
+        ({}, [2]),
+        ({"SLURM_GPUS_PER_TASK": "1"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, None),  # --gpu-bind
+        ({"CUDA_VISIBLE_DEVICES": "MIG-41b36874-c7dc-5d5a-9c6a-5d5a9c6a41b3"}, None),
+        ({"ROCR_VISIBLE_DEVICES": "3"}, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [2]),
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, None),
+    ],
+)
+def test_a_slurm_task_takes_a_device_that_it_sees(more, local):
+    environment = {
+        "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+        "SLURM_STEP_NODELIST": "gpu[01-02]",
+        "SLURM_JOB_ID": "7",
+        "SLURM_PROCID": "6",
+        "SLURM_LOCALID": "2",
+    } | more
+    found = distributed_arguments(environment)
+    assert found.get("local_device_ids") == local and found["process_id"] == 6
+
+
+def test_half_of_the_flags_is_an_error():
+    with pytest.raises(SettingError, match="CAPHUMAN_PROCESS_COUNT missing"):
+        distributed_arguments(
+            {"CAPHUMAN_COORDINATOR": "a:1", "JOB_COMPLETION_INDEX": "0"},
+        )
+
+
+def program(folder, name, text):
+    """A stand-in of a cluster's command."""
+    path = folder / name
+    path.write_text(f"#!/usr/bin/env bash\n{text}")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("LOG", str(tmp_path / "log"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("CAPHUMAN_CACHE", raising=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "code, restarts, requeued",
+    [(0, 0, False), (2, 0, False), (75, 0, True), (134, 0, True), (137, 3, True), (75, 20, False)],
+)
+def test_slurm_requeues_what_another_start_can_finish(
+    stand_ins, tmp_path, monkeypatch, code, restarts, requeued
+):
+    program(stand_ins, "srun", f'printf "%s\\n" "$@" >"$LOG"; exit {code}')
+    program(stand_ins, "scontrol", 'echo "$@" >>"$LOG.scontrol"')
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
+    done = subprocess.run([LAUNCH / "slurm.sh", *ODD], cwd=tmp_path)
+    assert done.returncode == code
+    said = (tmp_path / "log").read_text().splitlines()
+    assert said[-len(ODD) :] == ODD and said[-len(ODD) - 1] == "train"
+    log = tmp_path / "log.scontrol"
+    assert (log.read_text() == "requeue 42\n") if requeued else not log.exists()
+
+
+def test_tpu_vms_are_asked_for_and_made_again(stand_ins, tmp_path, monkeypatch):
+    """The first machines are taken away while training; on the second, training asks once to be
+    started again, and ends.
+    """
+    project = tmp_path / "caphuman_jax"
+    (project / ".venv" / "bin").mkdir(parents=True)
+    program(project / ".venv" / "bin", "python", "")
+    program(
+        project / ".venv" / "bin",
+        "caphuman",
+        'python3 -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$@" >>"$LOG.train"\n'
+        'test "$(wc -l <"$LOG.train")" -ge 2 || exit 75\n',
     )
-    assert service["spec"]["clusterIP"] is None or service["spec"]["clusterIP"] == "None"
-    ignored = next(
-        rule
-        for rule in job["spec"]["podFailurePolicy"]["rules"]
-        if rule.get("onExitCodes", {}).get("values") == [75]
+    for name in ("git", "uv", "gcsfuse", "sudo"):
+        program(stand_ins, name, "")
+    program(stand_ins, "mountpoint", "exit 0")
+    program(
+        stand_ins,
+        "gcloud",
+        """
+echo "$@" | cut -c1-90 >>"$LOG"
+case "$*" in
+  *describe*) head -n 1 "$LOG.states"; sed -i 1d "$LOG.states" ;;
+  *"tpu-vm ssh"*)
+    if [ ! -e "$LOG.lost" ]; then touch "$LOG.lost"; exit 255; fi
+    cd "$HOME" && bash -c "${@: -1}" ;;
+esac
+""",
     )
-    assert ignored["action"] == "Ignore"
+    states = ["WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"]
+    (tmp_path / "log.states").write_text("\n".join(states) + "\n")
+    done = subprocess.run(
+        [LAUNCH / "tpu_vm.sh", *ODD],
+        env={
+            **os.environ,
+            "NAME": "run-1",
+            "ZONE": "z",
+            "TYPE": "v5litepod-16",
+            "REPOSITORY": "https://example.org/x.git",
+            "BUCKET": "b",
+            "PROJECT": "p",
+            "POLL": "0.1",
+        },
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "log").read_text()
+    assert "queued-resources delete run-1" in calls
+    starts = [json.loads(line) for line in (tmp_path / "log.train").read_text().splitlines()]
+    assert starts == [["train", "--multihost", *ODD]] * 2

@@ -162,6 +162,7 @@ def get_config() -> ml_collections.ConfigDict:
             "recipe": "tiny_recipe",
             "data": "",
             "pause": 0.0,
+            "slow_export": 0.0,
             "training": dataclasses.asdict(Training()),
             "evaluators": {"held_out": {"every": 0}, "previews": {"every": 0}},
             "loop": dataclasses.asdict(LoopConfig(log_every=5, save_every=5, tensorboard=False)),
@@ -183,4 +184,5 @@ def stages(config, workdir):
 
 
 def export(config, workdir, params, folder, metadata):
+    time.sleep(config.slow_export)
     save(folder, params, metadata)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -87,7 +88,11 @@ def _slurm(environment: Mapping[str, str]) -> dict[str, Any]:
     alone = re.fullmatch(
         r"1(\(x\d+\))?(,1(\(x\d+\))?)*", environment.get("SLURM_STEP_TASKS_PER_NODE", "1")
     )
-    bound = "SLURM_GPUS_PER_TASK" in environment  # then each task sees its own devices alone
+    # With --gpus-per-task, --gpu-bind or MIG a task sees its own devices alone, numbered from 0.
+    visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("ROCR_VISIBLE_DEVICES"))
+    bound = "SLURM_GPUS_PER_TASK" in environment or (
+        visible is not None and len(visible.split(",")) == 1
+    )
     return (
         arguments
         if alone or bound
@@ -103,13 +108,19 @@ def first_node(nodes: str) -> str:
     return "".join(part or "" for part in found.groups())
 
 
-def join(arguments: dict[str, Any] | None) -> None:
+def join(arguments: dict[str, Any] | None, environment: Mapping[str, str] = os.environ) -> None:
     """Joins the other processes; to be called before anything else of JAX. On CPUs they talk
     through gloo.
+
+    A process that sends no sign of life for $CAPHUMAN_HEARTBEAT seconds (default 60) counts as
+    dead, and the others end. Raises SettingError where that is not a number of seconds.
     """
     if arguments is None:
         return
+    heartbeat = environment.get("CAPHUMAN_HEARTBEAT") or "60"
+    if not heartbeat.isdigit() or not 1 <= int(heartbeat) <= 86400:
+        raise SettingError(f"CAPHUMAN_HEARTBEAT is {heartbeat!r}; whole seconds are wanted")
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(**arguments)
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=int(heartbeat))

@@ -167,6 +167,41 @@ def test_a_signal_to_one_host_stops_all_at_one_step(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_export_that_outlasts_the_heartbeat(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPHUMAN_HEARTBEAT", "5")
+    for process in pair(tmp_path, "--config.slow_export=20", devices=1):
+        finish(process)
+    assert weights(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_host_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPHUMAN_HEARTBEAT", "5")
+    options = (
+        "--config.training.steps=60",
+        "--config.loop.log_every=1",
+        "--config.loop.save_every=5",
+    )
+    both = pair(tmp_path / "killed", *options, "--config.pause=0.1", devices=1)
+    wait_for(lambda: newest(tmp_path / "killed") >= 12, both)
+    both[1].kill()
+    both[1].communicate()
+    died = time.monotonic()
+    out, _ = both[0].communicate(timeout=120)
+    assert time.monotonic() - died < 60 and both[0].returncode not in (0, 2), out[-2000:]
+    said = [
+        finish(process)
+        for process in pair(tmp_path / "killed", *options, "--config.pause=0.1", devices=1)
+    ]
+    assert "resumed at step" in said[0]
+    for process in pair(tmp_path / "straight", *options, "--config.pause=0.1", devices=1):
+        finish(process)
+    straight, killed = weights(tmp_path / "straight"), weights(tmp_path / "killed")
+    for name, value in straight.items():
+        assert value.tobytes() == killed[name].tobytes(), name
+
+
+@pytest.mark.slow
 def test_killed_ten_times_and_the_same_to_the_last_bit(tmp_path):
     options = (
         "--config.training.steps=150",
