@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from caphuman_jax.errors import RESTART, SettingError
 
@@ -86,7 +87,8 @@ class ProgressReporter:
     """
 
     def __init__(self):
-        self._bar, self._stage = None, None
+        self._bar: Any = None  # tqdm's
+        self._stage: _Stage | None = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """See `conditioning.Progress`."""

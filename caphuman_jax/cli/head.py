@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caphuman_jax.cli import console, head_arguments
 from caphuman_jax.diffusion.sampling_params import image_size
@@ -373,7 +373,8 @@ def _overlays(args, model, track, height):
                 frame.image, (round(frame.image.shape[1] * height / frame.image.shape[0]), height)
             )
         elif head is not None:
-            picture = crop_square(frame.image, *square, height)[0]
+            center, side = square
+            picture = crop_square(frame.image, center, side, height)[0]
         else:
             picture = np.asarray(ImageOps.pad(Image.fromarray(frame.image), (height, height)))
         yield picture if head is None else visualize.overlay(model, head, picture)
@@ -382,7 +383,7 @@ def _overlays(args, model, track, height):
 def _record(model, head, person) -> str:
     from caphuman_jax.head import head_json
 
-    facts = {}
+    facts: dict[str, Any] = {}
     if person is not None:
         facts = {
             "reference": {"name": person.name, "sha256": person.sha256},

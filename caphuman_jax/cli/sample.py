@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from caphuman_jax.cli import console, sampling_arguments
 from caphuman_jax.errors import SettingError
@@ -225,7 +226,8 @@ class _Progress:
     """A progress line; a context manager."""
 
     def __init__(self, total: int, run_folder):
-        self.made, self._failed, self._total, self._folder, self.bar = 0, 0, total, run_folder, None
+        self.made, self._failed, self._total, self._folder = 0, 0, total, run_folder
+        self.bar: Any = None  # tqdm's
         self._guard, self._compile, self._first, self._last = threading.Lock(), 0.0, 0.0, 0.0
 
     @property

@@ -14,7 +14,7 @@ and identity scale 1, the original's setting, two branches are left."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -132,5 +132,5 @@ def _weighted_sum(
 ) -> Float[Array, "b h w c"]:
     """Predictions (kB, h, w, C) of k branches → (B, h, w, C) float32."""
     parts = jnp.split(predictions.astype(jnp.float32), len(weights))
-    total = sum(weight * part for weight, part in zip(weights, parts))
+    total = cast(Array, sum(weight * part for weight, part in zip(weights, parts)))
     return total if rescale is None else rescale_guidance(total, parts[-1], rescale)

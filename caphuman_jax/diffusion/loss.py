@@ -42,8 +42,8 @@ def prediction_target(
 
 
 def min_snr_weight(
-    alpha_cumprod: jax.Array, gamma: float = 5.0, prediction_type: str = "epsilon"
-) -> jax.Array:
+    alpha_cumprod: Float[Array, " b"], gamma: float = 5.0, prediction_type: str = "epsilon"
+) -> Float[Array, " b"]:
     """Min-SNR weights (B,) for ᾱ_t (B,): arXiv 2303.09556, section 3.4. Infinite
     gamma: x0's own weight.
     """
@@ -108,6 +108,6 @@ def shrink_mask(mask: Float[Array, "b H W c"], size: tuple[int, int]) -> Float[A
     return jax.image.resize(mask, (mask.shape[0], *size, mask.shape[3]), "linear", antialias=False)
 
 
-def _per_item(values: jax.Array, like: jax.Array) -> jax.Array:
+def _per_item(values: Array, like: Array) -> Array:
     """(B,) → (B, 1, …) so that it broadcasts over `like`."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))

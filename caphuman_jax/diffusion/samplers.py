@@ -11,7 +11,7 @@ the factor sqrt(ᾱ) alone. λ = log(sqrt(ᾱ)/sqrt(1 − ᾱ)) = −log σ."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -307,7 +307,7 @@ def _strides(sigmas: np.ndarray) -> np.ndarray:
 
 
 def _float32(table: SamplerCoefficients) -> SamplerCoefficients:
-    made = {
+    made: dict[str, Any] = {
         name: None if column is None else np.asarray(column, np.float32)
         for name, column in table._asdict().items()
         if name != "corrector"

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Key
 from caphuman_jax.diffusion.samplers import SamplerCoefficients
 from caphuman_jax.nn.typing import Array
 
-Denoise = Callable[[jax.Array, jax.Array, Any, Any], tuple[jax.Array, Any]]
+Denoise = Callable[[Array, Array, Any, Any], tuple[Array, Any]]
 """denoise(latents (B, h, w, C) float32, timestep () float32, step_constants, carry) → the
 prediction, shaped as the latents, and the carry for the next step.
 """
@@ -29,9 +29,9 @@ class Known(NamedTuple):
         noise: (B, h, w, C) float32 unit normal; the same at every noise level.
     """
 
-    latents: jax.Array
-    mask: jax.Array
-    noise: jax.Array
+    latents: Array
+    mask: Array
+    noise: Array
 
 
 def denoise_by_step(name: str, where_true: Denoise, where_false: Denoise) -> Denoise:
@@ -146,7 +146,7 @@ def sample(
         following = row.latents * x + row.x0 * x0
         if row.last_x0 is not None:
             following, last_x0 = following + row.last_x0 * last_x0, x0
-        if row.noise is not None:
+        if row.noise is not None and keys is not None:
             following = following + row.noise * _normal(keys, index + 1, x.shape[1:])
         if known is not None:
             kept = noised(known.latents, known.noise, *level)
@@ -172,7 +172,10 @@ def sample(
     table = jax.tree.map(jnp.asarray, sampler)
     rows = (jnp.arange(sampler.steps), table, step_constants, levels)
     (final, *_), after_each = jax.lax.scan(body, state, rows)
-    return (final, after_each) if trajectory else final
+    if not trajectory:
+        return final
+    assert after_each is not None
+    return final, after_each
 
 
 def noised(
@@ -191,7 +194,9 @@ def _levels_after(sampler: SamplerCoefficients) -> tuple[jax.Array, jax.Array]:
     return after(sampler.alpha_t, 1.0), after(sampler.sigma_t, 0.0)
 
 
-def _normal(keys: jax.Array, index: int | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _normal(
+    keys: Key[Array, " n"], index: int | jax.Array, shape: tuple[int, ...]
+) -> Float[Array, " n *shape"]:
     """Unit normal numbers (N, *shape) for draw number `index` (0: the start, i + 1: step i) of each
     picture.
     """

@@ -263,6 +263,7 @@ class SamplingParams:
         Raises:
             SettingError: it leaves none.
         """
+        assert self.denoise is not None, "resolve comes first"
         steps = self.coefficients(config).steps
         left = min(int(steps * self.denoise), steps)
         if left == 0:
@@ -274,6 +275,7 @@ class SamplingParams:
     @property
     def shape(self) -> tuple[int, int]:
         """(height, width) in pixels; only once `resolve`d."""
+        assert self.size is not None, "resolve comes first"
         return self.size[1], self.size[0]
 
     @property
@@ -306,6 +308,7 @@ class SamplingParams:
         from caphuman_jax.diffusion.guidance import branch_weights, guided_steps
         from caphuman_jax.diffusion.samplers import start_at
 
+        assert self.guidance_scale is not None, "resolve comes first"
         coefficients, first = self.coefficients(config), 0
         if photo:
             first = self.first_step(config)
@@ -381,18 +384,15 @@ def check_field(name: str, value: Any, config: ModelConfig | None = None) -> Any
         return _word(name, value, spec)
     if spec.kind == "size":
         return image_size(value, config)
-    high = spec.high
+    low, high = spec.low, spec.high
     if high == _TIMESTEPS:
         high = math.inf if config is None else config.diffusion.num_timesteps
+    assert low is not None and not isinstance(high, str | None), "every number has a range"
     if spec.kind == "interval":
         if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
             raise SettingError(f"{name} is two timesteps, such as 200 and 800, not {value!r}")
-        return tuple(sorted(number(name, end, spec.low, high) for end in value))
-    return (
-        whole(name, value, spec.low, high)
-        if spec.kind == "int"
-        else number(name, value, spec.low, high)
-    )
+        return tuple(sorted(number(name, end, low, high) for end in value))
+    return whole(name, value, low, high) if spec.kind == "int" else number(name, value, low, high)
 
 
 def image_size(value: Any, config: ModelConfig | None = None) -> tuple[int, int]:

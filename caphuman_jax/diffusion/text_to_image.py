@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -206,7 +206,7 @@ def generate(
     )
     decoded = tiling.decode_in_tiles(
         network("vae").decode,
-        latents / cfg.vae.scaling_factor,
+        cast(Array, latents) / cfg.vae.scaling_factor,  # without a trajectory
         tile // factor or max(height, width),
         factor,
     )

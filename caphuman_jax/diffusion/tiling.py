@@ -18,7 +18,7 @@ OVERLAP = 0.25
 
 
 def decode_in_tiles(
-    decode: Callable[[jax.Array], jax.Array],
+    decode: Callable[[Array], Array],
     latents: Float[Array, "b h w c"],
     tile: int,
     factor: int,
@@ -76,6 +76,6 @@ def _fade(span: int, side: int, factor: int) -> np.ndarray:
     return np.minimum(1.0, ramp / (OVERLAP * span * factor))
 
 
-def _added_at(total: jax.Array, more: jax.Array, place) -> jax.Array:
+def _added_at(total: Array, more: Array, place) -> jax.Array:
     there = jax.lax.dynamic_slice(total, place, more.shape)
     return jax.lax.dynamic_update_slice(total, there + more, place)

@@ -79,7 +79,7 @@ def _measurement(model, image, faces, head):
         for metric in METRICS
         for name, measure in metric.measures.items()
     }
-    if not faces:
+    if landmarks is None:
         vectors = {
             "dlib": np.full(128, np.nan, np.float32),
             "mobilefacenet": np.full(192, np.nan, np.float32),

@@ -42,6 +42,7 @@ class Photo:
     def source(self) -> Path | bytes:
         """What `images.read_photo` takes. Raises DataError for a damaged record."""
         if self.folder is None:
+            assert self.path is not None, "a photo is a file or a record"
             return self.path
         return self.folder.record(TEST, self.index, ("photo",))["photo"]
 

@@ -46,6 +46,7 @@ def write_sheets(
                 + [
                     (np.asarray(Image.open(pictures / o.file)), _head_label(o), o.request.prompt)
                     for o in mine
+                    if o.file is not None and o.request is not None
                 ]
             )
         names.append(f"sheet_{start // PEOPLE_A_SHEET:02d}.png")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +44,9 @@ def goals(results: dict) -> dict[str, dict]:
     return answer
 
 
-def at(results: dict, place: str):
+def at(results: Mapping[str, Any], place: str) -> Any:
     """The entry of nested dicts at names joined by dots."""
-    return functools.reduce(lambda part, name: part[name], place.split("."), results)
+    found: Any = results
+    for name in place.split("."):
+        found = found[name]
+    return found

@@ -21,6 +21,7 @@ import numpy as np
 
 from caphuman_jax.head.rasterizer import interpolate
 from caphuman_jax.models.network import Network
+from caphuman_jax.nn.typing import Array
 
 # Full precision: the 10-bit products that accelerators use by default would move vertices visibly.
 _HIGHEST = jax.lax.Precision.HIGHEST
@@ -73,25 +74,25 @@ class HeadModel:
         double_sided: Whether hints also show triangles from behind.
     """
 
-    mean: jax.Array
-    identity_basis: jax.Array
-    identity_bound: jax.Array
-    expression_basis: jax.Array
-    triangles: jax.Array
-    landmark_vertices: jax.Array
-    landmark_weights: jax.Array
-    landmark_valid: jax.Array
-    mirror: jax.Array
-    parts: jax.Array
-    vertex_triangles: jax.Array
-    neighbors: jax.Array
-    face_weight: jax.Array
+    mean: Array
+    identity_basis: Array
+    identity_bound: Array
+    expression_basis: Array
+    triangles: Array
+    landmark_vertices: Array
+    landmark_weights: Array
+    landmark_valid: Array
+    mirror: Array
+    parts: Array
+    vertex_triangles: Array
+    neighbors: Array
+    face_weight: Array
     name: str
     expression_names: tuple[str, ...]
 
     double_sided: ClassVar[bool] = False
 
-    def vertices(self, identity: jax.Array, expression: jax.Array) -> jax.Array:
+    def vertices(self, identity: Array, expression: Array) -> Array:
         """Vertices (V,3) in the model's own frame and unit, before pose, for identity (K,) and
         expression (E,)."""
         product = functools.partial(jnp.tensordot, axes=1, precision=_HIGHEST)
@@ -101,15 +102,15 @@ class HeadModel:
             + product(expression, jnp.asarray(self.expression_basis))
         )
 
-    def landmarks(self, points: jax.Array) -> jax.Array:
+    def landmarks(self, points: Array) -> Array:
         """Landmarks (…,478,3) of vertices (…,V,3); those without a place on the mesh are
         meaningless (see landmark_valid)."""
         corners = jnp.asarray(points)[..., jnp.asarray(self.landmark_vertices), :]
         return jnp.sum(corners * jnp.asarray(self.landmark_weights)[..., None], axis=-2)
 
     def landmark_functions(
-        self, origin: jax.Array
-    ) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+        self, origin: Array
+    ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
         """For a fit: landmarks (478,3) minus `origin` (3,), and their derivatives (K+E,478,3), as
         functions of coefficients (K+E,): identity, then expression."""
         mean = self.landmarks(self.mean) - origin
@@ -122,7 +123,8 @@ class HeadModel:
     def expression_limits(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For a fit: deviation, least and largest value (E,) of each expression number."""
         count = len(self.expression_names)
-        return tuple(np.full(count, limit, np.float32) for limit in (_EXPRESSION_NOISE, 0, 1))
+        limit = lambda value: np.full(count, value, np.float32)
+        return limit(_EXPRESSION_NOISE), limit(0), limit(1)
 
     def arkit_basis(self) -> tuple[tuple[str, ...], np.ndarray]:
         """The ARKit expressions that this model can make: N names, and expressions (N,E), each the
@@ -157,12 +159,12 @@ class HeadModel:
             weights[..., places] = np.moveaxis(solved.reshape(products.shape), 0, -1)
         return weights
 
-    def mirrored_expression(self, expression: jax.Array) -> jax.Array:
+    def mirrored_expression(self, expression: Array) -> Array:
         """The expression (E,) of the mirrored face."""
         names = self.expression_names
         return expression[jnp.asarray([names.index(_other_side(name)) for name in names])]
 
-    def mirrored_albedo(self, albedo: jax.Array) -> jax.Array:
+    def mirrored_albedo(self, albedo: Array) -> Array:
         """The albedo of the mirrored face."""
         return albedo[jnp.asarray(self.mirror)]
 
@@ -175,8 +177,8 @@ class HeadModel:
         return True
 
     def surface(
-        self, normals: jax.Array, albedo: jax.Array, ids: jax.Array, weights: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self, normals: Array, albedo: Array, ids: Array, weights: Array
+    ) -> tuple[Array, Array]:
         """Normals and albedo (H,W,3) at pixels.
 
         Args:

@@ -18,6 +18,7 @@ from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.lighting import estimate_appearance
 from caphuman_jax.head.spherical_harmonics import WHITE
+from caphuman_jax.nn.typing import Array
 
 # Deviations, in distances of the outer eye corners: of a landmark in the picture, and of its depth
 # as the network guesses it.
@@ -27,7 +28,7 @@ _SQUARE = 512
 
 
 @jax.jit
-def fit(model: HeadModel, landmarks: jax.Array, expression: jax.Array, size: jax.Array) -> Head:
+def fit(model: HeadModel, landmarks: Array, expression: Array, size: Array) -> Head:
     """Head from the landmarks of one face; vmap it over landmarks, expressions and sizes for many.
 
     landmarks (478,3): x, y in pixels of the picture (y down), z in the same unit, smaller nearer (a
@@ -47,9 +48,7 @@ def fit(model: HeadModel, landmarks: jax.Array, expression: jax.Array, size: jax
 
 
 @jax.jit
-def fit_batch(
-    model: HeadModel, landmarks: jax.Array, expressions: jax.Array, sizes: jax.Array
-) -> Head:
+def fit_batch(model: HeadModel, landmarks: Array, expressions: Array, sizes: Array) -> Head:
     """`fit` for landmarks (B,478,3), expressions (B,E), sizes (B,2): Head with a leading axis B."""
     return jax.vmap(fit, in_axes=(None, 0, 0, 0))(model, landmarks, expressions, sizes)
 
@@ -57,10 +56,10 @@ def fit_batch(
 @jax.jit
 def heads_from_photos(
     model: HeadModel,
-    photos: jax.Array,
-    landmarks: jax.Array,
-    expressions: jax.Array,
-    masks: jax.Array | None = None,
+    photos: Array,
+    landmarks: Array,
+    expressions: Array,
+    masks: Array | None = None,
 ) -> Head:
     """Whole heads, light and albedo included, of a batch of photos of one size: Head with a leading
     axis B.
@@ -134,7 +133,7 @@ def head_from_photo(
     )
 
 
-def _fit(model: HeadModel, observed: jax.Array, expression0: jax.Array, size: jax.Array) -> Head:
+def _fit(model: HeadModel, observed: Array, expression0: Array, size: Array) -> Head:
     flip = jnp.asarray([1.0, -1.0, -1.0], jnp.float32)
     eyes = observed[jnp.asarray(OUTER_EYE_CORNERS), :2]
     unit = jnp.maximum(jnp.linalg.norm(eyes[0] - eyes[1]), 1e-3)
@@ -229,7 +228,7 @@ def _fit(model: HeadModel, observed: jax.Array, expression0: jax.Array, size: ja
     )
 
 
-def _start(mean: jax.Array, target: jax.Array, trust: jax.Array, flip: jax.Array):
+def _start(mean: Array, target: Array, trust: Array, flip: Array):
     """Rotation, scale and shift of the mean face by weighted similarity of the 3D points (Umeyama,
     1991).
     """

@@ -10,6 +10,7 @@ import numpy as np
 
 from caphuman_jax.head import pose
 from caphuman_jax.head.base import HeadModel
+from caphuman_jax.nn.typing import Array
 
 
 @jax.tree_util.register_dataclass
@@ -27,23 +28,23 @@ class Head:
     of the outer eye corners: about 0.01-0.03 for a good fit.
     """
 
-    identity: jax.Array
-    expression: jax.Array
-    rotation: jax.Array
-    scale: jax.Array
-    translation: jax.Array
-    size: jax.Array
-    light: jax.Array
-    albedo: jax.Array
-    residual: jax.Array
+    identity: Array
+    expression: Array
+    rotation: Array
+    scale: Array
+    translation: Array
+    size: Array
+    light: Array
+    albedo: Array
+    residual: Array
 
     @property
-    def angles(self) -> jax.Array:
+    def angles(self) -> Array:
         """Yaw, pitch, roll (3,) in degrees."""
         return pose.angles(self.rotation)
 
     @property
-    def confidence(self) -> jax.Array:
+    def confidence(self) -> Array:
         """In [0,1]: 1 for a perfect fit, 0.5 where the median landmark is off by 5 % of the eye
         distance.
         """

@@ -15,9 +15,9 @@ from caphuman_jax.head.head import Head
 from caphuman_jax.head.lighting import posed
 from caphuman_jax.head.rasterizer import rasterize
 from caphuman_jax.head.spherical_harmonics import shading
+from caphuman_jax.nn.typing import Array
 
 CHANNELS = 9
-Array = jax.Array | np.ndarray
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "with_alpha"))
@@ -69,7 +69,7 @@ def render_hints(model: HeadModel, head: Head, height: int, width: int, with_alp
     return jax.tree.map(lambda leaf: leaf[0], result)
 
 
-def fit_to_size(head: Head, height: int, width: int) -> Head:
+def fit_to_size(head: Head, height: float, width: float) -> Head:
     """The head at the same place relative to a picture of another size: scaled by the height,
     centered where the aspect differs.
     """

@@ -16,6 +16,7 @@ from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.camera import project
 from caphuman_jax.head.rasterizer import interpolate, rasterize
 from caphuman_jax.head.spherical_harmonics import WHITE, sh_basis, shading
+from caphuman_jax.nn.typing import Array
 
 # Colors of what a photo seldom shows, as multiples of the brightness of the face's skin.
 _DEFAULTS = {
@@ -29,7 +30,7 @@ _DEFAULTS = {
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def estimate_appearance(model: HeadModel, heads, photos: jax.Array, masks: jax.Array | None = None):
+def estimate_appearance(model: HeadModel, heads, photos: Array, masks: Array | None = None):
     """Light and albedo of a batch of fitted heads from their photos: the same heads with those two
     filled in.
 
@@ -62,7 +63,7 @@ def _estimate(model, heads, photos, masks):
     return dataclasses.replace(heads, light=light, albedo=albedo)
 
 
-def posed(model: HeadModel, head) -> tuple[jax.Array, jax.Array]:
+def posed(model: HeadModel, head) -> tuple[Array, Array]:
     """Vertices (V,3) in pixels and unit normals (V,3) in the viewer's frame, of one head."""
     shape = model.vertices(head.identity, head.expression)
     normals = topology.vertex_normals(shape, model.triangles, model.vertex_triangles)
@@ -71,7 +72,7 @@ def posed(model: HeadModel, head) -> tuple[jax.Array, jax.Array]:
     )
 
 
-def sample(image: jax.Array, xy: jax.Array) -> jax.Array:
+def sample(image: Array, xy: Array) -> Array:
     """Bilinear samples (N,C) of an image (H,W,C) at positions (N,2) in pixels; positions outside
     take the border's value.
     """

@@ -9,11 +9,12 @@ then roll in the picture plane; a point X of the head goes to R @ X."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
+from caphuman_jax.nn.typing import Array
 
-def rotation_matrix(yaw, pitch, roll) -> jax.Array:
+
+def rotation_matrix(yaw, pitch, roll) -> Array:
     """Rotation (…,3,3) from yaw, pitch, roll in degrees (scalars or arrays of one shape)."""
     yaw, pitch, roll = (
         jnp.deg2rad(jnp.asarray(angle, jnp.float32)) for angle in (yaw, pitch, roll)
@@ -34,7 +35,7 @@ def rotation_matrix(yaw, pitch, roll) -> jax.Array:
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def angles(rotation: jax.Array) -> jax.Array:
+def angles(rotation: Array) -> Array:
     """Yaw, pitch, roll (…,3) in degrees of rotations (…,3,3): the inverse of `rotation_matrix` for
     |yaw| < 90.
     """
@@ -44,7 +45,7 @@ def angles(rotation: jax.Array) -> jax.Array:
     return jnp.rad2deg(jnp.stack([yaw, pitch, roll], axis=-1))
 
 
-def from_vector(vector: jax.Array) -> jax.Array:
+def from_vector(vector: Array) -> Array:
     """Rotation (3,3) by the axis-angle vector (3,) in radians (Rodrigues' formula)."""
     squared = jnp.sum(vector * vector)
     angle = jnp.sqrt(jnp.maximum(squared, 1e-16))
@@ -60,7 +61,7 @@ def from_vector(vector: jax.Array) -> jax.Array:
     )
 
 
-def orthonormal(matrix: jax.Array) -> jax.Array:
+def orthonormal(matrix: Array) -> Array:
     """The rotation (3,3) nearest to a matrix (3,3)."""
     u, _, vt = jnp.linalg.svd(matrix)
     sign = jnp.sign(jnp.linalg.det(u @ vt))

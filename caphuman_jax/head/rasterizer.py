@@ -12,12 +12,14 @@ run."""
 from __future__ import annotations
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from caphuman_jax.errors import HeadError
+from caphuman_jax.nn.typing import Array
 
 SEGMENT = 4
 _EMPTY = np.uint32(0xFFFFFFFF)
@@ -28,14 +30,14 @@ _EDGE = 1e-5
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "cull_backfaces", "chunk"))
 def rasterize(
-    vertices_px: jax.Array,
-    triangles: jax.Array,
+    vertices_px: Array,
+    triangles: Array,
     height: int,
     width: int,
     *,
     cull_backfaces: bool = False,
     chunk: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Array, Array]:
     """Nearest triangle per pixel of a batch of meshes.
 
     vertices_px (B,V,3) float32: x to the right and y down in pixels, the center of pixel (row r,
@@ -156,11 +158,10 @@ def _set_up(points, triangles, height, width, cull_backfaces, depth_bits):
     return planes, first, extent[..., 1], (extent[..., 0] + SEGMENT - 1) // SEGMENT
 
 
-def interpolate(
-    values: jax.Array, triangles: jax.Array, ids: jax.Array, weights: jax.Array
-) -> jax.Array:
+def interpolate(values: Array, triangles: Array, ids: Array, weights: Array) -> Array:
     """Vertex values (V,C) of one mesh at pixels: ids (H,W), barycentric weights (H,W,3) → (H,W,C),
     0 where ids is -1.
     """
     corners = jnp.asarray(triangles)[jnp.maximum(ids, 0)]
-    return sum(values[corners[..., i]] * weights[..., i : i + 1] for i in range(3))
+    parts = [values[corners[..., i]] * weights[..., i : i + 1] for i in range(3)]
+    return cast(Array, sum(parts))

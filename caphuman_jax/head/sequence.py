@@ -34,7 +34,7 @@ _SIDE = 512  # pixels of the square in which heads of a sequence are placed
 _LEAST_PRESENCE = 0.9
 _NAMED = 6  # frames named in a notice
 
-Progress = Callable[[int, int | None], None]
+Progress = Callable[[int, int | None], object]
 Measure = Callable[[np.ndarray, np.ndarray], Head]
 
 
@@ -180,7 +180,8 @@ def fit_frames(
         names.append(frame.name)
         times.append(frame.time)
         heads.append(head)
-        places.append(None if head is None else squares.head_square(chosen.landmarks))
+        lost = head is None or chosen is None
+        places.append(None if lost else squares.head_square(chosen.landmarks))
         if progress:
             progress(len(names), None)
     if not any(head is not None for head in heads):
@@ -217,7 +218,7 @@ def place(track: Track, model: HeadModel, framing: str = "head") -> list[Head | 
     )
     placed = []
     for head, square in zip(track.heads, track.squares):
-        if head is None:
+        if head is None or square is None:
             placed.append(None)
             continue
         (x, y), width = square if track.still else (middle, side)
@@ -253,18 +254,19 @@ def interpolated(heads: list[Head | None], times: Sequence[float]) -> list[Head]
     times; before the first and after the last head, as these. Identity, albedo and the rest are the
     earlier head's.
     """
-    known = [i for i, head in enumerate(heads) if head is not None]
+    known = {i: head for i, head in enumerate(heads) if head is not None}
+    first, last = min(known), max(known)
     result = []
     for i in range(len(heads)):
         before, after = (
-            max((k for k in known if k <= i), default=known[0]),
-            min((k for k in known if k >= i), default=known[-1]),
+            max((k for k in known if k <= i), default=first),
+            min((k for k in known if k >= i), default=last),
         )
         if before == after:
-            result.append(heads[before])
+            result.append(known[before])
             continue
         part = (times[i] - times[before]) / max(times[after] - times[before], 1e-9)
-        result.append(_mean([heads[before], heads[after]], np.asarray([1 - part, part])))
+        result.append(_mean([known[before], known[after]], np.asarray([1 - part, part])))
     return result
 
 
@@ -277,13 +279,13 @@ def smoothed(heads: list[Head], times: Sequence[float], seconds: float) -> list[
         raise HeadError(f"the time constant of smoothing is 0 or more seconds, not {seconds:g}")
     if seconds == 0 or len(heads) < 2:
         return list(heads)
-    times = np.asarray(times, np.float64)
+    at = np.asarray(times, np.float64)
     arrays = [
         {name: np.asarray(getattr(head, name), np.float64) for name in _MOVING} for head in heads
     ]
     result = []
     for i, head in enumerate(heads):
-        weights = np.exp(-np.abs(times - times[i]) / seconds)
+        weights = np.exp(-np.abs(at - at[i]) / seconds)
         near = np.flatnonzero(weights > 1e-4)
         result.append(_mixed(head, [arrays[k] for k in near], weights[near]))
     return result

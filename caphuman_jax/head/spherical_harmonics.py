@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from caphuman_jax.nn.typing import Array
+
 _HIGHEST = jax.lax.Precision.HIGHEST
 SH_CONSTANTS = np.asarray(
     [
@@ -24,7 +26,7 @@ WHITE = np.zeros((9, 3), np.float32)
 WHITE[0] = 1 / SH_CONSTANTS[0]
 
 
-def sh_basis(normals: jax.Array) -> jax.Array:
+def sh_basis(normals: Array) -> Array:
     """The nine functions (…,9) at normals (…,3): 1, x, y, z, xy, xz, yz, x²-y², 3z²-1, each times
     its constant.
     """
@@ -35,14 +37,14 @@ def sh_basis(normals: jax.Array) -> jax.Array:
     ) * jnp.asarray(SH_CONSTANTS)
 
 
-def shading(normals: jax.Array, light: jax.Array) -> jax.Array:
+def shading(normals: Array, light: Array) -> Array:
     """Shading (…,3) of normals (…,3) under light (9,3); not clipped, so it may be negative in odd
     lights.
     """
     return jnp.einsum("...k,kc->...c", sh_basis(normals), light, precision=_HIGHEST)
 
 
-def turn_light(light: jax.Array, rotation: jax.Array) -> jax.Array:
+def turn_light(light: Array, rotation: Array) -> Array:
     """Light (9,3) turned by a rotation (3,3): solved from its values in directions spread over the
     sphere.
     """

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from caphuman_jax.head.rasterizer import interpolate
+from caphuman_jax.nn.typing import Array
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -18,11 +19,11 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 class TextureSpace:
     """FLAME's albedo: mean (S,S,3) and basis (N,S,S,3), RGB where [0,1] is black to white."""
 
-    mean: jax.Array
-    basis: jax.Array
+    mean: Array
+    basis: Array
 
 
-def texture(space: TextureSpace, coefficients: jax.Array) -> jax.Array:
+def texture(space: TextureSpace, coefficients: Array) -> Array:
     """Albedo (S,S,3) RGB, about [0,1], of coefficients (n,), n at most the number of components;
     row 0 is v = 1.
     """
@@ -32,7 +33,7 @@ def texture(space: TextureSpace, coefficients: jax.Array) -> jax.Array:
     )
 
 
-def sample_texture(image: jax.Array, uv: jax.Array) -> jax.Array:
+def sample_texture(image: Array, uv: Array) -> Array:
     """Bilinear look-up (…,C) of a texture (S,S,C) at uv (…,2) in [0,1], v up; 0 beyond the
     texture's edge.
 
@@ -54,9 +55,7 @@ def sample_texture(image: jax.Array, uv: jax.Array) -> jax.Array:
     return total
 
 
-def texture_at(
-    image: jax.Array, uv: jax.Array, uv_triangles: jax.Array, ids: jax.Array, weights: jax.Array
-) -> jax.Array:
+def texture_at(image: Array, uv: Array, uv_triangles: Array, ids: Array, weights: Array) -> Array:
     """Colors (H,W,C) of a texture (S,S,C) at pixels, 0 outside the head.
 
     Args:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+
+from caphuman_jax.nn.typing import Array
 
 # Labels in `HeadModel.parts`; left and right are the person's own.
 SKIN, TONGUE, LEFT_EYE, RIGHT_EYE, LOWER_TEETH, UPPER_TEETH, MOUTH_INSIDE = range(7)
 
 
-def vertex_normals(
-    points: jax.Array, triangles: jax.Array, vertex_triangles: jax.Array
-) -> jax.Array:
+def vertex_normals(points: Array, triangles: Array, vertex_triangles: Array) -> Array:
     """Unit normals (V,3) of vertices (V,3): the normalized sum of the area-weighted normals of the
     triangles round each.
     """
@@ -27,9 +26,9 @@ def mirror_map(points: np.ndarray) -> np.ndarray:
     """For each vertex of (V,3) the index (V,) int32 of the vertex nearest to its left-right mirror
     image.
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    return cKDTree(points).query(points * [-1, 1, 1])[1].astype(np.int32)
+    return KDTree(points).query(points * [-1, 1, 1])[1].astype(np.int32)
 
 
 def incident_triangles(triangles: np.ndarray, count: int) -> np.ndarray:
@@ -68,11 +67,11 @@ def nearest_on_mesh(
     """For points (N,3) the triangle's corners (N,3) and barycentric weights (N,3) of the nearest
     place on the mesh, among the triangles whose centers are nearest.
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     corner = mesh[triangles].astype(np.float64)
     chosen = (
-        cKDTree(corner.mean(axis=1))
+        KDTree(corner.mean(axis=1))
         .query(points, min(candidates, len(triangles)))[1]
         .reshape(len(points), -1)
     )
@@ -99,8 +98,8 @@ def face_weight(
     """Weight (V,) of belonging to the visible face: near a landmark of the mean head, and skin or
     eye.
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
-    distance = cKDTree(points[np.unique(landmark_vertices)]).query(points)[0]
+    distance = KDTree(points[np.unique(landmark_vertices)]).query(points)[0]
     weight = np.clip((0.12 - distance) / 0.08, 0, 1)
     return np.where((parts == SKIN) | (parts == LEFT_EYE) | (parts == RIGHT_EYE), weight, 0.0)

@@ -10,6 +10,7 @@ from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size, pack_hints, render_hints
 from caphuman_jax.head.lighting import posed
 from caphuman_jax.head.topology import SKIN
+from caphuman_jax.nn.typing import Array
 
 
 def overlay(
@@ -53,7 +54,7 @@ def _wires(model: HeadModel, head: Head, picture: np.ndarray) -> np.ndarray:
     return cv2.addWeighted(lines, 0.25, picture, 0.75, 0)
 
 
-def hint_pictures(hints: np.ndarray) -> list[np.ndarray]:
+def hint_pictures(hints: Array) -> list[np.ndarray]:
     """Hints (H,W,9) → three pictures (H,W,3) uint8: normals (x/2 + 1/2, mid-grey where there is no
     head), albedo, render.
     """

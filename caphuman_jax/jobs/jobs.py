@@ -114,7 +114,7 @@ def _collect(entries: Iterable, checker: Checker, defaults: Mapping, name: str) 
         if ids.setdefault(entry.id.casefold(), entry.where) is not entry.where:
             wrong.append(f"id: {entry.id!r} is already used by {ids[entry.id.casefold()]}")
         problems |= {f"{entry.where}: {problem}": None for problem in wrong}
-        if not wrong:
+        if not wrong and request is not None:
             jobs.append(Job(entry.id, entry.where, len(jobs), request))
             digest.update(json.dumps([entry.id, fields], sort_keys=True).encode())
     if not jobs and not problems:

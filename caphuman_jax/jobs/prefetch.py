@@ -24,7 +24,7 @@ from caphuman_jax.jobs.jobs import Job
 from caphuman_jax.person.person import Person
 from caphuman_jax.pipeline.conditioning import Conditioning
 from caphuman_jax.pipeline.pipeline import Pipeline
-from caphuman_jax.pipeline.request import SubjectRequest
+from caphuman_jax.pipeline.request import Reference, SubjectRequest
 
 log = logging.getLogger("caphuman_jax")
 
@@ -91,9 +91,9 @@ class Conditionings:
         """Start measuring the photos of a job."""
         for subject in job.request.subjects:
             for photo in subject.references:
-                self._people.start(photo, subject.face)
+                self._people.start(_path(photo), subject.face)
             if subject.head.photo is not None:
-                self._people.start(subject.head.photo, subject.head.photo_face)
+                self._people.start(_path(subject.head.photo), subject.head.photo_face)
 
     def __call__(self, job: Job) -> Conditioning:
         """Raises CapHumanError."""
@@ -109,9 +109,14 @@ class Conditionings:
         """With persons in place of photos."""
         head = subject.head
         if head.photo is not None:
-            head = dataclasses.replace(head, photo=self._people(head.photo, head.photo_face))
-        people = tuple(self._people(photo, subject.face) for photo in subject.references)
+            head = dataclasses.replace(head, photo=self._people(_path(head.photo), head.photo_face))
+        people = tuple(self._people(_path(photo), subject.face) for photo in subject.references)
         return dataclasses.replace(subject, references=people, head=head)
+
+
+def _path(photo: Reference) -> str:
+    assert isinstance(photo, str), "jobs name their photos"
+    return photo
 
 
 class Hints:

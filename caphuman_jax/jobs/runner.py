@@ -54,6 +54,12 @@ class _Row:
     conditioning: Conditioning | None = None
     failure: str | None = None
 
+    @property
+    def conditioned(self) -> Conditioning:
+        """The conditioning of a row without a failure."""
+        assert self.conditioning is not None, self.failure
+        return self.conditioning
+
 
 class _Flush:
     """In place of a row: nothing more comes for now, so incomplete batches are made."""
@@ -107,7 +113,8 @@ class Runner:
             2 * batch + 2 * writers
         )  # pictures that wait to be written
         self._rows: queue.Queue = queue.Queue(4 * batch)
-        self._guard, self._broken, self._ended = threading.Lock(), None, threading.Event()
+        self._guard, self._ended = threading.Lock(), threading.Event()
+        self._broken: BaseException | None = None
         self._asked_to_stop, self._failed_jobs = stopped, set()
 
     def run(self) -> None:
@@ -238,7 +245,7 @@ class Runner:
         """Begin a batch, filled up with its last picture, and collect those before it."""
         filled = [*rows, *[rows[-1]] * (self.batch - len(rows))]
         try:
-            conditionings = self._hints([row.conditioning for row in filled])
+            conditionings = self._hints([row.conditioned for row in filled])
             pictures, _ = self.pipe.make(
                 [(one, row.picture.number) for one, row in zip(conditionings, filled)],
                 self._progress,
@@ -274,7 +281,7 @@ class Runner:
                 )
                 return
             settings = {
-                **row.conditioning.settings,
+                **row.conditioned.settings,
                 "index": row.picture.number,
                 "job": row.picture.job.id,
             }
@@ -310,7 +317,9 @@ class Runner:
                 unit.failed[row.place] = line | failed
             else:
                 unit.made[row.place] = (
-                    line | made | {"prompt": job.request.prompt, "seed": job.request.params.seed}
+                    line
+                    | (made or {})
+                    | {"prompt": job.request.prompt, "seed": job.request.params.seed}
                 )
                 if payload is not None:
                     unit.payloads[row.place] = payload

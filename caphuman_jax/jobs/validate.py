@@ -63,7 +63,7 @@ class Checker:
                 wrong.append(f"prompt: {problem}")
         subjects = tuple(self._subjects(fields, folder, wrong))
         controls = self._controls(fields.get("controls", []), folder, wrong)
-        if wrong:
+        if wrong or prompt is None or params is None:
             return wrong, None
         return wrong, Request(prompt, params, subjects, combine, controls)
 
@@ -119,6 +119,7 @@ class Checker:
         return [self._subject(one, folder, f"people[{i}].", wrong) for i, one in enumerate(people)]
 
     def _subject(self, one, folder, prefix, wrong) -> SubjectRequest:
+        """Where something is wrong, without it."""
         for name in set(one) - set(SUBJECT_FIELDS):
             wrong.append(f"{prefix}{name}: there is no such field{nearest(name, SUBJECT_FIELDS)}")
         references = one.get("reference")
@@ -129,7 +130,8 @@ class Checker:
         photos = [self._photo(photo, folder, f"{prefix}reference", wrong) for photo in references]
         target = self._head(one.get("head"), folder, f"{prefix}head", wrong)
         face = self._face(one.get("face"), f"{prefix}face", wrong)
-        return SubjectRequest(tuple(photos), target, face)
+        found = tuple(photo for photo in photos if photo is not None)
+        return SubjectRequest(found, target or HeadTarget(), face)
 
     def _photo(self, photo, folder, name, wrong) -> str | None:
         if not isinstance(photo, str):
@@ -161,7 +163,7 @@ class Checker:
     def _target(self, head, folder, name, wrong) -> HeadTarget | None:
         if isinstance(head, str):
             path = self._photo(head, folder, name, wrong)
-            if wrong or not head.lower().endswith(".json"):
+            if wrong or path is None or not head.lower().endswith(".json"):
                 return HeadTarget(photo=path)
             problem, head = self._once(f"file {path}", "", lambda _: head_json.read(path))
             if problem:

@@ -19,11 +19,11 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-def normalize(images: Float[Array, "*batch 3"]) -> Float[Array, "*batch 3"]:
+def normalize(images: Float[Array | np.ndarray, "*batch 3"]) -> Float[Array, "*batch 3"]:
     """RGB (…, 3) float32 in [0, 1] → what `ImageEncoder` takes. Callers apply it; the encoder does
     not.
     """
-    return (images - MEAN) / STD
+    return jnp.asarray((images - MEAN) / STD)
 
 
 class ImageEncoder(nnx.Module):

@@ -34,7 +34,8 @@ def contact_sheet(model: HeadModel, result: Result, tile: int = 256) -> np.ndarr
         yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(subject.head.angles))
         wanted = visualize.overlay(model, subject.head, blank, opacity=1.0, wireframe=False)
         tiles.append((f"wanted: yaw {yaw} pitch {pitch} roll {roll}", wanted))
-        tiles += zip(("normals", "albedo", "rendered"), visualize.hint_pictures(subject.hints))
+        if subject.hints is not None:
+            tiles += zip(("normals", "albedo", "rendered"), visualize.hint_pictures(subject.hints))
         parts.append(tiles)
     parts[0] += result.controls.items()
     results = [

@@ -194,12 +194,12 @@ def _neutral_head() -> Head:
         zeros(1),
         zeros(1),
         np.eye(3, dtype=np.float32),
-        np.float32(1),
+        np.ones((), np.float32),
         zeros(2),
         np.full(2, 256, np.float32),
         zeros(9, 3),
         zeros(1, 3),
-        np.float32(0),
+        zeros(),
     )
 
 

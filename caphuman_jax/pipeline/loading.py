@@ -33,7 +33,7 @@ def load(
     place: Callable[[str, dict], dict] | None = None,
     memory: str = "normal",
     shard_fn: ShardFn | None = None,
-    compiler_options: dict[str, str] | None = None,
+    compiler_options: dict[str, str | bool] | None = None,
 ) -> Pipeline:
     """Load a shipped model or a model folder.
 
@@ -59,7 +59,7 @@ def load(
     config = model_folder.read_config(path)
     if cache:
         keep_compiled()
-    dtype = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
+    compute = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))
     there = metadata.checksums(path)
     by_device = place is None and memory != "least" and jax.default_backend() != "cpu"
     place = place or (lambda name, host: put(name, host, memory))
@@ -71,12 +71,12 @@ def load(
             if by_device
             else {}
         )
-        networks = registry.abstract(config, ComputeConfig(dtype)) | registry.abstract(
+        networks = registry.abstract(config, ComputeConfig(compute)) | registry.abstract(
             config, only=[name for name in registry.OPTIONAL if name in there]
         )
         source = WeightSource(
             lambda name: model_folder.load_params(path, {name: networks[name][1]})[name],
-            lambda name, host: place(name, packed(name, host, dtype, memory)),
+            lambda name, host: place(name, packed(name, host, compute, memory)),
         )
         params = {}
         for name in networks:
@@ -84,7 +84,7 @@ def load(
                 params[name] = put_stored(
                     name,
                     _as_stored(path, name, networks[name][1], checks[name].result),
-                    dtype,
+                    compute,
                     memory,
                 )
             else:  # one network after another, so that the host holds only one of them twice
@@ -92,10 +92,10 @@ def load(
         for check in checks.values():
             check.result()
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
-    record = {"weights": there, "dtype": dtype.name} | (
+    record = {"weights": there, "dtype": compute.name} | (
         {"memory": memory} if memory in ("low", "least") else {}
     )
-    rounded = memory == "least" or (memory != "full" and dtype != jnp.float32)
+    rounded = memory == "least" or (memory != "full" and compute != jnp.float32)
     batch = batch or (1 if memory in ("low", "least") else None)
     pipe = Pipeline(
         config,

@@ -65,7 +65,7 @@ class Pipeline:
         tile: int = TILES["normal"],
         source: WeightSource | None = None,
         shard_fn: ShardFn | None = None,
-        compiler_options: dict[str, str] | None = None,
+        compiler_options: dict[str, str | bool] | None = None,
     ):
         """Most callers want `caphuman_jax.load`.
 
@@ -105,7 +105,7 @@ class Pipeline:
         self,
         *,
         progress: Progress | None = None,
-        on_image: Callable[[np.ndarray, dict], None] | None = None,
+        on_image: Callable[[np.ndarray, dict], object] | None = None,
         **asked: Any,
     ) -> Result:
         """Make images of the person in `reference` as the prompt says, with the head that is asked
@@ -253,7 +253,7 @@ class Pipeline:
                     f"takes {self.identify.name}"
                 )
             return photo
-        if identity_file.is_identity_file(photo):
+        if isinstance(photo, str | os.PathLike) and identity_file.is_identity_file(photo):
             return identity_file.load(photo, self.head_name, self.identify.name)
         size = self.config.image_size
         return analyze_photo(self.head_model, photo, size, face, self.identify, self.head_of)

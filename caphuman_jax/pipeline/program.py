@@ -65,7 +65,7 @@ def program_arguments(
     )
     if embeddings is not None and _needs_embeddings(each.values(), config.text.vocabulary):
         settings["embeddings"] = jnp.asarray(embeddings)
-    static["tile"] = tile if max(request.params.size) > tile else 0
+    static["tile"] = tile if max(request.params.shape) > tile else 0
     used = {
         name: tree
         for name, tree in params.items()
@@ -83,7 +83,7 @@ class ProgramCache:
         graphs: tuple,
         float32: bool,
         shard_fn: ShardFn | None = None,
-        compiler_options: dict[str, str] | None = None,
+        compiler_options: dict[str, str | bool] | None = None,
     ):
         """float32: compute in float32 also on devices that would shorten factors of products."""
         self.config, self.graphs, self.shard_fn = config, graphs, shard_fn
@@ -123,7 +123,7 @@ def _conditions(conditioning: Conditioning, encode: PromptEncoder) -> dict[str, 
         },
         **stack_people([subject.person for subject in subjects]),
     }
-    hints = jnp.stack([subject.hints for subject in subjects])
+    hints = jnp.stack([subject.hints for subject in subjects if subject.hints is not None])
     return jax.tree.map(jnp.asarray, conditions) | {"hints": hints}
 
 

@@ -169,7 +169,7 @@ def create_controls(controls: Sequence[Mapping], config: ModelConfig) -> tuple[C
 
 def warn_if_other_size(params: SamplingParams, config: ModelConfig) -> None:
     """Log a warning where images have another size than the model was trained on."""
-    side, (width, height) = config.image_size, params.size
+    side, (height, width) = config.image_size, params.shape
     if (width, height) != (side, side):
         log.warning(
             "the model was trained on %dx%d pixels; %dx%d may come out worse",

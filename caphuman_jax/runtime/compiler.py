@@ -23,7 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 _OUTPUTS_FIRST = Layout(major_to_minor=(3, 0, 1, 2))
 
 
-def options(platform: str | None = None) -> dict[str, Any] | None:
+def options(platform: str | None = None) -> dict[str, str | bool] | None:
     """For `compile(compiler_options=…)` on a platform ("gpu", "tpu", "cpu"; None: JAX's default);
     None where there is nothing to say.
     """

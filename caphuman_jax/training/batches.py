@@ -5,7 +5,7 @@ pictures and hints on the devices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
@@ -57,7 +57,7 @@ class RecordBatches:
         self.stored = {name for name in COMPUTED if self.records.feature(name) is not None}
         if config.latents == "pictures":
             self.stored.discard("moments")
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "loader": config.loader,
             "hints": config.hints,
             "identity_swap_prob": config.identity_swap_prob,
@@ -76,7 +76,7 @@ class RecordBatches:
             else ", nothing stored: everything is computed on the fly"
         )
 
-    def start(self, samples: int) -> Iterator[dict[str, np.ndarray]]:
+    def start(self, samples: int) -> Generator[dict[str, np.ndarray], None, None]:
         """This host's rows of every batch after the first `samples` pictures, by flat names
         ("head/scale"); without end.
         """
@@ -253,15 +253,16 @@ def assemble(rows: Mapping, head_model: HeadModel | None, size: int) -> Batch:
     photo = identity_input = None
     if "identity_input" in rows:
         identity_input = rows["identity_input"].astype(jnp.float32) / 255
-    hints = (
-        _rendered(rows, head_model, size)
-        if "head" in rows
-        else _stored_hints(rows["hints"], change, coordinates, side)
-    )
+    raw = False
+    if "head" in rows:
+        assert head_model is not None, "rows with heads come with their model"
+        hints = _rendered(rows, head_model, size)
+        raw = not head_model.clips_hints(rows["head"]["albedo"].shape[1:])
+    else:
+        hints = _stored_hints(rows["hints"], change, coordinates, side)
     if "picture" in rows:
         gain = light[:, None, None, None]
         photo = jnp.minimum(_warped(rows["picture"], coordinates, side) * gain, 1) * 2 - 1
-        raw = "head" in rows and not head_model.clips_hints(rows["head"]["albedo"].shape[1:])
         most = jnp.inf if raw else 1.0
         hints = jnp.concatenate([hints[..., :3], jnp.minimum(hints[..., 3:] * gain, most)], axis=-1)
     return Batch(

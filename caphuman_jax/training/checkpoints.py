@@ -60,7 +60,7 @@ class Checkpoints:
         self.folder = epath.Path(os.path.abspath(folder) if "://" not in str(folder) else folder)
         self.best = best
         self._highest, self._worst = highest, -np.inf if highest else np.inf
-        policies = [keeping.LatestN(keep)]
+        policies: list[keeping.PreservationPolicy] = [keeping.LatestN(keep)]
         if best:
             policies.append(
                 keeping.BestN(
@@ -90,7 +90,7 @@ class Checkpoints:
             ) from error
 
     def _rank(self, metrics: Mapping[str, float] | None) -> float:
-        value = float((metrics or {}).get(self.best, np.nan))
+        value = float((metrics or {}).get(self.best or "", np.nan))
         return value if np.isfinite(value) else self._worst
 
     def steps(self) -> list[int]:
@@ -119,7 +119,9 @@ class Checkpoints:
         """
         trees = _trees(state)
         content = dict(run) | {"step": step, "arrays": _describe(trees)}
-        items = {part: ocp.args.PyTreeSave(tree) for part, tree in trees.items()}
+        items: dict[str, ocp.args.CheckpointArgs] = {
+            part: ocp.args.PyTreeSave(tree) for part, tree in trees.items()
+        }
         items["run"] = ocp.args.JsonSave({"content": content, "sha256": _seal(content)})
         with self._report_errors(step):
             self.manager.save(
@@ -309,7 +311,7 @@ def checksum(x) -> jax.Array:
 def _describe(trees: dict, sums: bool = True) -> dict[str, dict]:
     """{"params/a/b": {"shape", "dtype", "sum"}}."""
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trees)}
-    found = {
+    found: dict[str, dict[str, Any]] = {
         name: {"shape": list(leaf.shape), "dtype": np.dtype(leaf.dtype).name}
         for name, leaf in leaves.items()
     }

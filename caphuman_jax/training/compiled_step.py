@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
+from jax.sharding import Mesh, NamedSharding
 
 from caphuman_jax.runtime import compiler, flops, sharding
 from caphuman_jax.training.recipe import Recipe
@@ -14,7 +15,7 @@ from caphuman_jax.training.state import TrainState
 def init_sharded_state(recipe: Recipe, shardings: TrainState) -> TrainState:
     """The state at step 0, each leaf created where it belongs."""
     params = sharding.place(recipe.init_params(), shardings.params)
-    with jax.set_mesh(shardings.step.mesh):
+    with jax.set_mesh(cast(Mesh, cast(NamedSharding, shardings.step).mesh)):
         return jax.jit(
             recipe.init_state,
             out_shardings=compiler.formats(recipe.abstract_state(), shardings),

@@ -192,6 +192,12 @@ class _Loop:
         if jax.process_index() == 0:
             run_folder.log_run_start(self.workdir, self.step)
 
+    @property
+    def metric_writer(self) -> MetricWriter:
+        """There is one as soon as there are steps to take."""
+        assert self.writer is not None, "init comes first"
+        return self.writer
+
     def run_steps(self, stop: Preemption, profile: int) -> Result:
         """Steps until the end, or until a signal or the time asks to stop."""
         steps, first = self.recipe.steps, self.first_step
@@ -214,7 +220,7 @@ class _Loop:
                 self.take_step(rows)
                 if self.step % self.cfg.log_every == 0 or self.step in (first + 1, steps):
                     self.drain()
-                    self.writer.write(self.step)
+                    self.metric_writer.write(self.step)
             self.checkpoints.wait()
         except NotFinite as error:
             self.log(str(error))
@@ -247,10 +253,10 @@ class _Loop:
             found = evaluator.evaluate(self.state.eval_params, self.frozen, self.step)
             numbers = _of_first_host(quotients(found.metrics, 1))
             metrics |= {f"{name}/{metric}": value for metric, value in numbers.items()}
-            self.writer.write_evaluation(self.step, name, numbers, found.images)
+            self.metric_writer.write_evaluation(self.step, name, numbers, found.images)
         numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
         self.eval_metrics = {self.step: numbers}
-        self.writer.exclude_seconds(time.perf_counter() - began)
+        self.metric_writer.exclude_seconds(time.perf_counter() - began)
 
     def save(self) -> None:
         """Saves the state, once every step before it is known to be finite."""
@@ -265,13 +271,14 @@ class _Loop:
             self.eval_metrics.get(self.step),
         )
         self.eval_metrics, self.last_saved = {}, self.step
-        self.writer.exclude_seconds(time.perf_counter() - began)
+        self.metric_writer.exclude_seconds(time.perf_counter() - began)
 
     def fetch(self) -> dict:
         """The next batch's rows, on the devices."""
+        assert self.feed is not None, "init comes first"
         began = time.perf_counter()
         rows = self.feed.next()
-        self.writer.add_data_wait(time.perf_counter() - began)
+        self.metric_writer.add_data_wait(time.perf_counter() - began)
         return rows
 
     def take_step(self, rows: dict) -> None:
@@ -294,7 +301,7 @@ class _Loop:
         wrong = [name for name, value in metrics.items() if not np.isfinite(value).all()]
         if wrong:
             raise NotFinite(self.dump_bad_batch(step, metrics, rows, wrong), step)
-        self.writer.add(metrics)
+        self.metric_writer.add(metrics)
 
     def drain(self) -> None:
         """Waits for all steps in flight and reads their metrics."""
@@ -307,8 +314,8 @@ class _Loop:
         """
         folder = self.workdir / f"nan-{step}"
         folder.mkdir(exist_ok=True)
-        rows = rows or self.recipe.sampled_rows(self.frozen, step - 1)
-        arrays = {name: _local_rows(value) for name, value in rows.items()}
+        batch = rows or self.recipe.sampled_rows(self.frozen, step - 1)
+        arrays: dict[str, Any] = {name: _local_rows(value) for name, value in batch.items()}
         np.savez(folder / f"batch-{jax.process_index()}.npz", **arrays)
         if jax.process_index() == 0:
             numbers = {

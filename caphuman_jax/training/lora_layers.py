@@ -46,7 +46,8 @@ def start(
     """Factors to begin with, nested like the UNet: "down" (…, inputs, rank) uniform as PyTorch's
     linear layers are, "up" (rank, outputs) zero.
     """
-    flat, factors = traverse_util.flatten_dict(unet, sep="."), {}
+    flat: dict[str, Any] = traverse_util.flatten_dict(unet, sep=".")
+    factors = {}
     for path in targets(unet, expression):
         *front, outputs = flat[path].shape
         bound = np.float32(np.prod(front) ** -0.5)

@@ -183,7 +183,7 @@ class _Lines:
             kept = [
                 line
                 for line in path.read_text().splitlines()
-                if _step_of(line) is not None and _step_of(line) <= first
+                if (step := _step_of(line)) is not None and step <= first
             ]
             atomic.write_text(path, "".join(line + "\n" for line in kept))
         self.file = open(path, "a")

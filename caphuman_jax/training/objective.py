@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import loss, schedule
 from caphuman_jax.models.capface import gate
 from caphuman_jax.models.clip_image import normalize
 from caphuman_jax.models.identity_projector import drop_identity
+from caphuman_jax.nn.typing import Array
 from caphuman_jax.training import lora_layers, trainable
 from caphuman_jax.training.state import Tree
 
@@ -50,21 +53,21 @@ class Batch:
         index: (B,) int, the pictures' numbers in the records.
     """
 
-    hints: jax.Array
-    region: jax.Array
-    recognition: jax.Array
-    photo: jax.Array | None = None
-    moments: jax.Array | None = None
-    token_ids: jax.Array | None = None
-    text: jax.Array | None = None
-    identity_input: jax.Array | None = None
-    image_tokens: jax.Array | None = None
-    area: jax.Array | None = None
-    features: jax.Array | None = None
-    weight: jax.Array | None = None
-    without_text: jax.Array | None = None
-    without_identity: jax.Array | None = None
-    index: jax.Array | None = None
+    hints: Array
+    region: Array
+    recognition: Array
+    photo: Array | None = None
+    moments: Array | None = None
+    token_ids: Array | None = None
+    text: Array | None = None
+    identity_input: Array | None = None
+    image_tokens: Array | None = None
+    area: Array | None = None
+    features: Array | None = None
+    weight: Array | None = None
+    without_text: Array | None = None
+    without_identity: Array | None = None
+    index: Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -105,7 +108,7 @@ class Objective:
     """
 
     mask_weight: float = 1.0
-    timestep_weight: Callable[[jax.Array], jax.Array] | None = None
+    timestep_weight: Callable[[Array], Array] | None = None
     face_weight: float = 1.0
     feature_weight: float = 1.0
     area_per_picture: bool = True
@@ -158,7 +161,7 @@ def make_loss(
         output = network("unet")(noisy, timesteps, text, residuals)
 
         target = loss.prediction_target(latents, noise.noise, alpha, prediction_type)
-        region = loss.shrink_mask(batch.region, latents.shape[1:3])
+        region = loss.shrink_mask(batch.region, (latents.shape[1], latents.shape[2]))
         # Multiplying both sides by sqrt(w) weights their squared difference by w.
         if batch.area is not None:
             root = jnp.sqrt(_pixel_weights(objective, batch, region))
@@ -187,22 +190,26 @@ def make_loss(
     return loss_fn
 
 
-def _pixel_weights(objective: Objective, batch: Batch, region: jax.Array) -> jax.Array:
-    """(B, h, w, 1) with mean 1: 0 outside of the photo, more on the face where asked for."""
-    weights = loss.shrink_mask(batch.area, region.shape[1:3])
+def _pixel_weights(
+    objective: Objective, batch: Batch, region: Float[Array, "b h w 1"]
+) -> Float[Array, "b h w 1"]:
+    """Weights with mean 1: 0 outside of the photo, more on the face where asked for."""
+    assert batch.area is not None, "callers ask first"
+    size = region.shape[1], region.shape[2]
+    weights = loss.shrink_mask(batch.area, size)
     if batch.features is not None:
         face, features = objective.face_weight, objective.feature_weight
         weights = weights * (
-            1
-            + (face - 1) * region
-            + (features - face) * loss.shrink_mask(batch.features, region.shape[1:3])
+            1 + (face - 1) * region + (features - face) * loss.shrink_mask(batch.features, size)
         )
     axes = (1, 2, 3) if objective.area_per_picture else (0, 1, 2, 3)
     return weights / (jnp.mean(weights, axis=axes, keepdims=True) + 1e-6)
 
 
-def sample_latents(model: ModelConfig, network: Callable, batch: Batch, noise: Noise) -> jax.Array:
-    """Latents (B, h, w, c) float32, scaled, sampled again for each step from their moments."""
+def sample_latents(
+    model: ModelConfig, network: Callable, batch: Batch, noise: Noise
+) -> Float[Array, "b h w c"]:
+    """Latents in float32, scaled, sampled again for each step from their moments."""
     if batch.moments is not None:
         mean, logvar = jnp.split(batch.moments.astype(jnp.float32), 2, axis=-1)
     else:
@@ -210,7 +217,9 @@ def sample_latents(model: ModelConfig, network: Callable, batch: Batch, noise: N
     return (mean + jnp.exp(0.5 * logvar) * noise.latent_noise) * model.vae.scaling_factor
 
 
-def encode_text(network: Callable, batch: Batch, empty: Mapping | None, dtype) -> jax.Array:
+def encode_text(
+    network: Callable, batch: Batch, empty: Mapping | None, dtype: Any
+) -> Float[Array, "b l w"]:
     """The prompts as the UNet takes them (B, L, W).
 
     Args:
@@ -224,17 +233,21 @@ def encode_text(network: Callable, batch: Batch, empty: Mapping | None, dtype) -
         text = batch.text.astype(dtype)
         if without is None:
             return text
+        assert empty is not None, "without_text comes with what stands in for the text"
         return jnp.where(without[:, None, None], empty["text"].astype(dtype), text)
     ids = batch.token_ids
+    assert ids is not None, "a batch has text or token_ids"
     if without is not None:
+        assert empty is not None, "without_text comes with what stands in for the text"
         ids = jnp.where(without[:, None], empty["ids"], ids)
     return network("text")(ids)[0]
 
 
-def encode_identity(network: Callable, batch: Batch, dtype) -> jax.Array:
-    """The image encoder's tokens (B, N, W) of the identity photos."""
+def encode_identity(network: Callable, batch: Batch, dtype: Any) -> Float[Array, "b n w"]:
+    """The image encoder's tokens of the identity photos."""
     if batch.image_tokens is not None:
         return batch.image_tokens.astype(dtype)
+    assert batch.identity_input is not None, "a batch has image_tokens or identity_input"
     return network("image_encoder")(normalize(batch.identity_input))[0]
 
 

@@ -8,6 +8,7 @@ is read. Needs the `onnx` package, which the extra `train` installs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ Params = dict[str, np.ndarray]
 Apply = Callable[..., dict[str, jax.Array]]
 
 
-def load_onnx(path: str | Path) -> tuple[Params, Apply]:
+def load_onnx(path: str | Path | Traversable) -> tuple[Params, Apply]:
     """Read an ONNX file into `(params, apply)`.
 
     `params` maps tensor names to float32 arrays (weights stored as float16 or 8-bit are unpacked
@@ -58,7 +59,8 @@ def load_onnx(path: str | Path) -> tuple[Params, Apply]:
             raise ModelFolderError(f"{path}: no tensor named {', '.join(missing)} in the graph")
 
         needed = _needed(outputs, producer)
-        values = {**shapes, **params, **{k: jnp.asarray(v) for k, v in inputs.items()}}
+        values: dict[str, Any] = {**shapes, **params}
+        values |= {k: jnp.asarray(v) for k, v in inputs.items()}
         for node in nodes:  # ONNX files list nodes in an order in which they can be run
             if id(node) in needed:
                 arguments = [values[name] if name else None for name in node.input]
@@ -74,7 +76,7 @@ def tensor_names(path: str | Path) -> list[str]:
     return [name for node in nodes for name in node.output]
 
 
-def _read_graph(path: str | Path):
+def _read_graph(path: str | Path | Traversable):
     try:
         import onnx
     except ModuleNotFoundError as error:

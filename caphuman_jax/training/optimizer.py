@@ -80,9 +80,10 @@ def per_network(
     def init(params):
         return {name: optimizers[name].init(params[name]) for name in params}
 
-    def update(grads, states, params):
+    def update(updates, state, params=None):
+        assert params is not None, "weight decay needs the parameters"
         done = {
-            name: optimizers[name].update(grads[name], states[name], params[name])
+            name: optimizers[name].update(updates[name], state[name], params[name])
             for name in params
         }
         return {k: v[0] for k, v in done.items()}, {k: v[1] for k, v in done.items()}

@@ -84,13 +84,15 @@ class Previews:
                 self.pipe = Pipeline(
                     self.model, params, tuple((name, graph) for name, (graph, _) in graphs.items())
                 )
-                self.subjects = list(filter(None, map(self._subject, self.photos)))
+                subjects = [self._subject(self.pipe, photo) for photo in self.photos]
+                self.subjects = [subject for subject in subjects if subject is not None]
             pipe = self.pipe.with_params(params)
             return self._measure(pipe) if self.subjects else ({}, None)
 
-    def _subject(self, photo: np.ndarray) -> Subject | None:
+    @staticmethod
+    def _subject(pipe: Pipeline, photo: np.ndarray) -> Subject | None:
         try:
-            person = self.pipe.person(photo, face=0)
+            person = pipe.person(photo, face=0)
         except CapHumanError:
             return None
         return Subject(

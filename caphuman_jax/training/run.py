@@ -74,6 +74,7 @@ def train(
             )
             if result.exit_code or result.step < recipe.steps:
                 return result.exit_code
+            assert result.state is not None, "the steps were taken"
             params = sharding.on_host(result.state.eval_params)
             if jax.process_index() == 0:
                 stage.export(

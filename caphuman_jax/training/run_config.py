@@ -91,7 +91,7 @@ def from_config(cls: type[Settings], entries: Mapping[str, Any], where: str) -> 
         SettingError: for an unknown entry or a value of another type.
     """
     kinds = typing.get_type_hints(cls)
-    known = [field.name for field in dataclasses.fields(cls)]
+    known = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
     values = {}
     for name, value in entries.items():
         if name not in known:
@@ -115,6 +115,7 @@ def _find_config(name: str) -> ModuleType:
         if not Path(name).is_file():
             raise CapHumanError(f"there is no file {name}")
         spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+        assert spec is not None and spec.loader is not None, "Python files have a loader"
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module

@@ -8,7 +8,7 @@ is stopped and resumed is the run that was not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,11 @@ def make_train_step(
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), (rows, keys)
         )
-        part_gradients = lambda part: batch_gradients(params, frozen, *constrain(part), step)
+
+        def part_gradients(part):
+            rows, keys = constrain(part)
+            return batch_gradients(params, frozen, rows, keys, step)
+
         shapes = jax.eval_shape(part_gradients, jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         add = lambda total, part: (jax.tree.map(jnp.add, total, part_gradients(part)), None)
@@ -104,4 +108,4 @@ def apply_gradients(
     # Optax itself relies on promotion between integer counts and weak floats.
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
+    return cast(Tree, optax.apply_updates(params, updates)), opt_state

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
@@ -113,11 +114,11 @@ def parse(text: str) -> tuple[Path, Strength]:
     return Path(path), strengths[0] if len(strengths) == 1 else (strengths[0], strengths[1])
 
 
-def read_file(path: str | Path, cfg: ModelConfig) -> Lora:
+def read_file(path: str | os.PathLike, cfg: ModelConfig) -> Lora:
     """`read` of a .safetensors or PyTorch file. Raises ModelFolderError."""
     from caphuman_jax.weights.checkpoint_files import open_checkpoint
 
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(Path(path)) as checkpoint:
         # In a PyTorch file alpha may be a plain number.
         alphas = {
             key: np.asarray(x, np.float32)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from caphuman_jax.io.torch_pickle import File
 FORMAT, FORMAT_VERSION = "caphuman_jax", 1
 
 
-def find_model(name_or_path: str | Path) -> Path:
+def find_model(name_or_path: str | os.PathLike) -> Path:
     """The folder of a shipped model ("mini") or of a path. Raises ModelFolderError that says what
     there is instead.
     """

@@ -128,8 +128,8 @@ def check(
         across.append(
             _check_partners(
                 *found[split],
-                place[split],
-                key_of,
+                place=place[split],
+                key_of=key_of,
                 complete=len(found[split][0]) == manifest["splits"][split]["records"],
             )
         )
@@ -170,7 +170,7 @@ def check_record(
 
 
 def _check_image(feature: Feature, encoded: bytes, pictures: bool) -> Iterator[str]:
-    begin, end = _MARKERS[feature.encoding]
+    begin, end = _MARKERS[str(feature.encoding)]
     if not (encoded.startswith(begin) and encoded.endswith(end)):
         yield f"is not a whole {feature.encoding} file"
     elif pictures:
@@ -370,12 +370,16 @@ def _hash(text: str) -> int:
 def _joined(parts):
     """Hashes of keys and persons, and partners, of a split in its records' order."""
     parts = [part for _, part in parts] or [
-        _Part([], None, np.zeros(0, np.uint64), np.zeros(0, np.uint64), np.zeros((0, 3), np.int64))
+        _Part(
+            [],
+            statistics.Tally(),
+            np.zeros(0, np.uint64),
+            np.zeros(0, np.uint64),
+            np.zeros((0, 3), np.int64),
+        )
     ]
-    return tuple(
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("keys", "persons", "partners")
-    )
+    column = lambda name: np.concatenate([getattr(part, name) for part in parts])
+    return column("keys"), column("persons"), column("partners")
 
 
 def _places(runs):
@@ -392,6 +396,8 @@ def _places(runs):
 
 def _key_of(folder, file_format, features, file, number, name="key"):
     message = _shard(folder / file, file_format).read(number, number + 1)[0]
+    if isinstance(message, DataError):
+        raise message
     return tf_example.decode(features, message, {name})[name]
 
 

@@ -103,16 +103,18 @@ class DatasetRenderer:
                         continue
                 first += facts["records"]
 
-    def _hints(self, records):
+    def _hints(self, records) -> list[np.ndarray | None]:
         if self.head:
-            return render(self.head, records, self.stored)
+            return [*render(self.head, records, self.stored)]
         if "hints" in self.kinds:
             from caphuman_jax.head.hints import from_picture, unpack_hints
 
             return [
-                unpack_hints(
-                    from_picture(tf_example.decode_image(self.kinds["hints"], record["hints"]))
-                    / np.float32(255)
+                np.asarray(
+                    unpack_hints(
+                        from_picture(tf_example.decode_image(self.kinds["hints"], record["hints"]))
+                        / np.float32(255)
+                    )
                 )
                 for record in records
             ]

@@ -57,7 +57,7 @@ def identity_transforms(count: int):
     }
 
 
-def source_coordinates(transforms, stored: int, size: int):
+def source_coordinates(transforms, stored: int | jax.Array, size: int):
     """(B, size, size, 2) as (x, y): where each pixel of a (size, size) result is in the (stored,
     stored) source. At scale 1 their pixels have the same size; pixel centers are at integers.
     """

@@ -34,7 +34,7 @@ def _dataset(maker: BatchMaker, steps: int, prefetch: int) -> tf.data.Dataset:
     rows, content = maker.share.local, maker.content
     selected = [name for name in content.own_features if name in PARTS]
     own, identity = (
-        [maker.records.feature(name) for name in names]
+        [maker.records.known_feature(name) for name in names]
         for names in (content.own_features, content.identity_features)
     )
 

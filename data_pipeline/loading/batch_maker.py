@@ -125,7 +125,7 @@ class BatchMaker:
         else:
             weight = np.ones(len(samples), np.float32)
             epoch, index = records_of(samples, count, self.seed)
-        captions = self.records.feature("caption_ids").shape[0]
+        captions = self.records.known_feature("caption_ids").shape[0]
         return BatchPlan(
             index,
             weight,
@@ -166,7 +166,7 @@ class BatchMaker:
         rows = len(plan.index)
         arrays = {}
         for name in (*self.content.own_features, *self.content.identity_features):
-            feature = self.records.feature(name)
+            feature = self.records.known_feature(name)
             arrays[name] = np.empty(
                 (rows, *(feature.shape[1:] if name in PARTS else feature.shape)), feature.dtype
             )
@@ -187,7 +187,7 @@ class BatchMaker:
         }
         if self.content.hints == "head":
             batch["head"] = {
-                "size": np.full((rows, 2), self.records.feature("photo").shape[0], np.float32)
+                "size": np.full((rows, 2), self.records.known_feature("photo").shape[0], np.float32)
             }
         for name, value in values.items():
             group, _, part = name.partition("/")

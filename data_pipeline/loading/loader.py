@@ -10,7 +10,8 @@ import contextlib
 import importlib.util
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from typing import Any
 
 from caphuman_jax.errors import DataError, SettingError
 from data_pipeline.loading.augment import AugmentConfig
@@ -114,6 +115,9 @@ def make_loader(
     )
 
 
+Batches = Generator[dict, None, None]
+
+
 class Loader:
     """Iterator of batches; stops its threads when it is closed, forgotten, or the program ends.
 
@@ -122,7 +126,7 @@ class Loader:
             `start` included.
     """
 
-    def __init__(self, batches: Iterator[dict], share: Share, end: int | None):
+    def __init__(self, batches: Batches, share: Share, end: int | None):
         self._batches, self._batch, self._end = batches, share.batch, end
         self.samples = share.start
         # Called at exit too, while threads can still run: tf.data's threads call Python, and would
@@ -146,12 +150,12 @@ class Loader:
         self._close()
 
 
-def _close(batches: Iterator[dict]) -> None:
+def _close(batches: Batches) -> None:
     with contextlib.suppress(ValueError):  # another thread is fetching a batch at this moment
         batches.close()
 
 
-def _closing(batches: Iterator[dict], maker: BatchMaker) -> Iterator[dict]:
+def _closing(batches: Batches, maker: BatchMaker) -> Batches:
     """The batches; stops the threads that make them when they end or are closed."""
     try:
         yield from batches
@@ -199,7 +203,7 @@ def _content(
     """The features that the options name. Raises SettingError or DataError."""
     have = {f.name for f in records.features}
 
-    def chosen(what: str, value, options: dict, default: str | None):
+    def chosen(what: str, value, options: dict, default: str | None) -> Any:
         if value not in options:
             raise SettingError(f"{what} is {' or '.join(str(o) for o in options)}, not {value!r}")
         name = options[value] or default
@@ -210,7 +214,7 @@ def _content(
             )
         return name
 
-    latents = chosen(
+    photo_feature = chosen(
         "latents",
         latents,
         {None: None, "moments": "moments", "pictures": "photo"},
@@ -244,7 +248,11 @@ def _content(
         None,
     )
     return Content(
-        latents, hints_feature, identity, "text" in have if text is None else text, recognition
+        photo_feature,
+        hints_feature,
+        identity,
+        "text" in have if text is None else text,
+        recognition,
     )
 
 

@@ -68,6 +68,7 @@ def run(job: workdir.Job, arguments: list[str]) -> None:
 def build(pipeline: beam.Pipeline, job: workdir.Job) -> beam.PCollection:
     """Add the steps to a pipeline. Returns what `shards.write_shard` returns for each shard."""
     listing = workdir.read_listing(job.folder)
+    assert listing is not None, "`prepare` writes it first"
     measured = (
         pipeline
         | "listing files" >> beam.Create(range(-(-listing.chunks // workdir.LINES)))

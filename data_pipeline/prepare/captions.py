@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def attributes(
         probes: {name of PROBES: whether it applies}.
     """
     smile = (expression["mouthSmileLeft"] + expression["mouthSmileRight"]) / 2
-    found: dict[str, str | bool] = {
+    found: dict[str, str | bool | None] = {
         "smile": "smiling" if smile > 0.45 else "serious" if smile < 0.12 else "slight"
     }
     found["mouth open"] = expression["jawOpen"] > 0.18
@@ -80,7 +81,7 @@ def compose(found: dict[str, str | bool], rng: np.random.Generator, keep: float 
         "colour": ["a photo", "a portrait photo", "a colour photo"],
         "black-and-white": ["a black-and-white photo", "a black and white portrait"],
         "sepia": ["a sepia photo", "an old sepia photo"],
-    }[found["kind"]]
+    }[str(found["kind"])]
     head = rng.choice(kind) if found["kind"] != "colour" or rng.random() < 0.9 else "a picture"
     if found.get("drawing"):
         head = (
@@ -90,12 +91,13 @@ def compose(found: dict[str, str | bool], rng: np.random.Generator, keep: float 
         )
     adjective = ""
     if say("smile"):
-        adjective = {"smiling": "smiling ", "serious": "serious ", "slight": ""}[found["smile"]]
+        smiles = {"smiling": "smiling ", "serious": "serious ", "slight": ""}
+        adjective = smiles[str(found["smile"])]
     person = f"{head} of a {adjective}person"
     details = []
     if say("glasses"):
         details.append("wearing glasses")
-    hair = [found["hair"]] if say("hair") and not found.get("bald") else []
+    hair = [str(found["hair"])] if say("hair") and not found.get("bald") else []
     hair += ["long"] if say("long hair") else []
     if found.get("bald") and rng.random() < keep:
         details.append("bald")
@@ -165,7 +167,7 @@ def transformers_captioner(
             model_dir, local_files_only=True
         ).eval()
         processor = transformers.AutoProcessor.from_pretrained(model_dir, local_files_only=True)
-        tokenizer = getattr(processor, "tokenizer", None)
+        tokenizer: Any = getattr(processor, "tokenizer", None)
         images = getattr(processor, "image_processor", processor)
         if tokenizer is None:  # an encoder-decoder, with separate image processor and tokenizer
             tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, local_files_only=True)

@@ -26,10 +26,12 @@ class Encoder:
     def __init__(self, settings: PrepareSettings):
         """Raises ModelFolderError if the model lacks one of them."""
         self.encode = settings.encode
+        config, folder = settings.config, settings.model_folder
+        assert config is not None and folder is not None, "`encode` needs a model"
         wanted = {"moments": "vae", "text": "text", "image_tokens": "image_encoder"}
-        networks = registry.abstract(settings.config, only=[wanted[name] for name in self.encode])
+        networks = registry.abstract(config, only=[wanted[name] for name in self.encode])
         params = model_folder.load_params(
-            settings.model_folder, {name: shapes for name, (_, shapes) in networks.items()}
+            folder, {name: shapes for name, (_, shapes) in networks.items()}
         )
         self.networks = {
             name: (graph, jax.device_put(params[name])) for name, (graph, _) in networks.items()

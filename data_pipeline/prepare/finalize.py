@@ -21,6 +21,7 @@ def finish(job: workdir.Job, listing: workdir.Listing, source: dict) -> dict:
     interruption. Returns the manifest.
     """
     planned = plan.read_plan(job)
+    assert planned is not None, "the pipeline writes it"
     shards = [
         json.loads(files.read(job.path("shards", f"{shard['file']}.json")))
         for shard in planned["shards"]

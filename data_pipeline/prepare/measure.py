@@ -29,6 +29,7 @@ from caphuman_jax.head.models import registry as head_models
 from caphuman_jax.io.images import read_photo
 from caphuman_jax.models import registry
 from caphuman_jax.models.tokenizer import ClipTokenizer
+from caphuman_jax.nn.typing import Array
 from caphuman_jax.person.identity import Identifier, View
 from caphuman_jax.weights import model_folder
 from data_pipeline.prepare import captions, quality_filter
@@ -105,13 +106,14 @@ class Measurer:
         self.settings = settings
         self._features = {feature.name: feature for feature in features(settings.layout())}
         self._head_model = head_models.load_head(settings.head_model)
-        config, self._identify, found = settings.config, Identifier(), {}
-        if config:
+        config, folder = settings.config, settings.model_folder
+        self._identify, found = Identifier(), {}
+        if config is not None and folder is not None:
             networks = registry.abstract(
                 config, only=[n for n in settings.networks() if n in registry.OPTIONAL]
             )
             params = model_folder.load_params(
-                settings.model_folder, {name: shapes for name, (_, shapes) in networks.items()}
+                folder, {name: shapes for name, (_, shapes) in networks.items()}
             )
             params = {name: jax.device_put(tree) for name, tree in params.items()}
             graphs = {name: graph for name, (graph, _) in networks.items()}
@@ -121,7 +123,7 @@ class Measurer:
         self._head_of = source.estimator(self._head_model, path, found)
         self._encode = Encoder(settings) if settings.encode else None
         self._tokenize = ClipTokenizer(
-            model_folder.tokenizer_files(settings.model_folder) if config else None
+            model_folder.tokenizer_files(folder) if folder is not None else None
         )
         self._caption = (
             captions.transformers_captioner(settings.captioner) if settings.captioner else None
@@ -200,13 +202,13 @@ class Measurer:
             views = [self._view(candidate) for candidate in candidates]
             found[own] = np.concatenate(
                 [
-                    self._identify.vectors(rows)[:count]
+                    self._identify.vectors(list(rows))[:count]
                     for rows, count in batches(np.array(views, object), HEADS)
                 ]
             )
         scores = attributes.scores(maps)
         drawings = scores[:, attributes.names().index("drawing")]
-        results = []
+        results: list = []
         for i, candidate in enumerate(candidates):
             bad = quality_filter.by_drawing(self.settings, drawings[i])
             numbers = {
@@ -226,7 +228,7 @@ class Measurer:
             else self._fit(candidates)
         )
         angles = np.asarray(_angles(np.stack([head.rotation for head in heads])))
-        results = []
+        results: list = []
         for (candidate, *rest), head, turned in zip(found, heads, angles):
             bad = quality_filter.by_head(self.settings, turned, float(head.confidence))
             results.append(Dropped(candidate.item.key, *bad) if bad else (candidate, *rest, head))
@@ -431,12 +433,12 @@ def _run(function: Callable, crops: np.ndarray) -> list[np.ndarray]:
 
 
 @jax.jit
-def _angles(rotations: jax.Array) -> jax.Array:
+def _angles(rotations: Array) -> Array:
     return pose.angles(rotations)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _hint_pictures(model, heads: Head, size: int) -> jax.Array:
+def _hint_pictures(model, heads: Head, size: int) -> Array:
     """(B, 3·size, size, 3) uint8, see `hints.to_picture`."""
     rendered = hints.render_hints_batch(model, heads, size, size)
     return hints.to_picture(hints.pack_hints(rendered))

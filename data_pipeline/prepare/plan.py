@@ -37,6 +37,7 @@ def make_plan(job: workdir.Job) -> list[dict]:
     Raises DataError if no photo is left.
     """
     listing = workdir.read_listing(job.folder)
+    assert listing is not None, "`prepare` writes it first"
     with tempfile.TemporaryFile() as spare:
         photos = _Photos(job.folder, listing.chunks, spare)
         splits = _split(photos, job.settings)
@@ -143,6 +144,7 @@ def _split(photos: _Photos, settings) -> dict[str, list[int]]:
     vectors = photos.vectors[left] if len(left) <= ALL_PAIRS else None
     given = settings.same_person == "given"
     if not given:
+        assert vectors is not None, "`check_photos` refuses more photos"
         persons = [keys[i] for i in persons_by_recognition(vectors)]
         for i, person in zip(left, persons, strict=True):
             photos.persons[i] = person

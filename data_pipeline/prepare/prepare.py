@@ -148,6 +148,7 @@ def _run_pipeline(job: workdir.Job, listing: workdir.Listing, arguments: list[st
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    assert process.stdin is not None and process.stderr is not None, "they are pipes"
     lines: collections.deque = collections.deque(maxlen=_LOG_LINES)
     reader = threading.Thread(target=lines.extend, args=(process.stderr,), daemon=True)
     reader.start()

@@ -214,11 +214,11 @@ class PrepareSettings:
         """The model's own, without the part that says which of its weights; "" where it is one that
         is always there.
         """
-        name = self.config.identity.recognizer.partition("/")[0] if self.config else ""
-        if name and name not in RECOGNITION:
+        config = self.config
+        name = config.identity.recognizer.partition("/")[0] if config else ""
+        if config and name and name not in RECOGNITION:
             raise SettingError(
-                f"the model {self.config.name} knows people by {name}; known: "
-                f"{', '.join(RECOGNITION)}"
+                f"the model {config.name} knows people by {name}; known: {', '.join(RECOGNITION)}"
             )
         return "" if name in ("mobilefacenet", "dlib") else name
 
@@ -226,22 +226,21 @@ class PrepareSettings:
     def identity_side(self) -> int:
         """Side of the picture that the model's image tokens are computed from."""
         config = self.config
-        return (
-            config.image_encoder.image_size
-            if config and config.identity.image_tokens == "clip"
-            else 112
-        )
+        if config and config.image_encoder and config.identity.image_tokens == "clip":
+            return config.image_encoder.image_size
+        return 112
 
     def layout(self) -> Layout:
         """The shapes of the records."""
         head, config = head_models.load_head(self.head_model), self.config
         moments = text = tokens = None
-        if "moments" in self.encode:
+        assert config is not None or not self.encode, "`encode` needs a model"
+        if config and "moments" in self.encode:
             side = self.size // config.vae.downsampling
             moments = side, side, 2 * config.vae.latent_channels
-        if "text" in self.encode:
+        if config and "text" in self.encode:
             text = config.text.width
-        if "image_tokens" in self.encode:
+        if config and config.image_encoder and "image_tokens" in self.encode:
             encoder = config.image_encoder
             tokens = 1 + (encoder.image_size // encoder.patch) ** 2, encoder.width
         return Layout(
@@ -295,15 +294,16 @@ class PrepareSettings:
                 if p.is_file() and not p.name.startswith(".")
             }
         found = {name: _sha256(str(path), path.stat().st_mtime_ns) for name, path in files.items()}
-        if self.config:
+        model = self.model_folder
+        if model is not None:
             found |= {
                 f"model/{name}": sha
-                for name, sha in metadata.checksums(self.model_folder).items()
+                for name, sha in metadata.checksums(model).items()
                 if name in self.networks()
             }
             found |= {
                 f"model/tokenizer/{p.name}": _sha256(str(p), p.stat().st_mtime_ns)
-                for p in folder.tokenizer_files(self.model_folder) or ()
+                for p in folder.tokenizer_files(model) or ()
             }
         if self.recognizer == "arcface":
             network = arcface.find()
@@ -312,9 +312,10 @@ class PrepareSettings:
 
     def networks(self) -> tuple[str, ...]:
         """The model folder's networks that measuring or encoding uses, of those that it holds."""
-        if not self.config:
+        model, config = self.model_folder, self.config
+        if model is None or config is None:
             return ()
-        there, wanted = metadata.checksums(self.model_folder), []
+        there, wanted = metadata.checksums(model), []
         wanted += [
             name
             for name, use in (
@@ -329,7 +330,7 @@ class PrepareSettings:
             if self.recognizer == "facenet"
             else []
         )
-        wanted += ["face_parsing"] if self.config.identity.image_tokens == "clip" else []
+        wanted += ["face_parsing"] if config.identity.image_tokens == "clip" else []
         wanted += head_models.find(self.head_model)[0].networks
         return tuple(name for name in wanted if name in there)
 

@@ -166,7 +166,7 @@ def _most_alike(
     for start in range(0, len(among), _BLOCK):
         columns = among[start : start + _BLOCK]
         cosine = rows @ np.asarray(vectors[columns]).T
-        if known is not None:
+        if known is not None and known_among is not None:
             cosine[known[:, None] & known_among[columns][None]] = -1
         there = cosine.argmax(axis=1)
         highest = cosine[np.arange(len(rows)), there]

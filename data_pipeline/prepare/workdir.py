@@ -25,6 +25,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -33,7 +34,7 @@ from caphuman_jax.errors import CapHumanError, DataError
 from caphuman_jax.io import files
 from data_pipeline.records import tf_example
 from data_pipeline.records.manifest import version_folder
-from data_pipeline.records.schema import Feature, features
+from data_pipeline.records.schema import Feature, Layout, features
 
 CHUNK = 32  # photos that are measured together, and lost when a worker is killed
 LINES = 1024  # chunks of one listing file
@@ -51,6 +52,18 @@ _PHOTO_ERRORS = (
 )
 
 
+class JobSettings(Protocol):
+    """What a job needs of `PrepareSettings`, besides the fields that its measurer reads."""
+
+    def layout(self) -> Layout: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def network_hashes(self) -> dict[str, str]: ...
+
+    def fingerprint(self) -> str: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """Everything that workers need; pickled and sent to them.
@@ -60,7 +73,7 @@ class Job:
         folder: the work folder.
         source: of the photos, for `opener`.
         options: further arguments of `opener`.
-        settings: PrepareSettings, or an object with its method layout and its fields thresholds,
+        settings: PrepareSettings, or an object with its methods below and its fields thresholds,
             hold_out, same_person and seed.
         file_format: "array_record" or "tfrecord".
         measurer: a module's function, settings -> an object with `measure` as measure.Measurer.
@@ -71,7 +84,7 @@ class Job:
     folder: str
     source: str
     options: dict
-    settings: object
+    settings: JobSettings
     file_format: str
     measurer: Callable
     opener: Callable
@@ -129,10 +142,10 @@ def write_listing(items: Iterable, folder: str | None) -> Listing:
         photos, chunks = photos + len(chunk), chunks + 1
         if folder:
             lines.append(json.dumps([_fields(item) for item in chunk]).encode() + b"\n")
-        if len(lines) == LINES:
+        if folder and len(lines) == LINES:
             files.write(_listing_file(folder, chunks - 1), b"".join(lines))
             lines = []
-    if lines:
+    if folder and lines:
         files.write(_listing_file(folder, chunks - 1), b"".join(lines))
     listing = Listing(photos, chunks, names.hexdigest())
     if folder:

@@ -100,6 +100,13 @@ class RecordsFolder:
                 f"made the records: make them again with caphuman prepare"
             )
 
+    def known_feature(self, name: str) -> Feature:
+        """The feature of that name. Raises DataError where the records do not have it."""
+        feature = self.feature(name)
+        if feature is None:
+            raise DataError(f"{self.path} holds no {name}")
+        return feature
+
     def count(self, split: str) -> int:
         """Number of records of a split. Raises DataError if it does not exist or is empty."""
         if not self.splits.get(split):
@@ -148,7 +155,7 @@ class RecordsFolder:
 
     def pixels(self, name: str, encoded: bytes) -> np.ndarray:
         """Pixels of an image entry. Raises DataError."""
-        return tf_example.decode_image(self.feature(name), encoded)
+        return tf_example.decode_image(self.known_feature(name), encoded)
 
     def naming(self, split: str, index: int) -> _Naming:
         """A context that adds the file and the record to the message of a DataError."""

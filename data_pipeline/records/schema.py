@@ -8,6 +8,7 @@ unless they are given in pixels.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -210,7 +211,7 @@ def features(layout: Layout) -> tuple[Feature, ...]:
     ]
     for name in ("mobilefacenet", "dlib", layout.recognizer):
         if name and not any(f.name == f"recognition/{name}" for f in found):
-            unit = {} if name == "dlib" else {"low": -1, "high": 1}
+            unit: dict[str, Any] = {} if name == "dlib" else {"low": -1, "high": 1}
             found.append(
                 Feature(
                     f"recognition/{name}",

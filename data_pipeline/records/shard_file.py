@@ -78,7 +78,7 @@ class TFRecordFile:
 
     def read(self, start: int, stop: int) -> list[bytes | DataError]:
         """Messages start … stop − 1."""
-        messages = []
+        messages: list[bytes | DataError] = []
         with open(self._path, "rb") as file:
             for offset, length in self._offsets[start:stop]:
                 file.seek(offset)

@@ -54,7 +54,7 @@ def open_source(
     return described
 
 
-open_source.__doc__ %= _KNOWN
+open_source.__doc__ = str(open_source.__doc__) % _KNOWN
 
 
 def _source(text: str, by_folder: bool) -> Source:

@@ -13,6 +13,7 @@ import numpy as np
 
 from caphuman_jax.evaluation import estimators
 from caphuman_jax.evaluation.outcome import Outcome, Subject
+from caphuman_jax.evaluation.prompt_suite import Request
 from caphuman_jax.head.base import HeadModel
 
 # Least difference from the subject's own head that counts as a change.
@@ -35,6 +36,11 @@ class Run:
     def person(self) -> np.ndarray:
         """(N,) index of each outcome's subject."""
         return np.array([o.person for o in self.outcomes])
+
+    @property
+    def requests(self) -> list[Request]:
+        """Of the outcomes; none of the measurement floor."""
+        return [o.request for o in self.outcomes if o.request is not None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,17 +101,18 @@ class Metric:
 
 def tables(run: Run, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, K) of one field of HeadParams: requested, measured, and of the own head."""
-    heads = (
-        [o.asked for o in run.outcomes],
-        [o.measured.head for o in run.outcomes],
-        [o.own for o in run.outcomes],
+    table = lambda heads: np.stack([getattr(head, field) for head in heads])
+    return (
+        table([o.asked for o in run.outcomes]),
+        table([o.measured.head for o in run.outcomes]),
+        table([o.own for o in run.outcomes]),
     )
-    return tuple(np.stack([getattr(head, field) for head in column]) for column in heads)
 
 
 def columns(run: Run, field: str, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N,) column i of each of `tables`."""
-    return tuple(table[:, i] for table in tables(run, field))
+    asked, measured, own = tables(run, field)
+    return asked[:, i], measured[:, i], own[:, i]
 
 
 def differs(kind: str, asked: np.ndarray, own: np.ndarray) -> np.ndarray:

@@ -21,12 +21,12 @@ from caphuman_jax.evaluation.metrics.pose import ANGLES
 
 def compute(run: Run) -> dict:
     """by_head.HEAD: face found, AUC, median errors of angles, and means of what was measured."""
-    heads = dict.fromkeys(o.request.head for o in run.outcomes)
+    heads = dict.fromkeys(request.head for request in run.requests)
     return {"by_head": {head: _summary(run, head) for head in heads}}
 
 
 def _summary(run: Run, head: str) -> dict:
-    outcomes = [o for o in run.outcomes if o.request.head == head]
+    outcomes = [o for o in run.outcomes if o.request is not None and o.request.head == head]
     part = dataclasses.replace(run, outcomes=outcomes)
     person = part.person
     references = np.stack([s.vectors["dlib"] for s in run.subjects])

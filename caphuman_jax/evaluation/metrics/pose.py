@@ -21,7 +21,7 @@ def compute(run: Run) -> dict:
     if not kept:
         nothing = np.zeros(0)
         for name in ANGLES:
-            answer[name] = controlled("angles", *[nothing] * 4, run.seed)
+            answer[name] = controlled("angles", nothing, nothing, nothing, nothing, run.seed)
         return {"pose": answer}
     part = dataclasses.replace(run, outcomes=kept)
     for i, name in enumerate(ANGLES):

@@ -37,7 +37,7 @@ def compute(run: Run) -> dict:
     """
     outcomes, person, seed = run.outcomes, run.person, run.seed
     answer: dict = {}
-    grey_asked = np.array([float(asks_without_color(o.request.prompt)) for o in outcomes])
+    grey_asked = np.array([float(asks_without_color(r.prompt)) for r in run.requests])
     chromas = np.array([o.measured.values["chroma"] for o in outcomes])
     if 0 < grey_asked.mean() < 1:
         right = lambda a, m: float(np.mean(a == (m < GREY_CHROMA)))
@@ -46,7 +46,7 @@ def compute(run: Run) -> dict:
             "share_otherwise": float(np.mean(chromas[grey_asked == 0] < GREY_CHROMA)),
             "auc_of_chroma": estimators.auc(chromas[grey_asked == 0], chromas[grey_asked > 0]),
         }
-    asked = np.array([asked_background(o.request.prompt) or "" for o in outcomes])
+    asked = np.array([asked_background(r.prompt) or "" for r in run.requests])
     shown = np.array([(o.measured.values["background"] or "").split(" ")[-1] for o in outcomes])
     kept = (asked != "") & np.array([o.measured.faces > 0 for o in outcomes])
     if kept.any():

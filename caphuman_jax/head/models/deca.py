@@ -25,6 +25,7 @@ from caphuman_jax.head.spherical_harmonics import shading
 from caphuman_jax.head.texture import TextureSpace
 from caphuman_jax.head.topology import vertex_normals
 from caphuman_jax.models import deca_encoder as encoder
+from caphuman_jax.nn.typing import Array
 
 SIZE = encoder.SIZE
 _DECA_NAMES = {"texture": "tex", "expression": "exp", "camera": "cam"}
@@ -39,14 +40,14 @@ class FlameCode:
     camera (3) scale, x, y in the crop, light (9,3) SH × RGB; crop (3) left, top and side of the
     square in pixels of a picture whose size (2) is height, width."""
 
-    shape: jax.Array
-    texture: jax.Array
-    expression: jax.Array
-    pose: jax.Array
-    camera: jax.Array
-    light: jax.Array
-    crop: jax.Array
-    size: jax.Array
+    shape: Array
+    texture: Array
+    expression: Array
+    pose: Array
+    camera: Array
+    light: Array
+    crop: Array
+    size: Array
 
 
 def landmark_box(landmarks: np.ndarray) -> np.ndarray:
@@ -122,16 +123,17 @@ def code_from_numbers(numbers: Mapping[str, np.ndarray], crop: np.ndarray, size)
 
     crop (3,) left, top and side of the square in pixels of a picture of size (height, width).
     Raises HeadError naming what is missing, misshapen or not finite."""
-    arrays = {}
+    wanted = {}
     for name, count in encoder.PARTS.items():
         given = next(
             (numbers[key] for key in (name, _DECA_NAMES.get(name)) if key in numbers), None
         )
         if given is None:
             raise HeadError(f"these are not DECA's numbers of a head: {name} is missing")
-        arrays[name] = given, ((9, 3) if name == "light" else (count,))
-    arrays |= {"crop": (crop, (3,)), "size": (size, (2,))}
-    for name, (given, shape) in arrays.items():
+        wanted[name] = given, ((9, 3) if name == "light" else (count,))
+    wanted |= {"crop": (crop, (3,)), "size": (size, (2,))}
+    arrays = {}
+    for name, (given, shape) in wanted.items():
         array = np.asarray(given, np.float32)
         if array.size != np.prod(shape) and name not in ("shape", "texture", "expression"):
             raise HeadError(f"DECA's {name} has {array.size} numbers, not {np.prod(shape)}")
@@ -166,7 +168,7 @@ def mix(
     return dataclasses.replace(reference, **changes)
 
 
-def project(points: jax.Array, camera: jax.Array) -> jax.Array:
+def project(points: Array, camera: Array) -> Array:
     """Points (N,3) of a posed FLAME head → (N,3) by the scaled-orthographic camera (3,): x, y in
     [-1,1] of the crop, y down, smaller z nearer.
     """
@@ -174,7 +176,7 @@ def project(points: jax.Array, camera: jax.Array) -> jax.Array:
     return (points + shift) * camera[0] * jnp.asarray([1, -1, -1], points.dtype)
 
 
-def to_picture(points: jax.Array, crop: jax.Array) -> jax.Array:
+def to_picture(points: Array, crop: Array) -> Array:
     """Points (N,3) of `project` → (N,3) in pixels of the picture that the crop (3,) lies in, z to
     the same scale.
     """
@@ -184,7 +186,7 @@ def to_picture(points: jax.Array, crop: jax.Array) -> jax.Array:
     return (points * (SIZE / 2) + half) * factor + shift
 
 
-def crop_at(crop: jax.Array, size: jax.Array, height: int, width: int) -> jax.Array:
+def crop_at(crop: Array, size: Array, height: int, width: int) -> Array:
     """The crop (3,) of a picture of `size` (2,) in a picture of height × width: scaled by the
     height, about the center.
     """
@@ -225,10 +227,10 @@ def render_hints(
 
 def draw(
     model: Flame,
-    points: jax.Array,
-    normals: jax.Array,
-    textures: jax.Array,
-    lights: jax.Array,
+    points: Array,
+    normals: Array,
+    textures: Array,
+    lights: Array,
     height: int,
     width: int,
     with_alpha: bool = False,

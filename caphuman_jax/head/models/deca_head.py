@@ -31,6 +31,7 @@ from caphuman_jax.head.models.deca import SIZE, FlameCode
 from caphuman_jax.head.models.flame_head import JOINT_NAMES, UNITS, FlameHead, load_flame_head
 from caphuman_jax.head.texture import TextureSpace
 from caphuman_jax.models.network import Network
+from caphuman_jax.nn.typing import Array
 
 log = logging.getLogger("caphuman_jax")
 
@@ -75,7 +76,7 @@ def head_of_code(model: FlameHead, space: TextureSpace, code: FlameCode) -> Head
     )
 
 
-def code_of_head(model: FlameHead, head: Head, crop: jax.Array, texture: jax.Array) -> FlameCode:
+def code_of_head(model: FlameHead, head: Head, crop: Array, texture: Array) -> FlameCode:
     """The inverse of `head_of_code` for a crop (3,) of the head's picture: a head that was fitted,
     in DECA's numbers.
 
@@ -100,7 +101,7 @@ def code_of_head(model: FlameHead, head: Head, crop: jax.Array, texture: jax.Arr
 
 def lacking(model: FlameHead, path: str | os.PathLike) -> list[str]:
     """What FLAME, loaded from this file or folder, lacks to be rendered as DECA does."""
-    folder, needed = flame_files.folder_of(path), []
+    folder, needed = flame_files.folder_of(Path(path)), []
     if model.flame.name.startswith("flame2023"):
         needed.append(
             f"FLAME 2020 (generic_model.pkl), whose numbers are DECA's, instead of "
@@ -144,7 +145,7 @@ def head_by_deca(
 
 
 @jax.jit
-def _landmarks(model: FlameHead, head: Head) -> jax.Array:
+def _landmarks(model: FlameHead, head: Head) -> Array:
     return model.landmarks(posed(model, head)[0])
 
 
@@ -165,7 +166,7 @@ def code_from_photo(
 
 
 @jax.jit
-def texture_of_albedo(model: FlameHead, space: TextureSpace, albedo: jax.Array) -> jax.Array:
+def texture_of_albedo(model: FlameHead, space: TextureSpace, albedo: Array) -> Array:
     """Coefficients (n,) of the texture nearest to colors of vertices (V,3) on the face: ridge, the
     prior being N(0, 1).
     """
@@ -184,7 +185,7 @@ def texture_of_albedo(model: FlameHead, space: TextureSpace, albedo: jax.Array) 
     return jnp.linalg.solve(normal, jnp.matmul(basis, wanted, precision=_HIGHEST))
 
 
-def to_vector(rotation: jax.Array) -> jax.Array:
+def to_vector(rotation: Array) -> Array:
     """Axis-angle (3,) in radians of a rotation (3,3): the inverse of `pose.from_vector`, for angles
     below 180°.
     """
@@ -240,6 +241,7 @@ class FlameSource(HeadSource):
         """`head_by_deca`, which gives heads as CapHuman's published weights know them. Where
         something that it needs is missing, a warning names it and the result is None. Raises
         HeadError for a texture space that cannot be read."""
+        assert isinstance(model, FlameHead), "of `load`"
         path, network = self._path(path), networks.get("deca_encoder")
         missing = lacking(model, path)
         if network is None:
@@ -260,6 +262,7 @@ class FlameSource(HeadSource):
     def estimated_albedo(
         self, model: HeadModel, path: Path | None, networks: tuple[str, ...]
     ) -> tuple[int, ...]:
+        assert isinstance(model, FlameHead), "of `load`"
         if "deca_encoder" in networks and not lacking(model, self._path(path)):
             return 256, 256, 3
         return super().estimated_albedo(model, path, networks)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import pose as rotations
 from caphuman_jax.head import texture
+from caphuman_jax.nn.typing import Array
 
 VERTICES = 5023
 JOINTS = ("root", "neck", "jaw", "left_eye", "right_eye")
@@ -66,27 +67,25 @@ class Flame:
     (U,2), with v up, and uv_triangles (T,3) int32: where a triangle's corners lie in the texture;
     None without a template."""
 
-    mean: jax.Array
-    shape_basis: jax.Array
-    expression_basis: jax.Array
-    pose_basis: jax.Array
-    joints_mean: jax.Array
-    joints_shape: jax.Array
-    joints_expression: jax.Array
-    weights: jax.Array
-    triangles: jax.Array
-    vertex_triangles: jax.Array
-    static: tuple[jax.Array, jax.Array] | None
-    contour: tuple[jax.Array, jax.Array] | None
-    full: tuple[jax.Array, jax.Array] | None
-    uv: jax.Array | None
-    uv_triangles: jax.Array | None
+    mean: Array
+    shape_basis: Array
+    expression_basis: Array
+    pose_basis: Array
+    joints_mean: Array
+    joints_shape: Array
+    joints_expression: Array
+    weights: Array
+    triangles: Array
+    vertex_triangles: Array
+    static: tuple[Array, Array] | None
+    contour: tuple[Array, Array] | None
+    full: tuple[Array, Array] | None
+    uv: Array | None
+    uv_triangles: Array | None
     name: str
 
 
-def full_pose(
-    pose: jax.Array, neck: jax.Array | None = None, eyes: jax.Array | None = None
-) -> jax.Array:
+def full_pose(pose: Array, neck: Array | None = None, eyes: Array | None = None) -> Array:
     """DECA's pose (…,6), global turn and jaw as axis-angle in radians → FLAME's (…,15) in the order
     of JOINTS.
 
@@ -97,7 +96,7 @@ def full_pose(
     return jnp.concatenate([pose[..., :3], neck, pose[..., 3:], eyes], axis=-1)
 
 
-def vertices(flame: Flame, shape: jax.Array, expression: jax.Array, pose: jax.Array) -> jax.Array:
+def vertices(flame: Flame, shape: Array, expression: Array, pose: Array) -> Array:
     """Vertices (V,3) for shape (K,), expression (E,) and pose (15,), axis-angle in radians in the
     order of JOINTS.
 
@@ -115,19 +114,19 @@ def vertices(flame: Flame, shape: jax.Array, expression: jax.Array, pose: jax.Ar
     return turned + jnp.matmul(weights, shift, precision=_HIGHEST)
 
 
-def joints(flame: Flame, shape: jax.Array, expression: jax.Array) -> jax.Array:
+def joints(flame: Flame, shape: Array, expression: Array) -> Array:
     """Where the joints (5,3) are before any turn."""
     return _combine(
         flame.joints_mean, shape, flame.joints_shape, expression, flame.joints_expression
     )
 
 
-def static_landmarks(flame: Flame, points: jax.Array) -> jax.Array:
+def static_landmarks(flame: Flame, points: Array) -> Array:
     """The 51 inner landmarks (51,3) of vertices (V,3): iBUG's points 18–68."""
     return _embedded(flame.static, points)
 
 
-def contour_landmarks(flame: Flame, points: jax.Array, pose: jax.Array) -> jax.Array:
+def contour_landmarks(flame: Flame, points: Array, pose: Array) -> Array:
     """The 17 landmarks (17,3) of the outline as it is seen at this pose (15,): they move with the
     yaw, whole degrees up to ±39.
     """
@@ -136,25 +135,27 @@ def contour_landmarks(flame: Flame, points: jax.Array, pose: jax.Array) -> jax.A
     yaw = jnp.rad2deg(jnp.arctan2(-matrix[2, 0], jnp.hypot(matrix[0, 0], matrix[1, 0])))
     yaw = jnp.clip(jnp.round(yaw), -LARGEST_YAW, LARGEST_YAW).astype(jnp.int32)
     row = jnp.where(yaw < 0, LARGEST_YAW - yaw, yaw)
-    return _embedded(tuple(jnp.asarray(part)[row] for part in flame.contour), points)
+    assert flame.contour is not None, "this FLAME model has no landmarks"
+    corners, weights = (jnp.asarray(part)[row] for part in flame.contour)
+    return _embedded((corners, weights), points)
 
 
-def landmarks(flame: Flame, points: jax.Array, pose: jax.Array) -> jax.Array:
+def landmarks(flame: Flame, points: Array, pose: Array) -> Array:
     """The 68 landmarks (68,3) in iBUG's order, the outline as it is seen at this pose."""
     return jnp.concatenate(
         [contour_landmarks(flame, points, pose), static_landmarks(flame, points)]
     )
 
 
-def fixed_landmarks(flame: Flame, points: jax.Array) -> jax.Array:
+def fixed_landmarks(flame: Flame, points: Array) -> Array:
     """The 68 landmarks (68,3) in iBUG's order, each always at the same place of the head."""
     return _embedded(flame.full, points)
 
 
-def texture_at(flame: Flame, image: jax.Array, ids: jax.Array, weights: jax.Array) -> jax.Array:
+def texture_at(flame: Flame, image: Array, ids: Array, weights: Array) -> Array:
     """`head.texture.texture_at` with this model's texture coordinates. Raises HeadError where it
     has none."""
-    if flame.uv is None:
+    if flame.uv is None or flame.uv_triangles is None:
         raise HeadError(
             "this FLAME model has no texture coordinates; put head_template.obj next to it"
         )

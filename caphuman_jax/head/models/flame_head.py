@@ -23,6 +23,7 @@ from caphuman_jax.head.models import anny, flame, flame_files
 from caphuman_jax.head.models.flame import Flame
 from caphuman_jax.head.rasterizer import interpolate
 from caphuman_jax.head.topology import LEFT_EYE, RIGHT_EYE, SKIN
+from caphuman_jax.nn.typing import Array
 
 UNITS = 10.0  # of the shipped head, 0.1 m, in a meter
 JOINT_NAMES = tuple(f"{joint}_{axis}" for joint in flame.JOINTS[1:] for axis in "xyz")
@@ -64,23 +65,21 @@ class FlameHead(HeadModel):
     arkit_names does, at weight 1."""
 
     flame: Flame
-    origin: jax.Array
-    landmarks_fitted: jax.Array
-    arkit: jax.Array
+    origin: Array
+    landmarks_fitted: Array
+    arkit: Array
     arkit_names: tuple[str, ...]
 
     # FLAME has no inside of the mouth: an open mouth shows the inside of the head, as in DECA.
     double_sided: ClassVar[bool] = True
 
-    def vertices(self, identity: jax.Array, expression: jax.Array) -> jax.Array:
+    def vertices(self, identity: Array, expression: Array) -> Array:
         coefficients, pose = self.split_expression(expression)
         return (
             flame.vertices(self.flame, identity, coefficients, pose) - jnp.asarray(self.origin)
         ) * UNITS
 
-    def turned_origin(
-        self, identity: jax.Array, expression: jax.Array, rotation: jax.Array
-    ) -> jax.Array:
+    def turned_origin(self, identity: Array, expression: Array, rotation: Array) -> Array:
         """Where our origin (3,) comes to lie in FLAME's frame, in meters: FLAME turns about its
         root, which depends on the shape.
         """
@@ -88,7 +87,7 @@ class FlameHead(HeadModel):
         return jnp.matmul(rotation, jnp.asarray(self.origin) - root, precision=_HIGHEST) + root
 
     @jax.jit
-    def camera_shift(self, head) -> jax.Array:
+    def camera_shift(self, head) -> Array:
         """Pixels (2,) from where the camera of a `Head` puts the origin of FLAME's frame to where
         it puts ours.
         """
@@ -103,7 +102,7 @@ class FlameHead(HeadModel):
             translation=camera.translation - self.camera_shift(camera) + self.camera_shift(head),
         )
 
-    def split_expression(self, expression: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def split_expression(self, expression: Array) -> tuple[Array, Array]:
         """expression (…,E+12) → FLAME's coefficients (…,E) and its pose (…,15) without a global
         turn.
         """
@@ -113,7 +112,7 @@ class FlameHead(HeadModel):
             [jnp.zeros_like(turns[..., :3]), turns], axis=-1
         )
 
-    def landmarks_of(self, identity: jax.Array, expression: jax.Array) -> jax.Array:
+    def landmarks_of(self, identity: Array, expression: Array) -> Array:
         """Landmarks (478,3); 0 where they are not fitted. Cheap: only the vertices round them are
         bent.
         """
@@ -136,8 +135,8 @@ class FlameHead(HeadModel):
         return jnp.zeros((landmark_indices.COUNT, 3), points.dtype).at[fitted].set(points)
 
     def landmark_functions(
-        self, origin: jax.Array
-    ) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]:
+        self, origin: Array
+    ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
         count = len(self.identity_basis)
         place = lambda coefficients: (
             self.landmarks_of(coefficients[:count], coefficients[count:]) - origin
@@ -157,7 +156,7 @@ class FlameHead(HeadModel):
     def arkit_basis(self) -> tuple[tuple[str, ...], np.ndarray]:
         return self.arkit_names, np.asarray(self.arkit)
 
-    def mirrored_expression(self, expression: jax.Array) -> jax.Array:
+    def mirrored_expression(self, expression: Array) -> Array:
         """The expression (E+12,) of the mirrored face: nearest coefficients, turns mirrored, eyes
         exchanged.
         """
@@ -181,7 +180,7 @@ class FlameHead(HeadModel):
 
     # The albedo is colors at vertices, or a texture (S,S,3), which is rendered as DECA does it:
     # looked up at every pixel, and nothing is clipped.
-    def mirrored_albedo(self, albedo: jax.Array) -> jax.Array:
+    def mirrored_albedo(self, albedo: Array) -> Array:
         return albedo[:, ::-1] if _is_texture(albedo.shape) else super().mirrored_albedo(albedo)
 
     def accepts_albedo(self, shape: tuple[int, ...]) -> bool:
@@ -191,8 +190,8 @@ class FlameHead(HeadModel):
         return not _is_texture(albedo_shape)
 
     def surface(
-        self, normals: jax.Array, albedo: jax.Array, ids: jax.Array, weights: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self, normals: Array, albedo: Array, ids: Array, weights: Array
+    ) -> tuple[Array, Array]:
         if not _is_texture(albedo.shape):
             return super().surface(normals, albedo, ids, weights)
         normal = interpolate(normals, self.triangles, ids, weights)
@@ -242,8 +241,8 @@ def as_head(
     origin = model.joints_mean[flame.JOINTS.index("jaw")] * np.asarray(
         [0, 1, 1], np.float32
     )  # Its hinge lies between the ears.
-    mean = (model.mean - origin) * np.float32(UNITS)
-    triangles = model.triangles
+    mean = np.asarray((model.mean - origin) * np.float32(UNITS))
+    triangles = np.asarray(model.triangles)
     corners, weights, fitted = _landmarks(model, mean, mediapipe)
     parts = _parts(mean, triangles)
     turns = _turn_derivatives(model) * np.float32(UNITS)
@@ -333,6 +332,7 @@ def _landmarks(
     spline), then the nearest place on the mesh."""
     from scipy.interpolate import RBFInterpolator
 
+    assert model.static is not None and model.contour is not None, "as_head asks first"
     contour = (
         tuple(part[0] for part in model.contour)
         if model.full is None
@@ -378,7 +378,7 @@ def _landmarks(
         np.full((landmark_indices.COUNT, 3), 1 / 3, np.float32),
     )
     all_corners[carried], all_weights[carried] = topology.nearest_on_mesh(
-        warp(source[carried]), mean, model.triangles
+        warp(source[carried]), mean, np.asarray(model.triangles)
     )
     all_corners[numbers], all_weights[numbers] = corners, weights
     return all_corners, all_weights, np.sort(numbers).astype(np.int32)

@@ -155,7 +155,9 @@ class AutoencoderRecipe(Recipe):
             mesh: devices over which batches are split, None for one device.
         """
         self.vae_cfg, self.cfg, self._features, self._mesh = vae_cfg, cfg, features, mesh
-        abstract = {"vae": nnx.eval_shape(lambda: self._make_vae(AbstractRngs()))}
+        abstract: dict[str, nnx.Module] = {
+            "vae": nnx.eval_shape(lambda: self._make_vae(AbstractRngs()))
+        }
         if cfg.adversarial_weight > 0:
             abstract["discriminator"] = nnx.eval_shape(self._make_discriminator)
         parts = {name: registry.split(network) for name, network in abstract.items()}

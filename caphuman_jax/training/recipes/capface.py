@@ -366,7 +366,7 @@ def _pytorch_init(tree: dict, generator: np.random.Generator) -> dict:
     """Layers as PyTorch's begin, uniform within ± 1 / sqrt(inputs), biases too; those that begin at
     zero stay so.
     """
-    flat = traverse_util.flatten_dict(tree, sep=".")
+    flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep=".")
     for path in sorted(path for path in flat if path.endswith(".kernel")):
         if path.startswith("encoder.") or not flat[path].any():
             continue  # copied from the UNet afterwards, or zero

@@ -33,7 +33,7 @@ from caphuman_jax.training.run_config import from_config
 from caphuman_jax.training.state import TrainState, Tree
 from caphuman_jax.training.step import gradients_of, make_train_step
 from caphuman_jax.weights.model_folder import load_params, read_config, save_model
-from data_pipeline.loading import augment
+from data_pipeline.loading.augment import AugmentConfig
 
 TRAINED = ("unet", "capface", "identity", "text")
 HELD_OUT_STEP = 2**31 - 1  # held-out batches and their noise are those of this step
@@ -96,7 +96,7 @@ class MiniTraining:
     grayscale_prob: float = 0.08
     seed: int = 0
     dtype: str = "bfloat16"
-    augment: augment.AugmentConfig = augment.AugmentConfig()
+    augment: AugmentConfig = AugmentConfig()
 
 
 class MiniRecipe(Recipe):
@@ -229,6 +229,7 @@ def step_key(cfg: MiniTraining, step) -> jax.Array:
 def sample_noise(latent_key, key, batch: Batch, model: ModelConfig, cfg: MiniTraining) -> Noise:
     """The noise of a batch, and which of its pictures go without identity or control."""
     k = jax.random.split(key, 6)
+    assert batch.without_text is not None, "this recipe's batches choose"
     n, timesteps = batch.hints.shape[0], model.diffusion.num_timesteps
     shape = (n, *latent_shape(model))
     uniform = lambda key: jax.random.uniform(key, (n,))
