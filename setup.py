@@ -44,6 +44,7 @@ EXTRAS = {
         "pytest",
         "pytest-xdist",
         "hypothesis",
+        "beartype",
         "import-linter",
         "build",
         "twine",

@@ -1,5 +1,5 @@
-"""For every test: 8 simulated devices, no silent dtype promotion, and programs compiled fast rather
-than compiled to be fast.
+"""For every test: 8 simulated devices, checked shapes, no silent dtype promotion, and programs
+compiled fast rather than compiled to be fast.
 """
 
 import ctypes
@@ -21,8 +21,15 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 import hypothesis  # noqa: F401
 import jax
 import pytest
+from jaxtyping import install_import_hook
 
-sys.path.insert(0, str(Path(__file__).parent))  # flame_standin, tiny_model
+sys.path.insert(0, str(Path(__file__).parent))  # flame_standin, shape_checks, tiny_model
+
+# Shapes of annotations are checked at every call. Before anything of these rooms is imported.
+install_import_hook(
+    [f"caphuman_jax.{room}" for room in ("nn", "models", "diffusion", "head", "training")],
+    "shape_checks.check",
+)
 
 from tiny_model import (  # noqa: E402, F401
     astronaut,

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from caphuman_jax.head.rasterizer import interpolate
 from caphuman_jax.models.network import Network
@@ -92,7 +93,9 @@ class HeadModel:
 
     double_sided: ClassVar[bool] = False
 
-    def vertices(self, identity: Array, expression: Array) -> Array:
+    def vertices(
+        self, identity: Float[Array, " k"], expression: Float[Array, " e"]
+    ) -> Float[Array, "v 3"]:
         """Vertices (V,3) in the model's own frame and unit, before pose, for identity (K,) and
         expression (E,)."""
         product = functools.partial(jnp.tensordot, axes=1, precision=_HIGHEST)
@@ -102,14 +105,14 @@ class HeadModel:
             + product(expression, jnp.asarray(self.expression_basis))
         )
 
-    def landmarks(self, points: Array) -> Array:
+    def landmarks(self, points: Float[Array, "*b v 3"]) -> Float[Array, "*b 478 3"]:
         """Landmarks (…,478,3) of vertices (…,V,3); those without a place on the mesh are
         meaningless (see landmark_valid)."""
         corners = jnp.asarray(points)[..., jnp.asarray(self.landmark_vertices), :]
         return jnp.sum(corners * jnp.asarray(self.landmark_weights)[..., None], axis=-2)
 
     def landmark_functions(
-        self, origin: Array
+        self, origin: Float[Array, "3"]
     ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
         """For a fit: landmarks (478,3) minus `origin` (3,), and their derivatives (K+E,478,3), as
         functions of coefficients (K+E,): identity, then expression."""
@@ -126,12 +129,14 @@ class HeadModel:
         limit = lambda value: np.full(count, value, np.float32)
         return limit(_EXPRESSION_NOISE), limit(0), limit(1)
 
-    def arkit_basis(self) -> tuple[tuple[str, ...], np.ndarray]:
+    def arkit_basis(self) -> tuple[tuple[str, ...], Float[np.ndarray, "n e"]]:
         """The ARKit expressions that this model can make: N names, and expressions (N,E), each the
         model's own numbers for that name at weight 1."""
         return self.expression_names, np.eye(len(self.expression_names), dtype=np.float32)
 
-    def expression_from_arkit(self, names: tuple[str, ...], weights: np.ndarray) -> np.ndarray:
+    def expression_from_arkit(
+        self, names: tuple[str, ...], weights: Float[np.ndarray, "*b m"]
+    ) -> Float[np.ndarray, "*b e"]:
         """Expressions (…,E) for weights (…,M) of ARKit expressions `names`; names that the model
         does not have (such as a network's "_neutral") are left out."""
         weights = np.asarray(weights, np.float32)
@@ -145,7 +150,9 @@ class HeadModel:
             np.zeros((*weights.shape[:-1], basis.shape[1]), np.float32),
         )
 
-    def arkit_weights(self, names: tuple[str, ...], expressions: np.ndarray) -> np.ndarray:
+    def arkit_weights(
+        self, names: tuple[str, ...], expressions: Float[np.ndarray, "*b e"]
+    ) -> Float[np.ndarray, "*b m"]:
         """Weights (…,M) of ARKit expressions `names` in expressions (…,E): those whose sum is
         nearest to the expression. NaN for names that the model does not have."""
         expressions = np.asarray(expressions)
@@ -159,7 +166,7 @@ class HeadModel:
             weights[..., places] = np.moveaxis(solved.reshape(products.shape), 0, -1)
         return weights
 
-    def mirrored_expression(self, expression: Array) -> Array:
+    def mirrored_expression(self, expression: Float[Array, " e"]) -> Float[Array, " e"]:
         """The expression (E,) of the mirrored face."""
         names = self.expression_names
         return expression[jnp.asarray([names.index(_other_side(name)) for name in names])]
@@ -177,8 +184,12 @@ class HeadModel:
         return True
 
     def surface(
-        self, normals: Array, albedo: Array, ids: Array, weights: Array
-    ) -> tuple[Array, Array]:
+        self,
+        normals: Float[Array, "v 3"],
+        albedo: Array,
+        ids: Int[Array, "h w"],
+        weights: Float[Array, "h w 3"],
+    ) -> tuple[Float[Array, "h w 3"], Float[Array, "h w 3"]]:
         """Normals and albedo (H,W,3) at pixels.
 
         Args:
@@ -192,7 +203,7 @@ class HeadModel:
         )
         return values[..., :3], values[..., 3:]
 
-    def vertex_colors(self, albedo: np.ndarray) -> np.ndarray:
+    def vertex_colors(self, albedo: np.ndarray) -> Float[np.ndarray, "v 3"]:
         """Colors (V,3) of an albedo at vertices."""
         return np.asarray(albedo)
 

@@ -13,15 +13,21 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from caphuman_jax.head.spherical_harmonics import turn_light
-from caphuman_jax.nn.typing import Array
+from caphuman_jax.nn.typing import Array, Scalar
 
 # Accelerators' short products would move a head by half a pixel.
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def project(points: Array, rotation: Array, scale: Array, translation: Array) -> Array:
+def project(
+    points: Float[Array, "n 3"],
+    rotation: Float[Array, "3 3"],
+    scale: Scalar,
+    translation: Float[Array, "2"],
+) -> Float[Array, "n 3"]:
     """Points (N,3) of a head → (N,3) in pixels, y down, for rotation (3,3), scale () in pixels per
     model unit, translation (2,).
     """
@@ -42,7 +48,7 @@ def similarity(
     shift=(0.0, 0.0),
     about=(0.0, 0.0),
     mirror_width: float | None = None,
-) -> Array:
+) -> Float[Array, "2 3"]:
     """Matrix (2,3) of a change of picture: old pixel → new pixel.
 
     First, if `mirror_width` is given, mirrored left-right in a picture of that width; then turned
@@ -59,13 +65,15 @@ def similarity(
     return jnp.concatenate([turn, offset[:, None]], axis=1)
 
 
-def transform_points(matrix: Array, points: Array) -> Array:
+def transform_points(
+    matrix: Float[Array, "2 3"], points: Float[Array, "*n 2"]
+) -> Float[Array, "*n 2"]:
     """Pixel positions (…,2) under a change of picture (2,3)."""
     return jnp.matmul(points, matrix[:, :2].T, precision=_HIGHEST) + matrix[:, 2]
 
 
 @jax.jit
-def transform_head(head, model, matrix: Array, height: float, width: float):
+def transform_head(head, model, matrix: Float[Array, "2 3"], height: float, width: float):
     """The `Head` as it stands in the changed picture of height × width pixels; `matrix` (2,3) is a
     similarity, mirrored or not.
 

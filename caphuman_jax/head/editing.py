@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import pose
@@ -213,7 +214,9 @@ def parse_expression(text: str) -> dict[str, float]:
     return result
 
 
-def expression_vector(model: HeadModel, expression: Mapping[str, float] | str) -> np.ndarray:
+def expression_vector(
+    model: HeadModel, expression: Mapping[str, float] | str
+) -> Float[np.ndarray, " e"]:
     """Weights (E,) float32 in the model's order; presets and single names add up, capped at 1.
 
     A FLAME head takes the same names, and besides them its own coefficients and turns (from -5 to
@@ -252,7 +255,7 @@ def expression_numbers(model: HeadModel, head: Head) -> dict[str, float]:
     return dict(zip(model.expression_names, (float(w) for w in np.asarray(head.expression))))
 
 
-def parse_light(light) -> np.ndarray:
+def parse_light(light) -> Float[np.ndarray, "9 3"]:
     """Light (9,3) float32 from a preset ("left", "soft" …), "x,y,z,strength" or 27 numbers (9×3),
     or "preset=strength".
 
@@ -288,7 +291,7 @@ def parse_light(light) -> np.ndarray:
     return directional_light(values[:3], values[3])
 
 
-def directional_light(direction: Sequence[float], strength: float) -> np.ndarray:
+def directional_light(direction: Sequence[float], strength: float) -> Float[np.ndarray, "9 3"]:
     """White SH light (9,3): an even part and one lamp from `direction` (x right, y up, z towards
     the viewer).
 

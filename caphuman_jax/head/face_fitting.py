@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 
 from caphuman_jax.face import segmentation
 from caphuman_jax.face.landmarks import expression_names
@@ -14,13 +15,18 @@ from caphuman_jax.head.fitting import head_from_photo, heads_from_photos
 from caphuman_jax.head.head import Head, unstack
 
 
-def face_region(landmarks: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def face_region(
+    landmarks: Float[np.ndarray, "478 d"], shape: tuple[int, int]
+) -> Bool[np.ndarray, "h w"]:
     """(H, W) bool: the face within landmarks (478, 3), in pixels of an image (H, W)."""
     return segmentation.face_mask(segmentation.parse_face(landmarks, shape))
 
 
 def fit_head(
-    model: HeadModel, image: np.ndarray, landmarks: np.ndarray, expression: np.ndarray
+    model: HeadModel,
+    image: UInt8[np.ndarray, "h w 3"],
+    landmarks: Float[np.ndarray, "478 3"],
+    expression: Float[np.ndarray, " e"],
 ) -> Head:
     """Fit a head to one face.
 
@@ -40,10 +46,10 @@ def fit_head(
 
 def fit_heads(
     model: HeadModel,
-    images: np.ndarray,
-    landmarks: np.ndarray,
-    expressions: np.ndarray,
-    visible: np.ndarray | None = None,
+    images: UInt8[np.ndarray, "n h w 3"],
+    landmarks: Float[np.ndarray, "n 478 3"],
+    expressions: Float[np.ndarray, "n e"],
+    visible: Float[np.ndarray, "n h w"] | None = None,
 ) -> list[Head]:
     """Fit heads to a batch of faces; compiled once for each shape.
 

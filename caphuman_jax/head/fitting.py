@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped, UInt8
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.face import crop
@@ -28,7 +29,12 @@ _SQUARE = 512
 
 
 @jax.jit
-def fit(model: HeadModel, landmarks: Array, expression: Array, size: Array) -> Head:
+def fit(
+    model: HeadModel,
+    landmarks: Float[Array, "478 3"],
+    expression: Float[Array, " e"],
+    size: Float[Array, "2"],
+) -> Head:
     """Head from the landmarks of one face; vmap it over landmarks, expressions and sizes for many.
 
     landmarks (478,3): x, y in pixels of the picture (y down), z in the same unit, smaller nearer (a
@@ -48,7 +54,12 @@ def fit(model: HeadModel, landmarks: Array, expression: Array, size: Array) -> H
 
 
 @jax.jit
-def fit_batch(model: HeadModel, landmarks: Array, expressions: Array, sizes: Array) -> Head:
+def fit_batch(
+    model: HeadModel,
+    landmarks: Float[Array, "b 478 3"],
+    expressions: Float[Array, "b e"],
+    sizes: Float[Array, "b 2"],
+) -> Head:
     """`fit` for landmarks (B,478,3), expressions (B,E), sizes (B,2): Head with a leading axis B."""
     return jax.vmap(fit, in_axes=(None, 0, 0, 0))(model, landmarks, expressions, sizes)
 
@@ -56,10 +67,10 @@ def fit_batch(model: HeadModel, landmarks: Array, expressions: Array, sizes: Arr
 @jax.jit
 def heads_from_photos(
     model: HeadModel,
-    photos: Array,
-    landmarks: Array,
-    expressions: Array,
-    masks: Array | None = None,
+    photos: Float[Array, "b h w 3"],
+    landmarks: Float[Array, "b 478 3"],
+    expressions: Float[Array, "b e"],
+    masks: Shaped[Array, "b h w"] | None = None,
 ) -> Head:
     """Whole heads, light and albedo included, of a batch of photos of one size: Head with a leading
     axis B.
@@ -77,10 +88,10 @@ def heads_from_photos(
 
 def head_from_photo(
     model: HeadModel,
-    photo: np.ndarray,
-    landmarks: np.ndarray,
-    expression: np.ndarray,
-    mask: np.ndarray | None = None,
+    photo: UInt8[np.ndarray, "h w 3"],
+    landmarks: Float[np.ndarray, "478 3"],
+    expression: Float[np.ndarray, " e"],
+    mask: Shaped[np.ndarray, "h w"] | None = None,
 ) -> Head:
     """The head, light and albedo included, of one photo of any size; its position is in that
     photo's pixels.

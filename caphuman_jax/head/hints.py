@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped, UInt8
 
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
@@ -93,7 +94,7 @@ def fit_to_aspect(head: Head, height: int, width: int) -> Head:
     return head if same else fit_to_size(head, height, width)
 
 
-def pack_hints(hints: Array) -> Array:
+def pack_hints(hints: Float[Array, "*b h w 9"]) -> UInt8[Array, "*b h w 9"]:
     """Hints (…,H,W,9) float → 8 bits (…,H,W,9): normals as n/2 + 1/2, albedo and render as
     they are, all clipped to [0,1] and rounded. NumPy or JAX arrays."""
     xp = jnp if isinstance(hints, jax.Array) else np
@@ -101,7 +102,9 @@ def pack_hints(hints: Array) -> Array:
     return xp.round(xp.clip(levels, 0, 1) * 255).astype(xp.uint8)
 
 
-def unpack_hints(values: Array, turn: Callable[[Array], Array] | None = None) -> Array:
+def unpack_hints(
+    values: Float[Array, "*b h w 9"], turn: Callable[[Array], Array] | None = None
+) -> Float[Array, "*b h w 9"]:
     """Hints (…,H,W,9) of what `pack_hints` gave, 0 where there is no head.
 
     Args:
@@ -116,14 +119,14 @@ def unpack_hints(values: Array, turn: Callable[[Array], Array] | None = None) ->
     return xp.concatenate([normals, values[..., 3:]], axis=-1) * head
 
 
-def to_picture(packed: Array) -> Array:
+def to_picture(packed: Shaped[Array, "*b h w 9"]) -> Shaped[Array, "*b 3*h w 3"]:
     """Packed hints (…,H,W,9) as one picture (…,3H,W,3): normals, albedo and render below each
     other, as records store them."""
     xp = jnp if isinstance(packed, jax.Array) else np
     return xp.concatenate([packed[..., i : i + 3] for i in (0, 3, 6)], axis=-3)
 
 
-def from_picture(picture: Array) -> Array:
+def from_picture(picture: Shaped[Array, "*b h3 w 3"]) -> Shaped[Array, "*b h w 9"]:
     """Inverse of `to_picture`."""
     xp = jnp if isinstance(picture, jax.Array) else np
     return xp.concatenate(xp.split(picture, 3, axis=-3), axis=-1)

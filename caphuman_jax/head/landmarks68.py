@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from caphuman_jax.face.landmark_indices import IBUG_68
 from caphuman_jax.head.base import HeadModel
@@ -19,7 +20,9 @@ RADIUS = 3  # pixels, in a picture of 512
 _SUBPIXEL_BITS = 4
 
 
-def landmarks_68(model: HeadModel, head: Head, height: int, width: int) -> np.ndarray:
+def landmarks_68(
+    model: HeadModel, head: Head, height: int, width: int
+) -> Float[np.ndarray, "68 2"]:
     """Where the 68 landmarks of a head lie in a picture of height × width: (68, 2) float32, x and y
     in pixels.
     """
@@ -27,7 +30,9 @@ def landmarks_68(model: HeadModel, head: Head, height: int, width: int) -> np.nd
     return np.asarray(model.landmarks(points))[list(IBUG_68), :2]
 
 
-def draw_dots(points: np.ndarray, height: int, width: int) -> np.ndarray:
+def draw_dots(
+    points: Float[np.ndarray, "n 2"], height: int, width: int
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """White dots on black, (H, W, 3) uint8; their radius is 3 pixels where the picture's smaller
     side is 512, and in proportion elsewhere.
     """
@@ -47,7 +52,7 @@ def draw_dots(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def landmark_picture(
     model: HeadModel, heads: Sequence[Head], height: int, width: int
-) -> np.ndarray:
+) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """The dots of all heads in one picture (H, W, 3) uint8."""
     return np.maximum.reduce(
         [draw_dots(landmarks_68(model, head, height, width), height, width) for head in heads]

@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped
 
 from caphuman_jax.head import topology
 from caphuman_jax.head.base import HeadModel
@@ -30,7 +31,12 @@ _DEFAULTS = {
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def estimate_appearance(model: HeadModel, heads, photos: Array, masks: Array | None = None):
+def estimate_appearance(
+    model: HeadModel,
+    heads,
+    photos: Float[Array, "b h w 3"],
+    masks: Shaped[Array, "b h w"] | None = None,
+):
     """Light and albedo of a batch of fitted heads from their photos: the same heads with those two
     filled in.
 
@@ -63,7 +69,7 @@ def _estimate(model, heads, photos, masks):
     return dataclasses.replace(heads, light=light, albedo=albedo)
 
 
-def posed(model: HeadModel, head) -> tuple[Array, Array]:
+def posed(model: HeadModel, head) -> tuple[Float[Array, "v 3"], Float[Array, "v 3"]]:
     """Vertices (V,3) in pixels and unit normals (V,3) in the viewer's frame, of one head."""
     shape = model.vertices(head.identity, head.expression)
     normals = topology.vertex_normals(shape, model.triangles, model.vertex_triangles)
@@ -72,7 +78,7 @@ def posed(model: HeadModel, head) -> tuple[Array, Array]:
     )
 
 
-def sample(image: Array, xy: Array) -> Array:
+def sample(image: Float[Array, "h w c"], xy: Float[Array, "n 2"]) -> Float[Array, "n c"]:
     """Bilinear samples (N,C) of an image (H,W,C) at positions (N,2) in pixels; positions outside
     take the border's value.
     """

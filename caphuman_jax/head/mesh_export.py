@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from caphuman_jax.head import editing, pose
 from caphuman_jax.head.base import HeadModel
@@ -38,12 +39,14 @@ def to_obj(model: HeadModel, head: Head) -> str:
     return "\n".join(lines) + "\n"
 
 
-def vertex_colors(model: HeadModel, head: Head) -> np.ndarray:
+def vertex_colors(model: HeadModel, head: Head) -> Float[np.ndarray, "v 3"]:
     """Albedo (V,3) in [0,1] at vertices; of a texture its colors there."""
     return np.clip(model.vertex_colors(np.asarray(head.albedo)), 0, 1)
 
 
-def turntable(model: HeadModel, head: Head, side: int = 256, count: int = 36) -> np.ndarray:
+def turntable(
+    model: HeadModel, head: Head, side: int = 256, count: int = 36
+) -> UInt8[np.ndarray, "{count} {side} {side} 3"]:
     """Pictures (count, side, side, 3) uint8 of the head turning once about itself to the right,
     level and in the middle, the light standing where it is; on grey. The back of a head is not in a
     photo: it has the colors of its surroundings.

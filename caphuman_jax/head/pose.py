@@ -10,11 +10,12 @@ then roll in the picture plane; a point X of the head goes to R @ X."""
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from caphuman_jax.nn.typing import Array
 
 
-def rotation_matrix(yaw, pitch, roll) -> Array:
+def rotation_matrix(yaw, pitch, roll) -> Float[Array, "*b 3 3"]:
     """Rotation (…,3,3) from yaw, pitch, roll in degrees (scalars or arrays of one shape)."""
     yaw, pitch, roll = (
         jnp.deg2rad(jnp.asarray(angle, jnp.float32)) for angle in (yaw, pitch, roll)
@@ -35,7 +36,7 @@ def rotation_matrix(yaw, pitch, roll) -> Array:
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def angles(rotation: Array) -> Array:
+def angles(rotation: Float[Array, "*b 3 3"]) -> Float[Array, "*b 3"]:
     """Yaw, pitch, roll (…,3) in degrees of rotations (…,3,3): the inverse of `rotation_matrix` for
     |yaw| < 90.
     """
@@ -45,7 +46,7 @@ def angles(rotation: Array) -> Array:
     return jnp.rad2deg(jnp.stack([yaw, pitch, roll], axis=-1))
 
 
-def from_vector(vector: Array) -> Array:
+def from_vector(vector: Float[Array, "3"]) -> Float[Array, "3 3"]:
     """Rotation (3,3) by the axis-angle vector (3,) in radians (Rodrigues' formula)."""
     squared = jnp.sum(vector * vector)
     angle = jnp.sqrt(jnp.maximum(squared, 1e-16))
@@ -61,7 +62,7 @@ def from_vector(vector: Array) -> Array:
     )
 
 
-def orthonormal(matrix: Array) -> Array:
+def orthonormal(matrix: Float[Array, "3 3"]) -> Float[Array, "3 3"]:
     """The rotation (3,3) nearest to a matrix (3,3)."""
     u, _, vt = jnp.linalg.svd(matrix)
     sign = jnp.sign(jnp.linalg.det(u @ vt))

@@ -17,6 +17,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.nn.typing import Array
@@ -30,14 +31,14 @@ _EDGE = 1e-5
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "cull_backfaces", "chunk"))
 def rasterize(
-    vertices_px: Array,
-    triangles: Array,
+    vertices_px: Float[Array, "b v 3"],
+    triangles: Int[Array, "t 3"],
     height: int,
     width: int,
     *,
     cull_backfaces: bool = False,
     chunk: int | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Int[Array, "b {height} {width}"], Float[Array, "b {height} {width} 3"]]:
     """Nearest triangle per pixel of a batch of meshes.
 
     vertices_px (B,V,3) float32: x to the right and y down in pixels, the center of pixel (row r,
@@ -158,7 +159,12 @@ def _set_up(points, triangles, height, width, cull_backfaces, depth_bits):
     return planes, first, extent[..., 1], (extent[..., 0] + SEGMENT - 1) // SEGMENT
 
 
-def interpolate(values: Array, triangles: Array, ids: Array, weights: Array) -> Array:
+def interpolate(
+    values: Float[Array, "v c"],
+    triangles: Int[Array, "t 3"],
+    ids: Int[Array, "h w"],
+    weights: Float[Array, "h w 3"],
+) -> Float[Array, "h w c"]:
     """Vertex values (V,C) of one mesh at pixels: ids (H,W), barycentric weights (H,W,3) → (H,W,C),
     0 where ids is -1.
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from caphuman_jax.nn.typing import Array
 
@@ -26,7 +27,7 @@ WHITE = np.zeros((9, 3), np.float32)
 WHITE[0] = 1 / SH_CONSTANTS[0]
 
 
-def sh_basis(normals: Array) -> Array:
+def sh_basis(normals: Float[Array, "*n 3"]) -> Float[Array, "*n 9"]:
     """The nine functions (…,9) at normals (…,3): 1, x, y, z, xy, xz, yz, x²-y², 3z²-1, each times
     its constant.
     """
@@ -37,14 +38,14 @@ def sh_basis(normals: Array) -> Array:
     ) * jnp.asarray(SH_CONSTANTS)
 
 
-def shading(normals: Array, light: Array) -> Array:
+def shading(normals: Float[Array, "*n 3"], light: Float[Array, "9 3"]) -> Float[Array, "*n 3"]:
     """Shading (…,3) of normals (…,3) under light (9,3); not clipped, so it may be negative in odd
     lights.
     """
     return jnp.einsum("...k,kc->...c", sh_basis(normals), light, precision=_HIGHEST)
 
 
-def turn_light(light: Array, rotation: Array) -> Array:
+def turn_light(light: Float[Array, "9 3"], rotation: Float[Array, "3 3"]) -> Float[Array, "9 3"]:
     """Light (9,3) turned by a rotation (3,3): solved from its values in directions spread over the
     sphere.
     """

@@ -7,6 +7,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from caphuman_jax.head.rasterizer import interpolate
 from caphuman_jax.nn.typing import Array
@@ -23,7 +24,7 @@ class TextureSpace:
     basis: Array
 
 
-def texture(space: TextureSpace, coefficients: Array) -> Array:
+def texture(space: TextureSpace, coefficients: Float[Array, " n"]) -> Float[Array, "s s 3"]:
     """Albedo (S,S,3) RGB, about [0,1], of coefficients (n,), n at most the number of components;
     row 0 is v = 1.
     """
@@ -33,7 +34,7 @@ def texture(space: TextureSpace, coefficients: Array) -> Array:
     )
 
 
-def sample_texture(image: Array, uv: Array) -> Array:
+def sample_texture(image: Float[Array, "h w c"], uv: Float[Array, "*n 2"]) -> Float[Array, "*n c"]:
     """Bilinear look-up (…,C) of a texture (S,S,C) at uv (…,2) in [0,1], v up; 0 beyond the
     texture's edge.
 
@@ -55,7 +56,13 @@ def sample_texture(image: Array, uv: Array) -> Array:
     return total
 
 
-def texture_at(image: Array, uv: Array, uv_triangles: Array, ids: Array, weights: Array) -> Array:
+def texture_at(
+    image: Float[Array, "s s c"],
+    uv: Float[Array, "u 2"],
+    uv_triangles: Int[Array, "t 3"],
+    ids: Int[Array, "h w"],
+    weights: Float[Array, "h w 3"],
+) -> Float[Array, "h w c"]:
     """Colors (H,W,C) of a texture (S,S,C) at pixels, 0 outside the head.
 
     Args:

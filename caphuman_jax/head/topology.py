@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from caphuman_jax.nn.typing import Array
 
@@ -11,7 +12,9 @@ from caphuman_jax.nn.typing import Array
 SKIN, TONGUE, LEFT_EYE, RIGHT_EYE, LOWER_TEETH, UPPER_TEETH, MOUTH_INSIDE = range(7)
 
 
-def vertex_normals(points: Array, triangles: Array, vertex_triangles: Array) -> Array:
+def vertex_normals(
+    points: Float[Array, "v 3"], triangles: Int[Array, "t 3"], vertex_triangles: Int[Array, "v d"]
+) -> Float[Array, "v 3"]:
     """Unit normals (V,3) of vertices (V,3): the normalized sum of the area-weighted normals of the
     triangles round each.
     """
@@ -22,7 +25,7 @@ def vertex_normals(points: Array, triangles: Array, vertex_triangles: Array) -> 
     return total / jnp.maximum(jnp.linalg.norm(total, axis=-1, keepdims=True), 1e-12)
 
 
-def mirror_map(points: np.ndarray) -> np.ndarray:
+def mirror_map(points: Float[np.ndarray, "v 3"]) -> Int[np.ndarray, " v"]:
     """For each vertex of (V,3) the index (V,) int32 of the vertex nearest to its left-right mirror
     image.
     """
@@ -31,7 +34,9 @@ def mirror_map(points: np.ndarray) -> np.ndarray:
     return KDTree(points).query(points * [-1, 1, 1])[1].astype(np.int32)
 
 
-def incident_triangles(triangles: np.ndarray, count: int) -> np.ndarray:
+def incident_triangles(
+    triangles: Int[np.ndarray, "t 3"], count: int
+) -> Int[np.ndarray, "{count} d"]:
     """Triangles (V,D) int32 round each of `count` vertices, padded with T (one past the last)."""
     return _ragged(
         triangles.reshape(-1),
@@ -40,7 +45,7 @@ def incident_triangles(triangles: np.ndarray, count: int) -> np.ndarray:
     )
 
 
-def neighbors(triangles: np.ndarray, count: int) -> np.ndarray:
+def neighbors(triangles: Int[np.ndarray, "t 3"], count: int) -> Int[np.ndarray, "{count} n"]:
     """Vertices (V,N) int32 that share an edge with each of `count` vertices, padded with itself."""
     edges = np.unique(
         np.concatenate(
@@ -62,8 +67,11 @@ def _ragged(owner: np.ndarray, value: np.ndarray, padding: np.ndarray) -> np.nda
 
 
 def nearest_on_mesh(
-    points: np.ndarray, mesh: np.ndarray, triangles: np.ndarray, candidates: int = 12
-) -> tuple[np.ndarray, np.ndarray]:
+    points: Float[np.ndarray, "n 3"],
+    mesh: Float[np.ndarray, "v 3"],
+    triangles: Int[np.ndarray, "t 3"],
+    candidates: int = 12,
+) -> tuple[Int[np.ndarray, "n 3"], Float[np.ndarray, "n 3"]]:
     """For points (N,3) the triangle's corners (N,3) and barycentric weights (N,3) of the nearest
     place on the mesh, among the triangles whose centers are nearest.
     """
@@ -93,8 +101,11 @@ def nearest_on_mesh(
 
 
 def face_weight(
-    points: np.ndarray, oval: np.ndarray, landmark_vertices: np.ndarray, parts: np.ndarray
-) -> np.ndarray:
+    points: Float[np.ndarray, "v 3"],
+    oval: np.ndarray,
+    landmark_vertices: np.ndarray,
+    parts: Int[np.ndarray, " v"],
+) -> Float[np.ndarray, " v"]:
     """Weight (V,) of belonging to the visible face: near a landmark of the mean head, and skin or
     eye.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
@@ -16,11 +17,11 @@ from caphuman_jax.nn.typing import Array
 def overlay(
     model: HeadModel,
     head: Head,
-    photo: np.ndarray,
-    landmarks: np.ndarray | None = None,
+    photo: UInt8[np.ndarray, "h w 3"],
+    landmarks: Float[np.ndarray, "n d"] | None = None,
     opacity: float = 0.5,
     wireframe: bool = True,
-) -> np.ndarray:
+) -> UInt8[np.ndarray, "h w 3"]:
     """The head over its photo (H,W,3) uint8 RGB: its render blended in by `opacity`, its front mesh
     as lines, and landmarks (N,2 or more) in the photo's pixels as dots. The photo may have another
     size than `head.size`; landmarks are the photo's.
@@ -54,13 +55,13 @@ def _wires(model: HeadModel, head: Head, picture: np.ndarray) -> np.ndarray:
     return cv2.addWeighted(lines, 0.25, picture, 0.75, 0)
 
 
-def hint_pictures(hints: Array) -> list[np.ndarray]:
+def hint_pictures(hints: Float[Array, "h w 9"]) -> list[np.ndarray]:
     """Hints (H,W,9) → three pictures (H,W,3) uint8: normals (x/2 + 1/2, mid-grey where there is no
     head), albedo, render.
     """
     return np.split(pack_hints(np.asarray(hints)), 3, axis=-1)
 
 
-def hint_strip(hints: np.ndarray) -> np.ndarray:
+def hint_strip(hints: Float[Array, "h w 9"]) -> UInt8[np.ndarray, "h w3 3"]:
     """`hint_pictures` side by side, (H, 3 W, 3) uint8."""
     return np.concatenate(hint_pictures(hints), axis=1)

@@ -88,7 +88,8 @@ class Pipeline:
         self.batch = batch or (1 if jax.default_backend() == "cpu" else _BATCH_ON_ACCELERATOR)
         text = config.text
         self._plain = PromptEncoder(tokenizer or ClipTokenizer(), text.length, text.vocabulary)
-        self.encode, self.embeddings, self._words = self._plain, None, {}
+        self.encode, self._words = self._plain, {}
+        self.embeddings: np.ndarray | None = None
         self.identify = Identifier(config, params, dict(graphs))
         self.head_model = load_head(config.head)
         source, path = heads.find(config.head)

@@ -23,9 +23,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 from jax.experimental import multihost_utils
+from jaxtyping import Shaped, UInt32
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.nn.typing import Array
 from caphuman_jax.runtime.sharding import path_name, place
 from caphuman_jax.training.run_folder import check_same_run, differences
 from caphuman_jax.training.state import TrainState
@@ -292,7 +294,7 @@ class Checkpoints:
 
 
 @jax.jit
-def checksum(x) -> jax.Array:
+def checksum(x: Shaped[Array, "*shape"]) -> UInt32[jax.Array, ""]:
     """uint32 of an array's bits, place by place, the same however it is split over devices; any one
     changed number changes it.
     """

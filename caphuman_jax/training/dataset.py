@@ -14,6 +14,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float16, Int, UInt8
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.face import align, colors, recognition, segmentation
@@ -22,6 +23,7 @@ from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.models.registry import SHIPPED, load_head
 from caphuman_jax.models.tokenizer import ClipTokenizer
+from caphuman_jax.nn.typing import Array
 from data_pipeline.prepare import captions
 
 CAPTIONS = 12  # different captions kept for each photo
@@ -32,7 +34,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 def build(
     records,
-    index: np.ndarray,
+    index: Int[np.ndarray, " n"],
     *,
     head: str = SHIPPED,
     seed: int = 0,
@@ -145,7 +147,9 @@ def _shades(word: str, rng: np.random.Generator) -> np.ndarray:
     return np.stack(shades)
 
 
-def face_regions(landmarks: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def face_regions(
+    landmarks: Float[np.ndarray, "478 d"], size: int
+) -> tuple[UInt8[np.ndarray, "{size} {size}"], UInt8[np.ndarray, "{size} {size}"]]:
     """Two masks (size, size) uint8, 255 in the face region (what CapFace's mask is taught), and
     round eyes, brows and mouth.
     """
@@ -155,7 +159,7 @@ def face_regions(landmarks: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarr
     return segmentation.face_mask(labels).astype(np.uint8) * 255, features * 255
 
 
-def solid_person(mask: np.ndarray, size: int) -> np.ndarray:
+def solid_person(mask: np.ndarray, size: int) -> UInt8[np.ndarray, "{size} {size}"]:
     """(size, size) uint8, 255 where a person surely is by a record's mask, so that little of the
     old background shines through at the edge.
     """
@@ -163,7 +167,7 @@ def solid_person(mask: np.ndarray, size: int) -> np.ndarray:
     return np.round(255 * np.clip(mask * 2 - 0.9, 0, 1)).astype(np.uint8)
 
 
-def without_color(heads, grey: np.ndarray):
+def without_color(heads, grey: Bool[np.ndarray, " n"]):
     """The heads, with grey light and albedo where `grey` (N,) says that the picture is shown
     without colors, whatever tint it had.
     """
@@ -175,8 +179,14 @@ def without_color(heads, grey: np.ndarray):
 
 
 def render(
-    model: HeadModel, heads: Head, partner: np.ndarray, grey: np.ndarray, size: int, *, chunk: int
-):
+    model: HeadModel,
+    heads: Head,
+    partner: Int[np.ndarray, " n"],
+    grey: Bool[np.ndarray, " n"],
+    size: int,
+    *,
+    chunk: int,
+) -> UInt8[Array, "n 2 {size} {size} 9"]:
     """Hints (N, 2, size, size, 9) uint8, on the device, of heads in pixels of that size: as they
     are, and with the identity of a partner.
 
@@ -221,7 +231,9 @@ def render(
     return jnp.concatenate(rendered)[: len(grey)]
 
 
-def change_mouths(model, albedo: np.ndarray, grey: np.ndarray) -> np.ndarray:
+def change_mouths(
+    model, albedo: Float[np.ndarray, "n v 3"], grey: Bool[np.ndarray, " n"]
+) -> Float[np.ndarray, "n v 3"]:
     """Albedo (N, V, 3) with the mouth of the next photo, in the own color: teeth that a smile left
     there must not decide about smiles.
     """
@@ -242,7 +254,9 @@ def change_mouths(model, albedo: np.ndarray, grey: np.ndarray) -> np.ndarray:
     )
 
 
-def identity_tokens(pictures, landmarks, *, seed: int):
+def identity_tokens(
+    pictures: UInt8[np.ndarray, "n s s 3"], landmarks: Float[np.ndarray, "n 478 d"], *, seed: int
+) -> tuple[Float16[np.ndarray, "n faces 49 512"], Float[np.ndarray, "n faces 192"]]:
     """Tokens (N, FACES, 49, 512) float16 and unit vectors (N, FACES, 192) of recognition crops,
     some mirrored or a little off.
     """

@@ -7,8 +7,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from caphuman_jax.head.hints import unpack_hints
+from caphuman_jax.nn.typing import Array
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training.objective import Batch
 from data_pipeline.loading import augment
@@ -124,7 +126,7 @@ def _assemble(data: dict, chosen: dict, size: int) -> Batch:
     )
 
 
-def join_captions(first, second):
+def join_captions(first: Int[Array, "b l"], second: Int[Array, "b k"]) -> Int[Array, "b l"]:
     """Token ids (B, L) of captions with further words: `second` (B, K) holds the words' ids and
     then the end token, several times.
 

@@ -34,14 +34,23 @@ def compute(run: Run) -> dict:
     Smile and jaw are NaN for a head model that cannot make them.
     """
     asked, measured, own = tables(run, "expression")
-    parts = [smile_and_jaw(run.model, table) for table in (asked, measured, own)]
+    smile_asked, jaw_asked = smile_and_jaw(run.model, asked)
+    smile_measured, jaw_measured = smile_and_jaw(run.model, measured)
+    smile_own, jaw_own = smile_and_jaw(run.model, own)
+    sides = lambda smile: smile.mean(axis=1)
     together = {"mean": estimators.mean_error, "correlation": estimators.correlation}
-    smiles, jaws = [smile.mean(axis=1) for smile, _ in parts], [jaw for _, jaw in parts]
     person, seed = run.person, run.seed
     return {
         "expression": {
-            "smile": controlled("expression", *smiles, person, seed),
-            "jawOpen": controlled("expression", *jaws, person, seed),
+            "smile": controlled(
+                "expression",
+                sides(smile_asked),
+                sides(smile_measured),
+                sides(smile_own),
+                person,
+                seed,
+            ),
+            "jawOpen": controlled("expression", jaw_asked, jaw_measured, jaw_own, person, seed),
             "together": all_and_changed(
                 together, asked, measured, own, differs("expression", asked, own), person, seed
             ),

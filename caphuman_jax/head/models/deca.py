@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from caphuman_jax.errors import HeadError, PhotoError
 from caphuman_jax.face.landmark_indices import IBUG_68
@@ -50,7 +51,7 @@ class FlameCode:
     size: Array
 
 
-def landmark_box(landmarks: np.ndarray) -> np.ndarray:
+def landmark_box(landmarks: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "4"]:
     """Box (4,) x0, y0, x1, y1 of the brows, eyes, nose, mouth and jaw, from 68 (iBUG) or 478
     (MediaPipe) landmarks (N, 2 or more).
     """
@@ -69,7 +70,7 @@ def landmark_box(landmarks: np.ndarray) -> np.ndarray:
     return np.concatenate([points[:, :2].min(axis=0), points[:, :2].max(axis=0)])
 
 
-def crop_of_box(box: np.ndarray) -> np.ndarray:
+def crop_of_box(box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "3"]:
     """Square (3,) float32 left, top, side round a face's box (4,): about its center, 1.25 × 1.1 ×
     its mean side, in whole pixels.
     """
@@ -80,7 +81,9 @@ def crop_of_box(box: np.ndarray) -> np.ndarray:
     return np.asarray([(x0 + x1 - side) / 2, (y0 + y1 - side) / 2, side], np.float32)
 
 
-def crop_photo(photo: np.ndarray, crop: np.ndarray) -> np.ndarray:
+def crop_photo(
+    photo: UInt8[np.ndarray, "h w 3"], crop: Float[Array, "3"]
+) -> Float[np.ndarray, "224 224 3"]:
     """The square of a photo (H,W,3) uint8 as what the encoder takes: (224,224,3) float32 in [0,1],
     bilinear, black outside the photo.
     """
@@ -102,7 +105,7 @@ def crop_photo(photo: np.ndarray, crop: np.ndarray) -> np.ndarray:
     return (upper * (1 - down) + lower * down) / np.float32(255)
 
 
-def estimate(network, photo: np.ndarray, landmarks: np.ndarray) -> FlameCode:
+def estimate(network, photo: np.ndarray, landmarks: Float[np.ndarray, "n d"]) -> FlameCode:
     """DECA's numbers of the face with these 68 or 478 landmarks in a photo (H,W,3) uint8. network:
     DECA's encoder.
     """
@@ -168,7 +171,7 @@ def mix(
     return dataclasses.replace(reference, **changes)
 
 
-def project(points: Array, camera: Array) -> Array:
+def project(points: Float[Array, "n 3"], camera: Float[Array, "3"]) -> Float[Array, "n 3"]:
     """Points (N,3) of a posed FLAME head → (N,3) by the scaled-orthographic camera (3,): x, y in
     [-1,1] of the crop, y down, smaller z nearer.
     """
@@ -176,7 +179,7 @@ def project(points: Array, camera: Array) -> Array:
     return (points + shift) * camera[0] * jnp.asarray([1, -1, -1], points.dtype)
 
 
-def to_picture(points: Array, crop: Array) -> Array:
+def to_picture(points: Float[Array, "n 3"], crop: Float[Array, "3"]) -> Float[Array, "n 3"]:
     """Points (N,3) of `project` → (N,3) in pixels of the picture that the crop (3,) lies in, z to
     the same scale.
     """
@@ -186,7 +189,9 @@ def to_picture(points: Array, crop: Array) -> Array:
     return (points * (SIZE / 2) + half) * factor + shift
 
 
-def crop_at(crop: Array, size: Array, height: int, width: int) -> Array:
+def crop_at(
+    crop: Float[Array, "3"], size: Float[Array, "2"], height: int, width: int
+) -> Float[Array, "3"]:
     """The crop (3,) of a picture of `size` (2,) in a picture of height × width: scaled by the
     height, about the center.
     """
@@ -227,10 +232,10 @@ def render_hints(
 
 def draw(
     model: Flame,
-    points: Array,
-    normals: Array,
-    textures: Array,
-    lights: Array,
+    points: Float[Array, "b v 3"],
+    normals: Float[Array, "b v 3"],
+    textures: Float[Array, "b s s 3"],
+    lights: Float[Array, "b 9 3"],
     height: int,
     width: int,
     with_alpha: bool = False,

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Shaped, UInt8
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.face.landmark_indices import COUNT, IBUG_68
@@ -76,7 +77,9 @@ def head_of_code(model: FlameHead, space: TextureSpace, code: FlameCode) -> Head
     )
 
 
-def code_of_head(model: FlameHead, head: Head, crop: Array, texture: Array) -> FlameCode:
+def code_of_head(
+    model: FlameHead, head: Head, crop: Float[Array, "3"], texture: Float[Array, " n"]
+) -> FlameCode:
     """The inverse of `head_of_code` for a crop (3,) of the head's picture: a head that was fitted,
     in DECA's numbers.
 
@@ -120,7 +123,11 @@ def _texture(folder: Path) -> TextureSpace:
 
 
 def head_by_deca(
-    model: FlameHead, space: TextureSpace, network, photo: np.ndarray, landmarks: np.ndarray
+    model: FlameHead,
+    space: TextureSpace,
+    network,
+    photo: UInt8[np.ndarray, "h w 3"],
+    landmarks: Float[np.ndarray, "n d"],
 ) -> Head:
     """The head that DECA sees in a photo (H,W,3) uint8, with how far its landmarks lie from the
     given 68 or 478 as its residual.
@@ -152,10 +159,10 @@ def _landmarks(model: FlameHead, head: Head) -> Array:
 def code_from_photo(
     model: FlameHead,
     space: TextureSpace,
-    photo: np.ndarray,
-    landmarks: np.ndarray,
-    expression: np.ndarray,
-    mask: np.ndarray | None = None,
+    photo: UInt8[np.ndarray, "h w 3"],
+    landmarks: Float[np.ndarray, "478 3"],
+    expression: Float[np.ndarray, " e"],
+    mask: Shaped[np.ndarray, "h w"] | None = None,
 ) -> FlameCode:
     """DECA's numbers without DECA: FLAME fitted to 478 landmarks, light and albedo from the photo.
     See `fitting.head_from_photo`.
@@ -166,7 +173,9 @@ def code_from_photo(
 
 
 @jax.jit
-def texture_of_albedo(model: FlameHead, space: TextureSpace, albedo: Array) -> Array:
+def texture_of_albedo(
+    model: FlameHead, space: TextureSpace, albedo: Float[Array, "v 3"]
+) -> Float[Array, " n"]:
     """Coefficients (n,) of the texture nearest to colors of vertices (V,3) on the face: ridge, the
     prior being N(0, 1).
     """
@@ -185,7 +194,7 @@ def texture_of_albedo(model: FlameHead, space: TextureSpace, albedo: Array) -> A
     return jnp.linalg.solve(normal, jnp.matmul(basis, wanted, precision=_HIGHEST))
 
 
-def to_vector(rotation: Array) -> Array:
+def to_vector(rotation: Float[Array, "3 3"]) -> Float[Array, "3"]:
     """Axis-angle (3,) in radians of a rotation (3,3): the inverse of `pose.from_vector`, for angles
     below 180°.
     """

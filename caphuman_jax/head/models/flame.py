@@ -18,6 +18,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.head import pose as rotations
@@ -85,7 +86,11 @@ class Flame:
     name: str
 
 
-def full_pose(pose: Array, neck: Array | None = None, eyes: Array | None = None) -> Array:
+def full_pose(
+    pose: Float[Array, "*b 6"],
+    neck: Float[Array, "*b 3"] | None = None,
+    eyes: Float[Array, "*b 6"] | None = None,
+) -> Float[Array, "*b 15"]:
     """DECA's pose (…,6), global turn and jaw as axis-angle in radians → FLAME's (…,15) in the order
     of JOINTS.
 
@@ -96,7 +101,12 @@ def full_pose(pose: Array, neck: Array | None = None, eyes: Array | None = None)
     return jnp.concatenate([pose[..., :3], neck, pose[..., 3:], eyes], axis=-1)
 
 
-def vertices(flame: Flame, shape: Array, expression: Array, pose: Array) -> Array:
+def vertices(
+    flame: Flame,
+    shape: Float[Array, " k"],
+    expression: Float[Array, " e"],
+    pose: Float[Array, "15"],
+) -> Float[Array, "v 3"]:
     """Vertices (V,3) for shape (K,), expression (E,) and pose (15,), axis-angle in radians in the
     order of JOINTS.
 
@@ -114,19 +124,23 @@ def vertices(flame: Flame, shape: Array, expression: Array, pose: Array) -> Arra
     return turned + jnp.matmul(weights, shift, precision=_HIGHEST)
 
 
-def joints(flame: Flame, shape: Array, expression: Array) -> Array:
+def joints(
+    flame: Flame, shape: Float[Array, " k"], expression: Float[Array, " e"]
+) -> Float[Array, "5 3"]:
     """Where the joints (5,3) are before any turn."""
     return _combine(
         flame.joints_mean, shape, flame.joints_shape, expression, flame.joints_expression
     )
 
 
-def static_landmarks(flame: Flame, points: Array) -> Array:
+def static_landmarks(flame: Flame, points: Float[Array, "v 3"]) -> Float[Array, "51 3"]:
     """The 51 inner landmarks (51,3) of vertices (V,3): iBUG's points 18–68."""
     return _embedded(flame.static, points)
 
 
-def contour_landmarks(flame: Flame, points: Array, pose: Array) -> Array:
+def contour_landmarks(
+    flame: Flame, points: Float[Array, "v 3"], pose: Float[Array, "15"]
+) -> Float[Array, "17 3"]:
     """The 17 landmarks (17,3) of the outline as it is seen at this pose (15,): they move with the
     yaw, whole degrees up to ±39.
     """
@@ -140,19 +154,26 @@ def contour_landmarks(flame: Flame, points: Array, pose: Array) -> Array:
     return _embedded((corners, weights), points)
 
 
-def landmarks(flame: Flame, points: Array, pose: Array) -> Array:
+def landmarks(
+    flame: Flame, points: Float[Array, "v 3"], pose: Float[Array, "15"]
+) -> Float[Array, "68 3"]:
     """The 68 landmarks (68,3) in iBUG's order, the outline as it is seen at this pose."""
     return jnp.concatenate(
         [contour_landmarks(flame, points, pose), static_landmarks(flame, points)]
     )
 
 
-def fixed_landmarks(flame: Flame, points: Array) -> Array:
+def fixed_landmarks(flame: Flame, points: Float[Array, "v 3"]) -> Float[Array, "68 3"]:
     """The 68 landmarks (68,3) in iBUG's order, each always at the same place of the head."""
     return _embedded(flame.full, points)
 
 
-def texture_at(flame: Flame, image: Array, ids: Array, weights: Array) -> Array:
+def texture_at(
+    flame: Flame,
+    image: Float[Array, "s s c"],
+    ids: Int[Array, "h w"],
+    weights: Float[Array, "h w 3"],
+) -> Float[Array, "h w c"]:
     """`head.texture.texture_at` with this model's texture coordinates. Raises HeadError where it
     has none."""
     if flame.uv is None or flame.uv_triangles is None:

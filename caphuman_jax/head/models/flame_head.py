@@ -13,6 +13,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.face import landmark_indices
@@ -73,13 +74,20 @@ class FlameHead(HeadModel):
     # FLAME has no inside of the mouth: an open mouth shows the inside of the head, as in DECA.
     double_sided: ClassVar[bool] = True
 
-    def vertices(self, identity: Array, expression: Array) -> Array:
+    def vertices(
+        self, identity: Float[Array, " k"], expression: Float[Array, " e"]
+    ) -> Float[Array, "v 3"]:
         coefficients, pose = self.split_expression(expression)
         return (
             flame.vertices(self.flame, identity, coefficients, pose) - jnp.asarray(self.origin)
         ) * UNITS
 
-    def turned_origin(self, identity: Array, expression: Array, rotation: Array) -> Array:
+    def turned_origin(
+        self,
+        identity: Float[Array, " k"],
+        expression: Float[Array, " e"],
+        rotation: Float[Array, "3 3"],
+    ) -> Float[Array, "3"]:
         """Where our origin (3,) comes to lie in FLAME's frame, in meters: FLAME turns about its
         root, which depends on the shape.
         """
@@ -87,7 +95,7 @@ class FlameHead(HeadModel):
         return jnp.matmul(rotation, jnp.asarray(self.origin) - root, precision=_HIGHEST) + root
 
     @jax.jit
-    def camera_shift(self, head) -> Array:
+    def camera_shift(self, head) -> Float[Array, "2"]:
         """Pixels (2,) from where the camera of a `Head` puts the origin of FLAME's frame to where
         it puts ours.
         """
@@ -102,7 +110,9 @@ class FlameHead(HeadModel):
             translation=camera.translation - self.camera_shift(camera) + self.camera_shift(head),
         )
 
-    def split_expression(self, expression: Array) -> tuple[Array, Array]:
+    def split_expression(
+        self, expression: Float[Array, "*b e"]
+    ) -> tuple[Float[Array, "*b c"], Float[Array, "*b 15"]]:
         """expression (…,E+12) → FLAME's coefficients (…,E) and its pose (…,15) without a global
         turn.
         """
@@ -112,7 +122,9 @@ class FlameHead(HeadModel):
             [jnp.zeros_like(turns[..., :3]), turns], axis=-1
         )
 
-    def landmarks_of(self, identity: Array, expression: Array) -> Array:
+    def landmarks_of(
+        self, identity: Float[Array, " k"], expression: Float[Array, " e"]
+    ) -> Float[Array, "478 3"]:
         """Landmarks (478,3); 0 where they are not fitted. Cheap: only the vertices round them are
         bent.
         """
@@ -135,7 +147,7 @@ class FlameHead(HeadModel):
         return jnp.zeros((landmark_indices.COUNT, 3), points.dtype).at[fitted].set(points)
 
     def landmark_functions(
-        self, origin: Array
+        self, origin: Float[Array, "3"]
     ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
         count = len(self.identity_basis)
         place = lambda coefficients: (
@@ -153,10 +165,10 @@ class FlameHead(HeadModel):
         )
         return tuple(np.asarray(rows, np.float32).T)
 
-    def arkit_basis(self) -> tuple[tuple[str, ...], np.ndarray]:
+    def arkit_basis(self) -> tuple[tuple[str, ...], Float[np.ndarray, "n e"]]:
         return self.arkit_names, np.asarray(self.arkit)
 
-    def mirrored_expression(self, expression: Array) -> Array:
+    def mirrored_expression(self, expression: Float[Array, " e"]) -> Float[Array, " e"]:
         """The expression (E+12,) of the mirrored face: nearest coefficients, turns mirrored, eyes
         exchanged.
         """
@@ -190,14 +202,18 @@ class FlameHead(HeadModel):
         return not _is_texture(albedo_shape)
 
     def surface(
-        self, normals: Array, albedo: Array, ids: Array, weights: Array
-    ) -> tuple[Array, Array]:
+        self,
+        normals: Float[Array, "v 3"],
+        albedo: Array,
+        ids: Int[Array, "h w"],
+        weights: Float[Array, "h w 3"],
+    ) -> tuple[Float[Array, "h w 3"], Float[Array, "h w 3"]]:
         if not _is_texture(albedo.shape):
             return super().surface(normals, albedo, ids, weights)
         normal = interpolate(normals, self.triangles, ids, weights)
         return normal, flame.texture_at(self.flame, albedo, ids, weights)
 
-    def vertex_colors(self, albedo: np.ndarray) -> np.ndarray:
+    def vertex_colors(self, albedo: np.ndarray) -> Float[np.ndarray, "v 3"]:
         if not _is_texture(np.shape(albedo)):
             return super().vertex_colors(albedo)
         # A vertex on a seam has several places in the texture; any will do.

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import UInt8
 
 from caphuman_jax.config import ModelConfig, VAEConfig
 from caphuman_jax.models import registry
@@ -350,7 +351,9 @@ def stage(config, workdir: Path, records: Callable) -> Stage:
     return Stage("autoencoder", workdir, loop, build, export)
 
 
-def center_latents(vae_def, params: dict, cfg, pictures, size: int = 256):
+def center_latents(
+    vae_def, params: dict, cfg, pictures: UInt8[np.ndarray, "n s s 3"], size: int = 256
+):
     """Parameters whose latents have mean 0 in every channel, and the configuration with the scale
     that gives them
     deviation 1: the mean is folded into the 1x1 convolutions around the latents, pictures stay what

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
+from jaxtyping import Key
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import loss
 from caphuman_jax.errors import SettingError
 from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
+from caphuman_jax.nn.typing import Array
 from caphuman_jax.runtime import flops, sharding
 from caphuman_jax.training import lora_layers, trainable
 from caphuman_jax.training.objective import Batch, Noise, Objective, latent_shape, make_loss
@@ -292,13 +294,13 @@ class CapFaceRecipe(Recipe):
         return evaluate
 
 
-def picture_keys(cfg: CapFaceTraining, step) -> jax.Array:
+def picture_keys(cfg: CapFaceTraining, step) -> Key[Array, " b"]:
     """One key for each picture of the global batch of a step, (B,)."""
     key = jax.random.fold_in(jax.random.key(cfg.seed), step)
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(cfg.batch_size))
 
 
-def sample_noise(keys: jax.Array, model: ModelConfig, identity_dropout_prob: float) -> Noise:
+def sample_noise(keys: Key[Array, " b"], model: ModelConfig, identity_dropout_prob: float) -> Noise:
     """The noise of pictures with these keys (B,), each from its own key alone.
 
     Args:

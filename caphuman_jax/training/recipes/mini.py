@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Key
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import loss
@@ -21,6 +22,7 @@ from caphuman_jax.errors import DataError
 from caphuman_jax.models import registry
 from caphuman_jax.models.capface import start_from_unet
 from caphuman_jax.nn.compute_config import ComputeConfig
+from caphuman_jax.nn.typing import Array
 from caphuman_jax.runtime import flops, sharding
 from caphuman_jax.training import dataset
 from caphuman_jax.training.objective import Batch, Noise, Objective, latent_shape, make_loss
@@ -221,12 +223,18 @@ class MiniRecipe(Recipe):
         return evaluate
 
 
-def step_key(cfg: MiniTraining, step) -> jax.Array:
+def step_key(cfg: MiniTraining, step) -> Key[Array, ""]:
     """What everything random in a step comes from."""
     return jax.random.fold_in(jax.random.key(cfg.seed), step)
 
 
-def sample_noise(latent_key, key, batch: Batch, model: ModelConfig, cfg: MiniTraining) -> Noise:
+def sample_noise(
+    latent_key: Key[Array, ""],
+    key: Key[Array, ""],
+    batch: Batch,
+    model: ModelConfig,
+    cfg: MiniTraining,
+) -> Noise:
     """The noise of a batch, and which of its pictures go without identity or control."""
     k = jax.random.split(key, 6)
     assert batch.without_text is not None, "this recipe's batches choose"
@@ -250,7 +258,9 @@ def sample_noise(latent_key, key, batch: Batch, model: ModelConfig, cfg: MiniTra
     )
 
 
-def timestep_weight(alpha, cfg: MiniTraining, prediction: str):
+def timestep_weight(
+    alpha: Float[Array, " b"], cfg: MiniTraining, prediction: str
+) -> Float[Array, " b"]:
     """Weights (B,) of the squared error at signal levels alpha (B,).
 
     For "epsilon" those of min-SNR. They say nothing of where only noise is left, which is where a
