@@ -7,8 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import grain
+import jax
+import numpy as np
 from absl import flags
 
+from caphuman_jax.errors import DataError
 from data_pipeline.loading.batch_maker import BatchMaker
 
 
@@ -24,7 +27,20 @@ def batches(maker: BatchMaker, steps: int, prefetch: int, processes: int) -> Ite
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes))
     iterator = iter(dataset)
     try:
-        yield from iterator
+        # Arrays of processes lie in shared memory, which would outlive a program that ends while it
+        # holds a batch. So they are copied.
+        yield from map(_copied, iterator) if processes else iterator
+    except RuntimeError as error:
+        if "terminated unexpectedly" not in str(error):
+            raise
+        raise DataError(
+            "a process of the loader ended by itself; a script that uses processes= has to call "
+            'make_loader under `if __name__ == "__main__":`'
+        ) from error
     finally:
         if hasattr(iterator, "close"):
             iterator.close()
+
+
+def _copied(batch: dict) -> dict:
+    return jax.tree.map(np.array, batch)
