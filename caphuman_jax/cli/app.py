@@ -19,6 +19,10 @@ from caphuman_jax.version import __version__
 
 _VERBS = {
     "generate": ("caphuman_jax.cli.generate", "make pictures of the person in a photo"),
+    "edit": (
+        "caphuman_jax.cli.edit",
+        "change the head in a photo, or put another person's face into it",
+    ),
     "head": (
         "caphuman_jax.cli.head",
         "fit, edit and show a head: numbers, hints, turntable, OBJ, sequences; no pictures",

@@ -72,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     batch = "pictures at a time; default: 1 on a CPU and with little memory, 8 elsewhere"
     sampling_arguments.add_model_arguments(model, batch)
 
+    add_output_arguments(parser)
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """--out and --overwrite, of verbs that write pictures."""
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="default: out")
     output.add_argument(
@@ -115,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
         writer = PictureWriter(args.out, args.overwrite)
         result = pipe(progress=progress, on_image=writer.write, **asked)
         if args.repeat:
-            _compare(args.repeat, result.settings)
+            compare(args.repeat, result.settings)
         sheet = writer.write_sheet(contact_sheet(pipe.head_model, result))
     print(*writer.paths, sheet, sep="\n")
     seconds = {"start": loaded, **result.seconds, "in all": time.perf_counter() - started}
@@ -142,17 +147,22 @@ def _people(args) -> list[dict[str, Any]]:
         given = [name for name in options if getattr(args, name) is not None]
         if given:
             raise SettingError(
-                f"with --person, each person has their own head: leave out {_flag(given[0])}"
+                f"with --person, each person has their own head: leave out {flag(given[0])}"
             )
         return [_person(text) for text in args.person]
     if not args.reference:
         raise SettingError("--reference PHOTO is required: the photo of the person")
+    check_head_photo_options(args)
+    head = head_arguments.head_target(args)
+    return [{"reference": args.reference, "face": args.face, "head": head}]
+
+
+def check_head_photo_options(args: argparse.Namespace) -> None:
+    """Raises SettingError for options that say how a head photo is used, without one."""
     if args.head_from is None:
         for name in head_arguments.OF_THE_PHOTO:
             if getattr(args, name) is not None:
-                raise SettingError(f"{_flag(name)} needs --head-from PHOTO")
-    head = head_arguments.head_target(args)
-    return [{"reference": args.reference, "face": args.face, "head": head}]
+                raise SettingError(f"{flag(name)} needs --head-from PHOTO")
 
 
 def _person(text: str) -> dict[str, Any]:
@@ -216,22 +226,18 @@ def _repeated(args) -> dict[str, Any]:
     given = [name for name in options if name not in photos and getattr(args, name) is not None]
     if given:
         raise SettingError(
-            f"--repeat takes its settings from the picture; leave out {_flag(given[0])}"
+            f"--repeat takes its settings from the picture; leave out {flag(given[0])}"
         )
-    from caphuman_jax.io import metadata
-
-    made = metadata.read_settings(args.repeat)
-    missing = [name for name in _RECORDED if name not in made]
-    if missing:
+    made = recorded(args.repeat)
+    if "edit" in made:
         raise SettingError(
-            f"{args.repeat} does not record all that is needed to repeat it (missing: "
-            f"{', '.join(missing)}); it was made by another version"
+            f"{args.repeat} is an edited photo; repeat it with caphuman edit --repeat"
         )
     try:
         return {
             "prompt": made["prompt"],
             "combine": made["combine"],
-            **{name: made[name] for name in FIELDS if name in made},
+            **{name: made[name] for name in FIELDS if name in made and name != "denoise"},
             "num_images": 1,
             "first_image": made["index"],
             "people": _repeated_people(args, made["people"]),
@@ -241,6 +247,36 @@ def _repeated(args) -> dict[str, Any]:
         raise SettingError(
             f"{args.repeat} does not record all that is needed to repeat it ({error})"
         ) from error
+
+
+def recorded(picture: str) -> dict[str, Any]:
+    """The settings in a picture of ours, with all that is needed to make it again. Raises
+    SettingError, PhotoError.
+    """
+    from caphuman_jax.io import metadata
+
+    made = metadata.read_settings(picture)
+    missing = [name for name in _RECORDED if name not in made]
+    if missing:
+        raise SettingError(
+            f"{picture} does not record all that is needed to repeat it (missing: "
+            f"{', '.join(missing)}); it was made by another version"
+        )
+    return made
+
+
+def repeated_head(picture: str, person: dict, photo: str | None, how: str) -> dict[str, Any]:
+    """The head that was asked for of a person in a picture, with the head photo that is given again
+    with the option `how`. Raises SettingError.
+    """
+    head = dict(person["asked_head"])
+    if "photo" in head:
+        if photo is None:
+            raise SettingError(
+                f"{picture} took its head from {head['photo']['name']}; name that photo with {how}"
+            )
+        head |= {"photo": photo, "photo_face": head["photo"]["face"]}
+    return head
 
 
 def _repeated_controls(args, made) -> list[dict[str, Any]]:
@@ -274,21 +310,14 @@ def _repeated_people(args, made) -> list[dict[str, Any]]:
     for photos, person in zip(given, made):
         if not photos["reference"]:
             raise SettingError(f"name the photo of {person['reference']['name']} with --reference")
-        head = dict(person["asked_head"])
-        if "photo" in head:
-            if photos["head"].get("photo") is None:
-                how = "head=PHOTO in --person" if args.person else "--head-from"
-                raise SettingError(
-                    f"{args.repeat} took its head from {head['photo']['name']}; name that photo "
-                    f"with {how}"
-                )
-            head |= {"photo": photos["head"]["photo"], "photo_face": head["photo"]["face"]}
+        how = "head=PHOTO in --person" if args.person else "--head-from"
+        head = repeated_head(args.repeat, person, photos["head"].get("photo"), how)
         face = person["reference"]["face"]
         people.append({"reference": photos["reference"], "face": face, "head": head})
     return people
 
 
-def _compare(picture: str, now: dict[str, Any]) -> None:
+def compare(picture: str, now: dict[str, Any]) -> None:
     """A notice for everything that has changed since the picture was made."""
     from caphuman_jax.io import metadata
 
@@ -297,9 +326,11 @@ def _compare(picture: str, now: dict[str, Any]) -> None:
     photos = lambda settings: [
         person["asked_head"].get("photo", {}).get("sha256") for person in settings["people"]
     ]
+    first, second = (settings.get("edit", {}) for settings in (before, now))
     for what, old, new in (
         ("the reference photo", references(before), references(now)),
         ("the head photo", photos(before), photos(now)),
+        *((f"the edited {k}", first.get(k), second.get(k)) for k in ("photo", "mask")),
         ("a ControlNet's picture", before["controls"], now["controls"]),
         ("the model", before.get("weights"), now.get("weights")),
         ("what measured the heads", before.get("head_by"), now.get("head_by")),
@@ -314,7 +345,7 @@ def _compare(picture: str, now: dict[str, Any]) -> None:
             )
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 

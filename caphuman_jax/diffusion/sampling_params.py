@@ -414,7 +414,7 @@ def image_size(value: Any, config: ModelConfig | None = None) -> tuple[int, int]
     whole_numbers = all(hasattr(side, "__index__") and side is not True for side in sides)
     step = 1
     if config is not None:  # of the autoencoder and the UNet
-        step = config.vae.downsampling * 2 ** (len(config.unet.channel_multipliers) - 1)
+        step = side_step(config)
     if (
         len(sides) != 2
         or not whole_numbers
@@ -428,6 +428,11 @@ def image_size(value: Any, config: ModelConfig | None = None) -> tuple[int, int]
         )
     width, height = (int(side) for side in sides)
     return width, height
+
+
+def side_step(config: ModelConfig) -> int:
+    """Pixels that sides of images are multiples of: the autoencoder's step times the UNet's."""
+    return config.vae.downsampling * 2 ** (len(config.unet.channel_multipliers) - 1)
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:

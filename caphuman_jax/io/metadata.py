@@ -16,12 +16,19 @@ from caphuman_jax.io.images import read_png_metadata, write_png
 
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's digital source type of media made by a trained model."""
+EDITED_SOURCE = (
+    "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+)
+"""The same of a photo in which a trained model made a part."""
 
-XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+
+def xmp(source: str = DIGITAL_SOURCE) -> str:
+    """The XMP packet that says how a picture came about, for any program that reads metadata."""
+    return f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
  <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
   <rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:xmp="http://ns.adobe.com/xap/1.0/"
-    Iptc4xmpExt:DigitalSourceType="{DIGITAL_SOURCE}" xmp:CreatorTool="caphuman_jax"/>
+    Iptc4xmpExt:DigitalSourceType="{source}" xmp:CreatorTool="caphuman_jax"/>
  </rdf:RDF>
 </x:xmpmeta>
 <?xpacket end="r"?>"""
@@ -31,13 +38,19 @@ def metadata(settings: dict | None = None) -> dict[str, str]:
     """PNG text entries: the AI-generated mark (plain and XMP) and, with settings, `parameters` for
     people and `caphuman` (JSON).
     """
-    entries = {"AI-generated": "yes", "Software": "caphuman_jax", "XML:com.adobe.xmp": XMP}
+    packet = xmp(source_of(settings))
+    entries = {"AI-generated": "yes", "Software": "caphuman_jax", "XML:com.adobe.xmp": packet}
     if settings is not None:
         entries |= {
             "parameters": summary(settings),
             "caphuman": json.dumps(settings, ensure_ascii=False),
         }
     return entries
+
+
+def source_of(settings: dict | None) -> str:
+    """The digital source type of a picture with these settings."""
+    return EDITED_SOURCE if settings is not None and "edit" in settings else DIGITAL_SOURCE
 
 
 def summary(settings: dict) -> str:
@@ -59,7 +72,21 @@ def summary(settings: dict) -> str:
         f"Identity max timestep: {settings['identity_max_timestep']:g}, Size: {width}x{height}, "
         f"Model: {settings['model']}, Version: {settings['version']}\n"
         + "\n".join(people)
+        + _edited(settings)
         + "\nAI-generated"
+    )
+
+
+def _edited(settings: dict) -> str:
+    """The line about the photo that was edited; "" without one."""
+    if "edit" not in settings:
+        return ""
+    edit = settings["edit"]
+    mask = edit["mask"] if isinstance(edit["mask"], str) else edit["mask"]["name"]
+    photo = edit["photo"]
+    return (
+        f"\nEdited photo: {photo['name']} (SHA-256 {photo['sha256']}), Mask: {mask}, "
+        f"Denoise: {settings['denoise']:g}"
     )
 
 

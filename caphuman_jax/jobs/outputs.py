@@ -127,7 +127,7 @@ def encode_jpeg(pixels: np.ndarray, settings: dict) -> bytes:
         format="JPEG",
         quality=_JPEG_QUALITY,
         subsampling=0,
-        xmp=metadata.XMP.encode(),
+        xmp=metadata.xmp(metadata.source_of(settings)).encode(),
         comment=comment,
     )
     return target.getvalue()

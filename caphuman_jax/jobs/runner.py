@@ -285,7 +285,9 @@ class Runner:
                 "index": row.picture.number,
                 "job": row.picture.job.id,
             }
-            line, payload = self.output.store(row.picture, to_bytes(picture), settings)
+            line, payload = self.output.store(
+                row.picture, row.conditioned.finish(to_bytes(picture)), settings
+            )
             self._close(row, made=line, payload=payload)
             self._report(1, 0, 0)
         except BaseException as problem:  # noqa: BLE001 - raised by the thread that waits

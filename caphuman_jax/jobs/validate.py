@@ -15,18 +15,23 @@ from caphuman_jax.errors import CapHumanError
 from caphuman_jax.head import head_json
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.person.person import COMBINE
+from caphuman_jax.pipeline.edit_mask import MASKS
 from caphuman_jax.pipeline.head_target import HeadTarget
 from caphuman_jax.pipeline.request import (
+    EDIT_PROMPT,
     LANDMARKS,
     SUBJECT_FIELDS,
     ControlRequest,
+    EditRequest,
     Request,
     SubjectRequest,
     check_prompts,
     create_controls,
+    create_edit,
+    edit_denoise,
 )
 
-JOB_FIELDS = ("prompt", *SUBJECT_FIELDS, "people", "combine", "controls", *FIELDS)
+JOB_FIELDS = ("prompt", *SUBJECT_FIELDS, "people", "combine", "controls", "edit", *FIELDS)
 """The fields of a job, besides `id` and `product`."""
 
 
@@ -48,6 +53,12 @@ class Checker:
             if name not in JOB_FIELDS
         ]
         fields = {name: value for name, value in fields.items() if value is not None}
+        edit = self._edit(fields, folder, wrong)
+        if edit is not None:
+            denoise = edit_denoise(edit, fields.get("reference"), fields)
+            fields = {"prompt": EDIT_PROMPT, **fields, "denoise": denoise}
+        elif "edit" not in fields and "denoise" in fields:
+            wrong.append("denoise: is for a photo that is edited; name it with edit")
         prompt, combine = fields.get("prompt"), fields.get("combine", "mean")
         if prompt is None:
             wrong.append("prompt: is missing; it says what the picture shows")
@@ -65,7 +76,7 @@ class Checker:
         controls = self._controls(fields.get("controls", []), folder, wrong)
         if wrong or prompt is None or params is None:
             return wrong, None
-        return wrong, Request(prompt, params, subjects, combine, controls)
+        return wrong, Request(prompt, params, subjects, combine, controls, edit)
 
     def _once(self, name: str, value: Any, check: Callable[[Any], Any]) -> tuple[str | None, Any]:
         """(what is wrong or None, check(value)), remembered by name and value."""
@@ -100,11 +111,33 @@ class Checker:
     def _create(self, given: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams.create(self._config, **given)
 
+    def _edit(self, fields, folder, wrong) -> EditRequest | None:
+        edit = fields.get("edit")
+        if edit is None:
+            return None
+        if not isinstance(edit, dict) or not isinstance(edit.get("photo"), str):
+            wrong.append(
+                'edit: must be an object such as {"photo": "me.jpg", "mask": "auto", "face": 0}'
+            )
+            return None
+        edit = {**edit, "photo": self._photo(edit["photo"], folder, "edit.photo", wrong)}
+        if edit.get("mask") not in (None, *MASKS):
+            edit["mask"] = self._photo(edit["mask"], folder, "edit.mask", wrong)
+        try:
+            return create_edit(
+                edit, fields.get("reference"), fields.get("people", ()), fields, self._config
+            )
+        except CapHumanError as problem:
+            wrong.append(f"edit: {problem}")
+            return None
+
     def _subjects(self, fields, folder, wrong) -> list[SubjectRequest]:
         alone = {name: fields[name] for name in SUBJECT_FIELDS if name in fields}
-        people = fields.get("people")
+        people, edit = fields.get("people"), fields.get("edit")
+        if isinstance(edit, dict) and edit.get("person") is False:
+            return []
         if people is None:
-            return [self._subject(alone, folder, "", wrong)]
+            return [self._subject(alone, folder, "", wrong, edit is not None)]
         if alone:
             wrong.append(
                 f"{next(iter(alone))}: is for one person; with people, each of them has their own"
@@ -118,13 +151,15 @@ class Checker:
             return []
         return [self._subject(one, folder, f"people[{i}].", wrong) for i, one in enumerate(people)]
 
-    def _subject(self, one, folder, prefix, wrong) -> SubjectRequest:
+    def _subject(self, one, folder, prefix, wrong, edited=False) -> SubjectRequest:
         """Where something is wrong, without it."""
         for name in set(one) - set(SUBJECT_FIELDS):
             wrong.append(f"{prefix}{name}: there is no such field{nearest(name, SUBJECT_FIELDS)}")
         references = one.get("reference")
         references = references if isinstance(references, list) else [references]
-        if not references or any(photo is None for photo in references):
+        if edited and references == [None]:
+            references = []  # the photo's own person
+        elif not references or any(photo is None for photo in references):
             wrong.append(f"{prefix}reference: is missing; it is the photo of the person")
             references = []
         photos = [self._photo(photo, folder, f"{prefix}reference", wrong) for photo in references]

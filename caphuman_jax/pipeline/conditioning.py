@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
+from caphuman_jax.head import editing
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head, to_numbers
 from caphuman_jax.head.hints import fit_to_aspect, render_hints
@@ -21,8 +22,18 @@ from caphuman_jax.head.landmarks68 import landmark_picture
 from caphuman_jax.io.images import PhotoSource, photo_name, read_photo
 from caphuman_jax.models.prompt import EncodedPrompt, PromptEncoder
 from caphuman_jax.person.person import Person, checksum, combine_references, stack_people
-from caphuman_jax.pipeline.head_target import place_side_by_side, warn_if_unusual
-from caphuman_jax.pipeline.request import LANDMARKS, ControlRequest, Request, SubjectRequest
+from caphuman_jax.pipeline import canvas as canvases
+from caphuman_jax.pipeline import edit_mask, rough_edit
+from caphuman_jax.pipeline.canvas import Canvas
+from caphuman_jax.pipeline.head_target import HeadTarget, place_side_by_side, warn_if_unusual
+from caphuman_jax.pipeline.paste import paste
+from caphuman_jax.pipeline.request import (
+    LANDMARKS,
+    ControlRequest,
+    EditRequest,
+    Request,
+    SubjectRequest,
+)
 
 log = logging.getLogger("caphuman_jax")
 
@@ -59,6 +70,9 @@ class Conditioning:
         prompts: prompt and negative prompt, if they were encoded.
         controls: {ControlNet: its picture (H, W, 3) uint8}.
         settings: everything that the images are made with, JSON types; see `pipeline.Result`.
+        canvas: the part of a photo that is made again; None: images are made from noise.
+        latents: {"known", "visible"}: what `text_to_image.generate` takes of the photo, without a
+            batch axis.
     """
 
     request: Request
@@ -66,13 +80,20 @@ class Conditioning:
     controls: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     prompts: tuple[EncodedPrompt, ...] | None = None
+    canvas: Canvas | None = None
+    latents: dict[str, dict[str, jax.Array]] = dataclasses.field(default_factory=dict)
 
     @property
     def batch_key(self) -> tuple:
         """Images whose conditionings have equal keys can be made in one batch: hashable."""
-        tokens = stack_people([subject.person for subject in self.subjects])["recognition"]
+        people = [subject.person for subject in self.subjects]
+        photos = stack_people(people)["recognition"].shape if people else ()
         prompts = tuple(prompt.kind for prompt in self.prompts or ())
-        return self.request.program_key, tokens.shape, prompts
+        return self.request.program_key, photos, prompts
+
+    def finish(self, image: np.ndarray) -> np.ndarray:
+        """A made image (H, W, 3) uint8 as it is written: pasted into its photo, if it edits one."""
+        return image if self.canvas is None else paste(self.canvas, image)
 
 
 def create_conditioning(
@@ -99,6 +120,8 @@ def create_conditioning(
         PhotoError: a photo that cannot be read or shows no face (NoFaceError).
         HeadError: a head that cannot be fitted or posed.
     """
+    if request.edit is not None:
+        return _of_photo(request, head_model, analyze, encode, record, progress, with_hints)
     height, width = request.params.shape
     prompts = encode_prompts(request, encode)
     cast = [_measure(subject, request.combine, analyze, progress) for subject in request.subjects]
@@ -110,6 +133,20 @@ def create_conditioning(
         warn_if_unusual(head_model, head)
         hints = np.asarray(render_hints(head_model, head, height, width)) if with_hints else None
         subjects.append(Subject(person, source, head, hints))
+    return _assembled(request, subjects, targets, prompts, head_model, record, progress)
+
+
+def _assembled(
+    request: Request,
+    subjects: Sequence[Subject],
+    targets: Sequence[HeadTarget],
+    prompts: tuple[EncodedPrompt, ...],
+    head_model: HeadModel,
+    record: dict[str, Any],
+    progress: Progress,
+    canvas: Canvas | None = None,
+) -> Conditioning:
+    height, width = request.params.shape
     heads = [subject.head for subject in subjects]
     controls = {
         control.name: control_picture(control.picture, head_model, heads, height, width)
@@ -136,7 +173,9 @@ def create_conditioning(
         "controls": [_control_to_json(control) for control in request.controls],
         **record,
     }
-    return Conditioning(request, tuple(subjects), controls, settings, prompts)
+    if request.edit is not None and canvas is not None:
+        settings["edit"] = _edit_to_json(request.edit) | canvas.to_json()
+    return Conditioning(request, tuple(subjects), controls, settings, prompts, canvas)
 
 
 def encode_prompts(request: Request, encode: PromptEncoder) -> tuple[EncodedPrompt, ...]:
@@ -154,6 +193,60 @@ def encode_prompts(request: Request, encode: PromptEncoder) -> tuple[EncodedProm
     return encoded
 
 
+def _of_photo(
+    request: Request,
+    head_model: HeadModel,
+    analyze: Callable,
+    encode: PromptEncoder,
+    record: dict[str, Any],
+    progress: Progress,
+    with_hints: bool,
+) -> Conditioning:
+    """`create_conditioning` of a request that edits a photo."""
+    edit, size = request.edit, request.params.shape
+    assert edit is not None
+    prompts = encode_prompts(request, encode)
+    photo = read_photo(edit.photo)
+    if edit.size_step:
+        request = dataclasses.replace(
+            request,
+            params=dataclasses.replace(
+                request.params, size=canvases.size_for(photo, request.params.shape, edit.size_step)
+            ),
+        )
+        size = request.params.shape
+    shown = person = source = None
+    if edit.person:
+        progress("photo", 0, 1)
+        shown = analyze(edit.photo, edit.face)
+        progress("photo", 1, 1)
+        (asked,) = request.subjects
+        person, source = _measure(asked, request.combine, analyze, progress, shown)
+    canvas = canvases.create_canvas(photo, edit, size, shown)
+    progress("hints", 0, 1)
+    subjects, targets = [], []
+    if shown is not None and person is not None:
+        target = request.subjects[0].head
+        on_canvas = lambda head: canvases.head_on_canvas(
+            head_model, head, shown.place, canvas.place, size
+        )
+        base = person.head
+        if person is not shown and request.subjects[0].references:
+            base = editing.mix(head_model, base, shown.head, "all")
+        old, new = on_canvas(shown.head), on_canvas(target.apply(head_model, base, source))
+        warn_if_unusual(head_model, new)
+        hints = np.asarray(render_hints(head_model, new, *size)) if with_hints else None
+        subjects, targets = [Subject(person, source, new, hints)], [target]
+        change = rough_edit.motion(head_model, old, new, canvas.image)
+        if not edit.paints and not edit.whole:
+            canvas = dataclasses.replace(canvas, motion=change)
+            kind = str(edit.mask)
+            mask = edit_mask.head_mask(head_model, new, canvas.rough, change, kind)
+            canvas = dataclasses.replace(canvas, mask=mask)
+    canvases.warn_if_soft(canvas)
+    return _assembled(request, subjects, targets, prompts, head_model, record, progress, canvas)
+
+
 def control_picture(
     picture: PhotoSource, model: HeadModel, heads: Sequence[Head], height: int, width: int
 ) -> np.ndarray:
@@ -167,9 +260,15 @@ def control_picture(
 
 
 def _measure(
-    asked: SubjectRequest, combine: str, analyze: Callable, progress: Progress
+    asked: SubjectRequest,
+    combine: str,
+    analyze: Callable,
+    progress: Progress,
+    shown: Person | None = None,
 ) -> tuple[Person, Person | None]:
-    """The person of the references, and that of the head photo."""
+    """The person of the references, or the one that an edited photo shows; and that of the head
+    photo.
+    """
 
     def person(photo, face, stage):
         if isinstance(photo, Person):
@@ -182,7 +281,23 @@ def _measure(
     references = [person(photo, asked.face, "photo") for photo in asked.references]
     target = asked.head
     source = None if target.photo is None else person(target.photo, target.photo_face, "head photo")
-    return combine_references(references, combine), source
+    reference = shown if shown and not references else combine_references(references, combine)
+    return reference, source
+
+
+def _edit_to_json(edit: EditRequest) -> dict[str, Any]:
+    mask = edit.mask
+    if edit.paints:
+        mask = {"name": os.path.basename(photo_name(mask)), "sha256": checksum(mask)}
+    return {
+        "photo": {
+            "name": os.path.basename(photo_name(edit.photo)),
+            "sha256": checksum(edit.photo),
+            "face": edit.face,
+        },
+        "mask": mask,
+        "person": edit.person,
+    }
 
 
 def _control_to_json(control: ControlRequest) -> dict[str, Any]:

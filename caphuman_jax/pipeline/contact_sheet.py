@@ -8,6 +8,7 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from caphuman_jax.face import align
 from caphuman_jax.head import visualize
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.pipeline.result import Result
@@ -48,6 +49,35 @@ def contact_sheet(model: HeadModel, result: Result, tile: int = 256) -> np.ndarr
         f"control scale {settings['control_scale']:g}, model {settings['model']}; pictures are AI-generated"  # noqa: E501
     )
     return _lay_out(title, parts, results, tile)
+
+
+def edit_sheet(model: HeadModel, result: Result, tile: int = 256) -> np.ndarray:
+    """An edit as one image (H, W, 3) uint8: the photo's part, the mask, the wanted head, results.
+
+    Args:
+        model: of the head.
+        result: of `Pipeline.edit`.
+        tile: height of its parts in pixels.
+    """
+    canvas, settings = result.canvas, result.settings
+    assert canvas is not None
+    shown = lambda photo: align.warp(photo, canvas.place, canvas.mask.shape, border="repeat")
+    mask = np.rint(canvas.changed * 255).astype(np.uint8)
+    parts = [("before", canvas.image), ("mask", np.repeat(mask[..., None], 3, axis=-1))]
+    for subject in result.subjects:
+        yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(subject.head.angles))
+        wanted = visualize.overlay(model, subject.head, canvas.rough)
+        parts.append((f"wanted: yaw {yaw} pitch {pitch} roll {roll}", wanted))
+    results = [
+        (f"picture {settings['first_image'] + i}", shown(image))
+        for i, image in enumerate(result.images)
+    ]
+    title = (
+        f"{settings['edit']['photo']['name']} edited: \u201c{settings['prompt']}\u201d   "
+        f"denoise {settings['denoise']:g}, seed {settings['seed']}, {settings['steps']} steps of "
+        f"{settings['sampler']}, model {settings['model']}; contains AI-generated parts"
+    )
+    return _lay_out(title, [parts], results, tile)
 
 
 def _fitted(model, person):

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from caphuman_jax.config import ModelConfig
+from caphuman_jax.diffusion.text_to_image import encode_photos
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import render_hints
@@ -28,6 +30,7 @@ from caphuman_jax.person import identity_file
 from caphuman_jax.person.identity import Identifier
 from caphuman_jax.person.person import Person, analyze_photo
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress, create_conditioning
+from caphuman_jax.pipeline.edit_mask import latent_mask
 from caphuman_jax.pipeline.program import ProgramCache, Row, ShardFn, program_arguments
 from caphuman_jax.pipeline.request import Request, create_request, warn_if_other_size
 from caphuman_jax.pipeline.result import Result
@@ -126,7 +129,40 @@ class Pipeline:
         seconds = {"analysis": time.perf_counter() - started}
         images, masks = self._make_all(conditioning, report, seconds, on_image)
         subjects, controls = conditioning.subjects, conditioning.controls
-        return Result(images, masks, subjects, controls, conditioning.settings, seconds)
+        settings, canvas = conditioning.settings, conditioning.canvas
+        return Result(images, masks, subjects, controls, settings, seconds, canvas)
+
+    def edit(
+        self,
+        photo: PhotoSource,
+        *,
+        mask: str | PhotoSource = "auto",
+        face: int | None = None,
+        person: bool = True,
+        reference_face: int | None = None,
+        progress: Progress | None = None,
+        on_image: Callable[[np.ndarray, dict], object] | None = None,
+        **asked: Any,
+    ) -> Result:
+        """Change a photo: turn the head in it, change its expression or light, put another person's
+        face there, or make again what a mask covers. Outside the mask no pixel changes.
+
+        Args:
+            photo: the photo.
+            mask, face, person: see `request.EditRequest`.
+            reference_face: number of the face in `reference`.
+            progress, on_image: see a call.
+            asked: other arguments of `request.create_request`: `head`, `reference` (who is put into
+                the photo; None: its own person), `prompt`, `denoise`, `seed` and so on.
+
+        Returns:
+            Images of the photo's size.
+
+        Raises:
+            CapHumanError: a wrong setting, photo, mask or head.
+        """
+        edit = {"photo": photo, "mask": mask, "face": face, "person": person}
+        return self(edit=edit, face=reference_face, progress=progress, on_image=on_image, **asked)
 
     def request(self, **asked: Any) -> Request:
         """Check what is asked for before any photo is read; see `request.create_request`."""
@@ -144,7 +180,7 @@ class Pipeline:
             "jax": jax.__version__,
             "backend": jax.default_backend(),
         }
-        return create_conditioning(
+        conditioning = create_conditioning(
             request,
             self.head_model,
             self.person,
@@ -153,6 +189,30 @@ class Pipeline:
             progress or _silent,
             with_hints,
         )
+        return dataclasses.replace(conditioning, latents=self._photo_latents(conditioning))
+
+    def encode_photo(self, images: np.ndarray) -> jax.Array:
+        """Latents (B, H/f, W/f, C) of images (B, H, W, 3) uint8; see `encode_photos`."""
+        pixels, graph = jnp.asarray(images, jnp.float32) / 255, dict(self.graphs)["vae"]
+        return encode_photos(self.params["vae"], pixels, cfg=self.config, graph=graph)
+
+    def _photo_latents(self, conditioning: Conditioning) -> dict[str, dict[str, jax.Array]]:
+        """See `Conditioning.latents`."""
+        canvas, factor = conditioning.canvas, self.config.vae.downsampling
+        size, found = conditioning.request.params.shape, {}
+        mask = np.ones((size[0] // factor, size[1] // factor, 1), np.float32)
+        if canvas is not None:
+            mask = latent_mask(canvas.mask, factor)
+            # An inpainting model sees the photo, and fits what it makes to it by itself.
+            kept = np.ones_like(mask) if self.config.inpainting else mask
+            found["known"] = {"latents": self.encode_photo(canvas.rough[None])[0], "mask": kept}
+        if self.config.inpainting:
+            gray = np.full((*size, 3), 128, np.uint8)
+            image = gray
+            if canvas is not None:
+                image = np.where(canvas.mask[..., None] > 1 / 255, gray, canvas.image)
+            found["visible"] = {"latents": self.encode_photo(image[None])[0], "mask": mask}
+        return jax.tree.map(jnp.asarray, found)
 
     def make(
         self, rows: Sequence[Row], progress: Progress | None = None
@@ -288,7 +348,7 @@ class Pipeline:
                 arguments, _ = self.arguments(rows(start))
             made = zip(*(np.asarray(array) for array in run(*arguments)))
             for image, mask in itertools.islice(made, len(numbers) - start):
-                images.append(to_bytes(image))
+                images.append(conditioning.finish(to_bytes(image)))
                 masks.append(mask)
                 if on_image is not None:
                     on_image(images[-1], conditioning.settings)

@@ -51,7 +51,7 @@ def program_arguments(
         The arguments, and those that are static.
     """
     conditionings = [conditioning for conditioning, _ in rows]
-    each = {id(one): _conditions(one, encode) for one in conditionings}
+    each = {id(one): _conditions(one, encode, config) for one in conditionings}
     conditions = jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *(each[id(one)] for one in conditionings)
     )
@@ -61,10 +61,12 @@ def program_arguments(
     )
     request = conditionings[0].request
     settings, coefficients, static = request.params.program_inputs(
-        config, {control.name: control.scale for control in request.controls}
+        config, {control.name: control.scale for control in request.controls}, request.photo
     )
     if embeddings is not None and _needs_embeddings(each.values(), config.text.vocabulary):
         settings["embeddings"] = jnp.asarray(embeddings)
+    if not request.subjects:
+        settings["strength"] = jnp.float32(0)
     static["tile"] = tile if max(request.params.shape) > tile else 0
     used = {
         name: tree
@@ -108,11 +110,14 @@ class ProgramCache:
         return self._compiled[key]
 
 
-def _conditions(conditioning: Conditioning, encode: PromptEncoder) -> dict[str, Any]:
+def _conditions(
+    conditioning: Conditioning, encode: PromptEncoder, config: ModelConfig
+) -> dict[str, Any]:
     """A conditioning as the networks take it, without a batch axis."""
     request, subjects = conditioning.request, conditioning.subjects
     prompt, negative = conditioning.prompts or encode_prompts(request, encode)
     weights = {"weights": prompt.weights, "empty_weights": negative.weights}
+    people = stack_people([subject.person for subject in subjects]) if subjects else nobody(config)
     conditions = {
         "tokens": prompt.token_ids,
         "empty_tokens": negative.token_ids,
@@ -121,9 +126,12 @@ def _conditions(conditioning: Conditioning, encode: PromptEncoder) -> dict[str, 
             name: picture.astype(np.float32) / 255
             for name, picture in conditioning.controls.items()
         },
-        **stack_people([subject.person for subject in subjects]),
+        **people,
+        **conditioning.latents,
     }
-    hints = jnp.stack([subject.hints for subject in subjects if subject.hints is not None])
+    blank = np.zeros((*request.params.shape, config.capface.hint_channels), np.float32)
+    rendered = [subject.hints for subject in subjects if subject.hints is not None]
+    hints = jnp.stack(rendered or [blank])
     return jax.tree.map(jnp.asarray, conditions) | {"hints": hints}
 
 
@@ -131,6 +139,15 @@ def _needs_embeddings(conditions: Iterable[dict[str, Any]], vocabulary: int) -> 
     """Whether a prompt has ids that are not the vocabulary's."""
     ids = [np.asarray(one[name]) for one in conditions for name in ("tokens", "empty_tokens")]
     return any((row >= vocabulary).any() for row in ids)
+
+
+def nobody(config: ModelConfig) -> dict[str, np.ndarray]:
+    """`stack_people` of a picture without a person; CapFace's strength is then 0."""
+    identity = config.identity
+    return {
+        "image_tokens": np.zeros((1, 1, 1, identity.image_width), np.float32),
+        "recognition": np.zeros((1, 1, identity.recognition_width), np.float32),
+    }
 
 
 _keys = jax.jit(jax.vmap(picture_key))

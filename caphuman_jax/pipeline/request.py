@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import sampling_params
@@ -15,6 +15,7 @@ from caphuman_jax.head.base import HeadModel
 from caphuman_jax.io.images import PhotoSource
 from caphuman_jax.models.prompt import parse
 from caphuman_jax.person.person import COMBINE, Person
+from caphuman_jax.pipeline.edit_mask import MASKS
 from caphuman_jax.pipeline.head_target import HeadTarget
 
 log = logging.getLogger("caphuman_jax")
@@ -22,7 +23,15 @@ log = logging.getLogger("caphuman_jax")
 LANDMARKS = "landmarks"
 """In place of a control's photo: the 68 landmarks of the wanted heads as dots."""
 SUBJECT_FIELDS = ("reference", "head", "face")
+EDIT_FIELDS = ("photo", "mask", "face", "person")
 CONTROL_FIELDS = ("name", "picture", "scale")
+
+EDIT_PROMPT = "a photo of a person"
+"""Prompt of an edit that has none."""
+EDIT_DENOISE = 0.5
+"""`denoise` of an edit that has none: enough to correct what moving the photo's pixels leaves."""
+_DENOISE_OF_OTHERS = 0.8
+"""The same where another person, or none, is put into the photo."""
 
 Reference = PhotoSource | Person
 """A photo, an identity file, or a person who was measured before."""
@@ -54,6 +63,37 @@ class ControlRequest:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class EditRequest:
+    """A photo that is changed instead of making a picture from noise.
+
+    Attributes:
+        photo: the photo.
+        mask: what of it is made again: one of `edit_mask.MASKS`, or a mask picture of the photo's
+            size, white where it is made again.
+        face: number of the face that is changed, 0 the largest.
+        person: whether there is one; without, the photo's masked part follows the prompt alone.
+        size_step: sides of a canvas that takes the photo's shape are multiples of this; 0: it has
+            the size that is asked for.
+    """
+
+    photo: PhotoSource
+    mask: str | PhotoSource = "auto"
+    face: int | None = None
+    person: bool = True
+    size_step: int = 0
+
+    @property
+    def paints(self) -> bool:
+        """Whether the mask is a picture."""
+        return not (isinstance(self.mask, str) and self.mask in MASKS)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole photo is made again."""
+        return isinstance(self.mask, str) and self.mask == "whole"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Request:
     """Images to be made; of `create_request`.
 
@@ -63,6 +103,7 @@ class Request:
         subjects: the people in them.
         combine: how several photos of one person are combined, see `person.combine_references`.
         controls: the ControlNets that are used.
+        edit: the photo that is changed; None: pictures are made from noise.
     """
 
     prompt: str
@@ -70,6 +111,7 @@ class Request:
     subjects: tuple[SubjectRequest, ...]
     combine: str = "mean"
     controls: tuple[ControlRequest, ...] = ()
+    edit: EditRequest | None = None
 
     @property
     def numbers(self) -> range:
@@ -81,20 +123,26 @@ class Request:
     def program_key(self) -> tuple:
         """What requests share whose images can be made in one batch: hashable."""
         controls = tuple((control.name, control.scale) for control in self.controls)
-        return len(self.subjects), self.params.shared, controls
+        return len(self.subjects), self.params.shared, controls, self.photo
+
+    @property
+    def photo(self) -> Literal["whole", "masked"] | None:
+        """What of a photo images begin with, see `SamplingParams.program_inputs`."""
+        return None if self.edit is None else "whole" if self.edit.whole else "masked"
 
 
 def create_request(
     config: ModelConfig,
     head_model: HeadModel,
     *,
-    prompt: str,
+    prompt: str | None = None,
     reference: Reference | Sequence[Reference] | None = None,
     head: HeadTarget | Mapping | PhotoSource | Person | None = None,
     face: int | None = None,
     people: Sequence[Mapping] = (),
     combine: str = "mean",
     controls: Sequence[Mapping] = (),
+    edit: Mapping | None = None,
     **sampling: Any,
 ) -> Request:
     """Check a request.
@@ -112,12 +160,20 @@ def create_request(
         combine: "mean" of the identity tokens of several photos, or "stack", which gives the model
             the tokens of all of them.
         controls: ControlNets of the model, a {"name", "picture", "scale"} each.
+        edit: change a photo instead: the fields of `EditRequest`, "photo" at least. The prompt may
+            then be left out, and `reference` is who is put into the photo; None: its own person.
         sampling: fields of `SamplingParams`.
 
     Raises:
         SettingError: a setting that is unknown, of the wrong type or out of its range.
         HeadError: a head that cannot be asked for.
     """
+    changed = None if edit is None else create_edit(edit, reference, people, sampling, config)
+    if changed is not None:
+        prompt = EDIT_PROMPT if prompt is None else prompt
+        sampling = {**sampling, "denoise": edit_denoise(changed, reference, sampling)}
+    elif sampling.get("denoise") is not None:
+        raise SettingError("denoise is for a photo that is edited; give edit, or leave it out")
     if not isinstance(prompt, str):
         raise SettingError(f"prompt must be a text, not {type(prompt).__name__}")
     if combine not in COMBINE:
@@ -129,8 +185,54 @@ def create_request(
         raise SettingError(
             "reference, head and face are for one person; with people, each of them has their own"
         )
-    subjects = tuple(_subject(one, head_model) for one in people or [alone])
-    return Request(prompt, params, subjects, combine, create_controls(controls, config))
+    if changed is not None:
+        params.first_step(config)
+    shown = people or ([alone] if changed is None or changed.person else [])
+    subjects = tuple(_subject(one, head_model, changed is not None) for one in shown)
+    checked = create_controls(controls, config)
+    return Request(prompt, params, subjects, combine, checked, changed)
+
+
+def edit_denoise(edit: EditRequest, reference: Any, sampling: Mapping[str, Any]) -> Any:
+    """`denoise` of an edit: what is given, or its default."""
+    given = sampling.get("denoise")
+    own = edit.person and reference is None and not edit.paints
+    return given if given is not None else EDIT_DENOISE if own else _DENOISE_OF_OTHERS
+
+
+def create_edit(
+    edit: Mapping,
+    reference: Any,
+    people: Sequence[Mapping],
+    sampling: Mapping[str, Any],
+    config: ModelConfig,
+) -> EditRequest:
+    """Check the photo of a request that is changed.
+
+    Raises:
+        SettingError: an unknown field, or fields that contradict each other.
+    """
+    unknown = set(edit) - set(EDIT_FIELDS)
+    if unknown or edit.get("photo") is None:
+        raise SettingError(
+            f"edit takes {', '.join(EDIT_FIELDS)}, and photo at least, not {', '.join(edit)}"
+        )
+    if people:
+        raise SettingError("an edit changes one face; choose it with face, and leave out people")
+    given = {name: value for name, value in edit.items() if value is not None}
+    changed = EditRequest(**given)
+    if changed.face is not None:
+        sampling_params.whole("face", changed.face, 0, 10_000)
+    if not changed.person and (reference is not None or changed.face is not None):
+        raise SettingError("without a person, an edit takes neither reference nor face")
+    if not changed.person and not changed.paints and not changed.whole:
+        raise SettingError(
+            f"the mask {changed.mask!r} is that of a person; without one, take whole or a mask "
+            "picture"
+        )
+    own = changed.whole and sampling.get("size") is None
+    step = sampling_params.side_step(config)
+    return dataclasses.replace(changed, size_step=step if own else 0)
 
 
 def check_prompts(prompt: str, params: SamplingParams) -> None:
@@ -180,7 +282,7 @@ def warn_if_other_size(params: SamplingParams, config: ModelConfig) -> None:
         )
 
 
-def _subject(one: Mapping, head_model: HeadModel) -> SubjectRequest:
+def _subject(one: Mapping, head_model: HeadModel, edited: bool = False) -> SubjectRequest:
     unknown = set(one) - set(SUBJECT_FIELDS)
     if unknown:
         raise SettingError(
@@ -188,7 +290,9 @@ def _subject(one: Mapping, head_model: HeadModel) -> SubjectRequest:
         )
     references = one.get("reference")
     references = tuple(references) if isinstance(references, (list, tuple)) else (references,)
-    if not references or any(photo is None for photo in references):
+    if edited and references == (None,):
+        references = ()  # the photo's own person
+    elif not references or any(photo is None for photo in references):
         raise SettingError("a reference photo is needed for each person")
     target = HeadTarget.of(one.get("head"))
     target.check(head_model)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from caphuman_jax.io import metadata
+from caphuman_jax.pipeline.canvas import Canvas
 from caphuman_jax.pipeline.conditioning import Subject
 
 
@@ -26,6 +27,7 @@ class Result:
         settings: everything that the images were made with, JSON types. A written picture also
             records its `index`.
         seconds: time by stage: analysis, compile, sampling.
+        canvas: of an edit, the part of the photo that was made again; images are then whole photos.
     """
 
     images: np.ndarray
@@ -34,6 +36,7 @@ class Result:
     controls: dict[str, np.ndarray]
     settings: dict[str, Any]
     seconds: dict[str, float]
+    canvas: Canvas | None = None
 
     person = property(lambda self: self.subjects[0].person)
     head_source = property(lambda self: self.subjects[0].head_source)

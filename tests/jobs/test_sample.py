@@ -315,7 +315,10 @@ def test_pictures_do_not_pile_up_before_a_slow_disk(tmp_path):
     )
     runner._conditionings = SimpleNamespace(start=lambda job: None)
     runner._prepared = lambda rows: (
-        dataclasses.replace(row, conditioning=SimpleNamespace(batch_key=0, settings={}))
+        dataclasses.replace(
+            row,
+            conditioning=SimpleNamespace(batch_key=0, settings={}, finish=lambda image: image),
+        )
         for row in rows
     )
     runner._hints = lambda conditionings: conditionings

@@ -1,0 +1,184 @@
+"""`caphuman edit`: a photo with the head in it changed, another person's face in it, or a masked
+part made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from caphuman_jax.cli import console, generate, head_arguments, sampling_arguments
+from caphuman_jax.diffusion.sampling_params import FIELDS
+from caphuman_jax.errors import SettingError
+
+# A head that is taken from another photo stays where the edited photo's is.
+_TAKE = "pose,expression"
+
+EXAMPLES = """examples:
+  caphuman edit --photo me.jpg --yaw 20 --expression smile=0.8 --light left
+  caphuman edit --into team.jpg --face 2 --reference me.jpg
+  caphuman edit --photo me.jpg --mask hat.png --prompt "a photo of a person with a hat" --denoise 0.8
+  caphuman edit --photo room.jpg --no-person --mask wall.png --prompt "a blue wall"
+  caphuman edit --repeat out/picture_00.png --photo me.jpg"""  # noqa: E501
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `caphuman edit`."""
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    parser.add_argument(
+        "--photo",
+        "--into",
+        metavar="PHOTO",
+        help="the photo; the result has its size, and its pixels outside the mask",
+    )
+    parser.add_argument(
+        "--face", type=int, metavar="N", help="which face of the photo, 0 the largest"
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="PHOTO",
+        nargs="+",
+        help="put this person's face into the photo: a photo or several, or an identity file; "
+        "default: the photo's own person",
+    )
+    parser.add_argument(
+        "--reference-face", type=int, metavar="N", help="which face of the reference"
+    )
+    generate.add_combine_argument(parser, default=None)
+    parser.add_argument(
+        "--mask",
+        metavar="auto|face|head|whole|FILE",
+        help="what is made again: the head if it moves or is lit differently, else the face (auto, "
+        "the default); always the face or the head; the whole photo; or the white part of a "
+        "picture of the photo's size",
+    )
+    parser.add_argument(
+        "--no-person",
+        action="store_true",
+        help="nobody is in the part that is made again; needs --mask FILE or whole",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="what the photo is to show")
+    parser.add_argument(
+        "--denoise",
+        metavar="X",
+        help=f"{FIELDS['denoise'].help}; default: 0.5, and 0.8 with a reference or --mask FILE",
+    )
+    parser.add_argument(
+        "--repeat",
+        metavar="PICTURE",
+        help="make this edit again: all settings are read from the file; name its photos again",
+    )
+    head_arguments.add_head_arguments(parser)
+    sampling_arguments.add_sampling_arguments(parser.add_argument_group("sampling"))
+    batch = "pictures at a time; default: 1 on a CPU and with little memory, 8 elsewhere"
+    sampling_arguments.add_model_arguments(parser.add_argument_group("model"), batch)
+    generate.add_output_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the edits that the arguments ask for, write them, and print their paths.
+
+    Raises:
+        CapHumanError: wrong arguments, photos, masks or files.
+    """
+    started = time.perf_counter()
+    console.quiet_libraries()
+    console.check_batch(args.batch)
+    console.check_writable(args.out)
+    if args.photo is None:
+        raise SettingError("--photo PHOTO is required: the photo that is changed")
+    asked = _repeated(args) if args.repeat else _asked(args)
+
+    from caphuman_jax.io.metadata import PictureWriter  # brings NumPy, the others JAX
+    from caphuman_jax.pipeline.contact_sheet import edit_sheet
+    from caphuman_jax.pipeline.loading import load
+
+    with console.notices(), console.ProgressReporter() as progress:
+        pipe = load(args.model, dtype=args.dtype, batch=args.batch, memory=args.memory)
+        sampling_arguments.use_files(pipe, args)
+        loaded = time.perf_counter() - started
+        writer = PictureWriter(args.out, args.overwrite)
+        result = pipe.edit(progress=progress, on_image=writer.write, **asked)
+        if args.repeat:
+            generate.compare(args.repeat, result.settings)
+        sheet = writer.write_sheet(edit_sheet(pipe.head_model, result))
+    print(*writer.paths, sheet, sep="\n")
+    seconds = {"start": loaded, **result.seconds, "in all": time.perf_counter() - started}
+    print("; ".join(f"{name} {value:.1f} s" for name, value in seconds.items()), file=sys.stderr)
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `Pipeline.edit` as the command line has them."""
+    head = head_arguments.head_target(args)
+    if head.get("photo") is None:
+        generate.check_head_photo_options(args)
+    else:
+        head.setdefault("take", _TAKE)
+    mask = args.mask or "auto"
+    if not (head or args.reference or args.prompt or args.no_person or args.mask):
+        raise SettingError(
+            "nothing is to change: ask for a head (--yaw 20, --expression smile=0.8, --light "
+            "left), a --reference, a --mask or a --prompt"
+        )
+    asked = {"photo": args.photo, "mask": mask, "face": args.face, "person": not args.no_person}
+    if not args.no_person:
+        asked |= {"reference": args.reference, "reference_face": args.reference_face, "head": head}
+    elif head or args.reference:
+        raise SettingError("--no-person takes neither a head nor --reference")
+    if args.denoise is not None:
+        asked["denoise"] = args.denoise
+    return asked | {
+        "prompt": args.prompt,
+        "combine": args.combine or "mean",
+        **sampling_arguments.sampling_given(args),
+    }
+
+
+def _repeated(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `Pipeline.edit` as a picture of ours records them; its photos must be given
+    again.
+    """
+    photos = ("head_from", "face", "head_face")
+    options = (
+        *sampling_arguments.sampling_given(args),
+        *("prompt", "combine", "denoise", "reference_face"),
+        *head_arguments.OPTIONS,
+    )
+    given = [name for name in options if name not in photos and getattr(args, name) is not None]
+    if given:
+        raise SettingError(
+            f"--repeat takes its settings from the picture; leave out {generate.flag(given[0])}"
+        )
+    made = generate.recorded(args.repeat)
+    if "edit" not in made:
+        raise SettingError(
+            f"{args.repeat} is not an edited photo; repeat it with caphuman generate --repeat"
+        )
+    edit, people = made["edit"], made["people"]
+    mask = edit["mask"]
+    if not isinstance(mask, str) and args.mask is None:
+        raise SettingError(f"name the mask {mask['name']} with --mask")
+    asked = {
+        "photo": args.photo,
+        "mask": mask if isinstance(mask, str) else args.mask,
+        "face": edit["photo"]["face"],
+        "person": edit["person"],
+        "prompt": made["prompt"],
+        "combine": made["combine"],
+        **{name: made[name] for name in FIELDS if name in made},
+        "num_images": 1,
+        "first_image": made["index"],
+    }
+    if not people:
+        return asked
+    (person,) = people
+    another = person["reference"]["sha256"] != edit["photo"]["sha256"]
+    if another and not args.reference:
+        raise SettingError(f"name the photo of {person['reference']['name']} with --reference")
+    head = generate.repeated_head(args.repeat, person, args.head_from, "--head-from")
+    if not another:
+        return asked | {"head": head}
+    face = person["reference"]["face"]
+    return asked | {"head": head, "reference": args.reference, "reference_face": face}
