@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-drawings",
         action="store_true",
-        help="skip photos that look like a drawing or painting",
+        help="skip pictures that the probe for drawings takes for drawn or painted (it misses most "
+        "paintings and may take a photo for one)",
     )
     parser.add_argument(
         "--heads",

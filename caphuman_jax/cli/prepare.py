@@ -30,7 +30,7 @@ _THRESHOLD_HELP = {
     "min_confidence": "confidence of the fitted head; ",
     "max_outside": "part of the face outside the photo; ",
     "min_covered": "part of the square around the head that the photo covers; ",
-    "drawing_score": "a photo with a higher score looks drawn; ",
+    "drawing_score": "with --drawings drop: a picture with a higher score is dropped; ",
     "duplicate_bits": "of 64 hash bits, how many may differ between duplicates; ",
 }
 _EXAMPLES = """examples:
@@ -205,7 +205,8 @@ def _add_threshold_arguments(group, default: QualityThresholds) -> None:
         "--drawings",
         choices=KEEP,
         default=default.drawings,
-        help="photos that look like a drawing or painting; default %(default)s",
+        help="pictures that the probe for drawings takes for drawn or painted: it misses most "
+        "paintings and may take a photo for one; default %(default)s",
     )
     group.add_argument(
         "--duplicates",

@@ -69,7 +69,6 @@ def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Photo], S
         read(photo) -> Subject. It raises PhotoError for a photo without a face or with several,
         and, without `drawings`, for a drawn one.
     """
-    drawn = attributes.names().index("drawing")
 
     def read(photo: Photo) -> Subject:
         person = pipe.person(photo.source(), face=0)
@@ -80,8 +79,8 @@ def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Photo], S
             )
         # From the square, as in generated images; `person.recognized` has seen another crop.
         known = recognition.identity(person.square, person.landmarks)
-        if not drawings and attributes.scores(known[1][None])[0, drawn] > 0:
-            raise PhotoError(f"{photo.name} looks like a drawing or painting")
+        if not drawings and attributes.worn(attributes.scores(known[1][None])[0])["drawing"]:
+            raise PhotoError(f"{photo.name} is taken for a drawing or painting")
         return Subject(
             photo.name,
             person.square,

@@ -32,11 +32,13 @@ BACKGROUND, CLOTHES, HAIR, FACE, WHOLE = range(5)
 def measure_colors(
     crop: np.ndarray, person: np.ndarray, landmarks: np.ndarray, covered: np.ndarray
 ) -> np.ndarray:
-    """(5, 4) float32: Lab medians and share of pixels of background, clothes, hair above the brow,
-    face, whole square.
+    """(5, 4) float32: Lab medians and share of pixels of background, clothes, hair, face, whole
+    square.
 
     Lab as OpenCV's float form: L 0–100, a and b about ±127. NaN where a part has too few pixels to
-    say."""
+    say. Hair is what lies above the forehead and does not have the color of this face's skin; its
+    share is that of the area above the forehead, not of the square.
+    """
     small = cv2.resize(crop, (256, 256), interpolation=cv2.INTER_AREA)
     lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     y, x = np.mgrid[:256, :256] / 256.0
@@ -44,14 +46,19 @@ def measure_colors(
     low, high = landmarks[:, :2].min(0), landmarks[:, :2].max(0)
     tall, middle = high[1] - low[1], (low[0] + high[0]) / 2
     top = landmarks[10, 1]
+    above = (
+        inside
+        & (person > 0.9)
+        & (y < top - 0.06 * tall)
+        & (y > top - 0.3 * tall)
+        & (abs(x - middle) < 0.3 * tall)
+    )
+    forehead = (abs(x - middle) < 0.2 * tall) & (y > top + 0.05 * tall) & (y < top + 0.15 * tall)
+    cheeks = (abs(x - middle) < 0.3 * tall) & (y > top + 0.5 * tall) & (y < top + 0.62 * tall)
     parts = [
         inside & (person < 0.1),
         inside & (person > 0.9) & (y > high[1] + 0.2 * tall),
-        inside
-        & (person > 0.6)
-        & (y < top - 0.03 * tall)
-        & (y > top - 0.2 * tall)
-        & (abs(x - middle) < 0.3 * tall),
+        above & ~_like(lab, forehead) & ~_like(lab, cheeks),
         (x > low[0]) & (x < high[0]) & (y > low[1]) & (y < high[1]) & inside,
         inside,
     ]
@@ -60,7 +67,42 @@ def measure_colors(
         row[3] = mask.mean()
         if mask.sum() >= 60:
             row[:3] = np.median(lab[mask], axis=0)
+    result[HAIR, 3] = parts[HAIR].sum() / max(1, above.sum())
     return result
+
+
+def _like(lab: np.ndarray, skin: np.ndarray) -> np.ndarray:
+    """Which pixels of `lab` (H, W, 3) have about the median color of those in `skin` (H, W) bool;
+    lightness counts half.
+    """
+    if not skin.any():
+        return np.zeros(lab.shape[:2], bool)
+    difference = (lab - np.median(lab[skin], axis=0)) * np.float32([0.5, 1, 1])
+    return np.linalg.norm(difference, axis=-1) < 14
+
+
+def hair_word(colors: np.ndarray) -> str | None:
+    """ "dark", "brown" or "grey" where a photo shows it clearly, else None.
+
+    Rules by eye on 120 portraits; on 653 others each word was right for nine in ten of the photos
+    that it was said of (docs/data.md). Lightness counts relative to the face, so that the photo's
+    exposure does not matter. Black cannot be distinguished from dark brown; white, fair and red
+    hair were too rare, or too similar to lit skin, to be measured.
+
+    Args:
+        colors: (5, 4) of `measure_colors`.
+    """
+    lightness, a, b, share = colors[HAIR].tolist()
+    if not np.isfinite(lightness) or not colors[FACE, 0] > 0 or share < 0.45:
+        return None
+    relative, chroma = lightness / float(colors[FACE, 0]), float(np.hypot(a, b))
+    if relative < 0.36:
+        return "dark" if share >= 0.5 and a < 14 and chroma < 20 else None
+    if relative < 0.55 and share >= 0.65 and 8.5 <= chroma < 26 and a < 14:
+        return "brown"
+    if 0.58 <= relative < 0.84 and lightness >= 34 and chroma < 7.8 and b > 0:
+        return "grey"
+    return None
 
 
 def color_word(lab: np.ndarray, words: dict[str, tuple[int, int, int]] = SURFACE) -> str | None:

@@ -20,7 +20,6 @@ _OUTSIDE, _PROFILE, _SMALL = 0.05, 60.0, 40
 # Brightness of the brighter eye, over that of the cheeks: portraits have 0.33 and more. The
 # limit is higher under glasses.
 _DARK_EYES, _DARK_GLASSES, _DARK_FACE = 0.3, 0.5, 25
-_DRAWN = 1.5
 _CHEEKS = (50, 280, 205, 425, 101, 330, 4, 195, 118, 347)
 
 
@@ -97,9 +96,9 @@ def _by_pixels(
     )
     if eyes < _DARK_EYES or (eyes < _DARK_GLASSES and worn["glasses"] > 0):
         found.append("the eyes are hidden, by sunglasses or a bar: eyes and brows are guessed")
-    if whole and worn["drawing"] > _DRAWN:
+    if whole and worn["drawing"] > attributes.DRAWING_SCORE:
         found.append(
-            "this looks like a drawing, a painting or a very noisy photo: colors, light and shape "
+            "this may be a drawing, a painting or a very noisy photo: colors, light and shape "
             "follow its style"
         )
     return found

@@ -1,7 +1,8 @@
 """Captions from what can be measured in a photo: kind of picture, expression, glasses, hair,
 clothes, background.
 
-Sex, age and origin are not estimated: a caption says "person". The vocabulary is small on purpose,
+Sex, age and origin are not estimated: a caption says "person". Frowns are not mentioned: lowered
+brows are measured in smiles and in neutral faces alike. The vocabulary is small on purpose,
 so that a small text encoder learns each word from a few thousand photos. Prompts that use these
 words are followed best.
 """
@@ -16,18 +17,14 @@ from typing import Any
 import numpy as np
 
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.face.colors import BACKGROUND, CLOTHES, HAIR, color_word, is_monochrome
+from caphuman_jax.face.colors import (
+    BACKGROUND,
+    CLOTHES,
+    color_word,
+    hair_word,
+    is_monochrome,
+)
 
-# Lab (D65) of the words for hair, chosen by eye on portraits.
-_HAIR = {
-    "black": (12, 1, 2),
-    "dark brown": (24, 5, 8),
-    "brown": (36, 9, 16),
-    "fair": (58, 8, 26),
-    "red": (40, 24, 28),
-    "grey": (52, 0, 2),
-    "white": (78, 0, 4),
-}
 PROBES = ("glasses", "beard", "moustache", "bald", "long hair", "drawing")
 
 
@@ -47,7 +44,6 @@ def attributes(
     }
     found["mouth open"] = expression["jawOpen"] > 0.18
     found["eyes closed"] = (expression["eyeBlinkLeft"] + expression["eyeBlinkRight"]) / 2 > 0.6
-    found["frown"] = (expression["browDownLeft"] + expression["browDownRight"]) / 2 > 0.45
     if is_monochrome(colors):
         tint = np.linalg.norm(np.nanmean(colors[:, 1:3], axis=0))
         found["kind"] = "sepia" if tint > 6 else "black-and-white"
@@ -57,7 +53,7 @@ def attributes(
             color_word(colors[BACKGROUND, :3]) if colors[BACKGROUND, 3] > 0.04 else None
         )
         found["clothes"] = color_word(colors[CLOTHES, :3]) if colors[CLOTHES, 3] > 0.02 else None
-        found["hair"] = color_word(colors[HAIR, :3], _HAIR) if colors[HAIR, 3] > 0.006 else None
+        found["hair"] = hair_word(colors)
     if found["kind"] != "colour":
         for part, row in (("background", BACKGROUND), ("clothes", CLOTHES)):
             lightness = colors[row, 0] if colors[row, 3] > 0.03 else np.nan
@@ -110,8 +106,6 @@ def compose(found: dict[str, str | bool], rng: np.random.Generator, keep: float 
         details.append("with an open mouth")
     if say("eyes closed"):
         details.append("with closed eyes")
-    if say("frown"):
-        details.append("frowning")
     if say("clothes"):
         details.append(f"in {found['clothes']} clothes")
     if say("background"):

@@ -315,7 +315,7 @@ class Measurer:
         marks, covered = candidate.landmarks / size, np.clip(candidate.covered / size, 0, 1)
         colors = measure_colors(candidate.square, person, marks, covered)
         expression = np.clip(candidate.face.expression, 0, 1).astype(np.float32)
-        worn = dict(zip(attributes.names(), (scores > 0).tolist()))
+        worn = attributes.worn(scores)
         said = captions.attributes(dict(zip(expression_names(), expression.tolist())), colors, worn)
         scalar = lambda value: np.asarray(value, np.float32)
         clip = self._identify.tokens == "clip"

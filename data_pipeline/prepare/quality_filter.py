@@ -22,7 +22,7 @@ REASONS = {
     "tight": "the photo ends close round the face",
     "blurred": "the face is out of focus or blurred",
     "presence": "hardly a face, or hidden",
-    "drawing": "looks like a drawing or a painting",
+    "drawing": "taken for a drawing or a painting",
     "no_head": "no head fits the landmarks",
     "pose": "turned or tilted too far",
     "duplicate": "the same picture as another",

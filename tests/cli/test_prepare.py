@@ -29,13 +29,13 @@ def test_every_setting_has_an_option_and_the_defaults_are_the_settings_own(monke
         "recognition --hold-out 8 --seed 3 --faces largest "
         "--min-face 37 --min-sharpness 0.1 --max-yaw 30 --max-pitch 20 --max-roll 10 "
         "--min-presence 0.5 --min-confidence 0.4 --max-outside 0.1 "
-        "--min-covered 0.4 --drawings keep --drawing-score 1 --duplicates keep --duplicate-bits 3 "
+        "--min-covered 0.4 --drawings drop --drawing-score 1 --duplicates keep --duplicate-bits 3 "
         "--person folder --captions-from c.json "
         "--model mini --encode moments --runner FlinkRunner --workers 3 --limit 9 --format "
         "tfrecord --keep-work -- --parallelism=4".split()
     )
     thresholds = QualityThresholds(
-        "largest", 37, 0.1, 30, 20, 10, 0.5, 0.4, 0.1, 0.4, "keep", 1, "keep", 3
+        "largest", 37, 0.1, 30, 20, 10, 0.5, 0.4, 0.1, 0.4, "drop", 1, "keep", 3
     )
     assert found["settings"] == PrepareSettings(
         256, 1.2, 90, thresholds, 2, None, "pictures", "mini", ("moments",), "recognition", 8, 3

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.face.colors import measure_colors
 from caphuman_jax.face.landmarks import expression_names
 from data_pipeline.prepare import captions
 
 NEUTRAL = dict.fromkeys(expression_names(), 0.0)
 COLORS = np.array(
-    [[45, 4, -34, 0.3], [12, 0, 0, 0.2], [36, 9, 16, 0.05], [65, 15, 18, 0.2], [50, 5, 0, 1]],
+    [[45, 4, -34, 0.3], [12, 0, 0, 0.2], [30, 9, 16, 0.8], [65, 15, 18, 0.2], [50, 5, 0, 1]],
     np.float32,
 )
 
@@ -52,6 +53,50 @@ def test_what_is_said_of_a_photo():
     assert "beard" not in text and "mouth" not in text
     silent = captions.compose(found, np.random.default_rng(0), keep=0.0)
     assert "glasses" not in silent and "background" not in silent and "person" in silent
+
+
+@pytest.mark.parametrize(
+    "hair, face, word",
+    [
+        ((12, 3, 4, 0.8), 65, "dark"),
+        ((24, 6, 9, 0.7), 70, "dark"),
+        ((12, 3, 4, 0.8), 30, None),  # a dark photo: lightness is relative to the face's
+        ((42, 3, 4, 0.8), 60, "grey"),
+        ((60, 12, 22, 0.2), 70, None),  # lit skin, or hair like it
+        ((12, 3, 4, 0.3), 65, None),  # hardly any hair above the forehead
+        ((np.nan, np.nan, np.nan, 0.0), 65, None),
+    ],
+)
+def test_hair_has_a_word_only_where_it_is_clear(hair, face, word):
+    colors = COLORS.copy()
+    colors[2], colors[3, 0] = hair, face
+    assert captions.attributes(NEUTRAL, colors).get("hair") == word
+
+
+@pytest.mark.parametrize("smile", [0.0, 0.9])
+def test_lowered_brows_are_not_called_a_frown(smile):
+    squinting = NEUTRAL | {
+        name: 0.8 if name.startswith("brow") else smile
+        for name in ("browDownLeft", "browDownRight", "mouthSmileLeft", "mouthSmileRight")
+    }
+    said = captions.compose_several(captions.attributes(squinting, COLORS), "a", 0, 20)
+    assert not any("frown" in text for text in said)
+
+
+def test_skin_above_the_forehead_is_not_hair():
+    """A square of one skin color with a dark cap, and one without it."""
+    landmarks = np.full((478, 3), 0.5, np.float32)
+    landmarks[0], landmarks[1] = (0.3, 0.35, 0), (0.7, 0.75, 0)
+    landmarks[10] = (0.5, 0.35, 0)
+    bald = np.full((256, 256, 3), (205, 150, 120), np.uint8)
+    capped = bald.copy()
+    capped[:86] = (30, 25, 22)
+    measure = lambda image: captions.hair_word(
+        measure_colors(
+            image, np.ones((256, 256), np.float32), landmarks, np.array([0, 0, 1, 1], np.float32)
+        )
+    )
+    assert measure(bald) is None and measure(capped) == "dark"
 
 
 def test_one_tint_is_no_color():

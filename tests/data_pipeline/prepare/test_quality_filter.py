@@ -115,15 +115,11 @@ def test_limits():
         and quality_filter.by_sharpness(settings, 0.05)[0] == "blurred"
     )
     assert (
-        quality_filter.by_drawing(settings, -3.0) is None
-        and quality_filter.by_drawing(settings, 2.0)[0] == "drawing"
+        quality_filter.by_drawing(settings, 9.0) is None  # kept by default
     )
-    assert (
-        quality_filter.by_drawing(
-            PrepareSettings(thresholds=QualityThresholds(drawings="keep")), 2.0
-        )
-        is None
-    )
+    drop = PrepareSettings(thresholds=QualityThresholds(drawings="drop"))
+    assert quality_filter.by_drawing(drop, 3.0) is None  # ordinary photos have up to 3
+    assert quality_filter.by_drawing(drop, 4.0)[0] == "drawing"
 
     head = lambda *angles, confidence=0.9: (
         quality_filter.by_head(settings, np.array(angles, float), confidence) or (None, "")

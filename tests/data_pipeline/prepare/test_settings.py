@@ -99,7 +99,7 @@ def test_every_setting_changes_the_fingerprint():
         "min_confidence": 0.6,
         "max_outside": 0.1,
         "min_covered": 0.6,
-        "drawings": "keep",
+        "drawings": "drop",
         "drawing_score": 1.0,
         "duplicates": "keep",
         "duplicate_bits": 3,
