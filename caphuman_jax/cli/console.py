@@ -101,6 +101,7 @@ class ProgressReporter:
             if done == total:
                 self._bar.close()
         elif done == 0:
+            self._end(False)  # of a photo that was left out
             self._stage = _Stage(_STAGES[stage])
         else:
             self._end(True)

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure the photos and write the file. Raises CapHumanError."""
     from caphuman_jax.person import identity_file
-    from caphuman_jax.person.person import combine_references
+    from caphuman_jax.person.person import combine_references, measure_references
     from caphuman_jax.pipeline.loading import load  # brings JAX, which `--help` does not need
 
     if args.out.suffix != identity_file.ENDING:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out.exists() and not args.overwrite:
         raise SettingError(f"{args.out} already exists; choose another name or add --overwrite")
     pipe = load(args.model)
-    people = [pipe.person(photo, args.face) for photo in args.reference]
+    people = measure_references(args.reference, lambda photo: pipe.person(photo, args.face))
     person = combine_references(people, args.combine)
     try:
         identity_file.save(args.out, person, pipe.head_name)

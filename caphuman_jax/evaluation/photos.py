@@ -10,13 +10,15 @@ names the rule that its training followed, as `held_out`:
 from __future__ import annotations
 
 import dataclasses
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from caphuman_jax.errors import DataError
-from caphuman_jax.io.images import PHOTO_ENDINGS
+from caphuman_jax.io.files import valid_text
+from caphuman_jax.io.picture_formats import photos_in
 from data_pipeline.records.manifest import records_hash
 from data_pipeline.records.reader import RecordsFolder
 
@@ -60,17 +62,12 @@ def in_folder(folder: Path, limit: int | None = None, every: int | None = None) 
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a directory; give --photos a directory of photos")
-    paths = sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_ENDINGS and p.is_file()
-    )
+    paths = sorted(photos_in(folder, deep=True))
     if every is not None:
-        paths = [p for p in paths if zlib.crc32(p.name.encode()) % every == 0]
+        paths = [p for p in paths if zlib.crc32(os.fsencode(p.name)) % every == 0]
     if not paths:
-        raise DataError(
-            f"no {'held-out ' if every is not None else ''}photos in {folder} (looked for "
-            f"{', '.join(sorted(PHOTO_ENDINGS))})"
-        )
-    return [Photo(p.name, p) for p in paths[:limit]]
+        raise DataError(f"no {'held-out ' if every is not None else ''}photos in {folder}")
+    return [Photo(valid_text(p.name), p) for p in paths[:limit]]
 
 
 def in_records(folder: RecordsFolder, limit: int | None = None) -> list[Photo]:

@@ -16,7 +16,7 @@ from caphuman_jax.evaluation.metrics.pose import WITHIN
 from caphuman_jax.evaluation.metrics.registry import METRICS
 from caphuman_jax.evaluation.outcome import Outcome, Subject
 from caphuman_jax.io import atomic, metadata
-from caphuman_jax.io.images import write_png
+from caphuman_jax.io.images import read_photo, write_png
 
 CELL, LABEL = 160, 26  # pixels of one picture on a sheet, and of the two lines under it
 PEOPLE_A_SHEET = 8
@@ -44,7 +44,7 @@ def write_sheets(
             rows.append(
                 [(subjects[person].picture, "reference", "")]
                 + [
-                    (np.asarray(Image.open(pictures / o.file)), _head_label(o), o.request.prompt)
+                    (read_photo(pictures / o.file), _head_label(o), o.request.prompt)
                     for o in mine
                     if o.file is not None and o.request is not None
                 ]

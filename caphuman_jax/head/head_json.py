@@ -232,7 +232,9 @@ def _read_albedo(model, coded):
     try:
         pixels = (
             np.asarray(
-                Image.open(io.BytesIO(base64.b64decode(coded, validate=True))).convert("RGB"),
+                Image.open(
+                    io.BytesIO(base64.b64decode(coded, validate=True)), formats=("PNG",)
+                ).convert("RGB"),
                 np.float32,
             )
             / 255

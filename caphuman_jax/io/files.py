@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
+from typing import BinaryIO
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.io import atomic
@@ -136,6 +139,66 @@ def explained(error: OSError, path: str) -> DataError | OSError:
             f"{error.filename or path} may not be written ({error.strerror}); choose another --out"
         )
     return error
+
+
+class NotRegularError(OSError):
+    """A path that is not a regular file, such as a named pipe, which could block forever."""
+
+
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A local file, opened for reading bytes. Raises OSError; NotRegularError for a named pipe, a
+    socket or a device, without waiting for it.
+    """
+    _check_regular(os.stat(path))
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _check_regular(os.fstat(descriptor))  # it may have been replaced
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | os.PathLike, limit: int) -> bytes:
+    """The bytes of a regular file. Raises OSError, also where there are more than `limit`."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(limit + 1) if size <= limit else b""
+    if size > limit or len(data) > limit:
+        raise OSError(
+            f"it has {size / 2**20:,.0f} MB; files of its kind have at most {limit / 2**20:,.0f}"
+        )
+    return data
+
+
+def printable(text: str) -> str:
+    """A text for messages: bytes of a name that are not UTF-8, lone surrogates, control characters
+    and marks that turn the direction of writing are escaped.
+    """
+    return _UNPRINTABLE.sub(lambda one: repr(one[0])[1:-1], text)
+
+
+def valid_text(text: str) -> str:
+    """A name as text that can be stored as UTF-8: what cannot is escaped, such as \\udcff for the
+    byte 0xff.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise NotRegularError(f"it is not a regular file but {kind}")
 
 
 def _beam():

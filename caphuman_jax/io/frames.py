@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import ImageSequence
 
 from caphuman_jax.errors import HeadError, PhotoError
-from caphuman_jax.io.images import PHOTO_ENDINGS, read_photo
+from caphuman_jax.io.files import open_regular, printable
+from caphuman_jax.io.images import DAMAGE, read_photo
+from caphuman_jax.io.picture_formats import (
+    open_picture,
+    photos_in,
+    picture_format,
+    read_head,
+    reason,
+)
+
+log = logging.getLogger("caphuman_jax")
 
 FPS = 25.0  # of photos in a folder and of tables, which do not say
 
@@ -54,25 +65,27 @@ def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator
             raise PhotoError("the sequence is empty")
         for i, photo in enumerate(photos[::every]):
             named = (
-                os.path.basename(photo)
+                printable(os.path.basename(photo))
                 if isinstance(photo, (str, os.PathLike))
                 else f"photo {i * every}"
             )
             yield Frame(named, read_photo(photo), i * every / (fps or FPS))
         return
     path = Path(source)
+    name = printable(str(path))
     if not path.exists():
         raise PhotoError(
-            f"{path} does not exist; name a table, a video, a GIF or a folder of photos"
+            f"{name} does not exist; name a table, a video, a GIF or a folder of photos"
         )
     try:
-        with Image.open(path) as picture:
-            if picture.format != "MPEG":  # known by its first bytes only
-                yield from _pages(picture, path, every, fps)
-                return
-    except UnidentifiedImageError:
-        pass
-    yield from _video(path, every, fps)
+        found = picture_format(read_head(path))
+    except OSError as error:
+        raise PhotoError(f"{name} cannot be read ({reason(error)})") from error
+    if found is None:
+        yield from _video(path, name, every, fps)
+        return
+    with open_picture(path, name) as picture:
+        yield from _pages(picture, path, name, every, fps)
 
 
 def _photos_of(folder: Path) -> list[Path]:
@@ -80,20 +93,13 @@ def _photos_of(folder: Path) -> list[Path]:
         (0, int(part), "") if part.isdigit() else (1, 0, part.lower())
         for part in re.split(r"(\d+)", path.name)
     ]
-    photos = sorted(
-        (
-            path
-            for path in folder.iterdir()
-            if path.suffix.lower() in PHOTO_ENDINGS and not path.name.startswith(".")
-        ),
-        key=digits,
-    )
+    photos = sorted(photos_in(folder), key=digits)
     if not photos:
-        raise PhotoError(f"there are no photos in {folder} ({', '.join(sorted(PHOTO_ENDINGS))})")
+        raise PhotoError(f"there are no photos in {folder}")
     return photos
 
 
-def _pages(picture, path, every, fps):
+def _pages(picture, path, name, every, fps):
     """Frames of a GIF or another picture of several pages."""
     time = 0.0
     try:
@@ -105,20 +111,28 @@ def _pages(picture, path, every, fps):
                     time,
                 )
             time += 1 / fps if fps else (page.info.get("duration") or 1000 / FPS) / 1000
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except DAMAGE as error:
         raise PhotoError(
-            f"{path} is damaged or incomplete ({error}); fetch or save it again"
+            f"{name} is damaged or incomplete ({reason(error)}); fetch or save it again"
         ) from error
+    if picture.format == "GIF" and not _ends_as_gif(path):
+        log.warning("%s is cut off: its end is missing after frame %d", name, i)
 
 
-def _video(path, every, fps):
+def _ends_as_gif(path: Path) -> bool:
+    with open_regular(path) as file:
+        file.seek(-min(64, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read().rstrip(b"\0\r\n ").endswith(b";")
+
+
+def _video(path, name, every, fps):
     import cv2
 
     video = cv2.VideoCapture(str(path))
     try:
         if not video.isOpened():
             raise PhotoError(
-                f"{path} is not a table, picture or video that can be read; save it as MP4, GIF or "
+                f"{name} is not a table, picture or video that can be read; save it as MP4, GIF or "
                 f"a folder of photos"
             )
         rate = fps or video.get(cv2.CAP_PROP_FPS)
@@ -132,6 +146,18 @@ def _video(path, every, fps):
                 yield Frame(f"frame {i}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB), i / rate)
             i += 1
         if i == 0:
-            raise PhotoError(f"{path} is damaged: no frame of it can be read")
+            raise PhotoError(f"{name} is damaged: no frame of it can be read")
+        _warn_if_short(name, i, video.get(cv2.CAP_PROP_FRAME_COUNT))
     finally:
         video.release()
+
+
+def _warn_if_short(name: str, read: int, announced: float) -> None:
+    """Containers round their number of frames, so one or two missing ones are not reported."""
+    if np.isfinite(announced) and read < announced - max(2, 0.02 * announced):
+        log.warning(
+            "%s says that it has %d frames, but only %d can be read: it is cut off or damaged",
+            name,
+            int(announced),
+            read,
+        )

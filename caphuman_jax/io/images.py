@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import io
 import os
-import pathlib
 import struct
-import warnings
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin
 
 from caphuman_jax.errors import PhotoError
-from caphuman_jax.io import atomic
+from caphuman_jax.io import atomic, color_profile
+from caphuman_jax.io.files import printable
+from caphuman_jax.io.picture_formats import open_picture, reason
 
-PHOTO_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
-"""Endings, in lower case, by which photos are found in a folder."""
 MAX_PIXELS = 24_000_000
 """Larger photos are shrunk to about this many pixels."""
 MAX_SIDE = 16_384
@@ -31,7 +29,7 @@ Pillow's own limit.
 MIN_SIDE = 16
 
 # What Pillow raises, depending on the format, for files that are damaged.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
@@ -51,9 +49,10 @@ def read_photo(source: PhotoSource) -> np.ndarray:
     """RGB uint8 picture (H, W, 3) from a path, the bytes of a file, a PIL picture or an array.
 
     Turned upright by its EXIF orientation, transparency over white, 16 bits to 8, grey, palette and
-    CMYK to RGB, shrunk when above MAX_PIXELS or MAX_SIDE. Arrays are uint8, uint16 or floats in [0,
-    1], of shape (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4). Raises PhotoError naming the
-    photo when it cannot be read or is under MIN_SIDE pixels."""
+    CMYK to RGB, colors to sRGB by the embedded profile, shrunk when above MAX_PIXELS or MAX_SIDE.
+    Files are of the formats that `picture_formats` lists. Arrays are uint8, uint16 or floats in
+    [0, 1], of shape (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4). Raises PhotoError naming
+    the photo when it cannot be read or is under MIN_SIDE pixels."""
     name = photo_name(source)
     if isinstance(source, np.ndarray):
         picture = _from_array(source, name)
@@ -97,82 +96,70 @@ def encode_png(image: np.ndarray, metadata: dict[str, str] | None = None) -> byt
 def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:
     """Text entries of a PNG file. Raises PhotoError if it is not a PNG file."""
     try:
-        with Image.open(path) as picture:
+        with open_picture(path, photo_name(path)) as picture:
             if not isinstance(picture, PngImagePlugin.PngImageFile):
                 raise PhotoError(
                     f"{path} is a {picture.format} file; only PNG files carry the entries"
                 )
             picture.load()  # entries may stand behind the pixels
             return {key: str(text) for key, text in picture.text.items()}
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         raise PhotoError(f"{path} cannot be read as a PNG file ({error})") from error
 
 
 def photo_name(source: PhotoSource) -> str:
     """What to call a photo in messages: its path where it has one."""
     if isinstance(source, (str, os.PathLike)):
-        return str(source)
+        return printable(os.fsdecode(source))
     if isinstance(source, np.ndarray):
         return "the array"
     return str(getattr(source, "filename", "")) or "the photo"
 
 
 def _open(source, name):
-    if not isinstance(source, (bytes, bytearray)):
-        path = pathlib.Path(source)
-        if path.is_dir():
-            raise PhotoError(f"{name} is a folder; name the photo in it")
-        if not path.exists():
-            raise PhotoError(f"{name} does not exist; check the path")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(
-                io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else source
-            )
-    except UnidentifiedImageError as error:
-        raise PhotoError(
-            f"{name} is not a picture in a format that can be read; save it as JPEG or PNG"
-        ) from error
+        with open_picture(source, name) as picture:
+            if picture.width * picture.height > 4 * MAX_PIXELS:
+                # Where the format can (JPEG), decode at half size, in a quarter of the memory.
+                picture.draft(None, (picture.width // 2, picture.height // 2))
+            return _decode(picture, name, ours=True)
     except Image.DecompressionBombError as error:
         raise PhotoError(_too_large(name)) from error
-    except PermissionError as error:
-        raise PhotoError(f"{name} may not be read; check its permissions") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise PhotoError(_damaged(name, error)) from error
-    with picture:
-        if picture.width * picture.height > 4 * MAX_PIXELS:
-            # Where the format can (JPEG), decode at half size, in a quarter of the memory.
-            picture.draft(None, (picture.width // 2, picture.height // 2))
-        return _decode(picture, name)
 
 
-def _decode(picture, name):
-    """RGB picture, upright."""
+def _decode(picture, name, ours=False):
+    """RGB picture, upright. `ours`: it may be changed, which saves a copy."""
     if picture.width * picture.height > DECODE_LIMIT:
         raise PhotoError(_too_large(name))
     try:
         picture.load()
-        picture = _upright(picture)
+        picture = _upright(picture, ours)
         if picture.mode.startswith("I") or picture.mode == "F":
             return _from_array(np.asarray(picture), name, deep=True)
+        to_srgb = color_profile.converter(picture, name)
         if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-            return _over_white(picture.convert("RGBA"))
-        return picture.convert("RGB")
-    except _DAMAGE as error:
+            return color_profile.by_rows(picture, lambda rows: _over_white(to_srgb(rows)))
+        picture = to_srgb(picture)
+        return picture if ours and picture.mode == "RGB" else picture.convert("RGB")
+    except MemoryError as error:
+        raise PhotoError(_too_large(name)) from error
+    except DAMAGE as error:
         raise PhotoError(_damaged(name, error)) from error
 
 
-def _upright(picture):
+def _upright(picture, ours):
     """Turned as the EXIF orientation says; as it is where the EXIF part cannot be read."""
     try:
-        return ImageOps.exif_transpose(picture)
-    except _DAMAGE:
+        turned = ImageOps.exif_transpose(picture, in_place=ours)
+        return picture if ours else turned
+    except DAMAGE:
         return picture
 
 
 def _damaged(name, error):
-    return f"{name} is damaged or incomplete ({error}); fetch or save it again"
+    return f"{name} is damaged or incomplete ({reason(error)}); fetch or save it again"
 
 
 def _too_large(name):
@@ -180,6 +167,7 @@ def _too_large(name):
 
 
 def _over_white(picture):
+    picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture).convert("RGB")
 
@@ -192,7 +180,7 @@ def _from_array(array, name, deep=False):
         raise PhotoError(f"{name} has shape {array.shape}; a picture is (H, W) or (H, W, 1 to 4)")
     array = _to_uint8(array, name, deep)
     if array.shape[-1] in (2, 4):
-        return _over_white(Image.fromarray(array).convert("RGBA"))
+        return _over_white(Image.fromarray(array))
     return Image.fromarray(
         np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else np.ascontiguousarray(array)
     )

@@ -14,11 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from caphuman_jax.errors import SettingError
-from caphuman_jax.io.images import PHOTO_ENDINGS
+from caphuman_jax.io import picture_formats
 from caphuman_jax.jobs.validate import JOB_FIELDS, Checker, nearest
 from caphuman_jax.pipeline.request import Request
 
-REFERENCE_ENDINGS = PHOTO_ENDINGS | {".identity"}
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 
 
@@ -173,7 +172,8 @@ def _axis(path: Path, field: str, base: Path) -> list[_Entry]:
     """
     if path.is_dir():
         found = sorted(
-            file.name for file in path.iterdir() if file.suffix.lower() in REFERENCE_ENDINGS
+            {file.name for file in picture_formats.photos_in(path)}
+            | {file.name for file in path.glob("*.identity") if not file.name.startswith(".")}
         )
         folder, rows = path, [(name, {field: name}) for name in found]
     else:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from caphuman_jax.io import files, metadata
+from caphuman_jax.errors import PhotoError
+from caphuman_jax.io import files, metadata, picture_formats
 from caphuman_jax.io.images import encode_png
 from caphuman_jax.jobs.order import Picture
 from data_pipeline.records import tf_example
@@ -41,10 +42,10 @@ class Files:
         """What `store` returns for a picture that exists; None if it is missing or damaged."""
         path = self.folder / self._name(picture)
         try:
-            data = path.read_bytes()
-            with Image.open(io.BytesIO(data)) as opened:
+            data = files.read_regular(path, picture_formats.MAX_BYTES)
+            with picture_formats.open_picture(data, path.name) as opened:
                 opened.load()
-        except (OSError, SyntaxError, UnidentifiedImageError):
+        except (OSError, SyntaxError, ValueError, PhotoError):
             return None
         return self._line(picture, data)
 

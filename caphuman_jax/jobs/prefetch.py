@@ -20,8 +20,10 @@ import numpy as np
 from caphuman_jax.errors import CapHumanError, PhotoError
 from caphuman_jax.head.head import stack
 from caphuman_jax.head.hints import render_hints_batch
+from caphuman_jax.io.files import printable, read_regular
+from caphuman_jax.io.picture_formats import MAX_BYTES, reason
 from caphuman_jax.jobs.jobs import Job
-from caphuman_jax.person.person import Person
+from caphuman_jax.person.person import Person, measure_references
 from caphuman_jax.pipeline.conditioning import Conditioning
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.pipeline.request import Reference, SubjectRequest
@@ -63,9 +65,9 @@ class People:
     def _measure(self, photo, face):
         path = Path(photo)
         try:
-            key = (hashlib.sha256(path.read_bytes()).hexdigest(), path.suffix, face)
+            key = (hashlib.sha256(read_regular(path, MAX_BYTES)).hexdigest(), path.suffix, face)
         except OSError as error:
-            raise PhotoError(f"{photo} cannot be read ({error})") from error
+            raise PhotoError(f"{printable(photo)} cannot be read ({reason(error)})") from error
         with self._guard:
             known = self._known.get(key)
         if known is None:
@@ -110,7 +112,9 @@ class Conditionings:
         head = subject.head
         if head.photo is not None:
             head = dataclasses.replace(head, photo=self._people(_path(head.photo), head.photo_face))
-        people = tuple(self._people(_path(photo), subject.face) for photo in subject.references)
+        people = measure_references(
+            subject.references, lambda photo: self._people(_path(photo), subject.face)
+        )
         return dataclasses.replace(subject, references=people, head=head)
 
 

@@ -10,12 +10,13 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from caphuman_jax.errors import HeadError, SettingError
+from caphuman_jax.errors import HeadError, PhotoError, SettingError
 from caphuman_jax.face import recognition
 from caphuman_jax.face.align import invert
 from caphuman_jax.face.crop import MARGIN, crop_square, head_square
@@ -150,6 +151,33 @@ def analyze_photo(
     for warning in person.warnings():
         log.warning("%s: %s", name, warning)
     return person
+
+
+def measure_references(
+    photos: Sequence[Any], measure: Callable[[Any], Person]
+) -> tuple[Person, ...]:
+    """Measure several photos of one person. Those without a usable face are left out with a
+    warning while one is left.
+
+    Args:
+        photos: whatever `measure` takes.
+        measure: photo → Person.
+
+    Raises:
+        CapHumanError: no photo is left, or one does not exist.
+    """
+    people, problem = [], None
+    for photo in photos:
+        try:
+            people.append(measure(photo))
+        except (PhotoError, HeadError) as error:
+            if len(photos) == 1 or isinstance(error.__cause__, FileNotFoundError):
+                raise
+            log.warning("this reference photo is left out: %s", error)
+            problem = problem or error
+    if problem is not None and not people:
+        raise problem
+    return tuple(people)
 
 
 def combine_references(people: Sequence[Person], how: str = "mean") -> Person:

@@ -21,7 +21,13 @@ from caphuman_jax.head.hints import fit_to_aspect, render_hints
 from caphuman_jax.head.landmarks68 import landmark_picture
 from caphuman_jax.io.images import PhotoSource, photo_name, read_photo
 from caphuman_jax.models.prompt import EncodedPrompt, PromptEncoder
-from caphuman_jax.person.person import Person, checksum, combine_references, stack_people
+from caphuman_jax.person.person import (
+    Person,
+    checksum,
+    combine_references,
+    measure_references,
+    stack_people,
+)
 from caphuman_jax.pipeline import canvas as canvases
 from caphuman_jax.pipeline import edit_mask, rough_edit
 from caphuman_jax.pipeline.canvas import Canvas
@@ -278,7 +284,9 @@ def _measure(
         progress(stage, 1, 1)
         return measured
 
-    references = [person(photo, asked.face, "photo") for photo in asked.references]
+    references = measure_references(
+        asked.references, lambda photo: person(photo, asked.face, "photo")
+    )
     target = asked.head
     source = None if target.photo is None else person(target.photo, target.photo_face, "head photo")
     reference = shown if shown and not references else combine_references(references, combine)

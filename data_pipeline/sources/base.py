@@ -8,7 +8,6 @@ is decoded. A problem with one item is reported when that item is read, and neve
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import posixpath
 import re
@@ -17,7 +16,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from caphuman_jax.errors import DataError
-from caphuman_jax.io.images import PHOTO_ENDINGS
+from caphuman_jax.io import json_reader
+from caphuman_jax.io.files import valid_text
+from caphuman_jax.io.picture_formats import PHOTO_ENDINGS, reason
 from data_pipeline.sources.paths import exists, join, read_text
 
 CAPTION_NAMES, PERSON_NAMES = (
@@ -25,6 +26,8 @@ CAPTION_NAMES, PERSON_NAMES = (
     ("person", "person_id", "identity"),
 )
 IDENTITY_FILE = "identity_CelebA.txt"
+MAX_TEXT = 16 * 2**20
+"""Bytes of the text next to one photo; longer ones are not read."""
 _ERROR = "error"
 
 
@@ -66,7 +69,7 @@ class Source:
         try:
             return self._read(item)
         except (OSError, ValueError) as error:
-            raise DataError(f"{item.key}: cannot be read ({error})") from error
+            raise DataError(f"{item.key}: cannot be read ({reason(error)})") from error
 
     def _read(self, item: Item) -> bytes:
         raise NotImplementedError
@@ -109,7 +112,10 @@ def described(
     )
     person = first(PERSON_NAMES)
     return Item(
-        key, "" if person is None else str(person), texts + texts_of(first(CAPTION_NAMES)), place
+        key,
+        "" if person is None else valid_text(str(person)),
+        texts + texts_of(first(CAPTION_NAMES)),
+        place,
     )
 
 
@@ -117,14 +123,20 @@ def described_item(key: str, path: str, beside: dict) -> Item:
     """An item with the text and the JSON object next to it, given as functions that read them."""
     try:
         texts = (
-            tuple(line.strip() for line in beside["txt"]().decode().splitlines() if line.strip())
+            tuple(line.strip() for line in _text(beside["txt"]()).splitlines() if line.strip())
             if "txt" in beside
             else ()
         )
-        fields = json.loads(beside["json"]()) if "json" in beside else {}
+        fields = json_reader.parse(_text(beside["json"]())) if "json" in beside else {}
     except (OSError, ValueError) as error:
-        return Item.broken(key, f"the text next to it cannot be read ({error})")
+        return Item.broken(key, f"the text next to it cannot be read ({reason(error)})")
     return described(key, (path,), fields if isinstance(fields, dict) else {}, texts)
+
+
+def _text(data: bytes) -> str:
+    if len(data) > MAX_TEXT:
+        raise ValueError(f"it has more than {MAX_TEXT >> 20} MB")
+    return data.decode("utf-8-sig")
 
 
 def read_pairs(path: str | os.PathLike) -> dict[str, Any]:
@@ -134,7 +146,7 @@ def read_pairs(path: str | os.PathLike) -> dict[str, Any]:
     path, text = os.fspath(path), read_text(os.fspath(path))
     if path.endswith(".json"):
         try:
-            pairs = json.loads(text)
+            pairs = json_reader.parse(text)
         except ValueError as error:
             raise DataError(f"{path} is not JSON: {error}") from error
         if not isinstance(pairs, dict):
@@ -177,4 +189,4 @@ def look_up(pairs: Mapping[str, Any] | None, key: str) -> Any:
 
 def texts_of(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-    return tuple(str(text).strip() for text in values if str(text).strip())
+    return tuple(valid_text(str(text).strip()) for text in values if str(text).strip())

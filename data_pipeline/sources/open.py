@@ -7,7 +7,6 @@ import re
 from pathlib import PurePosixPath
 
 from caphuman_jax.errors import DataError, SettingError
-from caphuman_jax.io.images import PHOTO_ENDINGS
 from data_pipeline.sources.base import Described, Source, read_pairs
 from data_pipeline.sources.folder import FolderSource
 from data_pipeline.sources.original import OriginalSource
@@ -48,9 +47,7 @@ def open_source(
         else source
     )
     if next(described.items(), None) is None:
-        raise DataError(
-            f"there are no photos in {text}; photos end in {', '.join(sorted(PHOTO_ENDINGS))}"
-        )
+        raise DataError(f"there are no photos in {text}")
     return described
 
 

@@ -13,7 +13,7 @@ from data_pipeline.sources.base import (
     read_pairs,
     texts_of,
 )
-from data_pipeline.sources.paths import exists, join, read_bytes, read_text
+from data_pipeline.sources.paths import exists, join, read_photo_file, read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,4 +48,4 @@ class OriginalSource(Source):
             )
 
     def _read(self, item: Item) -> bytes:
-        return read_bytes(*item.place)
+        return read_photo_file(*item.place)

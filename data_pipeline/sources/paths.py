@@ -7,6 +7,8 @@ import posixpath
 from collections.abc import Iterator
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.io.files import open_regular, read_regular
+from caphuman_jax.io.picture_formats import MAX_BYTES
 
 
 def join(*parts: str) -> str:
@@ -24,8 +26,15 @@ def listing(place: str) -> Iterator[tuple[str, bool]]:
         return
     with os.scandir(place) as entries:
         yield from (
-            (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
+            (entry.name, _is_dir(entry)) for entry in entries if not entry.name.startswith(".")
         )
+
+
+def _is_dir(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself; reading it says what is wrong
+        return False
 
 
 def is_dir(place: str) -> bool:
@@ -45,6 +54,16 @@ def read_bytes(place: str, start: int = 0, count: int | None = None) -> bytes:
         return stream.read() if count is None else stream.read(count)
 
 
+def read_photo_file(place: str) -> bytes:
+    """The bytes of a photo's file. Raises OSError, also where it is larger than photos may be."""
+    if "://" not in place:
+        return read_regular(place, MAX_BYTES)
+    size = file_system(place).size(place) or 0
+    if size > MAX_BYTES:
+        raise OSError(f"it has {size / 2**20:,.0f} MB; photos have at most {MAX_BYTES >> 20}")
+    return read_bytes(place)
+
+
 def read_text(place: str) -> str:
     """The text of a file. Raises DataError."""
     try:
@@ -55,7 +74,7 @@ def read_text(place: str) -> str:
 
 def open_file(place: str):
     """The file, opened for reading bytes. Raises OSError."""
-    return file_system(place).open(place, "rb") if "://" in place else open(place, "rb")
+    return file_system(place).open(place, "rb") if "://" in place else open_regular(place)
 
 
 def file_system(place: str):

@@ -10,6 +10,7 @@ import posixpath
 from collections.abc import Iterator
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.io.files import valid_text
 from data_pipeline.sources import base, paths
 from data_pipeline.sources.base import CAPTION_NAMES, PERSON_NAMES, Item, Source
 
@@ -35,7 +36,9 @@ class TableSource(Source):
                     f"row {number}", f"{self.table} names no photo there"
                 )
                 continue
-            item = base.described(path, (paths.join(posixpath.dirname(self.table), path),), row)
+            item = base.described(
+                valid_text(path), (paths.join(posixpath.dirname(self.table), path),), row
+            )
             before = items.get(path)
             if before:
                 captions = dict.fromkeys(before.captions + item.captions)
@@ -47,7 +50,7 @@ class TableSource(Source):
             yield items[key]
 
     def _read(self, item: Item) -> bytes:
-        return paths.read_bytes(*item.place)
+        return paths.read_photo_file(*item.place)
 
     def _rows(self) -> Iterator[dict]:
         """{"path": …, caption and person columns by their names} of each row."""

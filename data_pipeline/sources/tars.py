@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from caphuman_jax.errors import DataError
-from caphuman_jax.io.images import PHOTO_ENDINGS
-from data_pipeline.sources import base, paths
+from caphuman_jax.io.files import valid_text
+from caphuman_jax.io.picture_formats import HEAD, MAX_BYTES, is_photo, reason
+from data_pipeline.sources import base, companions, paths
 from data_pipeline.sources.base import Item, Source
 
 _BLOCK = 512
@@ -33,11 +34,13 @@ class TarSource(Source):
         folders = [PurePosixPath(tar).parent.parts for tar in tars]
         common = sum(1 for _ in _while_equal(folders))
         names = {
-            "/".join(PurePosixPath(tar).parts[common:]).removesuffix(".tar") + "/": tar
+            valid_text("/".join(PurePosixPath(tar).parts[common:])).removesuffix(".tar") + "/": tar
             for tar in tars
         }
+        unused = companions.Unused()
         for name in sorted(names):
-            yield from sorted(_members(names[name], name), key=lambda item: item.key)
+            yield from sorted(_members(names[name], name, unused), key=lambda item: item.key)
+        unused.report()
 
     def _read(self, item: Item) -> bytes:
         tar, start, size = item.place
@@ -90,39 +93,50 @@ def _while_equal(rows: list[tuple]) -> Iterator[tuple]:
         yield column
 
 
-def _members(path: str, prefix: str) -> Iterator[Item]:
+def _members(path: str, prefix: str, unused: companions.Unused) -> Iterator[Item]:
     """The photos of one tar; if it is damaged, also an item that says so."""
-    groups: dict[str, dict[str, tuple[int, int]]] = {}
+    folders: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with paths.open_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 if member.isfile() and not member.name.rpartition("/")[2].startswith("."):
                     folder, slash, name = member.name.removeprefix("./").rpartition("/")
-                    stem, _, ending = name.partition(".")
-                    groups.setdefault(folder + slash + stem, {})[ending] = (
-                        member.offset_data,
-                        member.size,
-                    )
+                    size = -1 if member.issparse() else member.size
+                    folders.setdefault(folder + slash, {})[name] = (member.offset_data, size)
             stream.seek(tar.offset)
             if stream.read(_BLOCK).strip(b"\0"):
                 raise tarfile.ReadError(f"no file begins at byte {tar.offset}")
     except (OSError, tarfile.TarError) as error:
         yield Item.broken(
-            prefix + "(damaged)", f"{path} is damaged, and what follows is lost: {error}"
+            prefix + "(damaged)", f"{path} is damaged, and what follows is lost: {reason(error)}"
         )
-    for stem, parts in groups.items():
-        read = {
-            ending: functools.partial(paths.read_bytes, path, *parts[ending])
-            for ending in ("txt", "json", "cls")
-            if ending in parts
-        }
-        for ending, place in parts.items():
-            if "." + ending.rpartition(".")[2].lower() not in PHOTO_ENDINGS:
-                continue
-            item = base.described_item(f"{prefix}{stem}.{ending}", path, read)
-            if item.place[0] == path:
-                person = item.person or (
-                    read["cls"]().decode(errors="replace").strip() if "cls" in read else ""
-                )
-                item = dataclasses.replace(item, person=person, place=(path, *place))
-            yield item
+    for folder, members in folders.items():
+        photos = [
+            name
+            for name, (start, size) in members.items()
+            if is_photo(name, functools.partial(paths.read_bytes, path, start, min(size, HEAD)))
+        ]
+        found, others = companions.texts_of_photos(photos, filter(companions.is_text, members))
+        unused.add(prefix + valid_text(folder), map(valid_text, others))
+        for name in photos:
+            yield _item(
+                f"{prefix}{valid_text(folder + name)}",
+                path,
+                members[name],
+                {end: members[text] for end, text in found[name].items()},
+            )
+
+
+def _item(key: str, tar: str, place: tuple[int, int], beside: dict) -> Item:
+    if not 0 <= place[1] <= MAX_BYTES:
+        return Item.broken(key, f"it is sparse, or larger than {MAX_BYTES >> 20} MB")
+    if any(not 0 <= size <= base.MAX_TEXT for _, size in beside.values()):
+        return Item.broken(key, "the text that belongs to it is too long")
+    read = {end: functools.partial(paths.read_bytes, tar, *one) for end, one in beside.items()}
+    item = base.described_item(key, tar, read)
+    if item.place[0] != tar:
+        return item
+    person = item.person or (
+        read["cls"]().decode(errors="replace").strip() if "cls" in read else ""
+    )
+    return dataclasses.replace(item, person=person, place=(tar, *place))

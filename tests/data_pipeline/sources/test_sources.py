@@ -23,6 +23,12 @@ def write(folder, **files):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
+def write_files(folder, files):
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
 def write_tar(path, files):
     with tarfile.open(path, "w") as tar:
         for name, content in files.items():
@@ -381,3 +387,80 @@ def test_a_tfds_dataset(tmp_path):
 def test_items_say_what_is_wrong():
     with pytest.raises(DataError, match="k: gone"):
         FolderSource("/nowhere").read(Item.broken("k", "gone"))
+
+
+DOTTED = {
+    "a 2.0 (clean).jpg": b"a",
+    "a 2.0 (clean).txt": b"of a",
+    "p.1.jpg": b"1",
+    "p.2.jpg": b"2",
+    "p.2.txt": b"of p.2",
+    "p.txt": b"of p",
+    "q.input.jpg": b"q",
+    "q.outputs.txt": b"of q",
+    "r.left.jpg": b"l",
+    "r.left.txt": b"of left",
+    "r.right.jpg": b"r",
+    "img.v2.txt": b"nobody's",
+}
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_names_with_dots(tmp_path, kind, caplog):
+    """The same files give the same captions in a folder and in a tar."""
+    if kind == "tar":
+        write_tar(tmp_path / "d.tar", DOTTED)
+    else:
+        write_files(tmp_path / "d", DOTTED)
+    found = everything(open_source(tmp_path / ("d.tar" if kind == "tar" else "d")))
+    assert {key.removeprefix("d/"): texts for key, (_, texts, _) in found.items()} == {
+        "a 2.0 (clean).jpg": ("of a",),
+        "p.1.jpg": ("of p",),
+        "p.2.jpg": ("of p.2",),
+        "q.input.jpg": ("of q",),
+        "r.left.jpg": ("of left",),
+        "r.right.jpg": (),
+    }
+    assert "1 text file belongs to no photo" in caplog.text and "img.v2.txt" in caplog.text
+
+
+def test_one_bad_file_never_ends_a_listing(tmp_path):
+    folder = tmp_path / "photos"
+    write_files(folder, {"a.jpg": b"a", "deep.jpg": b"d", "deep.json": b"[" * 100_000})
+    os.mkfifo(folder / "fifo.jpg")
+    os.mkfifo(folder / "no_ending")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "no_photo").write_bytes(b"text")
+    (folder / "gif").write_bytes(b"GIF89a")
+    (folder / "text.jpg").write_bytes(b"t")
+    (folder / "text.txt").write_bytes(b"\xff\xfe")
+    with open(folder / "sparse.jpg", "wb") as file:
+        file.truncate(2 << 30)
+    with open(os.fsencode(folder) + b"/caf\xe9.jpg", "wb") as file:
+        file.write(b"latin")
+    source = open_source(folder)
+    told = {}
+    for item in source.items():
+        item.key.encode()
+        try:
+            told[item.key] = source.read(item)
+        except DataError as error:
+            told[item.key] = str(error)
+    assert list(told) == sorted(told)
+    assert told.pop("a.jpg") == b"a" and told.pop("gif") == b"GIF89a"
+    assert told.pop("caf\\udce9.jpg") == b"latin"
+    assert told.keys() == {"deep.jpg", "fifo.jpg", "loop.jpg", "sparse.jpg", "text.jpg"}
+    assert "nested" in told["deep.jpg"] and "named pipe" in told["fifo.jpg"]
+    assert "2,048 MB" in told["sparse.jpg"] and "utf-8" in told["text.jpg"]
+
+
+def test_latin_names_in_a_tar(tmp_path):
+    options = {"encoding": "latin-1", "format": tarfile.USTAR_FORMAT}
+    with tarfile.open(tmp_path / "l.tar", "w", **options) as t:
+        for name, data in (("é.jpg", b"e"), ("é.txt", b"caption")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            t.addfile(info, io.BytesIO(data))
+    assert everything(open_source(tmp_path / "l.tar")) == {
+        "l/\\udce9.jpg": ("", ("caption",), b"e")
+    }
