@@ -53,11 +53,17 @@ def _unchanged(picture: Image.Image) -> Image.Image:
 def _converted(picture: Image.Image, transform, mode: str) -> Image.Image:
     if picture.mode in _WITH_ALPHA or "transparency" in picture.info:
         whole = picture.convert("RGBA")
-        color = ImageCms.applyTransform(whole.convert("RGB").convert(mode), transform)
+        color = _applied(whole.convert("RGB").convert(mode), transform)
         color.putalpha(whole.getchannel("A"))
         return color
     picture = picture if picture.mode == mode else picture.convert(mode)
-    return by_rows(picture, lambda rows: ImageCms.applyTransform(rows, transform))
+    return by_rows(picture, lambda rows: _applied(rows, transform))
+
+
+def _applied(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
+    converted = ImageCms.applyTransform(picture, transform)
+    assert converted is not None  # it is only where the picture itself is changed
+    return converted
 
 
 def by_rows(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -93,7 +99,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | str | 
         if mode == "CMYK":
             return transform
         probe = _probe(mode)
-        moved = np.asarray(ImageCms.applyTransform(probe, transform), int)
+        moved = np.asarray(_applied(probe, transform), int)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError):
         return "its color profile is damaged"
     same = np.abs(moved - np.asarray(probe.convert("RGB"), int)).max() <= _TOLERANCE

@@ -8,12 +8,13 @@ here are used, and the content decides, not the ending.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -106,7 +107,9 @@ def read_head(path: str | os.PathLike) -> bytes:
 
 
 @contextlib.contextmanager
-def open_picture(source: str | os.PathLike | bytes | bytearray, name: str) -> Iterator[Image.Image]:
+def open_picture(
+    source: str | os.PathLike | bytes | bytearray, name: str
+) -> Generator[Image.Image]:
     """A picture file, opened but not decoded.
 
     Args:
@@ -165,9 +168,7 @@ def _allowed(found: str | None, name: str) -> tuple[str, ...]:
             f"{name} is a HEIC photo; install the package that reads them (pip install "
             f"pillow-heif), or save it as JPEG"
         )
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
+    importlib.import_module("pillow_heif").register_heif_opener()
     return ("HEIF",)
 
 
