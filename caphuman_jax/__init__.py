@@ -14,6 +14,9 @@ def load(model="mini", **options):
     """Load a shipped model ("mini") or a model folder as a `pipeline.pipeline.Pipeline`; see
     `pipeline.loading.load` for the options.
     """
+    from caphuman_jax.runtime.platforms import spare_libtpu
+
+    spare_libtpu()
     from caphuman_jax.pipeline import loading  # brings JAX, which `caphuman --help` does not need
 
     return loading.load(model, **options)

@@ -29,5 +29,9 @@ class SettingError(CapHumanError):
     """A setting, such as the size or the number of steps, that cannot be used."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM. Whatever cleans up after Ctrl-C does so after it too; the exit code differs."""
+
+
 RESTART, INTERRUPTED = 75, 130
 """Exit codes: after a SIGTERM (EX_TEMPFAIL of sysexits.h, "start me again"), and after Ctrl-C."""

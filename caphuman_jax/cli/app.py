@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import glob
 import importlib
-import importlib.util
 import os
+import signal
 import sys
-from pathlib import Path
+import threading
+from collections.abc import Iterator
 
-from caphuman_jax.errors import INTERRUPTED, CapHumanError
+from caphuman_jax.errors import INTERRUPTED, RESTART, CapHumanError, Terminated
+from caphuman_jax.runtime.platforms import spare_libtpu
 from caphuman_jax.version import __version__
 
 _VERBS = {
@@ -70,39 +71,42 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit code: 0; 2 for an error, which is reported in one line; 130 when interrupted; and
-        those of train and sample.
+        The exit code: 0; 2 for an error, 130 after Ctrl-C and 75 after SIGTERM, each reported in
+        one line; and those of train and sample.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    _spare_libtpu()
+    spare_libtpu()
     try:
-        return _dispatch(arguments) or 0
+        with _sigterm_raised():
+            return _dispatch(arguments) or 0
     except CapHumanError as error:
         print(f"caphuman: error: {' '.join(str(error).split())}", file=sys.stderr)
         return _FAILED
-    except KeyboardInterrupt:
-        print("\ncaphuman: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, Terminated)
+        why = "terminated" if terminated else "interrupted"
+        print(f"\ncaphuman: {'; '.join(filter(None, (why, str(stop))))}", file=sys.stderr)
+        return RESTART if terminated else INTERRUPTED
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # the reader of our output has closed it
         return INTERRUPTED
 
 
-def _spare_libtpu():
-    """Keep JAX from searching for TPUs where libtpu is installed only to compile: the search takes
-    seconds and prints a page.
-    """
-    chips = ["/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd"]
-    google = lambda path: Path(path).read_text(errors="replace").strip() == "0x1ae0"  # PCI vendor
-    if (
-        "JAX_PLATFORMS" in os.environ
-        or importlib.util.find_spec("libtpu") is None
-        or any(map(glob.glob, chips))
-    ):
+@contextlib.contextmanager
+def _sigterm_raised() -> Iterator[None]:
+    """SIGTERM raises Terminated; where something is saved, `runtime.preemption` handles it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    with contextlib.suppress(OSError):
-        if not any(map(google, glob.glob("/sys/bus/pci/devices/*/vendor"))):
-            os.environ["JAX_PLATFORMS"] = "cpu"
+
+    def terminated(*_):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(arguments: list[str]) -> int | None:

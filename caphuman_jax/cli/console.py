@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from caphuman_jax.errors import RESTART, SettingError
+from caphuman_jax.errors import SettingError
 
 _STAGES = {
     "photo": "analyzing the photo",
@@ -30,24 +29,26 @@ def quiet_libraries() -> None:
 
 
 @contextlib.contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Wherever nothing has to be saved, a SIGTERM leaves with RESTART and one line; what does save
-    (`runtime.preemption`) handles the signal itself meanwhile.
+def resumable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM where nothing has to be saved say how to resume; where something has,
+    `runtime.preemption` handles them meanwhile.
     """
-
-    def leave(*_):
-        text = "caphuman: asked to stop; nothing was left to save; rerun the same command to resume"
-        print(text, file=sys.stderr)
-        raise SystemExit(RESTART)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except KeyboardInterrupt as stop:
+        stop.args = ("nothing was left to save; rerun the same command to resume",)
+        raise
+
+
+@contextlib.contextmanager
+def keeping(paths: Sequence[Path], folder: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM say how many pictures are kept: `paths` grows with each that is made."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        what = "1 picture is" if len(paths) == 1 else f"{len(paths) or 'no'} pictures are"
+        stop.args = (f"{what} in {folder}",)
+        raise
 
 
 def check_writable(out: Path) -> None:

@@ -91,8 +91,10 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError("--photo PHOTO is required: the photo that is changed")
     asked = _repeated(args) if args.repeat else _asked(args)
 
-    from caphuman_jax.io.metadata import PictureWriter  # brings NumPy, the others JAX
-    from caphuman_jax.pipeline.contact_sheet import edit_sheet
+    import numpy as np
+
+    from caphuman_jax.io.picture import PictureWriter  # brings NumPy, the others JAX
+    from caphuman_jax.pipeline.contact_sheet import MOST
     from caphuman_jax.pipeline.loading import load
 
     with console.notices(), console.ProgressReporter() as progress:
@@ -100,10 +102,11 @@ def run(args: argparse.Namespace) -> None:
         sampling_arguments.use_files(pipe, args)
         loaded = time.perf_counter() - started
         writer = PictureWriter(args.out, args.overwrite)
-        result = pipe.edit(progress=progress, on_image=writer.write, **asked)
+        with console.keeping(writer.paths, writer.folder):
+            result = pipe.edit(progress=progress, on_image=writer.write, keep=MOST, **asked)
         if args.repeat:
             generate.compare(args.repeat, result.settings)
-        sheet = writer.write_sheet(edit_sheet(pipe.head_model, result))
+        sheet = writer.write_sheet(np.asarray(result.sheet()))
     print(*writer.paths, sheet, sep="\n")
     seconds = {"start": loaded, **result.seconds, "in all": time.perf_counter() - started}
     print("; ".join(f"{name} {value:.1f} s" for name, value in seconds.items()), file=sys.stderr)
@@ -111,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of `Pipeline.edit` as the command line has them."""
-    head = head_arguments.head_target(args)
+    head = head_arguments.head_target(args, args.numbers)
     if head.get("photo") is None:
         generate.check_head_photo_options(args)
     else:

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         not args.report.is_dir() or (any(args.report.iterdir()) and not args.overwrite)
     ):
         raise CapHumanError(
-            f"{args.report} exists already; choose another directory, or give --overwrite"
+            f"{args.report} exists already; choose another directory or add --overwrite"
         )
     metadata = model_folder.read_metadata(model_folder.find_model(args.model))
     photos, source = _photos(args, metadata)

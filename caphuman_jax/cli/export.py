@@ -59,7 +59,7 @@ def run(args) -> None:
     elif args.to in (None, "model"):
         if Path(args.out).exists() and not args.overwrite:
             raise ModelFolderError(
-                f"{args.out} exists already; choose another folder or allow overwriting"
+                f"{args.out} exists already; choose another folder or add --overwrite"
             )
         print("\n".join(export_run(args.model, args.out, args.step)))
     else:

@@ -15,7 +15,8 @@ from caphuman_jax.errors import SettingError
 
 _HEAD_NUMBERS = {"yaw": float, "pitch": float, "roll": float, "framing": str}
 _PERSON_KEYS = (
-    "ref, face, head, head-face, take, framing, yaw, pitch, roll, expression, light and position"
+    "ref, face, head, head-face, take, framing, numbers, yaw, pitch, roll, expression, light and "
+    "position"
 )
 # A picture whose record lacks one of these was not made by this version's settings.
 _RECORDED = ("prompt", "combine", "seed", "sampler", "steps", "guidance_scale", "size")
@@ -44,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="one of several people; repeat it for each, instead of --reference and the options of "
         "the head: ref=PHOTO (repeat it for more photos), face=N, head=PHOTO, take=pose+expression, "  # noqa: E501
-        "framing=photo, yaw=DEG, pitch=DEG, roll=DEG, expression=smile:0.8+jawOpen:0.3, "
-        "light=left:0.8, position=X/Y/SIZE; people without a position stand side by side",
+        "framing=photo, numbers=FILE.json, yaw=DEG, pitch=DEG, roll=DEG, "
+        "expression=smile:0.8+jawOpen:0.3, light=left:0.8, position=X/Y/SIZE; people without a "
+        "position stand side by side",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what the picture shows")
     parser.add_argument(
@@ -56,7 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--face", type=int, metavar="N", help="which face of the photo, 0 the largest"
     )
-    head_arguments.add_head_arguments(parser)
+    head = head_arguments.add_head_arguments(parser)
+    head.add_argument(
+        "--sequence",
+        metavar="FILE",
+        help="--num-images pictures for each head of a table: a CSV, or the sequence.json of "
+        "`caphuman head`",
+    )
 
     sampling = parser.add_argument_group("sampling")
     sampling_arguments.add_sampling_arguments(sampling)
@@ -109,8 +117,10 @@ def run(args: argparse.Namespace) -> None:
     console.check_writable(args.out)
     asked = _repeated(args) if args.repeat else _asked(args)
 
-    from caphuman_jax.io.metadata import PictureWriter  # brings NumPy, the others JAX
-    from caphuman_jax.pipeline.contact_sheet import contact_sheet
+    import numpy as np
+
+    from caphuman_jax.io.picture import PictureWriter  # brings NumPy, the others JAX
+    from caphuman_jax.pipeline.contact_sheet import MOST
     from caphuman_jax.pipeline.loading import load
 
     with console.notices(), console.ProgressReporter() as progress:
@@ -118,13 +128,27 @@ def run(args: argparse.Namespace) -> None:
         sampling_arguments.use_files(pipe, args)
         loaded = time.perf_counter() - started
         writer = PictureWriter(args.out, args.overwrite)
-        result = pipe(progress=progress, on_image=writer.write, **asked)
+        with console.keeping(writer.paths, writer.folder):
+            result = pipe(progress=progress, on_image=writer.write, keep=MOST, **asked)
         if args.repeat:
             compare(args.repeat, result.settings)
-        sheet = writer.write_sheet(contact_sheet(pipe.head_model, result))
+        sheet = writer.write_sheet(np.asarray(result.sheet()))
     print(*writer.paths, sheet, sep="\n")
     seconds = {"start": loaded, **result.seconds, "in all": time.perf_counter() - started}
     print("; ".join(f"{name} {value:.1f} s" for name, value in seconds.items()), file=sys.stderr)
+
+
+def _rows(path: str) -> list[dict[str, Any]]:
+    """The heads of --sequence. Raises HeadError, SettingError."""
+    from caphuman_jax.head import sequence  # brings JAX, which `--help` does not need
+
+    rows = sequence.read_table(path)
+    if rows is None:
+        raise SettingError(
+            f"--sequence takes a table of heads (.csv, .tsv or .json), not {path}; caphuman head "
+            "--sequence makes sequence.json from a video or photos"
+        )
+    return rows
 
 
 def _asked(args) -> dict[str, Any]:
@@ -134,6 +158,7 @@ def _asked(args) -> dict[str, Any]:
     return {
         "prompt": args.prompt,
         "people": _people(args),
+        "heads": None if args.sequence is None else _rows(args.sequence),
         "combine": args.combine or "mean",
         "controls": [_control(text) for text in args.control or ()],
         **sampling_arguments.sampling_given(args),
@@ -143,7 +168,7 @@ def _asked(args) -> dict[str, Any]:
 def _people(args) -> list[dict[str, Any]]:
     """The people that are asked for: of each --person, or one of the options for one person."""
     if args.person:
-        options = ("reference", *head_arguments.OPTIONS)
+        options = ("reference", "sequence", *head_arguments.OPTIONS)
         given = [name for name in options if getattr(args, name) is not None]
         if given:
             raise SettingError(
@@ -153,7 +178,7 @@ def _people(args) -> list[dict[str, Any]]:
     if not args.reference:
         raise SettingError("--reference PHOTO is required: the photo of the person")
     check_head_photo_options(args)
-    head = head_arguments.head_target(args)
+    head = head_arguments.head_target(args, args.numbers)
     return [{"reference": args.reference, "face": args.face, "head": head}]
 
 
@@ -167,7 +192,7 @@ def check_head_photo_options(args: argparse.Namespace) -> None:
 
 def _person(text: str) -> dict[str, Any]:
     """ "ref=me.jpg,yaw=15,expression=smile:0.8+jawOpen:0.3" → one of the request's people."""
-    references, face, head = [], None, {}
+    references, face, head, numbers = [], None, {}, None
     for entry in text.split(","):
         key, equals, value = entry.partition("=")
         key = key.strip()
@@ -183,6 +208,8 @@ def _person(text: str) -> dict[str, Any]:
             head[key] = _typed(_HEAD_NUMBERS[key], value, key)
         elif key == "head":
             head["photo"] = value
+        elif key == "numbers":
+            numbers = value
         elif key == "take":
             head["take"] = value.replace("+", ",")
         elif key == "expression":
@@ -190,12 +217,16 @@ def _person(text: str) -> dict[str, Any]:
         elif key == "light":
             head["light"] = value.replace(":", "=").replace("/", ",")
         elif key == "position":
-            head["position"] = head_arguments.numbers(value, "position of --person", "/")
+            head["position"] = head_arguments.floats(value, "position of --person", "/")
         else:
             raise SettingError(f"--person has no entry {key!r}; it has {_PERSON_KEYS}")
     if not references:
         raise SettingError(f"--person {text} names no photo: begin with ref=PHOTO")
-    return {"reference": references, "face": face, "head": head_arguments.with_json(head)}
+    return {
+        "reference": references,
+        "face": face,
+        "head": head_arguments.with_numbers(head, numbers),
+    }
 
 
 def _control(text: str) -> dict[str, Any]:
@@ -221,6 +252,7 @@ def _repeated(args) -> dict[str, Any]:
         *sampling_arguments.sampling_given(args),
         "prompt",
         "combine",
+        "sequence",
         *head_arguments.OPTIONS,
     )
     given = [name for name in options if name not in photos and getattr(args, name) is not None]

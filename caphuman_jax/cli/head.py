@@ -38,13 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference",
         metavar="PHOTO",
-        help="photo of the person, or an identity file; whose shape and colors the head has",
-    )
-    parser.add_argument(
-        "--numbers",
-        metavar="FILE.json",
-        help="a head.json, edited or not, or a few of its entries; with --reference the shape and "
-        "colors are the reference's",
+        help="photo of the person, or an identity file; whose shape and colors the head has "
+        "(without it, --numbers has them)",
     )
     parser.add_argument(
         "--sequence",
@@ -344,11 +339,7 @@ def _lent_heads(args, measure, head, wanted):
         sequence.place(track, measure.model, wanted.framing), track, args.smooth
     )
     heads = [editing.mix(measure.model, head, one, wanted.take) for one in lent]
-    heads = (
-        [editing.from_numbers(measure.model, one, **wanted.numbers) for one in heads]
-        if wanted.numbers
-        else heads
-    )
+    heads = [wanted.adjust(measure.model, one) for one in heads]
     seconds = track.times[-1] - track.times[0]
     return heads, track, (len(heads) - 1) / seconds if seconds > 0 else frames.FPS
 

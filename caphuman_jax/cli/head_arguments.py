@@ -12,6 +12,7 @@ from caphuman_jax.errors import SettingError
 OPTIONS = (
     "face",
     "head_from",
+    "numbers",
     "take",
     "framing",
     "head_face",
@@ -26,13 +27,19 @@ OF_THE_PHOTO = ("take", "framing", "head_face")
 """Those that say how a head photo is used."""
 
 
-def add_head_arguments(parser: argparse.ArgumentParser) -> None:
-    """The group of arguments; what is not given is None."""
+def add_head_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The group of arguments, and the group; what is not given is None."""
     head = parser.add_argument_group("head (default: as in the reference photo)")
     head.add_argument(
         "--head-from",
-        metavar="PHOTO|FILE.json",
-        help="take the head from this photo, or its numbers from a file of `caphuman head`",
+        metavar="PHOTO",
+        help="take the head from this photo",
+    )
+    head.add_argument(
+        "--numbers",
+        metavar="FILE.json",
+        help="a head.json of `caphuman head`, edited or not, or a few of its entries; the options "
+        "below replace them",
     )
     head.add_argument(
         "--take",
@@ -75,9 +82,13 @@ def add_head_arguments(parser: argparse.ArgumentParser) -> None:
         "the face is (in heights): 0.5,0.5,0.5",
     )
 
+    return head
 
-def head_target(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of the `HeadTarget` that the arguments ask for. Raises SettingError, HeadError."""
+
+def head_target(args: argparse.Namespace, numbers: str | None = None) -> dict[str, Any]:
+    """The fields of the `HeadTarget` that the arguments ask for; `numbers` is a file of them.
+    Raises SettingError, HeadError.
+    """
     head = {
         "photo": args.head_from,
         "take": args.take,
@@ -88,22 +99,27 @@ def head_target(args: argparse.Namespace) -> dict[str, Any]:
         "roll": args.roll,
         "expression": args.expression,
         "light": light(args.light),
-        "position": None if args.position is None else numbers(args.position, "--position", ","),
+        "position": None if args.position is None else floats(args.position, "--position", ","),
     }
-    return with_json({name: value for name, value in head.items() if value is not None})
+    given = {name: value for name, value in head.items() if value is not None}
+    return with_numbers(given, numbers)
 
 
-def with_json(head: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a `HeadTarget` in which a .json file as the photo is replaced by what it says."""
+def with_numbers(head: dict[str, Any], path: str | None) -> dict[str, Any]:
+    """Fields of a `HeadTarget`, in which those that are missing come from a file of numbers.
+    Raises SettingError, HeadError.
+    """
     photo = head.get("photo")
-    if photo is None or not photo.lower().endswith(".json"):
+    if photo is not None and photo.lower().endswith(".json"):
+        raise SettingError(f"{photo} is not a photo; give the numbers of a head with --numbers")
+    if path is None:
         return head
     from caphuman_jax.head import head_json  # brings JAX, which `--help` does not need
 
-    for name in ("take", "framing", "photo_face"):
-        if name in head:
-            raise SettingError(f"{name} is for a head photo; {photo} holds the numbers of a head")
-    return head_json.read(photo) | {name: head[name] for name in head if name != "photo"}
+    numbers = head_json.read(path)
+    if "position" in head:
+        numbers = {name: numbers[name] for name in numbers if name not in head_json.PLACE}
+    return numbers | head
 
 
 def light(text: str | None):
@@ -135,7 +151,7 @@ def light(text: str | None):
     return [flat[i : i + 3] for i in range(0, 27, 3)]
 
 
-def numbers(text: str, option: str, separator: str) -> list[float]:
+def floats(text: str, option: str, separator: str) -> list[float]:
     """ "0.5,0.4,0.6" → the numbers. Raises SettingError."""
     try:
         return [float(part) for part in text.split(separator)]

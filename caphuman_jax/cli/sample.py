@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         if args.out is None:
             raise SettingError("--out DIR is required: the folder of the pictures")
-        with console.exit_on_sigterm():
+        with console.resumable():
             return _make(args, asked, plan, share)
 
 
@@ -197,7 +197,7 @@ def _make(args, asked, plan, share) -> int:
 
 
 def _jobs(args, jobs, checker):
-    defaults = jobs.parse_defaults(args.default)
+    defaults = jobs.parse_defaults(args.default, checker)
     lists = (args.identities, args.prompts, args.heads)
     if args.jobs is not None:
         if any(lists):

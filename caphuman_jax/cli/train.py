@@ -8,7 +8,7 @@ import logging
 import os
 from pathlib import Path
 
-from caphuman_jax.cli.console import exit_on_sigterm
+from caphuman_jax.cli.console import resumable
 
 
 def add_arguments(parser) -> None:
@@ -63,7 +63,7 @@ def run(args) -> int:
     """Trains; returns the exit code: 0 finished or out of time, 1 NaN, 75 "start me again", 130
     interrupted.
     """
-    with exit_on_sigterm():
+    with resumable():
         return _train(args)
 
 

@@ -144,17 +144,17 @@ def from_numbers(
     roll: float | None = None,
     expression: Mapping[str, float] | str | None = None,
     light=None,
-    position: Sequence[float] | None = None,
+    position: Sequence[float | None] | None = None,
 ) -> Head:
     """The reference's head with some of its numbers replaced; what is None stays as it is.
 
     yaw, pitch, roll: degrees, signs as in `pose`. expression: names (ARKit, or a preset) and
     weights in [0,1], as a dict or as text; it replaces the whole expression. light: a preset, text
-    (see `parse_light`), or 9×3 SH numbers. position: (x, y, size):
-    x in widths of the picture, y and size in heights. x and y are where the head's middle (between
-    the ears) is, from the top left; size is the face from chin to hairline. The picture is
-    `reference.size`; see `hints.fit_to_aspect` for one of another aspect ratio. Raises HeadError
-    for unknown names, NaN and numbers out of range."""
+    (see `parse_light`), or 9×3 SH numbers. position: (x, y, size),
+    x in widths of the picture, y and size in heights; one that is None stays as it is. x and y are
+    where the head's middle (between the ears) is, from the top left; size is the face from chin to
+    hairline. The picture is `reference.size`; see `hints.fit_to_aspect` for one of another aspect
+    ratio. Raises HeadError for unknown names, NaN and numbers out of range."""
     angles = [float(a) for a in np.asarray(reference.angles)]
     for i, (name, value) in enumerate(zip(LIMITS, (yaw, pitch, roll))):
         if value is not None:
@@ -169,6 +169,8 @@ def from_numbers(
     if position is not None:
         if len(position) != 3:
             raise HeadError(f"position takes three numbers, x, y and size, not {len(position)}")
+        own = position_of(model, reference) if None in tuple(position) else position
+        position = [b if a is None else a for a, b in zip(position, own)]
         x, y = (
             _number(value, name, -1, 2)
             for value, name in zip(position, ("x of position", "y of position"))

@@ -33,7 +33,7 @@ from caphuman_jax.head import head as heads
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 
-_ANGLES, _PLACE = ("yaw", "pitch", "roll"), ("x", "y", "size")
+_ANGLES, PLACE = ("yaw", "pitch", "roll"), ("x", "y", "size")
 _WHOSE = ("model", "identity", "albedo", "picture")
 _NOT_USED = ("fit", "reference", "frame", "time", "timecode", "file", "name", "note")
 NOT_OF_TARGET = (*_WHOSE, *_NOT_USED)
@@ -109,13 +109,11 @@ def apply(model: HeadModel, head: Head, numbers: Mapping) -> Head:
         for name in (*_ANGLES, "position", "expression", "light")
         if name in given
     }
-    place = {name: given.pop(name) for name in _PLACE if name in given}
+    place = {name: given.pop(name) for name in PLACE if name in given}
     if place:
         if "position" in asked:
             raise HeadError("a head has a position, or x, y and size, not both")
-        asked["position"] = [
-            place.get(name, own) for name, own in zip(_PLACE, editing.position_of(model, head))
-        ]
+        asked["position"] = [place.get(name) for name in PLACE]
     if "position" in asked and not (
         isinstance(asked["position"], (list, tuple)) and len(asked["position"]) == 3
     ):

@@ -83,14 +83,18 @@ def write_png(
 
 
 def encode_png(image: np.ndarray, metadata: dict[str, str] | None = None) -> bytes:
-    """An RGB or grey uint8 picture as a PNG file with text entries: in Latin-1 as tEXt chunks,
-    others as iTXt.
-    """
-    info, target = PngImagePlugin.PngInfo(), io.BytesIO()
-    for key, text in (metadata or {}).items():
-        info.add_text(key, text)  # falls back to iTXt for what Latin-1 lacks
-    Image.fromarray(image).save(target, format="PNG", pnginfo=info)
+    """An RGB or grey uint8 picture as a PNG file with text entries."""
+    target = io.BytesIO()
+    Image.fromarray(image).save(target, format="PNG", pnginfo=png_text(metadata))
     return target.getvalue()
+
+
+def png_text(entries: dict[str, str] | None) -> PngImagePlugin.PngInfo:
+    """Text entries as Pillow writes them: in Latin-1 as tEXt chunks, others as iTXt."""
+    info = PngImagePlugin.PngInfo()
+    for key, text in (entries or {}).items():
+        info.add_text(key, text)
+    return info
 
 
 def read_png_metadata(path: str | os.PathLike) -> dict[str, str]:

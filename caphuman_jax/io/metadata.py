@@ -1,18 +1,13 @@
-"""A picture's metadata: that it is AI-generated, and all that is needed to make it again; and how
-pictures are written with it.
-"""
+"""A picture's metadata: that it is AI-generated, and all that is needed to make it again."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
 
-import numpy as np
-
-from caphuman_jax.errors import CapHumanError, PhotoError
-from caphuman_jax.io.images import read_png_metadata, write_png
+from caphuman_jax.errors import PhotoError
+from caphuman_jax.io.images import read_png_metadata
 
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 """IPTC's digital source type of media made by a trained model."""
@@ -101,50 +96,6 @@ def read_settings(path: str | os.PathLike) -> dict:
         return json.loads(text)
     except ValueError as error:
         raise PhotoError(f"the settings in {path} are damaged ({error})") from error
-
-
-class PictureWriter:
-    """Writes images as FOLDER/picture_NN.png with their settings, each as soon as it is made.
-
-    Numbers follow those of the pictures and sheets that the folder has, unless `overwrite`.
-    """
-
-    def __init__(self, folder: str | os.PathLike, overwrite: bool = False):
-        self.folder, self.overwrite, self.paths = Path(folder), overwrite, []
-        self._start: int | None = None
-
-    def write(self, image: np.ndarray, settings: dict) -> Path:
-        """Write the next image (H, W, 3) uint8 of a request with these settings, of which `index`
-        is its number. Raises CapHumanError.
-        """
-        index = settings["first_image"] + len(self.paths)
-        name = f"picture_{self.start + len(self.paths):02d}.png"
-        self.paths.append(self._write(name, image, metadata({**settings, "index": index})))
-        return self.paths[-1]
-
-    def write_sheet(self, sheet: np.ndarray) -> Path:
-        """Write a contact sheet: sheet.png, or sheet_NN.png with the first picture's number. Raises
-        CapHumanError.
-        """
-        name = f"sheet_{self.start:02d}.png" if self.start else "sheet.png"
-        return self._write(name, sheet, metadata())
-
-    @property
-    def start(self) -> int:
-        """Number in the name of the first picture."""
-        if self._start is None:
-            there = os.listdir(self.folder) if self.folder.is_dir() and not self.overwrite else ()
-            found = (re.fullmatch(r"(?:picture|sheet)_(\d+)\.png", name) for name in there)
-            self._start = 1 + max((int(match[1]) for match in found if match), default=-1)
-        return self._start
-
-    def _write(self, name: str, image: np.ndarray, entries: dict[str, str]) -> Path:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_png(self.folder / name, image, entries)
-        except OSError as error:
-            raise CapHumanError(f"pictures cannot be written to {self.folder} ({error})") from error
-        return self.folder / name
 
 
 def checksums(model_folder: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from caphuman_jax.diffusion.sampling_params import FIELDS
 from caphuman_jax.errors import SettingError
 from caphuman_jax.io import picture_formats
 from caphuman_jax.jobs.validate import JOB_FIELDS, Checker, nearest
@@ -278,11 +279,12 @@ def _object(text: str) -> dict | str:
     return 'must be an object such as {"reference": "me.jpg", "prompt": "a photo of a person"}'
 
 
-def parse_defaults(texts: Iterable[str]) -> dict:
+def parse_defaults(texts: Iterable[str], checker: Checker) -> dict:
     """["steps=20", "negative_prompt=blurry"] → the fields; values are JSON, or else text.
 
     Raises:
-        SettingError: an entry of another form, or a field that jobs do not have.
+        SettingError: an entry of another form, a field that jobs do not have, or a setting that
+            the model cannot be sampled with.
     """
     defaults = {}
     for text in texts:
@@ -295,4 +297,8 @@ def parse_defaults(texts: Iterable[str]) -> dict:
                 f"--default {text}: jobs have no field {name!r}{nearest(name, JOB_FIELDS)}"
             )
         defaults[name] = value if isinstance(parsed, _Wrong) else parsed
+        if name in FIELDS:  # once, rather than for every job
+            for problem in checker({name: defaults[name]}, Path())[0]:
+                if problem.startswith(f"{name}: "):
+                    raise SettingError(f"--default {text}: {problem.removeprefix(f'{name}: ')}")
     return defaults

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.io import files, metadata, picture_formats
 from caphuman_jax.io.images import encode_png
+from caphuman_jax.io.picture import encode_jpeg
 from caphuman_jax.jobs.order import Picture
 from data_pipeline.records import tf_example
 from data_pipeline.records.schema import Feature
@@ -28,7 +27,6 @@ RECORD = (
 """A record of an array_record file, a tf.Example: the job's id, the picture's number, the PNG file,
 and how it was made (JSON).
 """
-_JPEG_QUALITY = 95
 
 
 class Files:
@@ -116,19 +114,3 @@ def output(folder: Path, kind: str) -> Files | Shards:
 def encode_png_picture(pixels: np.ndarray, settings: dict) -> bytes:
     """The PNG file that `caphuman generate` writes of a picture."""
     return encode_png(pixels, metadata.metadata(settings))
-
-
-def encode_jpeg(pixels: np.ndarray, settings: dict) -> bytes:
-    """A JPEG file with the AI-generated mark (XMP) and the settings (JSON, as its comment)."""
-    target, comment = io.BytesIO(), json.dumps(settings, ensure_ascii=False).encode()
-    if len(comment) > 65_000:  # what a comment can hold
-        comment = b"AI-generated"
-    Image.fromarray(pixels).save(
-        target,
-        format="JPEG",
-        quality=_JPEG_QUALITY,
-        subsampling=0,
-        xmp=metadata.xmp(metadata.source_of(settings)).encode(),
-        comment=comment,
-    )
-    return target.getvalue()

@@ -22,6 +22,8 @@ from caphuman_jax.models.clip_image import normalize
 from caphuman_jax.models.registry import OPTIONAL
 
 RECOGNIZERS = ("mobilefacenet", "facenet", "arcface")
+_WIDTHS = {"mobilefacenet": 192, "facenet": facenet.WIDTH}
+"""Lengths of their vectors, where they are known before the network is read."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,6 +88,14 @@ class Identifier:
             raise ModelFolderError(
                 f"the model {self.model} knows people by {self.recognizer}; known: "
                 f"{', '.join(RECOGNIZERS)}"
+            )
+        width = _WIDTHS.get(self.recognizer)
+        here = self.recognizer == "mobilefacenet" or self.recognizer in self.networks
+        if known and here and width not in (None, known.recognition_width):
+            raise ModelFolderError(
+                f"the model {self.model} has identity.recognition_width "
+                f"{known.recognition_width}, but {self.recognizer} gives {width} numbers; correct "
+                "its config.json, or import it again"
             )
 
     @property

@@ -33,6 +33,10 @@ log = logging.getLogger("caphuman_jax")
 
 COMBINE = ("mean", "stack")
 """How several photos of one person are combined, see `combine_references`."""
+# Cosine of the shipped recognizer's vectors below which two photos hardly show one person. Of 159
+# portraits of 175 x 220 pixels, more than 80 % of the pairs of strangers lie below it, and 1 % of
+# the pairs of a portrait and itself at a third of its size.
+_STRANGERS = 0.2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -196,6 +200,7 @@ def combine_references(people: Sequence[Person], how: str = "mean") -> Person:
     first, *rest = people
     if not rest:
         return first
+    _warn_of_strangers(people)
     vectors, tokens = (
         np.concatenate(arrays) for arrays in zip(*((p.vectors, p.image_tokens) for p in people))
     )
@@ -205,6 +210,18 @@ def combine_references(people: Sequence[Person], how: str = "mean") -> Person:
         tokens = tokens.mean(axis=0, keepdims=True)
     names, sums = (" + ".join(texts) for texts in zip(*((p.name, p.sha256) for p in people)))
     return dataclasses.replace(first, name=names, sha256=sums, vectors=vectors, image_tokens=tokens)
+
+
+def _warn_of_strangers(people: Sequence[Person]) -> None:
+    """Log a warning for each photo that hardly shows the person of the first one."""
+    known = [(person.name, person.recognized[0]) for person in people if person.recognized]
+    for name, vector in known[1:]:
+        if float(known[0][1] @ vector) < _STRANGERS:
+            log.warning(
+                "%s and %s do not look like the same person; the pictures will show a mixture",
+                known[0][0],
+                name,
+            )
 
 
 def stack_people(people: Sequence[Person]) -> dict[str, np.ndarray]:

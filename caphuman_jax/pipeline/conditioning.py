@@ -110,6 +110,7 @@ def create_conditioning(
     record: dict[str, Any],
     progress: Progress,
     with_hints: bool = True,
+    warn: bool = True,
 ) -> Conditioning:
     """Measure the people of a request, pose their heads and render the hints.
 
@@ -121,6 +122,7 @@ def create_conditioning(
         record: JSON types that say which model this is, for the settings.
         progress: see `Progress`.
         with_hints: whether to render the hints.
+        warn: whether to log a warning for unusual heads.
 
     Raises:
         PhotoError: a photo that cannot be read or shows no face (NoFaceError).
@@ -136,7 +138,8 @@ def create_conditioning(
     subjects = []
     for (person, source), target in zip(cast, targets):
         head = target.apply(head_model, fit_to_aspect(person.head, height, width), source)
-        warn_if_unusual(head_model, head)
+        if warn:
+            warn_if_unusual(head_model, head)
         hints = np.asarray(render_hints(head_model, head, height, width)) if with_hints else None
         subjects.append(Subject(person, source, head, hints))
     return _assembled(request, subjects, targets, prompts, head_model, record, progress)

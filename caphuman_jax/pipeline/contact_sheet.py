@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -11,18 +13,36 @@ from PIL import Image, ImageDraw, ImageFont
 from caphuman_jax.face import align
 from caphuman_jax.head import visualize
 from caphuman_jax.head.base import HeadModel
-from caphuman_jax.pipeline.result import Result
+from caphuman_jax.pipeline.canvas import Canvas
+from caphuman_jax.pipeline.conditioning import Subject
 
+MOST = 60
+"""Images that a contact sheet shows."""
 _LABEL, _GAP, _GREY = 20, 8, 96
 _COLUMNS, _WIDEST = 6, 8
 
 
-def contact_sheet(model: HeadModel, result: Result, tile: int = 256) -> np.ndarray:
-    """A result as one image (H, W, 3) uint8; `tile` is the height of its parts in pixels."""
-    settings = result.settings
-    height, width = result.hints.shape[:2]
+def contact_sheet(
+    model: HeadModel,
+    subjects: Sequence[Subject],
+    controls: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    settings: Mapping[str, Any],
+    tile: int = 256,
+) -> np.ndarray:
+    """A result as one image (H, W, 3) uint8.
+
+    Args:
+        model: of the heads.
+        subjects: the people in the images.
+        controls: {ControlNet: its picture}.
+        images: (N, H, W, 3) uint8; the first `MOST` of them are shown.
+        settings: see `Result.settings`.
+        tile: height of the parts in pixels.
+    """
+    width, height = settings["size"]
     blank, parts = np.full((height, width, 3), _GREY, np.uint8), []
-    for subject in result.subjects:
+    for subject in subjects:
         tiles = [
             ("reference", subject.person.square),
             (
@@ -38,10 +58,10 @@ def contact_sheet(model: HeadModel, result: Result, tile: int = 256) -> np.ndarr
         if subject.hints is not None:
             tiles += zip(("normals", "albedo", "rendered"), visualize.hint_pictures(subject.hints))
         parts.append(tiles)
-    parts[0] += result.controls.items()
+    parts[0] += controls.items()
     results = [
         (f"picture {settings['first_image'] + i}", picture)
-        for i, picture in enumerate(result.images)
+        for i, picture in enumerate(images[:MOST])
     ]
     title = (
         f"\u201c{settings['prompt']}\u201d   seed {settings['seed']}, {settings['steps']} steps of "
@@ -51,26 +71,34 @@ def contact_sheet(model: HeadModel, result: Result, tile: int = 256) -> np.ndarr
     return _lay_out(title, parts, results, tile)
 
 
-def edit_sheet(model: HeadModel, result: Result, tile: int = 256) -> np.ndarray:
+def edit_sheet(
+    model: HeadModel,
+    subjects: Sequence[Subject],
+    canvas: Canvas,
+    images: np.ndarray,
+    settings: Mapping[str, Any],
+    tile: int = 256,
+) -> np.ndarray:
     """An edit as one image (H, W, 3) uint8: the photo's part, the mask, the wanted head, results.
 
     Args:
         model: of the head.
-        result: of `Pipeline.edit`.
-        tile: height of its parts in pixels.
+        subjects: the person in the part that was made again, or nobody.
+        canvas: that part.
+        images: (N, H, W, 3) uint8, photos; the first `MOST` of them are shown.
+        settings: see `Result.settings`.
+        tile: height of the parts in pixels.
     """
-    canvas, settings = result.canvas, result.settings
-    assert canvas is not None
     shown = lambda photo: align.warp(photo, canvas.place, canvas.mask.shape, border="repeat")
     mask = np.rint(canvas.changed * 255).astype(np.uint8)
     parts = [("before", canvas.image), ("mask", np.repeat(mask[..., None], 3, axis=-1))]
-    for subject in result.subjects:
+    for subject in subjects:
         yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(subject.head.angles))
         wanted = visualize.overlay(model, subject.head, canvas.rough)
         parts.append((f"wanted: yaw {yaw} pitch {pitch} roll {roll}", wanted))
     results = [
         (f"picture {settings['first_image'] + i}", shown(image))
-        for i, image in enumerate(result.images)
+        for i, image in enumerate(images[:MOST])
     ]
     title = (
         f"{settings['edit']['photo']['name']} edited: \u201c{settings['prompt']}\u201d   "

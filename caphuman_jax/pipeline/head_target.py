@@ -7,6 +7,8 @@ import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ log = logging.getLogger("caphuman_jax")
 
 FRAMINGS = ("head", "photo")
 _NUMBERS = ("yaw", "pitch", "roll", "expression", "light", "position")
+_TEXTS = ("photo", "photo_face", "take", "framing", "expression", "light")
 # About what the shipped model was trained on; beyond it the head is followed less well.
 _TRAINED_ANGLES = {"yaw": 30.0, "pitch": 20.0, "roll": 30.0}
 _TRAINED_OFF_CENTER, _TRAINED_SIZES = 0.25, (0.33, 0.8)
@@ -40,7 +43,9 @@ class HeadTarget:
         photo_face: number of the face in the head photo, 0 the largest.
         yaw, pitch, roll: degrees. Like the entries below they replace what the photo gives.
         expression, light: see `editing.from_numbers`.
-        position: (x, y, size): x in widths of the picture to be made, y and size in heights.
+        position: (x, y, size): x in widths of the picture to be made, y and size in heights. One of
+            them that is None stays as it is.
+        weights: {expression name: weight}, each of which replaces its own weight alone.
 
     Raises HeadError for an unknown part or framing.
     """
@@ -54,7 +59,8 @@ class HeadTarget:
     roll: float | None = None
     expression: str | Mapping[str, float] | None = None
     light: str | Sequence | np.ndarray | None = None
-    position: Sequence[float] | None = None
+    position: Sequence[float | None] | None = None
+    weights: Mapping[str, float] | None = None
 
     def __post_init__(self):
         editing.parse_take(self.take)
@@ -67,30 +73,26 @@ class HeadTarget:
     def of(cls, head: HeadTarget | Mapping | PhotoSource | Person | None) -> HeadTarget:
         """From a dict of the fields above, a photo or Person alone, or None for no change.
 
-        A dict may also be what `caphuman head` writes, or the path of such a file (.json): its
+        A dict may also have the entries of `head_json`, or be the path of such a file (.json). The
         entries that say whose head it is, or that are for the reader, are left out.
 
         Raises:
-            HeadError: the dict has a key that is not a field, or the file cannot be read.
+            HeadError: the dict has a key that is neither a field nor an entry, or the file cannot
+                be read.
         """
         if isinstance(head, HeadTarget):
             return head
         if isinstance(head, (str, os.PathLike)) and str(head).lower().endswith(".json"):
             head = head_json.read(head)
         if isinstance(head, Mapping):
-            known = [field.name for field in dataclasses.fields(cls)]
-            head = {key: value for key, value in head.items() if key not in head_json.NOT_OF_TARGET}
-            unknown = [key for key in head if key not in known]
-            if unknown:
-                raise HeadError(
-                    f"a head has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
-                )
-            return cls(**head)
+            return cls(**_fields(head, [field.name for field in dataclasses.fields(cls)]))
         return cls(photo=head)
 
     @property
     def numbers(self) -> dict:
-        """The numbers that are asked for, as arguments of `editing.from_numbers`."""
+        """The numbers that are asked for, as arguments of `editing.from_numbers`; `weights` are
+        not among them.
+        """
         return {name: getattr(self, name) for name in _NUMBERS if getattr(self, name) is not None}
 
     def check(self, model: HeadModel) -> None:
@@ -99,8 +101,19 @@ class HeadTarget:
         Raises:
             HeadError: an unknown expression or light, or a number out of its range.
         """
+        neutral = _neutral_head(len(model.expression_names))
+        neutral = editing.from_numbers(model, neutral, position=(0.5, 0.5, 0.5))
+        known = {*editing.PRESETS, *model.arkit_basis()[0], *model.expression_names}
+        known = {name.lower() for name in known}
+        for name, weight in (self.weights or {}).items():
+            if name.lower() not in known:
+                raise HeadError(
+                    f"a head has no {name!r}; it has {', '.join(_NUMBERS)}, x, y, size and the "
+                    "names of expressions"
+                )
+            head_json.apply(model, neutral, {name: weight})
         if self.numbers:
-            editing.from_numbers(model, _neutral_head(), **self.numbers)
+            editing.from_numbers(model, neutral, **self.numbers)
 
     def apply(self, model: HeadModel, reference: Head, source: Person | None) -> Head:
         """The reference's head with everything that is asked for.
@@ -117,11 +130,39 @@ class HeadTarget:
         if source is not None:
             wanted = source.head_in_photo(model) if self.framing == "photo" else source.head
             head = editing.mix(model, head, wanted, self.take)
-        return editing.from_numbers(model, head, **self.numbers) if self.numbers else head
+        return self.adjust(model, head)
+
+    def adjust(self, model: HeadModel, head: Head) -> Head:
+        """A head with the numbers and weights that are asked for. Raises HeadError."""
+        head = editing.from_numbers(model, head, **self.numbers) if self.numbers else head
+        return head_json.apply(model, head, self.weights) if self.weights else head
+
+    def with_numbers(self, numbers: Mapping) -> HeadTarget:
+        """This target with other numbers in place of its own.
+
+        Args:
+            numbers: entries as in `of`.
+
+        Raises:
+            HeadError: an unknown entry.
+        """
+        other = HeadTarget.of(numbers)
+        if other.photo is not None:
+            raise HeadError("the heads of a sequence are numbers, not photos")
+        changes = dict(other.numbers)
+        if None in (place := tuple(changes.get("position") or ())):
+            own = self.position or (None,) * len(place)
+            changes["position"] = [b if a is None else a for a, b in zip(place, own)]
+        own_weights = {} if other.expression is not None else dict(self.weights or {})
+        if weights := own_weights | dict(other.weights or {}):
+            changes["weights"] = weights
+        return dataclasses.replace(self, **changes)
 
     def to_json(self, source: Person | None) -> dict:
         """What was asked for as JSON types; `source` as in `apply`."""
         asked = {name: _plain(value) for name, value in self.numbers.items()}
+        if self.weights:
+            asked["weights"] = _plain(self.weights)
         if source is not None:
             asked["photo"] = {"name": source.name, "sha256": source.sha256, "face": self.photo_face}
             asked |= {"take": list(editing.parse_take(self.take)), "framing": self.framing}
@@ -187,12 +228,41 @@ def warn_if_unusual(model: HeadModel, head: Head) -> None:
         )
 
 
+def _fields(entries: Mapping, known: Sequence[str]) -> dict:
+    """Entries of head.json as fields of `HeadTarget`, whose names are `known`."""
+    given = {key: value for key, value in entries.items() if key not in head_json.NOT_OF_TARGET}
+    given = {key: value if key in _TEXTS else _as_number(value) for key, value in given.items()}
+    fields: dict[str, Any] = {name: given.pop(name) for name in known if name in given}
+    place = [given.pop(name, None) for name in head_json.PLACE]
+    if any(number is not None for number in place):
+        if fields.get("position") is not None:
+            raise HeadError("a head has a position, or x, y and size, not both")
+        fields["position"] = place
+    unknown = [name for name, value in given.items() if not isinstance(value, Real)]
+    if unknown:
+        raise HeadError(
+            f"a head has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}, x, y, size "
+            "and the names of expressions"
+        )
+    if given:
+        fields["weights"] = dict(fields.get("weights") or {}) | given
+    return fields
+
+
+def _as_number(value):
+    """A cell of a table as a number, where it is one."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 @functools.cache
-def _neutral_head() -> Head:
+def _neutral_head(expressions: int) -> Head:
     zeros = lambda *shape: np.zeros(shape, np.float32)
     return Head(
         zeros(1),
-        zeros(1),
+        zeros(expressions),
         np.eye(3, dtype=np.float32),
         np.ones((), np.float32),
         zeros(2),
@@ -207,8 +277,10 @@ def _plain(value):
     """JSON types of a setting."""
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, str):
+    if isinstance(value, str) or value is None:
         return value
+    if isinstance(value, (list, tuple)) and None in value:
+        return [_plain(part) for part in value]
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise SettingError(f"{value!r} is not a number")

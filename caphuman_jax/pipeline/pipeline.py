@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.models import registry as heads
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.io.images import PhotoSource
+from caphuman_jax.io.picture import Picture
 from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person import identity_file
@@ -32,8 +33,14 @@ from caphuman_jax.person.person import Person, analyze_photo
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress, create_conditioning
 from caphuman_jax.pipeline.edit_mask import latent_mask
 from caphuman_jax.pipeline.program import ProgramCache, Row, ShardFn, program_arguments
-from caphuman_jax.pipeline.request import Request, create_request, warn_if_other_size
+from caphuman_jax.pipeline.request import (
+    Request,
+    create_request,
+    warn_if_empty,
+    warn_if_other_size,
+)
 from caphuman_jax.pipeline.result import Result
+from caphuman_jax.pipeline.sequence import of_sequence, with_measured
 from caphuman_jax.version import __version__
 from caphuman_jax.weights import embeddings, lora
 from caphuman_jax.weights.placement import TILES
@@ -110,6 +117,7 @@ class Pipeline:
         *,
         progress: Progress | None = None,
         on_image: Callable[[np.ndarray, dict], object] | None = None,
+        keep: int | None = None,
         **asked: Any,
     ) -> Result:
         """Make images of the person in `reference` as the prompt says, with the head that is asked
@@ -117,20 +125,87 @@ class Pipeline:
 
         Args:
             progress: see `conditioning.Progress`.
-            on_image: (image (H, W, 3) uint8, settings), called with each image once it is made.
-            asked: arguments of `request.create_request`.
+            on_image: (image (H, W, 3) uint8, its settings), called with each image once it is made.
+            keep: how many of the images the result has; None: all of them.
+            asked: arguments of `requests`.
 
         Raises:
             CapHumanError: a wrong setting, photo or head, or weights that the model lacks.
         """
         report = progress or _silent
-        request, started = self.request(**asked), time.perf_counter()
-        conditioning = self.condition(request, report)
+        requests, started = self.requests(**asked), time.perf_counter()
+        total = sum(len(request.numbers) for request in requests)
+        conditionings = self.conditionings(requests, report)
+        first = next(conditionings)
         seconds = {"analysis": time.perf_counter() - started}
-        images, masks = self._make_all(conditioning, report, seconds, on_image)
-        subjects, controls = conditioning.subjects, conditioning.controls
-        settings, canvas = conditioning.settings, conditioning.canvas
-        return Result(images, masks, subjects, controls, settings, seconds, canvas)
+        every = itertools.chain([first], conditionings)
+        rows = ((one, number) for one in every for number in one.request.numbers)
+        images, masks = [], []
+        for (one, number), image, mask in self.images(rows, total, report, seconds):
+            if keep is None or len(images) < keep:
+                images.append(image)
+                masks.append(mask)
+            if on_image is not None:
+                on_image(image, {**one.settings, "index": number})
+        return Result(
+            np.stack(images),
+            np.stack(masks),
+            first.subjects,
+            first.controls,
+            first.settings,
+            seconds,
+            self.head_model,
+            first.canvas,
+        )
+
+    def stream(self, **asked: Any) -> Iterator[Picture]:
+        """Make pictures one after another, for more of them than memory holds.
+
+        Args:
+            asked: arguments of `requests`.
+
+        Yields:
+            Each picture once it is made; its `save` writes the AI-generated mark and the settings.
+
+        Raises:
+            CapHumanError: see a call.
+        """
+        requests = self.requests(**asked)
+        rows = (
+            (one, number) for one in self.conditionings(requests) for number in one.request.numbers
+        )
+        total = sum(len(request.numbers) for request in requests)
+        for (one, number), image, _ in self.images(rows, total):
+            yield Picture(image, {**one.settings, "index": number})
+
+    def requests(self, *, heads: Sequence[Mapping] | None = None, **asked: Any) -> list[Request]:
+        """Check what is asked for before any photo is read.
+
+        Args:
+            heads: rows of numbers, see `head.sequence.read_table`: a request for each of them, in
+                which they replace what `head` says; None: one request.
+            asked: arguments of `request.create_request`.
+
+        Raises:
+            CapHumanError: a wrong setting or head.
+        """
+        request = self.request(**asked)
+        if heads is None:
+            return [request]
+        return of_sequence(request, heads, self.head_model)
+
+    def conditionings(
+        self, requests: Sequence[Request], progress: Progress | None = None
+    ) -> Iterator[Conditioning]:
+        """What the images of requests for the same people are made from, one after another. Photos
+        are measured once, and only the first head is warned about.
+        """
+        first = None
+        for request in requests:
+            if first is None:
+                yield (first := self.condition(request, progress))
+            else:
+                yield self.condition(with_measured(request, first.subjects), warn=False)
 
     def edit(
         self,
@@ -142,6 +217,7 @@ class Pipeline:
         reference_face: int | None = None,
         progress: Progress | None = None,
         on_image: Callable[[np.ndarray, dict], object] | None = None,
+        keep: int | None = None,
         **asked: Any,
     ) -> Result:
         """Change a photo: turn the head in it, change its expression or light, put another person's
@@ -151,7 +227,7 @@ class Pipeline:
             photo: the photo.
             mask, face, person: see `request.EditRequest`.
             reference_face: number of the face in `reference`.
-            progress, on_image: see a call.
+            progress, on_image, keep: see a call.
             asked: other arguments of `request.create_request`: `head`, `reference` (who is put into
                 the photo; None: its own person), `prompt`, `denoise`, `seed` and so on.
 
@@ -162,17 +238,30 @@ class Pipeline:
             CapHumanError: a wrong setting, photo, mask or head.
         """
         edit = {"photo": photo, "mask": mask, "face": face, "person": person}
-        return self(edit=edit, face=reference_face, progress=progress, on_image=on_image, **asked)
+        return self(
+            edit=edit,
+            face=reference_face,
+            progress=progress,
+            on_image=on_image,
+            keep=keep,
+            **asked,
+        )
 
     def request(self, **asked: Any) -> Request:
         """Check what is asked for before any photo is read; see `request.create_request`."""
         return create_request(self.config, self.head_model, **asked)
 
     def condition(
-        self, request: Request, progress: Progress | None = None, with_hints: bool = True
+        self,
+        request: Request,
+        progress: Progress | None = None,
+        with_hints: bool = True,
+        warn: bool = True,
     ) -> Conditioning:
         """What the images of a request are made from; see `conditioning.create_conditioning`."""
-        warn_if_other_size(request.params, self.config)
+        if warn:
+            warn_if_empty(request.prompt)
+            warn_if_other_size(request.params, self.config)
         record = {
             "model": self.config.name,
             **self.record,
@@ -188,6 +277,7 @@ class Pipeline:
             record,
             progress or _silent,
             with_hints,
+            warn,
         )
         return dataclasses.replace(conditioning, latents=self._photo_latents(conditioning))
 
@@ -329,32 +419,40 @@ class Pipeline:
         height, width = size or (self.config.image_size,) * 2
         return render_hints(self.head_model, head, height, width)
 
-    def _make_all(self, conditioning, report, seconds, on_image):
-        """All images (N, H, W, 3) uint8 and masks, `batch` at a time; the last batch is filled up,
-        so that one program serves all.
+    def images(
+        self,
+        rows: Iterable[Row],
+        total: int,
+        progress: Progress | None = None,
+        seconds: dict[str, float] | None = None,
+    ) -> Iterator[tuple[Row, np.ndarray, np.ndarray]]:
+        """Make images, `batch` at a time; the last batch is filled up, so that one program serves
+        all.
+
+        Args:
+            rows: as of `make`, of any number.
+            total: how many rows there are.
+            progress: see `conditioning.Progress`.
+            seconds: gets the time by stage.
+
+        Yields:
+            Row, image (H, W, 3) uint8 and masks (P, h, w) once they are made.
         """
-        numbers = conditioning.request.numbers
-        count = min(self.batch, len(numbers))
-        rows = lambda start: [
-            (conditioning, numbers[min(i, len(numbers) - 1)]) for i in range(start, start + count)
-        ]
+        report, seconds = progress or _silent, {} if seconds is None else seconds
+        count, rows, made = min(self.batch, total), iter(rows), 0
         started = time.perf_counter()
-        run, arguments = self.program(rows(0), report)
-        seconds["compile"], started = time.perf_counter() - started, time.perf_counter()
-        images, masks = [], []
-        report("pictures", 0, len(numbers))
-        for start in range(0, len(numbers), count):
-            if start:
-                arguments, _ = self.arguments(rows(start))
-            made = zip(*(np.asarray(array) for array in run(*arguments)))
-            for image, mask in itertools.islice(made, len(numbers) - start):
-                images.append(conditioning.finish(to_bytes(image)))
-                masks.append(mask)
-                if on_image is not None:
-                    on_image(images[-1], conditioning.settings)
-            report("pictures", len(images), len(numbers))
+        while part := list(itertools.islice(rows, count)):
+            filled = [*part, *[part[-1]] * (count - len(part))]
+            run, arguments = self.program(filled, report)
+            if not made:
+                seconds["compile"], started = time.perf_counter() - started, time.perf_counter()
+                report("pictures", 0, total)
+            images, masks = (np.asarray(array) for array in run(*arguments))
+            for row, image, mask in zip(part, images, masks):
+                yield row, row[0].finish(to_bytes(image)), mask
+            made += len(part)
+            report("pictures", made, total)
         seconds["sampling"] = time.perf_counter() - started
-        return np.stack(images), np.stack(masks)
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:

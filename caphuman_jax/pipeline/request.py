@@ -269,6 +269,12 @@ def create_controls(controls: Sequence[Mapping], config: ModelConfig) -> tuple[C
     return tuple(checked)
 
 
+def warn_if_empty(prompt: str) -> None:
+    """Log a warning where nothing says what the images show."""
+    if not prompt.strip():
+        log.warning('the prompt is empty; say what the picture shows: "a photo of a person"')
+
+
 def warn_if_other_size(params: SamplingParams, config: ModelConfig) -> None:
     """Log a warning where images have another size than the model was trained on."""
     side, (height, width) = config.image_size, params.shape

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from caphuman_jax.io import metadata
+from caphuman_jax.head.base import HeadModel
+from caphuman_jax.io.picture import Picture, PictureWriter
 from caphuman_jax.pipeline.canvas import Canvas
 from caphuman_jax.pipeline.conditioning import Subject
+from caphuman_jax.pipeline.contact_sheet import contact_sheet, edit_sheet
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,6 +29,7 @@ class Result:
         settings: everything that the images were made with, JSON types. A written picture also
             records its `index`.
         seconds: time by stage: analysis, compile, sampling.
+        head_model: of the subjects' heads.
         canvas: of an edit, the part of the photo that was made again; images are then whole photos.
     """
 
@@ -36,12 +39,34 @@ class Result:
     controls: dict[str, np.ndarray]
     settings: dict[str, Any]
     seconds: dict[str, float]
+    head_model: HeadModel
     canvas: Canvas | None = None
 
     person = property(lambda self: self.subjects[0].person)
     head_source = property(lambda self: self.subjects[0].head_source)
     head = property(lambda self: self.subjects[0].head)
     hints = property(lambda self: self.subjects[0].hints)
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The images as Pillow images, whose `save` writes the AI-generated mark and the
+        settings.
+        """
+        first = self.settings["first_image"]
+        return [
+            Picture(image, {**self.settings, "index": first + i})
+            for i, image in enumerate(self.images)
+        ]
+
+    def sheet(self) -> Picture:
+        """A contact sheet of the run: reference, fitted head, wanted head, hints and images; of an
+        edit its photo, mask, wanted head and images.
+        """
+        if self.canvas is None:
+            parts = self.subjects, self.controls, self.images, self.settings
+            return Picture(contact_sheet(self.head_model, *parts))
+        parts = self.subjects, self.canvas, self.images, self.settings
+        return Picture(edit_sheet(self.head_model, *parts))
 
     def save(self, folder: str | os.PathLike, overwrite: bool = False) -> list[Path]:
         """Write the images as FOLDER/picture_NN.png with the AI-generated mark and the settings.
@@ -56,5 +81,5 @@ class Result:
         Raises:
             CapHumanError: the folder cannot be written to.
         """
-        writer = metadata.PictureWriter(folder, overwrite)
-        return [writer.write(image, self.settings) for image in self.images]
+        writer = PictureWriter(folder, overwrite)
+        return [writer.write(np.asarray(one), one.settings or {}) for one in self.pictures]

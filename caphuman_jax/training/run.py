@@ -19,6 +19,7 @@ from caphuman_jax.training.checkpoints import Checkpoints
 from caphuman_jax.training.loop import LoopConfig
 from caphuman_jax.training.recipe import Log
 from caphuman_jax.training.run_config import from_config, recipe_module
+from caphuman_jax.weights import model_card
 from data_pipeline.records.reader import held_out_rule
 
 
@@ -80,6 +81,7 @@ def train(
                 stage.export(
                     params, stage.model_folder, _metadata(config, recipe.settings, result.step)
                 )
+                model_card.write(stage.model_folder)
                 log(f"{stage.model_folder} after {result.step} steps")
             _wait_for_all_hosts(stage.name)
     except CapHumanError:
@@ -126,6 +128,7 @@ def export_run(
     recipe_module(config).export(
         config, workdir, params, folder, _metadata(config, run["settings"], run["step"])
     )
+    model_card.write(folder)
     return [f"{folder}: the model after {run['step']} steps"]
 
 

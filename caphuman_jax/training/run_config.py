@@ -5,8 +5,10 @@ that each names.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import importlib.util
+import pkgutil
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ RECIPES = {
     "sd15": "caphuman_jax.training.recipes.capface_run",
 }
 """A configuration's `recipe` → the module that builds it."""
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 Settings = TypeVar("Settings")
 
@@ -75,7 +79,8 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
         try:
             place[path[-1]] = _parse(type(before), value)
         except ValueError as error:
-            raise CapHumanError(f"{entry}: {value!r} is not {type(before).__name__}") from error
+            wanted = _KINDS.get(type(before), f"of type {type(before).__name__}")
+            raise CapHumanError(f"{'.'.join(path)} is {wanted}, not {value!r}") from error
     return config
 
 
@@ -125,7 +130,24 @@ def _find_config(name: str) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name not in (package, f"{package}.{name}"):
                 raise
-    raise CapHumanError(f"there is no configuration {name!r} in configs/")
+    known = _shipped_configs()
+    close = difflib.get_close_matches(name, known, 1)
+    raise CapHumanError(
+        f"there is no configuration {name!r}; "
+        + (f"did you mean {close[0]}? " if close else "")
+        + f"there are {', '.join(known)}, or the path of a file NAME.py"
+    )
+
+
+def _shipped_configs() -> list[str]:
+    """Names of the configurations that come with the package."""
+    for package in ("caphuman_jax.configs", "configs"):
+        try:
+            folders = importlib.import_module(package).__path__
+        except ModuleNotFoundError:
+            continue
+        return sorted(module.name for module in pkgutil.iter_modules(folders))
+    return []
 
 
 def _parse(kind: type, text: str):

@@ -148,9 +148,7 @@ def _write_ldm(
     parts |= {out.with_suffix(f".{name}.safetensors"): part for name, part in controls.items()}
     there = [file for file in parts if file.exists()]
     if there and not overwrite:
-        raise ModelFolderError(
-            f"{there[0]} exists already; choose another name or allow overwriting"
-        )
+        raise ModelFolderError(f"{there[0]} exists already; choose another name or add --overwrite")
     out.parent.mkdir(parents=True, exist_ok=True)
     described = {"caphuman_jax": json.dumps(_description(path, config))}
     lines = []

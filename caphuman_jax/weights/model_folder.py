@@ -83,7 +83,7 @@ def writing(
     ModelFolderError where something is in the way."""
     path = Path(path).expanduser()
     if path.exists() and not overwrite:
-        raise ModelFolderError(f"{path} exists already; choose another folder or allow overwriting")
+        raise ModelFolderError(f"{path} exists already; choose another folder or add --overwrite")
     if path.exists() and not (path / marker).is_file():
         raise ModelFolderError(f"{path} exists and is not a {kind}; it is left as it is")
 

@@ -161,8 +161,8 @@ def _run_pipeline(job: workdir.Job, listing: workdir.Listing, arguments: list[st
                 process.wait(1)
             progress.show()
         progress.end()
-    except KeyboardInterrupt:
-        progress.say("interrupted; run the same command again to resume")
+    except KeyboardInterrupt as stop:
+        stop.args = ("rerun the same command to resume",)
         raise
     finally:
         with contextlib.suppress(ProcessLookupError):

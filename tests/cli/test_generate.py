@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from PIL import Image
 from caphuman_jax.cli import app
 from caphuman_jax.head import editing
 from caphuman_jax.io import metadata
+from caphuman_jax.io.picture import PictureWriter
 
 
 @pytest.fixture
@@ -130,7 +132,7 @@ def test_lora_from_the_command_line(generate, tmp_path):
 
 
 def test_numbers_of_caphuman_head(generate, tmp_path):
-    """`--head-from` takes what `caphuman head` writes; the person stays that of the reference."""
+    """`--numbers` takes what `caphuman head` writes; the person stays that of the reference."""
     file = tmp_path / "head.json"
     record = {
         "model": "anny",
@@ -141,7 +143,7 @@ def test_numbers_of_caphuman_head(generate, tmp_path):
         "pitch": 3,
     }
     file.write_text(json.dumps(record | {"expression": {"jawOpen": 0.5}}))
-    code, lines = generate("--head-from", file, "--pitch", 5)
+    code, lines = generate("--numbers", file, "--pitch", 5)
     assert code == 0, lines
     (shown,) = metadata.read_settings(tmp_path / "out" / "picture_00.png")["people"]
     assert shown["asked_head"] == {
@@ -150,10 +152,16 @@ def test_numbers_of_caphuman_head(generate, tmp_path):
         "expression": {"jawOpen": 0.5},
         "light": "left",
     }
-    code, lines = generate("--head-from", file, "--take", "pose")
-    assert code == 2 and "take is for a head photo" in lines[-1]
-    file.write_text('{"yaw": 12, "smirk": 1}')
     code, lines = generate("--head-from", file)
+    assert code == 2 and "give the numbers of a head with --numbers" in lines[-1]
+    file.write_text('{"x": 0.4, "jawOpen": 0.25}')
+    code, lines = generate("--numbers", file, "--overwrite")
+    assert code == 0, lines
+    (shown,) = metadata.read_settings(tmp_path / "out" / "picture_00.png")["people"]
+    assert shown["asked_head"] == {"position": [0.4, None, None], "weights": {"jawOpen": 0.25}}
+    assert shown["head"]["expression"]["jawOpen"] == 0.25
+    file.write_text('{"yaw": 12, "smirk": 1}')
+    code, lines = generate("--numbers", file)
     assert code == 2 and "a head has no 'smirk'" in lines[-1]
 
 
@@ -166,6 +174,7 @@ BAD = {
     "expression": (["--expression", "smirk=1"], "smirk"),
     "weight": (["--expression", "smile=2"], "between 0 and 1"),
     "NaN": (["--yaw", "nan"], "yaw"),
+    "yaw": (["--yaw", "200"], "between -90 and 90"),
     "no number": (["--yaw", "left"], "--yaw"),
     "light": (["--light", "blue"], "blue"),
     "position": (["--position", "1,a,2"], "--position"),
@@ -204,6 +213,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         and "Traceback" not in "".join(lines)
     )
     assert not (tmp_path / "out").exists() and generate.printed == ""
+    if case == "yaw":  # a number is checked before the photo
+        assert not any("analyzing" in line for line in lines)
 
 
 def test_other_bad_calls(generate, capsys):
@@ -301,6 +312,28 @@ def test_several_people_from_the_command_line(generate, tmp_path, astronaut_file
         assert code == 2 and told in lines[-1], lines
 
 
+@pytest.mark.parametrize(
+    "number, code, told", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "terminated")]
+)
+def test_a_signal_keeps_what_is_made(number, code, told, generate, tmp_path, monkeypatch):
+    write = PictureWriter.write
+
+    def third_then_signal(self, image, settings):
+        path = write(self, image, settings)
+        if len(self.paths) == 3:
+            os.kill(os.getpid(), number)
+        return path
+
+    monkeypatch.setattr(PictureWriter, "write", third_then_signal)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    found, lines = generate("--num-images", 10_000)
+    out = tmp_path / "out"
+    assert found == code and lines[-1] == f"caphuman: {told}; 3 pictures are in {out}"
+    assert sorted(path.name for path in out.iterdir()) == [f"picture_{i:02d}.png" for i in range(3)]
+    assert metadata.read_settings(out / "picture_02.png")["index"] == 2
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
 def test_interrupted(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
@@ -371,3 +404,34 @@ def test_the_second_run_compiles_nothing(tiny_folder, astronaut_file, tmp_path):
         name.rsplit("-", 2)[0] for name in first
     }
     assert run() == first
+
+
+def test_a_table_of_heads(generate, tmp_path):
+    """`--sequence`: pictures of every row, each repeatable by itself; a photo is measured once."""
+    table = tmp_path / "heads.csv"
+    table.write_text("yaw,x,jawOpen\n-15,0.4,\n15,,0.5\n")
+    code, lines = generate(
+        "--sequence", table, "--num-images", 2, "--position", "0.5,0.5,0.4", "--pitch", 5
+    )
+    assert code == 0, lines
+    assert sum("analyzing the photo" in line for line in lines) == 1
+    out = tmp_path / "out"
+    made = [metadata.read_settings(out / f"picture_{i:02d}.png") for i in range(4)]
+    heads = [one["people"][0]["asked_head"] for one in made]
+    assert heads[:2] == [{"yaw": -15.0, "pitch": 5.0, "position": [0.4, 0.5, 0.4]}] * 2
+    assert heads[2] == {
+        "yaw": 15.0,
+        "pitch": 5.0,
+        "position": [0.5, 0.5, 0.4],
+        "weights": {"jawOpen": 0.5},
+    }
+    assert [one["index"] for one in made] == [0, 1, 0, 1]
+    code, lines = generate("--repeat", out / "picture_03.png", prompt=None)
+    assert code == 0 and not any("not the one" in line for line in lines), lines
+    again, first = (np.asarray(Image.open(out / f"picture_{i:02d}.png")) for i in (4, 3))
+    np.testing.assert_array_equal(again, first)
+    table.write_text("yaw\n5\n200\n")
+    code, lines = generate("--sequence", table)
+    assert code == 2 and "row 2 of the sequence: yaw" in lines[-1]
+    code, lines = generate("--sequence", tmp_path / "talk.mp4")
+    assert code == 2 and "caphuman head --sequence" in lines[-1]

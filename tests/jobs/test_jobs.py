@@ -55,7 +55,7 @@ WRONG = {
     "light": ({"head": {"light": "blue"}}, "head.light: there is no light called 'blue'"),
     "position": ({"head": {"position": [1, 2]}}, "head.position: position takes three numbers"),
     "head": ({"head": 3}, "head: must be a photo or an object"),
-    "head field": ({"head": {"smile": 1}}, "head.smile: a head has no 'smile'"),
+    "head field": ({"head": {"smirk": 1}}, "head.smirk: a head has no 'smirk'"),
     "head photo": ({"head": {"photo": "gone.png"}}, "head.photo: {folder}/gone.png does not exist"),
     "take": ({"head": {"take": "pose"}}, "head.take: says how a head photo is used"),
     "face": ({"face": -1}, "face: must be the number of a face"),
@@ -107,9 +107,11 @@ def test_lines_that_are_no_jobs_and_files_without_any(write, checker, tmp_path):
     with pytest.raises(SettingError, match="does not exist"):
         jobs.read_jobs(tmp_path / "gone.jsonl", checker, {})
     with pytest.raises(SettingError, match="NAME=VALUE"):
-        jobs.parse_defaults(["steps"])
+        jobs.parse_defaults(["steps"], checker)
     with pytest.raises(SettingError, match="no field 'stepz'; did you mean steps"):
-        jobs.parse_defaults(["stepz=3"])
+        jobs.parse_defaults(["stepz=3"], checker)
+    with pytest.raises(SettingError, match="--default steps=0: steps must lie between 1 and"):
+        jobs.parse_defaults(["seed=3", "steps=0"], checker)
 
 
 def test_a_job_as_the_pipeline_takes_it(write, checker, tmp_path):

@@ -75,6 +75,21 @@ def test_two_people(pipe, person, other):
             pipe(prompt=PROMPT, **wrong)
 
 
+def test_two_people_as_one_are_noticed(person, other, caplog):
+    combine_references([person, person, person])
+    assert not caplog.messages
+    vector = np.roll(person.recognized[0], 7)  # a stranger, and the same face in another light
+    stranger = dataclasses.replace(
+        person, name="you.png", recognized=(vector, person.recognized[1])
+    )
+    assert person.recognized[0] @ vector < 0.2
+    combine_references([person, stranger], "stack")
+    (message,) = caplog.messages
+    assert "astronaut_nasa.png and you.png do not look like the same person" in message
+    combine_references([person, dataclasses.replace(stranger, recognized=None)])  # not known
+    assert len(caplog.messages) == 1
+
+
 def test_several_photos_of_one_person(pipe, person, other):
     base = pipe(reference=person, prompt=PROMPT)
     for how in ("mean", "stack"):  # the same photo twice says nothing new

@@ -18,8 +18,8 @@ from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.head import editing
 from caphuman_jax.io import metadata
 from caphuman_jax.io.images import read_png_metadata
+from caphuman_jax.io.picture import PictureWriter
 from caphuman_jax.models.tokenizer import ClipTokenizer
-from caphuman_jax.pipeline.contact_sheet import contact_sheet
 from caphuman_jax.pipeline.head_target import HeadTarget
 from caphuman_jax.pipeline.pipeline import Pipeline
 
@@ -225,10 +225,10 @@ def test_pictures_on_disk_say_how_they_were_made(pipe, person, tmp_path):
         num_images=2,
         head={"yaw": 10, "expression": "smile=0.5"},
     )
-    page = contact_sheet(pipe.head_model, result)
+    page = np.asarray(result.sheet())
     assert page.ndim == 3 and page.shape[2] == 3 and page.shape[0] > 2 * 256
-    writer = metadata.PictureWriter(tmp_path)
-    paths = [writer.write(image, result.settings) for image in result.images]
+    writer = PictureWriter(tmp_path)
+    paths = [writer.write(np.asarray(one), one.settings) for one in result.pictures]
     page_path = writer.write_sheet(page)
     assert [path.name for path in paths] == [
         "picture_00.png",
@@ -254,8 +254,8 @@ def test_pictures_on_disk_say_how_they_were_made(pipe, person, tmp_path):
     )
     assert read_png_metadata(page_path)["AI-generated"]
 
-    more = metadata.PictureWriter(tmp_path)
-    names = [more.write(image, result.settings).name for image in result.images]
+    more = PictureWriter(tmp_path)
+    names = [more.write(np.asarray(one), one.settings).name for one in result.pictures]
     assert [*names, more.write_sheet(page).name] == [
         "picture_02.png",
         "picture_03.png",
@@ -271,7 +271,7 @@ def test_progress_and_images_are_reported_as_they_are_made(pipe, astronaut):
     events, images = [], []
 
     def on_image(image, settings):
-        assert settings["num_images"] == 2
+        assert settings["num_images"] == 2 and settings["index"] == len(images)
         images.append(image)
         events.append(("image", len(images), 2))
 
@@ -291,6 +291,59 @@ def test_progress_and_images_are_reported_as_they_are_made(pipe, astronaut):
     ]
     assert events[-4:] == [(stage, i, 2) for i in (1, 2) for stage in ("image", "pictures")]
     np.testing.assert_array_equal(np.stack(images), result.images)
+
+
+def test_an_empty_prompt_is_noticed(pipe, person, caplog):
+    pipe.condition(pipe.request(reference=person, prompt=" "), with_hints=False)
+    assert "the prompt is empty" in caplog.text
+
+
+def test_a_width_that_does_not_fit_is_refused_when_loading(pipe):
+    known = dataclasses.replace(pipe.config.identity, recognition_width=100)
+    config = dataclasses.replace(pipe.config, identity=known)
+    with pytest.raises(ModelFolderError, match="_width 100, but mobilefacenet gives 192"):
+        Pipeline(config, pipe.params, pipe.graphs)
+
+
+def test_pictures_one_after_another(pipe, person, tmp_path):
+    """`stream` makes the pictures of a call, and takes no more rows than it is about to make."""
+    asked = {"reference": person, "prompt": PROMPT, "num_images": 3, "seed": 5}
+    some = pipe(**asked, keep=1)
+    assert some.images.shape == (1, 64, 64, 3) and some.masks.shape[0] == 1
+    whole = pipe(**asked)
+    for i, picture in enumerate(pipe.stream(**asked)):
+        np.testing.assert_array_equal(np.asarray(picture), whole.images[i])
+        assert picture.settings == {**whole.settings, "index": i}
+    picture.save(tmp_path / "last.png")
+    assert metadata.read_settings(tmp_path / "last.png")["index"] == 2
+    taken = []
+    (conditioning,) = pipe.conditionings(pipe.requests(**asked | {"num_images": 10_000}))
+    rows = ((conditioning, taken.append(i) or i) for i in conditioning.request.numbers)
+    made = pipe.images(rows, 10_000)
+    next(made), next(made)
+    assert len(taken) == 2 * pipe.batch
+
+
+def test_heads_of_a_sequence(pipe, person):
+    asked = {"reference": person, "prompt": PROMPT, "head": {"pitch": 5}}
+    rows = [{"frame": 0, "yaw": -20}, {"frame": 1, "yaw": 20, "x": 0.4, "jawOpen": 0.5}]
+    made = list(pipe.stream(heads=rows, **asked))
+    for picture, row in zip(made, rows, strict=True):
+        row = {name: row[name] for name in row if name != "frame"}
+        alone = pipe(**asked | {"head": {"pitch": 5, **row}})
+        np.testing.assert_array_equal(np.asarray(picture), alone.images[0])
+        assert picture.settings == {**alone.settings, "index": 0}
+    for heads, told in (
+        ([{"yaw": 5}, {"yaw": 95}], "row 2 of the sequence: yaw"),
+        ([{"tilt": "much"}], "row 1 of the sequence: a head has no 'tilt'"),
+        ([{"position": [0.5, 0.5, 0.5], "x": 0.1}], "not both"),
+        ([{"photo": "me.jpg"}], "numbers, not photos"),
+        ([], "no heads"),
+    ):
+        with pytest.raises((HeadError, SettingError), match=told):
+            pipe.requests(heads=heads, **asked)
+    with pytest.raises(SettingError, match="one person"):
+        pipe.requests(heads=rows, people=[{"reference": person}] * 2, prompt=PROMPT)
 
 
 def test_models_that_need_other_networks_are_refused(pipe, tmp_path):

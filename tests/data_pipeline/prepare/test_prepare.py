@@ -181,10 +181,14 @@ def test_arguments_for_beam():
 
 _RUN = """
 import sys
+from caphuman_jax.cli import app
 from cheap_measurer import CheapMeasurer, CheapSettings
 from data_pipeline.prepare.prepare import prepare
 settings, workers = CheapSettings(hold_out=4), int(sys.argv[3])
-prepare(*sys.argv[1:3], settings, make_measurer=CheapMeasurer, workers=workers)
+def work(_):
+    prepare(*sys.argv[1:3], settings, make_measurer=CheapMeasurer, workers=workers)
+app._dispatch = work
+sys.exit(app.main([]))
 """
 
 
@@ -240,13 +244,18 @@ def test_killed_at_ten_random_moments_it_ends_with_the_same_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_interrupted_it_leaves_no_process_and_goes_on(tmp_path):
+@pytest.mark.parametrize(
+    "number, code, told", [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "terminated")]
+)
+def test_interrupted_it_leaves_no_process_and_goes_on(number, code, told, tmp_path):
+    """As the command: one line and its exit code."""
     photos, out = _photos(tmp_path / "photos", 4 * workdir.CHUNK), tmp_path / "out"
     run = _start(photos, out, seconds=0.05)
     _wait_for(lambda: _work_done(out), run)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(number)
     _, said = run.communicate(timeout=20)
-    assert run.returncode and "interrupted; run the same command again to resume" in said
+    assert run.returncode == code and "Traceback" not in said
+    assert said.endswith(f"\ncaphuman: {told}; rerun the same command to resume\n")
     measured = len(list(out.glob(".work-*/chunks/*/*.index")))
     assert 0 < measured < 4
     again = _start(photos, out)
