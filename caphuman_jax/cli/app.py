@@ -44,6 +44,10 @@ _VERBS = {
         "caphuman_jax.cli.import_weights",
         "convert weight files (caphuman.ckpt, SD1.5, VAE, LoRA …) to a model folder",
     ),
+    "check": (
+        "caphuman_jax.cli.check",
+        "say what a model folder can do, what it lacks, and whether its files are sound",
+    ),
     "export": ("caphuman_jax.cli.export", "convert a model folder to files for PyTorch programs"),
     "prepare": ("caphuman_jax.cli.prepare", "convert photos to records for training"),
     "inspect": (

@@ -7,6 +7,19 @@ from pathlib import Path
 from caphuman_jax.head.models.registry import HEADS, SHIPPED
 
 _DTYPES = ("keep", "float32", "float16", "bfloat16")
+_PARTS = (
+    "caphuman",
+    "base",
+    "vae",
+    "clip",
+    "image_encoder",
+    "facenet",
+    "face_parsing",
+    "mtcnn",
+    "deca",
+    "flame",
+)
+"""The options that each name a part; also arguments of `importer.import_model`."""
 
 
 def add_arguments(parser) -> None:
@@ -14,6 +27,13 @@ def add_arguments(parser) -> None:
     parser.add_argument("out", metavar="OUT", help="the model folder to make")
     parts = parser.add_argument_group(
         "from what (.ckpt, .pth, .bin, .safetensors; diffusers or transformers folders)"
+    )
+    parts.add_argument(
+        "--from",
+        dest="folder",
+        metavar="DIR",
+        help="find the files in this folder by what is in them, down to four levels; the options "
+        "below decide instead where they are given",
     )
     parts.add_argument(
         "--caphuman", metavar="FILE", help="caphuman.ckpt: CapFace, projector and everything else"
@@ -71,8 +91,8 @@ def add_arguments(parser) -> None:
     parts.add_argument(
         "--flame",
         metavar="DIR",
-        help="FLAME's folder, to check that all is there; it stays where it is, and CAPHUMAN_FLAME "
-        "names it",
+        help="FLAME's folder: checked whether all is there; brings --head flame along. It stays "
+        "where it is, and CAPHUMAN_FLAME names it in use",
     )
     parts.add_argument(
         "--init",
@@ -108,7 +128,8 @@ def add_arguments(parser) -> None:
     how.add_argument(
         "--head",
         choices=tuple(HEADS),
-        help=f"head model that hints are rendered with; default {SHIPPED}, which is shipped",
+        help="head model that hints are rendered with; default: the one that the weights were "
+        f"trained with (CapHuman's: flame), with --init {SHIPPED}, which is shipped",
     )
     how.add_argument(
         "--ignore",
@@ -117,41 +138,51 @@ def add_arguments(parser) -> None:
         default=[],
         help="leave out keys that begin so; repeat for more",
     )
+    how.add_argument(
+        "--partial",
+        action="store_true",
+        help="make the folder even if something is missing that photos or heads need",
+    )
     how.add_argument("--name", help="name of the model, default sd15")
     how.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
 
 
 def run(args) -> None:
     """Makes the folder and prints the report."""
-    from caphuman_jax.weights import lora
+    from caphuman_jax.weights import folder_search, lora
     from caphuman_jax.weights.importer import import_model, read_configuration
 
+    config = read_configuration(args.config) if args.config else None
+    parts = {name: getattr(args, name) for name in _PARTS if getattr(args, name)}
+    parts |= {"controlnets": [_controlnet(text) for text in args.controlnet]}
+    if args.folder:
+        given = [name for name, value in parts.items() if value]
+        found = folder_search.find(args.folder, config, [*given, *_unused(args.head)])
+        print(f"found in {args.folder}:", *found.lines(), sep="\n", flush=True)
+        controls = [(path, None) for path in found.taken.pop("controlnets", ())]
+        parts = parts | found.taken | {"controlnets": parts["controlnets"] or controls}
     report = import_model(
         args.out,
-        caphuman=args.caphuman,
-        base=args.base,
-        vae=args.vae,
-        clip=args.clip,
-        image_encoder=args.image_encoder,
-        facenet=args.facenet,
-        face_parsing=args.face_parsing,
-        mtcnn=args.mtcnn,
-        deca=args.deca,
-        flame=args.flame,
+        **parts,
         loras=[lora.parse(text) for text in args.lora],
-        controlnets=[_controlnet(text) for text in args.controlnet],
         dtype=args.dtype,
         ema=args.ema,
-        config=read_configuration(args.config) if args.config else None,
+        config=config,
         prediction=args.prediction,
         zero_snr=args.zero_snr,
         name=args.name,
         head=args.head,
         init=args.init,
         ignore=args.ignore,
+        partial=args.partial,
         overwrite=args.overwrite,
     )
     print("\n".join(report))
+
+
+def _unused(head: str | None) -> tuple[str, ...]:
+    """Parts in a folder that a head model has no use for."""
+    return () if head in (None, "flame") else ("deca", "flame")
 
 
 def _controlnet(text: str) -> tuple[Path, str | None]:

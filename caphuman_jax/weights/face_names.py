@@ -93,9 +93,20 @@ def load(name: str, arrays: Mapping[str, Any], dtype=jnp.float32) -> Network:
         ModelFolderError: Names every array that is missing, surplus or misshapen. Parts that
             inference does not use (`_UNUSED`) may be there or not.
     """
+    if name == "facenet" and is_casia(arrays):
+        raise ModelFolderError(
+            "this FaceNet was trained on CASIA-WebFace; CapHuman was trained with "
+            "20180402-114759-vggface2.pt"
+        )
     graphdef, shapes = registry.abstract(SD15, ComputeConfig(dtype), only=(name,))[name]
     kind = "mtcnn" if name.startswith("mtcnn_") else name
     return graphdef, fill(kind, shapes, _encoder_of(arrays) if kind == "deca_encoder" else arrays)
+
+
+def is_casia(arrays: Mapping[str, Any]) -> bool:
+    """Whether FaceNet's arrays are facenet-pytorch's other file, by the number of people in the
+    classifier of its training: 10,575, and 8,631 in VGGFace2. Its vectors do not fit CapHuman."""
+    return "logits.weight" in arrays and len(arrays["logits.weight"]) == 10_575
 
 
 def table(network: str, paths: Iterable[str]) -> dict[str, str]:

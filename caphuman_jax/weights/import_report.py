@@ -8,7 +8,7 @@ from typing import Any
 
 from caphuman_jax.head.models import registry as heads
 from caphuman_jax.weights.import_plan import Pieces
-from caphuman_jax.weights.known_files import Identification
+from caphuman_jax.weights.known_files import PUBLISHED, Identification
 
 
 def describe(path: Path, identity: Identification) -> dict[str, Any]:
@@ -55,13 +55,23 @@ def unused_tensors(opened, chosen, controls, used: set, ignore) -> dict[str, dic
     return unused
 
 
-def report(out, config, plan, files, unused, loras, manifest) -> list[str]:
+def report(out, config, plan, files, unused, loras, manifest, lacking, flame) -> list[str]:
     lines = []
     for network, pieces in plan.items():
         types = Counter(str(piece.dtype) for piece in pieces.values())
         lines.append(f"{network}: {len(pieces)} tensors of {origin(pieces)} ({', '.join(types)})")
+    measuring = [network for network in manifest if network not in plan]
+    if measuring:
+        lines.append(f"to read photos with: {', '.join(measuring)}")
     lines += [f"LoRA {Path(path).name} added with strength {strength}" for path, strength in loras]
-    lines += [f"{entry['file']} is {entry['known']}" for entry in files if entry["known"]]
+    for entry in files:
+        if entry["known"]:
+            lines.append(f"{entry['file']} is {entry['known']}")
+        elif entry["file"] in PUBLISHED:
+            lines.append(
+                f"{entry['file']} has the MD5 {entry['md5']}, which is not the published file's "
+                f"({PUBLISHED[entry['file']]})"
+            )
     lines += [
         f"not used of {name}: {count} {'tensor' if count == 1 else 'tensors'}, {group}"
         for name, groups in unused.items()
@@ -72,11 +82,11 @@ def report(out, config, plan, files, unused, loras, manifest) -> list[str]:
         f"{out}: {config.name}, {size:.2f} GiB, predicts {config.diffusion.prediction_type}, head "
         f"{config.head}"
     )
+    lines += [f"missing: {lack}" for lack in lacking]
     source, _ = heads.find(config.head)
+    if flame:
+        lines.append(f"{flame} holds all that is needed; it is not copied")
     if source.setup:
-        lacking = set(source.networks) - set(manifest)
-        lines.append(
-            f"to use it, {source.setup}"
-            + ("; without --deca, heads are fitted to landmarks" if lacking else "")
-        )
+        lines.append(f"before use, {source.setup}" + (f" ({flame})" if flame else ""))
+    lines.append(f"what it can do: caphuman check {out}")
     return lines

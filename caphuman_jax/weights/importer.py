@@ -25,6 +25,7 @@ from caphuman_jax.weights import (
     import_report,
     lora,
     model_folder,
+    requirements,
     sources,
     tokenizer_files,
 )
@@ -50,7 +51,7 @@ def import_model(
     image_encoder: str | Path | None = None,
     facenet: str | Path | None = None,
     face_parsing: str | Path | None = None,
-    mtcnn: str | Path | None = None,
+    mtcnn: str | Path | Mapping[str, Path] | None = None,
     deca: str | Path | None = None,
     flame: str | Path | None = None,
     loras: Sequence[tuple[str | Path, lora.Strength]] = (),
@@ -64,6 +65,7 @@ def import_model(
     head: str | None = None,
     init: bool = False,
     ignore: Sequence[str] = (),
+    partial: bool = False,
     overwrite: bool = False,
 ) -> list[str]:
     """Make a model folder of PyTorch files.
@@ -75,9 +77,9 @@ def import_model(
             used instead.
         vae, clip, image_encoder: Files or folders that give these parts instead.
         facenet, face_parsing: Files of the networks that identities were measured with in training.
-        mtcnn: A folder with pnet.pt, rnet.pt and onet.pt.
+        mtcnn: A folder with pnet.pt, rnet.pt and onet.pt, or {"pnet": its file, …}.
         deca: deca_model.tar, whose encoder estimates heads; implies the head model that it is for.
-        flame: FLAME's file or folder; checked, not stored.
+        flame: FLAME's file or folder; checked, not stored; implies the head model flame.
         loras: (file, strength) of each LoRA to merge into UNet and text encoder.
         controlnets: (file, name) of each ControlNet; name None: from the file's name.
         dtype: "keep", "float32", "float16" or "bfloat16", for the stored weights.
@@ -86,16 +88,20 @@ def import_model(
         prediction: "epsilon" or "v"; None: what the base says.
         zero_snr: Whether the schedule has zero terminal SNR; None: what the base says.
         name: Of the model.
-        head: A name of `head.models.registry.HEADS`.
+        head: A name of `head.models.registry.HEADS`; None: the one that the weights were trained
+            with, or the shipped one where nothing was trained.
         init: Without `caphuman`: make CapFace a copy of the UNet's encoder, and a new projector.
         ignore: Prefixes of unknown keys to leave out.
+        partial: Make the folder even if no photo can be used with it, or no head rendered.
         overwrite: Replace an existing model folder.
 
     Returns:
         The report, line by line.
 
     Raises:
-        SettingError: Arguments that contradict each other.
+        SettingError: Arguments that contradict each other; without `partial`, what photos or heads
+            still need.
+        HeadError: What `flame` names is not all of FLAME.
         ModelFolderError: A file that cannot be read, a part that is missing, or keys that are
             missing, surplus or misshapen.
     """
@@ -119,6 +125,8 @@ def import_model(
         raise SettingError(
             f"--deca estimates heads of {by_deca}: it goes with --head {by_deca}, not --head {head}"
         )
+    if flame and head not in (None, by_deca):
+        raise SettingError(f"--flame is for --head {by_deca}, not for --head {head}")
     faces = _face_files(facenet, face_parsing, mtcnn, deca)
     if flame and by_deca:
         heads.find(by_deca)[0].check(Path(flame).expanduser(), bool(deca))
@@ -130,7 +138,12 @@ def import_model(
                     opened.append(sources.read(option, path))
             exported = next((source for source in opened if source.config), None)
             found = exported.config if exported else None
-            head = head or (by_deca if deca else found.head if found else heads.SHIPPED)
+            trained_with = (
+                exported.trained_with_head if exported else SD15.head if caphuman else None
+            )
+            head = head or (
+                by_deca if deca or flame else found.head if found else trained_with or heads.SHIPPED
+            )
             config = config or found or SD15
             chosen = import_plan.choose(opened, config, init)
             controls = import_plan.find_controlnets(controlnets, opened, config)
@@ -139,6 +152,14 @@ def import_model(
             config = import_plan.merge_config(
                 config, opened, controls, prediction, zero_snr, name, head
             )
+            lacking = requirements.lacks(
+                config,
+                [*chosen, *faces],
+                trained_with,
+                head_files_checked=bool(flame),
+                importing=True,
+            )
+            _refuse_partial([] if partial else lacking)
             scale = chosen["vae"].vae_scale
             if scale is not None and abs(scale - config.vae.scaling_factor) > 1e-6:
                 raise ModelFolderError(
@@ -167,8 +188,9 @@ def import_model(
             )
 
             stored = DTYPES[dtype]
-            manifest = {n: _write(folder, n, plan[n], stored, adapters) for n in wanted}
-            manifest |= {n: _write_face_network(folder, n, path) for n, path in faces.items()}
+            # The small files first: one that is not what it should be is noticed within seconds.
+            measuring = {n: _write_face_network(folder, n, path) for n, path in faces.items()}
+            manifest = {n: _write(folder, n, plan[n], stored, adapters) for n in wanted} | measuring
             tokenizer_files.write(folder / "tokenizer", _tokenizer(opened))
             files = [
                 import_report.describe(path, identity) for path, identity in identified.items()
@@ -189,17 +211,21 @@ def import_model(
                         ],
                         "moving_averages": ema,
                     },
-                    "trained_with_head": exported.trained_with_head
-                    if exported
-                    else SD15.head
-                    if caphuman
-                    else None,
+                    "trained_with_head": trained_with,
                 },
             )
         finally:
             for source in opened:
                 source.close()
-    return import_report.report(out, config, plan, files, unused, loras, manifest)
+    return import_report.report(out, config, plan, files, unused, loras, manifest, lacking, flame)
+
+
+def _refuse_partial(lacking: Sequence[requirements.Lack]) -> None:
+    needed = [str(lack) for lack in lacking if lack.needed_for]
+    if needed:
+        raise SettingError(
+            f"{'; '.join(needed)}. Nothing was written; --partial makes the folder without them"
+        )
 
 
 def _write(
@@ -221,9 +247,10 @@ def _face_files(facenet, face_parsing, mtcnn, deca) -> dict[str, Path]:
     """{network of `models.OPTIONAL`: its file}."""
     files = {"facenet": facenet, "face_parsing": face_parsing, "deca_encoder": deca}
     if mtcnn:
-        files |= {
-            f"mtcnn_{stage}": Path(mtcnn) / f"{stage}.pt" for stage in ("pnet", "rnet", "onet")
-        }
+        stages = ("pnet", "rnet", "onet")
+        if not isinstance(mtcnn, Mapping):
+            mtcnn = {stage: Path(mtcnn) / f"{stage}.pt" for stage in stages}
+        files |= {f"mtcnn_{stage}": mtcnn[stage] for stage in stages}
     return {name: Path(path).expanduser() for name, path in files.items() if path}
 
 

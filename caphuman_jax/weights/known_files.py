@@ -19,6 +19,9 @@ KNOWN = {
     "a275dadfa4c1bd3c71a9f1411d68f92c": "landmark_embedding.npy, landmarks on FLAME",
 }
 
+PUBLISHED = {text.split(",")[0]: md5 for md5, text in KNOWN.items()}
+"""{name of a published file: its MD5}."""
+
 
 def md5(path: Path) -> str:
     """MD5 of a file."""

@@ -162,6 +162,37 @@ def verify_model(path: str | Path) -> None:
         _check_sum(Path(path), entry)
 
 
+def check_network(path: str | Path, name: str, shapes: Any) -> None:
+    """Compare the names and shapes of a network's weights with `shapes` (nested dicts with `.shape`
+    leaves) and the file's size with config.json; no weight is read. Raises ModelFolderError."""
+    path, entry = Path(path), file_entries(path).get(name)
+    if entry is None:
+        raise ModelFolderError(f"{path} has no {name}")
+    file = path / entry["file"]
+    if not file.is_file():
+        raise ModelFolderError(f"{file} is missing")
+    if file.stat().st_size != entry.get("bytes", file.stat().st_size):
+        raise ModelFolderError(f"{file} has {file.stat().st_size:,} bytes, not {entry['bytes']:,}")
+
+    def read():
+        stored = File(file)
+        try:
+            return {
+                key: tuple(tensor.shape)
+                for key, tensor in safetensors_file.read_header(stored)[0].items()
+            }
+        finally:
+            stored.close()
+
+    wanted = {key: tuple(leaf.shape) for key, leaf in _flatten(shapes).items()}
+    _check_shapes(file, wanted, guarded(file, read))
+
+
+def file_entries(path: str | Path) -> dict[str, dict[str, Any]]:
+    """{network: its "file", "sha256" and "bytes"} of config.json. Raises ModelFolderError."""
+    return _read_document(Path(path))["files"]
+
+
 def verify_network(path: str | Path, name: str) -> None:
     """Compare one network's file with its checksum. Raises ModelFolderError."""
     _check_sum(Path(path), _read_document(Path(path))["files"][name])

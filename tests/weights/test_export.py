@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from weight_standins import PARITY, TINY, state_dict, value
+from weight_standins import PARITY, TINY, import_model, state_dict, value
 
 from caphuman_jax.cli.app import main
 from caphuman_jax.config import MINI, SD15, DiffusionConfig
@@ -15,7 +15,6 @@ from caphuman_jax.errors import ModelFolderError, SettingError
 from caphuman_jax.models import registry
 from caphuman_jax.weights import convert, exporter, model_folder
 from caphuman_jax.weights.exporter import export_model
-from caphuman_jax.weights.importer import import_model
 from caphuman_jax.weights.names import PREFIXES, table
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from weight_standins import EXTRAS, TINY, state_dict, value
+from weight_standins import EXTRAS, TINY, import_model, state_dict, value
 
 from caphuman_jax.cli.app import main
 from caphuman_jax.config import ModelConfig
@@ -25,7 +25,6 @@ from caphuman_jax.head.models.deca_head import SOURCE
 from caphuman_jax.models import registry
 from caphuman_jax.weights import convert, known_files, model_folder
 from caphuman_jax.weights.import_plan import control_name
-from caphuman_jax.weights.importer import import_model
 from caphuman_jax.weights.lora import parse
 from caphuman_jax.weights.names import PREFIXES, table
 
@@ -604,6 +603,7 @@ def test_deca(tmp_path, caphuman, tiny_config, capsys):
         str(tiny_config),
         "--dtype",
         "float16",
+        "--partial",
     ]
     assert main([*common, "--deca", str(tar)]) == 0
     assert "set CAPHUMAN_FLAME to the folder" in capsys.readouterr().out
@@ -704,6 +704,9 @@ def test_command(tmp_path, caphuman, tiny_config, capsys):
                 "bfloat16",
                 "--name",
                 "mine",
+                "--head",
+                "anny",
+                "--partial",
             ]
         )
         == 0
@@ -727,7 +730,7 @@ def test_command(tmp_path, caphuman, tiny_config, capsys):
             "none.safetensors is missing",
         ),
     ):
-        assert main(["import", str(tmp_path / "n"), *arguments]) == 2
+        assert main(["import", str(tmp_path / "n"), "--partial", *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1 and error.startswith("caphuman: error: ")
     assert os.listdir(tmp_path) == ["m"]
@@ -756,6 +759,7 @@ def test_killed_in_the_middle(tmp_path, caphuman, tiny_config):
             str(caphuman),
             "--config",
             str(tiny_config),
+            "--partial",
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -818,6 +822,7 @@ def test_four_gigabytes_in_a_minute_and_six_gigabytes_of_memory(tmp_path):
             str(tmp_path / "m"),
             "--caphuman",
             str(tmp_path / "caphuman.ckpt"),
+            "--partial",
         ],
         stdout=subprocess.PIPE,
         text=True,

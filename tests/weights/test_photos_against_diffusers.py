@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from weight_standins import TINY, state_dict, value
+from weight_standins import TINY, import_model, state_dict, value
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import samplers, sampling_loop, text_to_image
@@ -18,7 +18,6 @@ from caphuman_jax.diffusion.sampling_params import SamplingParams
 from caphuman_jax.models import registry
 from caphuman_jax.weights import model_folder
 from caphuman_jax.weights.exporter import export_model
-from caphuman_jax.weights.importer import import_model
 from caphuman_jax.weights.names import PREFIXES
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from weight_standins import TINY, state_dict, value
+from weight_standins import TINY, import_model, state_dict, value
 
 from caphuman_jax.person.person import analyze_photo
 from caphuman_jax.pipeline import loading
-from caphuman_jax.weights.importer import import_model
 
 PROMPT = "a photo of a person"
 

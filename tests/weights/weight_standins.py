@@ -19,6 +19,7 @@ from caphuman_jax.config import (
     UNetConfig,
     VAEConfig,
 )
+from caphuman_jax.weights import importer
 from caphuman_jax.weights.names import PREFIXES
 
 PARITY = Path(__file__).parents[1] / "parity" / "data"
@@ -88,6 +89,30 @@ def _value(name, shape, seed) -> torch.Tensor:
         shape, dtype=np.float32
     )
     return torch.from_numpy(numbers * np.float32(0.2))
+
+
+@functools.cache
+def face_names_and_shapes() -> dict[str, dict[str, list[int]]]:
+    """{network of a face: its PyTorch names and shapes} as the parity folder records them."""
+    return json.loads((PARITY / "face_network_parameters.json").read_text())
+
+
+def face_state(network: str) -> dict[str, torch.Tensor]:
+    """FaceNet's, face parsing's, MTCNN's or DECA's file with its true names and shapes, all
+    zero; the tensors share one storage, so that the file is small.
+    """
+    shapes = face_names_and_shapes()[network]
+    pool = torch.zeros(max(int(np.prod(shape)) for shape in shapes.values()))
+    return {name: pool[: int(np.prod(shape))].reshape(shape) for name, shape in shapes.items()}
+
+
+def import_model(out, **given) -> list[str]:
+    """`importer.import_model` of a few networks: without those that read photos, and with the
+    shipped head unless another is asked for.
+    """
+    if not {"head", "deca", "flame"} & given.keys():
+        given["head"] = "anny"
+    return importer.import_model(out, **{"partial": True} | given)
 
 
 def state_dict(*prefixes: str, dtype=torch.float32, seed: int = 0) -> dict[str, torch.Tensor]:
