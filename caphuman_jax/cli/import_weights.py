@@ -36,7 +36,9 @@ def add_arguments(parser) -> None:
         "below decide instead where they are given",
     )
     parts.add_argument(
-        "--caphuman", metavar="FILE", help="caphuman.ckpt: CapFace, projector and everything else"
+        "--caphuman",
+        metavar="FILE",
+        help="caphuman.ckpt: every network that makes pictures; photos also need --facenet",
     )
     parts.add_argument(
         "--base",
@@ -68,7 +70,8 @@ def add_arguments(parser) -> None:
     parts.add_argument(
         "--facenet",
         metavar="FILE",
-        help="FaceNet, 20180402-114759-vggface2.pt: the recognizer that CapHuman was trained with",
+        help="FaceNet, 20180402-114759-vggface2.pt: the recognizer that CapHuman was trained "
+        "with; no photo can be used without it",
     )
     parts.add_argument(
         "--face-parsing",

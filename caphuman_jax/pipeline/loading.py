@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from caphuman_jax.pipeline.program import ShardFn
 from caphuman_jax.runtime.compile_cache import keep_compiled
 from caphuman_jax.weights import embeddings, model_folder
 from caphuman_jax.weights.placement import MEMORY, TILES, packed, put, put_stored
+
+log = logging.getLogger("caphuman_jax")
 
 _READERS = 4  # threads that read weights
 
@@ -57,6 +60,16 @@ def load(
         )
     path = model_folder.find_model(model)
     config = model_folder.read_config(path)
+    trained_with = model_folder.read_metadata(path).get("trained_with_head")
+    if trained_with not in (None, config.head):
+        log.warning(
+            "%s renders hints with the head model %s, but its weights were trained with %s "
+            "(caphuman import --head %s)",
+            path,
+            config.head,
+            trained_with,
+            trained_with,
+        )
     if cache:
         keep_compiled()
     compute = jnp.dtype(dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16"))

@@ -119,7 +119,9 @@ def import_model(
         "image-encoder": image_encoder,
     }
     if not any(given.values()):
-        raise SettingError("nothing to import: give --caphuman FILE, or --base FILE with --init")
+        raise SettingError(
+            "nothing to import: give --from DIR, --caphuman FILE, or --base FILE with --init"
+        )
     by_deca = heads.estimated_by("deca_encoder")
     if deca and head not in (None, by_deca):
         raise SettingError(
@@ -224,7 +226,8 @@ def _refuse_partial(lacking: Sequence[requirements.Lack]) -> None:
     needed = [str(lack) for lack in lacking if lack.needed_for]
     if needed:
         raise SettingError(
-            f"{'; '.join(needed)}. Nothing was written; --partial makes the folder without them"
+            f"{'; '.join(needed)}. Nothing was written. docs/published-weights.md says where the "
+            f"files are published; --partial makes the folder without them"
         )
 
 
