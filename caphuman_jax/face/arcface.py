@@ -17,7 +17,7 @@ import numpy as np
 from caphuman_jax.errors import ModelFolderError, PhotoError
 from caphuman_jax.face import recognition
 
-SIZE, WIDTH = 112, 512
+SIZE, WIDTH = recognition.MOBILEFACENET_SIZE, 512
 # The recognition network of each pack, in the order in which they are looked for.
 PACKS = {
     "buffalo_l": "w600k_r50.onnx",
@@ -82,12 +82,6 @@ class ArcFace:
         if not np.all(np.isfinite(length)) or np.any(length < 1e-6):
             raise PhotoError(f"{self.path} gives no vector for this face")
         return (vectors / length).astype(np.float32)
-
-    def vector(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-        """(512,) unit vector of the face with these 478 landmarks in an RGB uint8 picture."""
-        return self(recognition.mobilefacenet_crop(image, landmarks)[None])[
-            0
-        ]  # aligned to ArcFace's own five points
 
     def _run(self, pixels, step):
         count = len(pixels)

@@ -77,7 +77,7 @@ def _like(lab: np.ndarray, skin: np.ndarray) -> np.ndarray:
     """
     if not skin.any():
         return np.zeros(lab.shape[:2], bool)
-    difference = (lab - np.median(lab[skin], axis=0)) * np.float32([0.5, 1, 1])
+    difference = (lab - np.median(lab[skin], axis=0)) * np.array([0.5, 1, 1], np.float32)
     return np.linalg.norm(difference, axis=-1) < 14
 
 

@@ -8,11 +8,9 @@ import logging
 import numpy as np
 
 from caphuman_jax.errors import NoFaceError, PhotoError
-from caphuman_jax.face import recognition, segmentation
 from caphuman_jax.face.align import NOSE_TIP
 from caphuman_jax.face.detect import MIN_SCORE, search
 from caphuman_jax.face.landmarks import expression_names, expression_weights, find_landmarks
-from caphuman_jax.io.images import PhotoSource, photo_name, read_photo
 
 _log = logging.getLogger("caphuman_jax")
 
@@ -67,14 +65,18 @@ def find_faces(
     return []
 
 
-def choose_face(
-    faces: list[Face], index: int | None = None, photo: str = "the photo"
-) -> tuple[Face, bool]:
-    """The face of that index (0 is the largest), or the largest, and whether it was chosen for the
-    caller: True when there were several and no index said which; then a notice is logged too.
-    `photo` names the photo in messages.
+def choose_face(faces: list[Face], index: int | None = None, photo: str = "the photo") -> Face:
+    """The face of that index (0 is the largest), or the largest, with a notice where there are
+    several.
 
-    Raises NoFaceError without any face, PhotoError for an index that there is not.
+    Args:
+        faces: largest first.
+        index: None: the largest.
+        photo: names the photo in messages.
+
+    Raises:
+        NoFaceError: there is no face.
+        PhotoError: there is no face of that index.
     """
     if not faces:
         raise NoFaceError(
@@ -90,52 +92,13 @@ def choose_face(
                 len(faces),
                 len(faces) - 1,
             )
-        return faces[0], len(faces) > 1
+        return faces[0]
     if not 0 <= index < len(faces):
         numbers = (
             f"the faces 0 (largest) to {len(faces) - 1}" if len(faces) > 1 else "one face, number 0"
         )
         raise PhotoError(f"there is no face {index} in {photo}; it shows {numbers}")
-    return faces[index], False
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FaceResult:
-    """A photo and what the rest of the way needs of one face in it.
-
-    image: (H, W, 3) uint8 RGB, upright. face: see Face. face_count: faces found. chosen_as_largest:
-    several were found and none was asked for. vector: (192,) unit float32 recognition vector.
-    features: (49, 512) float32 feature map for local identity tokens. labels: (H, W) uint8, see
-    parse.LABELS."""
-
-    image: np.ndarray
-    face: Face
-    face_count: int
-    chosen_as_largest: bool
-    vector: np.ndarray
-    features: np.ndarray
-    labels: np.ndarray
-
-    @property
-    def region(self) -> np.ndarray:
-        """Boolean face region (H, W)."""
-        return segmentation.face_mask(self.labels)
-
-
-def analyze(photo: PhotoSource, index: int | None = None) -> FaceResult:
-    """Read a photo (see images.read_photo), choose a face (see choose_face) and find all that is
-    needed of it.
-
-    Raises PhotoError for a photo that cannot be read and NoFaceError, a PhotoError too, where it
-    shows no face."""
-    image = read_photo(photo)
-    faces = find_faces(image)
-    face, chosen = choose_face(faces, index, photo_name(photo))
-    vector, features = recognition.identity(image, face.landmarks)
-    labels = segmentation.parse_face(
-        face.landmarks, image.shape[:2], segmentation.person_mask(image)
-    )
-    return FaceResult(image, face, len(faces), chosen, vector, features, labels)
+    return faces[index]
 
 
 def _look_at(image, detection):

@@ -5,8 +5,6 @@ COUNT = 478
 OUTER_EYE_CORNERS = (33, 263)
 """The person's right and left eye."""
 
-CHIN, HAIRLINE = 152, 10
-
 # fmt: off
 FACE_OVAL = (
     10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152,

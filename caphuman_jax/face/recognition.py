@@ -69,11 +69,6 @@ def dlib_vector(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return dlib(dlib_crop(image, landmarks)[None])[0]
 
 
-def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine between vectors along the last axis."""
-    return np.sum(_unit(a) * _unit(b), axis=-1)
-
-
 def _crop(image, landmarks, template, size):
     return align.warp(
         image, align.similarity_transform(align.five_points(landmarks), template), size

@@ -42,29 +42,6 @@ def project(
     )
 
 
-def similarity(
-    scale: float = 1.0,
-    degrees: float = 0.0,
-    shift=(0.0, 0.0),
-    about=(0.0, 0.0),
-    mirror_width: float | None = None,
-) -> Float[Array, "2 3"]:
-    """Matrix (2,3) of a change of picture: old pixel → new pixel.
-
-    First, if `mirror_width` is given, mirrored left-right in a picture of that width; then turned
-    clockwise by `degrees` about the point `about` and scaled about the same; then moved by `shift`.
-    """
-    angle = jnp.deg2rad(jnp.asarray(degrees, jnp.float32))
-    cos, sin = jnp.cos(angle) * scale, jnp.sin(angle) * scale
-    turn = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])])
-    about = jnp.asarray(about, jnp.float32)
-    offset = about - turn @ about + jnp.asarray(shift, jnp.float32)
-    if mirror_width is not None:
-        offset = offset + turn @ jnp.asarray([mirror_width, 0.0], jnp.float32)
-        turn = turn * jnp.asarray([-1.0, 1.0], jnp.float32)
-    return jnp.concatenate([turn, offset[:, None]], axis=1)
-
-
 def transform_points(
     matrix: Float[Array, "2 3"], points: Float[Array, "*n 2"]
 ) -> Float[Array, "*n 2"]:

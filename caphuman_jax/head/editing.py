@@ -27,6 +27,8 @@ PARTS = {
     "lighting": ("light",),
 }
 DEFAULT_TAKE = ("position", "pose")
+FRAMINGS = ("head", "photo")
+"""What a photo that lends its head is framed by: the square around the head, or the photo."""
 
 # Presets in ARKit weights, each scaled by the weight that is asked for.
 PRESETS: dict[str, dict[str, float]] = {

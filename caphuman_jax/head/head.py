@@ -12,6 +12,9 @@ from caphuman_jax.head import pose
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.nn.typing import Array
 
+POOR_FIT = 0.7
+"""Confidence below which a head is reported to fit poorly."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,6 @@ from caphuman_jax.head.rasterizer import rasterize
 from caphuman_jax.head.spherical_harmonics import shading
 from caphuman_jax.nn.typing import Array
 
-CHANNELS = 9
-
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "with_alpha"))
 def render_hints_batch(

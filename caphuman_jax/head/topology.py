@@ -102,7 +102,6 @@ def nearest_on_mesh(
 
 def face_weight(
     points: Float[np.ndarray, "v 3"],
-    oval: np.ndarray,
     landmark_vertices: np.ndarray,
     parts: Int[np.ndarray, " v"],
 ) -> Float[np.ndarray, " v"]:

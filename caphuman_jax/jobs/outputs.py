@@ -17,7 +17,6 @@ from caphuman_jax.jobs.order import Picture
 from data_pipeline.records import tf_example
 from data_pipeline.records.schema import Feature
 
-FORMATS = ("png", "jpeg", "array_record")
 RECORD = (
     Feature("id", "text"),
     Feature("number", "array", (), "int64"),
@@ -107,7 +106,7 @@ class Shards:
 
 
 def output(folder: Path, kind: str) -> Files | Shards:
-    """The output of one of FORMATS."""
+    """The output in a `--format` of `caphuman sample`: "png", "jpeg" or "array_record"."""
     return Shards(folder) if kind == "array_record" else Files(folder, kind)
 
 

@@ -78,13 +78,6 @@ def count(params: dict) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def trainable_parameters(cfg: ModelConfig) -> int:
-    """Number of parameters that CapHuman trains: CapFace and the identity projector; 362,464,049 at
-    SD1.5 size.
-    """
-    return sum(count(params) for _, params in abstract(cfg, only=TRAINABLE).values())
-
-
 def _makers(cfg: ModelConfig, compute: ComputeConfig) -> dict[str, Callable[[Any], nnx.Module]]:
     makers: dict[str, Callable[[Any], nnx.Module]] = {
         "unet": lambda rngs: UNet(cfg.unet, compute, rngs=rngs),

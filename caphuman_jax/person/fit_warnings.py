@@ -13,9 +13,9 @@ import numpy as np
 
 from caphuman_jax.face import attributes, segmentation
 from caphuman_jax.face.face import Face
-from caphuman_jax.head.head import Head
+from caphuman_jax.head.head import POOR_FIT, Head
 
-POOR_FIT, POOR_PRESENCE = 0.7, 0.95
+POOR_PRESENCE = 0.95
 _OUTSIDE, _PROFILE, _SMALL = 0.05, 60.0, 40
 # Brightness of the brighter eye, over that of the cheeks: portraits have 0.33 and more. The
 # limit is higher under glasses.

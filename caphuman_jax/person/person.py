@@ -119,7 +119,7 @@ def analyze_photo(
     identify = identify or Identifier()
     name, image = photo_name(photo), read_photo(photo)
     faces = find_faces(image)
-    chosen, _ = choose_face(faces, face, name)
+    chosen = choose_face(faces, face, name)
     center, side = head_square(chosen.landmarks)
     square, place, _ = crop_square(image, center, side, size)
     landmarks = transform_landmarks(chosen.landmarks, place, size / side)

@@ -21,7 +21,6 @@ from caphuman_jax.person.person import Person
 
 log = logging.getLogger("caphuman_jax")
 
-FRAMINGS = ("head", "photo")
 _NUMBERS = ("yaw", "pitch", "roll", "expression", "light", "position")
 _TEXTS = ("photo", "photo_face", "take", "framing", "expression", "light")
 # About what the shipped model was trained on; beyond it the head is followed less well.
@@ -64,9 +63,10 @@ class HeadTarget:
 
     def __post_init__(self):
         editing.parse_take(self.take)
-        if self.framing not in FRAMINGS:
+        if self.framing not in editing.FRAMINGS:
             raise HeadError(
-                f"there is no framing called {self.framing!r}; choose from {', '.join(FRAMINGS)}"
+                f"there is no framing called {self.framing!r}; choose from "
+                f"{', '.join(editing.FRAMINGS)}"
             )
 
     @classmethod

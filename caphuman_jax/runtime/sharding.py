@@ -207,13 +207,3 @@ def on_cpu():
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:
         return contextlib.nullcontext()
-
-
-def bytes_per_device(shapes: Any, shardings: Any) -> int:
-    """Memory that a tree of arrays takes on each device."""
-    sizes = jax.tree.map(
-        lambda x, where: math.prod(where.shard_shape(tuple(x.shape))) * x.dtype.itemsize,
-        shapes,
-        shardings,
-    )
-    return sum(jax.tree.leaves(sizes))

@@ -70,12 +70,6 @@ def load_onnx(path: str | Path | Traversable) -> tuple[Params, Apply]:
     return params, apply
 
 
-def tensor_names(path: str | Path) -> list[str]:
-    """Names of all tensors that `apply` can return, in the order in which they are computed."""
-    _, _, nodes = _fold_constants(_read_graph(path))
-    return [name for node in nodes for name in node.output]
-
-
 def _read_graph(path: str | Path | Traversable):
     try:
         import onnx

@@ -119,9 +119,7 @@ def _holds(source: Source) -> str:
     )
 
 
-def find_controlnets(
-    given, opened: list[Source], config: ModelConfig
-) -> dict[str, tuple[Source, Found]]:
+def find_controlnets(given, opened: list[Source]) -> dict[str, tuple[Source, Found]]:
     """Network "controlnet_NAME" → its source and what is there; those of an exported folder come
     along.
     """
@@ -281,9 +279,7 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) or "a number"
 
 
-def fresh_networks(
-    config: ModelConfig, wanted: Mapping[str, dict], unet: Pieces
-) -> dict[str, Pieces]:
+def fresh_networks(config: ModelConfig, unet: Pieces) -> dict[str, Pieces]:
     """Where training starts: CapFace's encoder a copy of the UNet's
     (`models.capface.start_from_unet`), the rest initialized.
     """

@@ -33,7 +33,7 @@ def _short(path: Path) -> str:
     )
 
 
-def unused_tensors(opened, chosen, controls, used: set, ignore) -> dict[str, dict[str, int]]:
+def unused_tensors(opened, used: set, ignore) -> dict[str, dict[str, int]]:
     """File → what of it was left out → how many tensors."""
     unused: dict[str, dict[str, int]] = {}
     for source in opened:

@@ -148,7 +148,7 @@ def import_model(
             )
             config = config or found or SD15
             chosen = import_plan.choose(opened, config, init)
-            controls = import_plan.find_controlnets(controlnets, opened, config)
+            controls = import_plan.find_controlnets(controlnets, opened)
             opened += [source for source, _ in controls.values() if source not in opened]
             identified = {path: Identification(path) for path in _files(opened, loras, faces)}
             config = import_plan.merge_config(
@@ -182,7 +182,7 @@ def import_model(
             )
             import_plan.check_unknown(opened, ignore)
             if init:
-                plan |= import_plan.fresh_networks(config, wanted, plan["unet"])
+                plan |= import_plan.fresh_networks(config, plan["unet"])
             adapters = [(lora.read_file(path, config), strength) for path, strength in loras]
             lora.check(
                 {n: traverse_util.unflatten_dict(shapes, sep=".") for n, shapes in wanted.items()},
@@ -197,7 +197,7 @@ def import_model(
             files = [
                 import_report.describe(path, identity) for path, identity in identified.items()
             ]
-            unused = import_report.unused_tensors(opened, chosen, controls, used, ignore)
+            unused = import_report.unused_tensors(opened, used, ignore)
             model_folder.write_description(
                 folder,
                 config,

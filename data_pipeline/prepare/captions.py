@@ -25,8 +25,6 @@ from caphuman_jax.face.colors import (
     is_monochrome,
 )
 
-PROBES = ("glasses", "beard", "moustache", "bald", "long hair", "drawing")
-
 
 def attributes(
     expression: dict[str, float], colors: np.ndarray, probes: dict[str, bool] | None = None
@@ -36,7 +34,7 @@ def attributes(
     Args:
         expression: ARKit weights by name.
         colors: (5, 4) from `measure_colors`.
-        probes: {name of PROBES: whether it applies}.
+        probes: {name: whether it applies}, see `face.attributes`.
     """
     smile = (expression["mouthSmileLeft"] + expression["mouthSmileRight"]) / 2
     found: dict[str, str | bool | None] = {

@@ -10,8 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from caphuman_jax.errors import ModelFolderError, PhotoError
-from caphuman_jax.face import arcface, recognition
-from caphuman_jax.face.face import find_faces
+from caphuman_jax.face import arcface
 
 WEIGHTS = np.random.default_rng(0).standard_normal((3 * 14 * 14, 512)).astype(np.float32)
 
@@ -76,15 +75,6 @@ def test_networks_of_mxnet_scale_pixels_themselves(crops, tmp_path):
         save_network(tmp_path / "model.onnx", node="_minusscalar0"), threads=1
     )
     np.testing.assert_allclose(network(crops), expected(crops, scaled=False), atol=1e-5)
-
-
-def test_a_face_is_aligned_to_the_five_points(astronaut, tmp_path):
-    network = arcface.ArcFace(save_network(tmp_path / "a.onnx"), threads=1)
-    (face,) = find_faces(astronaut)
-    crop = recognition.mobilefacenet_crop(astronaut, face.landmarks)[None]
-    np.testing.assert_allclose(
-        network.vector(astronaut, face.landmarks), expected(crop)[0], atol=1e-5
-    )
 
 
 def test_found_where_insightface_keeps_them(nothing_of_the_user, monkeypatch, tmp_path):

@@ -7,7 +7,9 @@ from PIL import Image
 
 from caphuman_jax.errors import NoFaceError, PhotoError
 from caphuman_jax.face import recognition
-from caphuman_jax.face.face import analyze, choose_face, find_faces
+from caphuman_jax.face.face import choose_face, find_faces
+from caphuman_jax.head.face_fitting import face_region
+from caphuman_jax.io.images import read_photo
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +24,11 @@ def two_people(astronaut):
 
 
 def test_one_face(astronaut, astronaut_face):
-    result = analyze(astronaut)
-    np.testing.assert_array_equal(result.image, astronaut)
-    np.testing.assert_array_equal(result.face.landmarks, astronaut_face.landmarks)
-    assert result.face_count == 1 and not result.chosen_as_largest
-    assert result.vector.shape == (192,) and result.features.shape == (49, 512)
-    assert result.region.shape == result.labels.shape == (512, 512)
-    assert (
-        result.region[127, 222]
-        and not result.region[300, 222]
-        and 0.02 < result.region.mean() < 0.05
-    )
+    (face,) = find_faces(astronaut)
+    np.testing.assert_array_equal(face.landmarks, astronaut_face.landmarks)
+    region = face_region(face.landmarks, astronaut.shape[:2])
+    assert region.shape == (512, 512)
+    assert region[127, 222] and not region[300, 222] and 0.02 < region.mean() < 0.05
     assert (
         astronaut_face.presence > 0.99
         and astronaut_face.score > 0.8
@@ -44,26 +40,21 @@ def test_two_faces_largest_first_with_a_notice(two_people, caplog):
     first, second = faces = find_faces(two_people)
     assert first.size > 1.3 * second.size and first.landmarks[4, 0] > second.landmarks[4, 0]
     with caplog.at_level(logging.WARNING, "caphuman_jax"):
-        assert choose_face(faces, photo="group.jpg") == (first, True)
+        assert choose_face(faces, photo="group.jpg") is first
     assert "group.jpg shows 2 faces" in caplog.text
     caplog.clear()
-    assert (
-        choose_face(faces, 1) == (second, False)
-        and choose_face([first]) == (first, False)
-        and not caplog.text
-    )
-    chosen = analyze(two_people)
-    assert chosen.face_count == 2 and chosen.chosen_as_largest
-    other = analyze(two_people, 1)
-    assert other.face.size == second.size and not other.chosen_as_largest
-    assert other.region[:, :228].any() and not other.region[:, 228:].any()
-    assert recognition.cosine(chosen.vector, other.vector) > 0.8
+    assert choose_face(faces, 1) is second and choose_face([first]) is first and not caplog.text
+    region = face_region(second.landmarks, two_people.shape[:2])
+    assert region[:, :228].any() and not region[:, 228:].any()
+    a, b = (recognition.identity(two_people, face.landmarks)[0] for face in faces)
+    assert a @ b > 0.8
 
 
 def test_an_index_that_there_is_not(two_people, astronaut_face):
+    faces = find_faces(two_people)
     for index in (2, -1):
         with pytest.raises(PhotoError, match=rf"no face {index} in .* 0 \(largest\) to 1"):
-            analyze(two_people, index)
+            choose_face(faces, index)
     with pytest.raises(PhotoError, match="one face, number 0"):
         choose_face([astronaut_face], 1)
 
@@ -74,7 +65,7 @@ def test_no_face(no_face, tmp_path):
     path = tmp_path / "suit.png"
     Image.fromarray(no_face).save(path)
     with pytest.raises(NoFaceError, match="no face found in .*suit.png; use a photo") as caught:
-        analyze(path)
+        choose_face(find_faces(read_photo(path)), photo=str(path))
     assert "\n" not in str(caught.value)
 
 
@@ -104,12 +95,13 @@ def test_photos_of_every_kind(astronaut, astronaut_face, tmp_path, kind):
         exif[0x0112] = 6
         photo, options = photo.transpose(Image.Transpose.ROTATE_90), {"exif": exif}
     photo.save(path, **options)
-    result = analyze(path)
-    error = np.linalg.norm((result.face.landmarks - astronaut_face.landmarks)[:, :2], axis=1)
-    assert result.image.shape == astronaut.shape and error.mean() < 0.015 * astronaut_face.size
+    image = read_photo(path)
+    (face,) = find_faces(image)
+    error = np.linalg.norm((face.landmarks - astronaut_face.landmarks)[:, :2], axis=1)
+    assert image.shape == astronaut.shape and error.mean() < 0.015 * astronaut_face.size
 
 
 def test_the_photo_is_left_as_it_was(astronaut):
     before = astronaut.copy()
-    analyze(astronaut)
+    find_faces(astronaut)
     np.testing.assert_array_equal(astronaut, before)

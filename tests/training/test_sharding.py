@@ -3,6 +3,8 @@ arrays born in place.
 """
 
 import dataclasses
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,11 +82,19 @@ def test_shardings_of_sd15_are_these(sd15, mode):
     assert {name: found[name] for name in PINNED[mode]} == PINNED[mode]
 
 
+def bytes_per_device(shapes: Any, shardings: Any) -> int:
+    """Memory that a tree of arrays takes on each device."""
+    sizes = jax.tree.map(
+        lambda x, where: math.prod(where.shard_shape(tuple(x.shape))) * x.dtype.itemsize,
+        shapes,
+        shardings,
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
 def test_memory_of_sd15_a_device(sd15):
     gigabytes = lambda mode, fsdp: (
-        sharding.bytes_per_device(
-            sd15[0], sharding.state_shardings(sharding.make_mesh(fsdp), sd15[0], mode)
-        )
+        bytes_per_device(sd15[0], sharding.state_shardings(sharding.make_mesh(fsdp), sd15[0], mode))
         / 1e9
     )
     whole = 4 * 4 * 362_464_049 / 1e9  # parameters, average and two moments, float32

@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from caphuman_jax.face.landmark_indices import FACE_OVAL, OUTER_EYE_CORNERS
+from caphuman_jax.face.landmark_indices import OUTER_EYE_CORNERS
 from caphuman_jax.head import topology
 from caphuman_jax.head.base import HeadModel, HeadSource
 from caphuman_jax.head.topology import (
@@ -58,9 +58,7 @@ def load() -> HeadModel:
     mean[teeth] = mean[teeth] * [0.85, 1, 1] - [0, 0, 0.06]
     x, y, z = mean.T
     parts[embedding["hidden"] & (np.abs(x) < 0.4) & (y < -0.05) & (z < 0.9)] = MOUTH_INSIDE
-    face_weight = topology.face_weight(
-        mean, landmark_vertices[list(FACE_OVAL)], landmark_vertices[valid], parts
-    )
+    face_weight = topology.face_weight(mean, landmark_vertices[valid], parts)
     basis = _principal(directions, 0.15 + face_weight)
     # The artists' offsets reach further than people do: scaled to the spread of scanned faces, 3.1
     # % of the outer eye distance.

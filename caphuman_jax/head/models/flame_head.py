@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.face import landmark_indices
-from caphuman_jax.face.landmark_indices import FACE_OVAL, IBUG_68, OUTER_EYE_CORNERS
+from caphuman_jax.face.landmark_indices import IBUG_68, OUTER_EYE_CORNERS
 from caphuman_jax.head import texture, topology
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.models import anny, flame, flame_files
@@ -280,9 +280,7 @@ def as_head(
         parts=parts,
         vertex_triangles=model.vertex_triangles,
         neighbors=topology.neighbors(triangles, len(mean)),
-        face_weight=topology.face_weight(mean, corners[list(FACE_OVAL)], corners, parts).astype(
-            np.float32
-        ),
+        face_weight=topology.face_weight(mean, corners, parts).astype(np.float32),
         name="flame",
         expression_names=tuple(f"expression_{i}" for i in range(expressions)) + JOINT_NAMES,
         flame=model,

@@ -22,6 +22,7 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from caphuman_jax.config import ModelConfig, VAEConfig
+from caphuman_jax.face.recognition import MOBILEFACENET_SIZE
 from caphuman_jax.models import registry
 from caphuman_jax.models.vae import VAE
 from caphuman_jax.nn.compute_config import ComputeConfig
@@ -312,7 +313,9 @@ def recognizer_features():
     def features(images):
         size = images.shape[1]
         part = images[:, size // 4 : size - size // 4, size // 4 : size - size // 4]
-        part = jax.image.resize(part, (*part.shape[:1], 112, 112, 3), "linear", antialias=False)
+        part = jax.image.resize(
+            part, (*part.shape[:1], *[MOBILEFACENET_SIZE] * 2, 3), "linear", antialias=False
+        )
         found = apply(params, (part * (127.5 / 128)).astype(jnp.bfloat16), outputs=names)
         return [found[n] for n in names]
 
