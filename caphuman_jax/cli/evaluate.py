@@ -91,6 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive_int,
         help="pictures at a time; default: the model's own for this machine",
     )
+    parser.add_argument(
+        "--suite",
+        choices=("requests", "edit"),
+        default="requests",
+        help="requests: pictures made from noise (default); edit: the photos themselves with "
+        "their heads changed, as caphuman edit does (--heads, --prompts and --batch do not apply)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier report")
 
 
@@ -129,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
             f"are needed "
             f"({reasons or 'give more photos'})"
         )
+    if args.suite == "edit":
+        return _edit_suite(args, pipe, photos, subjects, source, skipped)
     read_seconds = (time.perf_counter() - start) / len(photos)
     heads, prompts = tuple(args.heads), tuple(args.prompts)
     prompt_suite.check_heads(model, subjects[0].head, heads)
@@ -189,6 +198,45 @@ def run(args: argparse.Namespace) -> int:
             f"{report.verdict(goal['reached'], 'reached', 'not reached')}"
         )
     print(f"{args.report / 'index.md'} has all results")
+    return 0
+
+
+def _edit_suite(args, pipe, photos, subjects, source, skipped) -> int:
+    """Evaluate edits: report.json and sheets edits_NN.png."""
+    from caphuman_jax.evaluation import edits, report, statistics
+
+    named = {photo.name: photo for photo in photos}
+    shown = [named[subject.name] for subject in subjects]
+    sampling = {"steps": args.steps, "guidance_scale": args.guidance_scale}
+    args.report.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    made = edits.run_edits(
+        pipe,
+        shown,
+        subjects,
+        args.report,
+        per_person=args.per_person,
+        seed=args.seed,
+        **{name: value for name, value in sampling.items() if value is not None},
+    )
+    results = edits.compute(pipe, subjects, made)
+    document = {
+        "format": "caphuman_jax evaluation of edits",
+        "format_version": 1,
+        "settings": {"model": str(args.model), **source, "per_person": args.per_person, **sampling},
+        "versions": _versions(),
+        "goals": statistics.goals(results, edits.GOALS),
+        "results": results,
+        "seconds": {"edit_and_measure": (time.perf_counter() - start) / len(made)},
+        "skipped": skipped,
+    }
+    report.write_json(args.report / "report.json", document)
+    for name, goal in document["goals"].items():
+        print(
+            f"{name:36} {report.number(goal['value']):>8}   goal {goal['goal']:8} "
+            f"{report.verdict(goal['reached'], 'reached', 'not reached')}"
+        )
+    print(f"{args.report / 'report.json'} has all results")
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from caphuman_jax.evaluation.metrics.base import Run
+from caphuman_jax.evaluation.metrics.base import Goal, Run
 from caphuman_jax.evaluation.metrics.registry import METRICS
 from caphuman_jax.evaluation.outcome import Outcome, Subject
 from caphuman_jax.head.base import HeadModel
@@ -30,10 +30,13 @@ def compute(
     return results
 
 
-def goals(results: dict) -> dict[str, dict]:
-    """{goal: {"value", "goal", "reached"}}; "reached" is None where nothing could be measured."""
+def goals(results: dict, wanted: Sequence[Goal] | None = None) -> dict[str, dict]:
+    """{goal: {"value", "goal", "reached"}} of some goals, or of all metrics'; "reached" is None
+    where nothing could be measured.
+    """
     answer = {}
-    for goal in (goal for metric in METRICS for goal in metric.goals):
+    every = [goal for metric in METRICS for goal in metric.goals] if wanted is None else wanted
+    for goal in every:
         value = at(results, goal.place)
         reached = value >= goal.value if goal.relation == ">=" else value <= goal.value
         answer[goal.label] = {

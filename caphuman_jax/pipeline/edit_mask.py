@@ -25,6 +25,7 @@ _GROWN, _FEATHER = 0.03, 0.06
 # than this part of its height.
 _STILL = 0.01
 _NECK = 0.2  # of the face's height below the chin
+_BROW = 0.25  # of the face's height below the hairline
 # Hair: the person in the photo this part of the head's height around the head, down to the chin.
 _HAIR = 0.18
 
@@ -35,7 +36,6 @@ def head_mask(
     canvas: np.ndarray,
     motion: Motion,
     kind: str = "auto",
-    hair: bool = False,
 ) -> np.ndarray:
     """(H, W) float32 in [0, 1]: what of a canvas is sampled again, 1 where nothing of it stays.
 
@@ -44,26 +44,28 @@ def head_mask(
         new: the head that the canvas is to show.
         canvas: (H, W, 3) uint8, after the motion: the old head is already where the new one is.
         motion: from the old head to the new one.
-        kind: "face": the face. "head": the silhouette down to the neck. "auto": the head if it
-            moves or its light changes, else the face.
-        hair: with "head", also the hair around it.
+        kind: "face": the face. "head": the silhouette down to the neck, and the hair around it.
+            "auto": the face, and if the head moves or its light changes also ears and neck, and
+            what the photo did not show.
     """
     height, width = canvas.shape[:2]
     face = _face(model, new, height, width)
     covered = face
+    rows = np.flatnonzero(face.any(axis=1))
+    alpha = render_hints(model, new, height, width, with_alpha=True)[1]
+    head = np.asarray(alpha)[..., 0] > 0
+    head[rows[-1] + int(_NECK * np.ptp(rows)) + 1 :] = False
     if kind == "auto":
         beyond = feathered(face, _GROWN * height, 1) == 0
         far = np.abs(motion.flow).max(axis=-1) > _STILL * height
         lit = np.abs(motion.light - 1).max(axis=-1) > 0.05
-        kind = "head" if (beyond & (far | lit)).mean() > _STILL else "face"
-    if kind == "head":
-        alpha = render_hints(model, new, height, width, with_alpha=True)[1]
-        rows = np.flatnonzero(face.any(axis=1))
-        covered = np.asarray(alpha)[..., 0] > 0
-        covered[rows[-1] + int(_NECK * np.ptp(rows)) + 1 :] = False
-        covered |= face
-        if hair:
-            covered |= _hair(covered, face, canvas)
+        if (beyond & (far | lit)).mean() > _STILL:
+            # Hair and scalp have moved along and are sharper than what would be sampled.
+            below = head.copy()
+            below[: rows[0] + int(_BROW * np.ptp(rows))] = False
+            covered = face | below | (motion.hidden[..., 0] > 0.3)
+    elif kind == "head":
+        covered = face | head | _hair(head, face, canvas)
     return feathered(covered, _GROWN * height, _FEATHER * height) * border_fade(height, width)
 
 

@@ -13,7 +13,7 @@ _REACH = 0.05
 _ALIKE = 0.12  # differences of this much count little: another thing is there, not another color
 # The photo's own detail, finer than this many canvas pixels, is kept where what was made differs
 # from it by less than `_SAME` (of 1) in everything coarser.
-_DETAIL, _SAME = 1.2, 0.05
+_DETAIL, _SAME = 1.2, 0.08
 
 
 def paste(canvas: Canvas, made: np.ndarray) -> np.ndarray:

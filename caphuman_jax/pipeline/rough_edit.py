@@ -62,11 +62,9 @@ class Motion:
         canvas pixels.
         """
         scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
-        maps = np.concatenate([self.flow * scale, self.mirrored * scale, self.hidden], axis=-1)
-        maps = align.warp(maps, matrix, size, border="repeat")
-        light = align.warp(self.light, matrix, size, border="repeat")
-        flow, mirrored, hidden = np.split(maps, (2, 4), axis=-1)
-        return Motion(flow, mirrored, hidden, light)
+        enlarge = lambda x: align.warp(x, matrix, size, border="repeat").reshape(*size, -1)
+        flows = enlarge(self.flow * scale), enlarge(self.mirrored * scale)
+        return Motion(*flows, enlarge(self.hidden), enlarge(self.light))
 
     @property
     def touched(self) -> np.ndarray:
@@ -87,6 +85,10 @@ def motion(model: HeadModel, old: Head, new: Head, canvas: np.ndarray) -> Motion
     seed = (seen > 0) & (rows < chin + _NECK * tall)
     around = _falloff(seed, _AROUND * float(tall)) * neck * border_fade(height, width)
     around = around[..., None]
+    # Light comes from elsewhere, and the face stays as bright as the photo was exposed.
+    values = values.copy()
+    bright = 1 + np.median(values[..., 5:][seed & (rows < chin)], axis=0, keepdims=True)
+    values[..., 5:] = (1 + values[..., 5:]) / np.maximum(bright, 0.1) - 1
     values = _extended(values, seed, 0.06 * float(tall)) * around
     soft = lambda x, sigma: cv2.GaussianBlur(x, (0, 0), sigma).reshape(x.shape)
     flow, mirrored, hidden, light = np.split(values, (2, 4, 5), axis=-1)

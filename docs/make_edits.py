@@ -1,0 +1,39 @@
+"""Makes docs/images/edits.jpg: the shipped portrait edited, with before, mask and after in a row.
+
+python docs/make_edits.py [--out FILE.jpg]
+"""
+
+import argparse
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import caphuman_jax
+from caphuman_jax.face import align
+
+PHOTO = str(files("caphuman_jax") / "assets" / "astronaut_nasa.png")
+HEADS = (
+    {"yaw": 20},
+    {"pitch": 10, "expression": "neutral"},
+    {"yaw": -15, "light": "left"},
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images" / "edits.jpg")
+    args = parser.parse_args()
+    pipe, rows = caphuman_jax.load("mini"), []
+    for head in HEADS:
+        result = pipe.edit(PHOTO, head=head, seed=7)
+        canvas = result.canvas
+        mask = np.repeat(np.rint(canvas.changed * 255).astype(np.uint8)[..., None], 3, axis=-1)
+        after = align.warp(result.images[0], canvas.place, mask.shape[:2], border="repeat")
+        rows.append(np.concatenate([canvas.image, mask, after], axis=1))
+    Image.fromarray(np.concatenate(rows)).save(args.out, quality=88)
+
+
+if __name__ == "__main__":
+    main()
