@@ -20,14 +20,14 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # file that deep in the stack (SystemError: AST constructor recursion depth mismatch).
 import hypothesis  # noqa: F401
 import jax
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))  # flame_standin, shape_checks, tiny_model
 
 # Shapes of annotations are checked at every call. Before anything of these rooms is imported.
-install_import_hook(
-    [f"caphuman_jax.{room}" for room in ("nn", "models", "diffusion", "head", "training")],
+jaxtyping.install_import_hook(
+    [f"caphuman_jax.{room}" for room in ("nn", "models", "diffusion", "head")],
     "shape_checks.check",
 )
 
@@ -59,8 +59,16 @@ def modest_memory():
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # glibc keeps what was freed otherwise
 
 
+SHAPES_CHECKED = ("nn", "models", "diffusion", "head", "person", "face")
+RANKS_CHECKED = ("nn", "models", "head")
+"""Rooms in whose tests shapes are checked, and arrays of fewer axes are broadcast explicitly."""
+
+
 @pytest.fixture(autouse=True)
-def strict_dtypes():
-    """Mixing dtypes by accident is an error in every test."""
-    with jax.numpy_dtype_promotion("strict"):
+def strict_arrays(request):
+    """Mixing dtypes by accident is an error in every test; also see the rooms above."""
+    room = request.path.relative_to(Path(__file__).parent).parts[0]
+    ranks = "raise" if room in RANKS_CHECKED else "allow"
+    jaxtyping.config.update("jaxtyping_disable", room not in SHAPES_CHECKED)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion(ranks):
         yield

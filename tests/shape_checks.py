@@ -1,23 +1,32 @@
-"""What checks annotations, shapes included, while tests run; conftest.py installs it."""
+"""What checks the shapes and dtypes in annotations while tests run; conftest.py installs it."""
 
+import typing
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-from beartype import BeartypeConf, beartype
-
-# An int may stand for a float, as in PEP 484.
-_CHECKED = beartype(conf=BeartypeConf(is_pep484_tower=True))
+from beartype import beartype
+from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
+from jaxtyping import AbstractArray
 
 
 def check(function: Callable) -> Callable:
-    """Checks the arguments and the result of each call of a function with annotations.
+    """Checks arguments and result of each call of a function whose annotations give shapes.
 
-    Not of functions inside functions, which are made at each call, and not of the constructors of
-    dataclasses: those that are pytrees hold shardings and shapes in place of arrays at times.
+    Other annotations are pyrefly's to check: what a user may give is checked by the code itself,
+    and tests ask for its messages. Functions inside functions are left out, since they are made at
+    each call.
     """
-    code: Any = getattr(function, "__code__", None)
-    generated = code is not None and code.co_filename == "<string>"
-    nested = "<locals>" in getattr(function, "__qualname__", "")
-    if generated or nested or not function.__annotations__:
+    shapes = {name: hint for name, hint in function.__annotations__.items() if _has_shape(hint)}
+    if not shapes or "<locals>" in getattr(function, "__qualname__", ""):
         return function
-    return _CHECKED(function)
+    function.__annotations__ = shapes
+    with warnings.catch_warnings():  # of annotations in flax
+        warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
+        return beartype(function)
+
+
+def _has_shape(hint: Any) -> bool:
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return True
+    return any(map(_has_shape, typing.get_args(hint)))

@@ -89,8 +89,8 @@ class TinyRecipe(Recipe):
 
     def loss(self, params, frozen, rows, noise, bad):
         net, x = params["net"], rows["x"]
-        hidden = jnp.tanh((x + noise) @ net["first"]["kernel"] + net["first"]["bias"])
-        output = hidden @ net["second"]["kernel"] + net["second"]["bias"]
+        hidden = jnp.tanh((x + noise) @ net["first"]["kernel"] + net["first"]["bias"][None])
+        output = hidden @ net["second"]["kernel"] + net["second"]["bias"][None]
         error = jnp.mean(jnp.square(output - x @ frozen["base"]["kernel"]), axis=-1)
         band = jax.nn.one_hot(rows["index"] % BANDS, BANDS, dtype=jnp.float32)
         total = jnp.mean(error) + jnp.where(bad, jnp.float32(jnp.nan), jnp.float32(0))

@@ -109,14 +109,17 @@ class HeadModel:
         """Landmarks (…,478,3) of vertices (…,V,3); those without a place on the mesh are
         meaningless (see landmark_valid)."""
         corners = jnp.asarray(points)[..., jnp.asarray(self.landmark_vertices), :]
-        return jnp.sum(corners * jnp.asarray(self.landmark_weights)[..., None], axis=-2)
+        weights = jax.lax.broadcast_to_rank(
+            jnp.asarray(self.landmark_weights)[..., None], corners.ndim
+        )
+        return jnp.sum(corners * weights, axis=-2)
 
     def landmark_functions(
         self, origin: Float[Array, "3"]
     ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
         """For a fit: landmarks (478,3) minus `origin` (3,), and their derivatives (K+E,478,3), as
         functions of coefficients (K+E,): identity, then expression."""
-        mean = self.landmarks(self.mean) - origin
+        mean = self.landmarks(self.mean) - origin[None]
         basis = jnp.concatenate(
             [self.landmarks(self.identity_basis), self.landmarks(self.expression_basis)]
         )

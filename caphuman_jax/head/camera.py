@@ -46,7 +46,8 @@ def transform_points(
     matrix: Float[Array, "2 3"], points: Float[Array, "*n 2"]
 ) -> Float[Array, "*n 2"]:
     """Pixel positions (…,2) under a change of picture (2,3)."""
-    return jnp.matmul(points, matrix[:, :2].T, precision=_HIGHEST) + matrix[:, 2]
+    turned = jnp.matmul(points, matrix[:, :2].T, precision=_HIGHEST)
+    return turned + jax.lax.broadcast_to_rank(matrix[:, 2], turned.ndim)
 
 
 @jax.jit
@@ -65,7 +66,7 @@ def transform_head(head, model, matrix: Float[Array, "2 3"], height: float, widt
     flip = jnp.where(determinant < 0, -1.0, 1.0)
     # What is left after the mirroring (about the axis x = 0) is a turn; y is down in pixels, up in
     # the head's frame.
-    turn = linear * jnp.stack([flip, jnp.ones_like(flip)]) / factor
+    turn = linear * jnp.stack([flip, jnp.ones_like(flip)])[None] / factor
     # The head was turned into the mirrored picture of its own width: undo that width in the
     # position.
     position = transform_points(
@@ -100,7 +101,7 @@ def mirrored(head, model):
     flat = basis.reshape(basis.shape[0], -1)
     shape = (
         jnp.tensordot(head.identity, basis, axes=1, precision=_HIGHEST)[jnp.asarray(model.mirror)]
-        * flip
+        * flip[None]
     )
     product = lambda a, b: jnp.matmul(a, b, precision=_HIGHEST)
     identity = jnp.linalg.solve(
@@ -113,7 +114,7 @@ def mirrored(head, model):
         head,
         identity=identity,
         expression=model.mirrored_expression(head.expression),
-        rotation=head.rotation * flip[:, None] * flip,
+        rotation=head.rotation * flip[:, None] * flip[None],
         translation=jnp.stack([head.size[1] - head.translation[0], head.translation[1]]),
         light=head.light * signs,
         albedo=model.mirrored_albedo(head.albedo),

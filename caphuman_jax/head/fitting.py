@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped
 
 from caphuman_jax.errors import HeadError
 from caphuman_jax.face import crop
@@ -88,9 +88,9 @@ def heads_from_photos(
 
 def head_from_photo(
     model: HeadModel,
-    photo: UInt8[np.ndarray, "h w 3"],
-    landmarks: Float[np.ndarray, "478 3"],
-    expression: Float[np.ndarray, " e"],
+    photo: np.ndarray,
+    landmarks: np.ndarray,
+    expression: Float[Array, " e"],
     mask: Shaped[np.ndarray, "h w"] | None = None,
 ) -> Head:
     """The head, light and albedo included, of one photo of any size; its position is in that
@@ -145,13 +145,13 @@ def head_from_photo(
 
 
 def _fit(model: HeadModel, observed: Array, expression0: Array, size: Array) -> Head:
-    flip = jnp.asarray([1.0, -1.0, -1.0], jnp.float32)
+    flip = jnp.asarray([[1.0, -1.0, -1.0]], jnp.float32)
     eyes = observed[jnp.asarray(OUTER_EYE_CORNERS), :2]
     unit = jnp.maximum(jnp.linalg.norm(eyes[0] - eyes[1]), 1e-3)
     # In profile the eyes are close together in the picture: the face's height then gives the unit.
     unit = jnp.maximum(unit, 0.6 * jnp.linalg.norm(observed[10, :2] - observed[152, :2]))
     center = jnp.mean(observed, axis=0)
-    target = (observed - center) / unit
+    target = (observed - center[None]) / unit
 
     mean = model.landmarks(model.mean)
     origin = jnp.mean(mean, axis=0)
@@ -169,13 +169,13 @@ def _fit(model: HeadModel, observed: Array, expression0: Array, size: Array) -> 
 
     def residuals(coefficients, rotation, scale, shift):
         points = place(coefficients) @ rotation.T
-        return points, scale * points * flip + shift - target
+        return points, scale * points * flip + shift[None] - target
 
     def step(_, state):
         coefficients, rotation, scale, shift = state
         points, error = residuals(coefficients, rotation, scale, shift)
         distance = jnp.linalg.norm(error[:, :2], axis=-1) / _NOISE
-        weight = (trust / jnp.maximum(1, distance / 1.5))[:, None] / deviation**2
+        weight = (trust / jnp.maximum(1, distance / 1.5))[:, None] / (deviation**2)[None]
         # Columns: identity and expression, a small turn about x, y, z, relative scale, shift.
         x, y, z = points.T
         zero = jnp.zeros_like(x)
@@ -187,12 +187,13 @@ def _fit(model: HeadModel, observed: Array, expression0: Array, size: Array) -> 
                 points,
             ]
         )
-        columns = scale * flip * jnp.concatenate([directions(coefficients) @ rotation.T, turns])
+        moves = jnp.concatenate([directions(coefficients) @ rotation.T, turns])
+        columns = (scale * flip)[None] * moves
         columns = jnp.concatenate(
             [columns, jnp.broadcast_to(jnp.eye(3, dtype=jnp.float32)[:, None], (3, *mean.shape))]
         )
         columns = columns.reshape(columns.shape[0], -1)
-        weighted = columns * weight.reshape(-1)
+        weighted = columns * weight.reshape(-1)[None]
         pull = jnp.concatenate(
             [prior[: count + faces] * (coefficients - expected), jnp.zeros(7, jnp.float32)]
         )
@@ -207,7 +208,8 @@ def _fit(model: HeadModel, observed: Array, expression0: Array, size: Array) -> 
                 jnp.zeros(7, bool),
             ]
         )
-        normal = jnp.where(held[:, None] | held, 0, normal) + jnp.diag(held.astype(jnp.float32))
+        both = held[:, None] | held[None]
+        normal = jnp.where(both, 0, normal) + jnp.diag(held.astype(jnp.float32))
         change = -jax.scipy.linalg.solve(normal, jnp.where(held, 0, gradient), assume_a="pos")
         turn = jnp.clip(change[-7:-4], -0.5, 0.5)
         return (
@@ -224,7 +226,8 @@ def _fit(model: HeadModel, observed: Array, expression0: Array, size: Array) -> 
     distance = jnp.where(trust > 0, jnp.linalg.norm(error[:, :2], axis=-1), jnp.nan)
 
     # Back to pixels, and from the landmarks' center to the model's own origin.
-    translation = shift[:2] * unit + center[:2] - scale * unit * (rotation @ origin)[:2] * flip[:2]
+    own = scale * unit * (rotation @ origin)[:2] * flip[0, :2]
+    translation = shift[:2] * unit + center[:2] - own
     vertices = len(model.mean)
     return Head(
         identity=coefficients[:count],
@@ -245,12 +248,12 @@ def _start(mean: Array, target: Array, trust: Array, flip: Array):
     """
     share = (trust / jnp.sum(trust))[:, None]
     center, center_target = jnp.sum(mean * share, axis=0), jnp.sum(target * share, axis=0)
-    a, b = mean - center, (target - center_target) * flip
+    a, b = mean - center[None], (target - center_target[None]) * flip
     u, singular, vt = jnp.linalg.svd((b * share).T @ a)
     sign = jnp.concatenate([jnp.ones(2, jnp.float32), jnp.sign(jnp.linalg.det(u @ vt))[None]])
-    rotation = (u * sign) @ vt
+    rotation = (u * sign[None]) @ vt
     scale = jnp.sum(singular * sign) / jnp.sum(share * a * a)
-    return rotation, scale, center_target - scale * (rotation @ center) * flip
+    return rotation, scale, center_target - scale * (rotation @ center) * flip[0]
 
 
 def _landmark_trust() -> np.ndarray:

@@ -83,7 +83,7 @@ def sample(image: Float[Array, "h w c"], xy: Float[Array, "n 2"]) -> Float[Array
     take the border's value.
     """
     height, width = image.shape[:2]
-    limit = jnp.asarray([width - 1, height - 1], jnp.float32)
+    limit = jnp.asarray([[width - 1, height - 1]], jnp.float32)
     xy = jnp.clip(xy - 0.5, 0, limit)
     low = jnp.floor(xy)
     part = xy - low
@@ -133,7 +133,7 @@ def _light(color, normals, weight):
     ridge = jnp.diag(jnp.asarray([1e-4] + [0.015] * 3 + [0.12] * 5, jnp.float32)) * total
     white = jnp.asarray(WHITE[:, 0])
     mean = jnp.sum(color * weight[:, None], axis=0) / total
-    relative = color / jnp.maximum(mean, 0.02)
+    relative = color / jnp.maximum(mean, 0.02)[None]
     grey = jnp.sum(color, axis=-1) / jnp.maximum(jnp.sum(mean), 0.06)
 
     def solve(value, start, prior, hold):
@@ -155,7 +155,8 @@ def _light(color, normals, weight):
         relative
     )
     level = jnp.sum(shading(normals, light) * weight[:, None], axis=0) / total
-    return jnp.where(jnp.sum(weight) > 50, light / jnp.maximum(level, 0.1), jnp.asarray(WHITE))
+    light = light / jnp.maximum(level, 0.1)[None]
+    return jnp.where(jnp.sum(weight) > 50, light, jnp.asarray(WHITE))
 
 
 def _fill(model, albedo, seen, skin):

@@ -83,14 +83,15 @@ def rasterize(
         row = first[owner, 1] + local // across
         left = first[owner, 0] + (local % across) * SEGMENT
         b1x, b1y, b2x, b2y, dzx, dzy, x0, y0, z0 = (planes[owner, i][:, None] for i in range(9))
-        dx = (left[:, None] + column).astype(jnp.float32) + 0.5 - x0
+        columns = left[:, None] + column[None]
+        dx = columns.astype(jnp.float32) + 0.5 - x0
         dy = row[:, None].astype(jnp.float32) + 0.5 - y0
         b1, b2 = b1x * dx + b1y * dy, b2x * dx + b2y * dy
         inside = (b1 >= -_EDGE) & (b2 >= -_EDGE) & (b1 + b2 <= 1 + _EDGE)
         steps = np.float32((1 << (32 - id_bits)) - 1024)
         depth = jnp.clip(z0 + dzx * dx + dzy * dy, 0, steps).astype(jnp.uint32)
         key = (depth << id_bits) | (owner % count).astype(jnp.uint32)[:, None]
-        inside &= (left[:, None] + column < width) & (item < total)[:, None]
+        inside &= (columns < width) & (item < total)[:, None]
         place = ((owner // count) * height + row) * stride + left
         keys = jax.lax.scatter_min(
             keys,
@@ -113,8 +114,8 @@ def rasterize(
 
     owner = jnp.maximum(ids, 0) + count * jnp.arange(batch, dtype=jnp.int32)[:, None, None]
     plane = planes[owner]
-    dx = jnp.arange(width, dtype=jnp.float32) + 0.5 - plane[..., 6]
-    dy = jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5 - plane[..., 7]
+    dx = (jnp.arange(width, dtype=jnp.float32) + 0.5)[None, None] - plane[..., 6]
+    dy = (jnp.arange(height, dtype=jnp.float32)[:, None] + 0.5)[None] - plane[..., 7]
     b1, b2 = plane[..., 0] * dx + plane[..., 1] * dy, plane[..., 2] * dx + plane[..., 3] * dy
     weights = jnp.clip(jnp.stack([1 - b1 - b2, b1, b2], axis=-1), 0, 1)
     return ids, jnp.where(hit[..., None], weights, 0)
@@ -132,7 +133,7 @@ def _set_up(points, triangles, height, width, cull_backfaces, depth_bits):
     xy = points[..., :2][:, triangles]
     z = z[:, triangles]
     low, high = jnp.min(xy, axis=2), jnp.max(xy, axis=2)
-    limit = jnp.asarray([width, height], jnp.float32)
+    limit = jnp.asarray([width, height], jnp.float32)[None, None]
     # Pixel centers in [low, high]: columns ceil(low - 0.5) … floor(high - 0.5).
     first = jnp.clip(jnp.ceil(low - 0.5 - 1e-3), 0, limit)
     last = jnp.clip(jnp.floor(high - 0.5 + 1e-3), -1, limit - 1)

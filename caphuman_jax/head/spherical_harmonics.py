@@ -33,9 +33,10 @@ def sh_basis(normals: Float[Array, "*n 3"]) -> Float[Array, "*n 9"]:
     """
     x, y, z = (normals[..., i] for i in range(3))
     one = jnp.ones_like(x)
-    return jnp.stack(
+    functions = jnp.stack(
         [one, x, y, z, x * y, x * z, y * z, x * x - y * y, 3 * z * z - one], axis=-1
-    ) * jnp.asarray(SH_CONSTANTS)
+    )
+    return functions * jax.lax.broadcast_to_rank(SH_CONSTANTS, functions.ndim)
 
 
 def shading(normals: Float[Array, "*n 3"], light: Float[Array, "9 3"]) -> Float[Array, "*n 3"]:

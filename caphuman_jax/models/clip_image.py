@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.lax import broadcast_to_rank
 from jaxtyping import Array, Float
 
 from caphuman_jax.config import ImageEncoderConfig
@@ -23,7 +24,8 @@ def normalize(images: Float[Array | np.ndarray, "*batch 3"]) -> Float[Array, "*b
     """RGB (…, 3) float32 in [0, 1] → what `ImageEncoder` takes. Callers apply it; the encoder does
     not.
     """
-    return jnp.asarray((images - MEAN) / STD)
+    mean, std = (broadcast_to_rank(numbers, images.ndim) for numbers in (MEAN, STD))
+    return (jnp.asarray(images) - mean) / std
 
 
 class ImageEncoder(nnx.Module):
@@ -64,5 +66,5 @@ class ImageEncoder(nnx.Module):
         batch, _, _, width = x.shape
         token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (batch, 1, width))
         x = jnp.concatenate([token, x.reshape(batch, -1, width)], axis=1)
-        hidden = self.transformer(self.norm_in(x + self.positions[...].astype(x.dtype)))
+        hidden = self.transformer(self.norm_in(x + self.positions[...].astype(x.dtype)[None]))
         return hidden, self.norm_out(hidden[:, 0])

@@ -68,7 +68,7 @@ class TextEncoder(nnx.Module):
             token_ids = jnp.where(known, token_ids, -1)
         if self.widen is not None:
             x = self.widen(x)
-        x = x + self.positions[: token_ids.shape[1]].astype(x.dtype)
+        x = x + self.positions[: token_ids.shape[1]].astype(x.dtype)[None]
         hidden = self.norm_out(self.transformer(x, skip))
         end = jnp.argmax(
             token_ids, axis=1

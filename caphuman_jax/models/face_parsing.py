@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jax.lax import broadcast_to_rank
+from jaxtyping import Array, Float, Shaped
 from PIL import Image
 
 from caphuman_jax.errors import PhotoError
@@ -52,9 +53,12 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def normalize(images: jax.Array) -> jax.Array:
+def normalize(
+    images: Shaped[jax.Array | np.ndarray, "b h w 3"],
+) -> Float[jax.Array, "b h w 3"]:
     """Pictures (B, H, W, 3), RGB 0–255 of any dtype → what `BiSeNet` takes."""
-    return (jnp.asarray(images).astype(jnp.float32) / 255 - MEAN) / STD
+    mean, std = (broadcast_to_rank(numbers, images.ndim) for numbers in (MEAN, STD))
+    return (jnp.asarray(images).astype(jnp.float32) / 255 - mean) / std
 
 
 class BiSeNet(nnx.Module):

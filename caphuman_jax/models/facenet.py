@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.convnet import BatchNorm, ConvNorm, max_pool
@@ -26,7 +27,9 @@ _EPS = 1e-3
 Branch = Sequence[tuple[int, Any, int, Any]]
 
 
-def normalize(crops: jax.Array) -> jax.Array:
+def normalize(
+    crops: Shaped[jax.Array | np.ndarray, "b h w 3"],
+) -> Float[jax.Array, "b h w 3"]:
     """Crops (B, 160, 160, 3), RGB 0–255 of any dtype → what `FaceNet` takes, float32 in about [-1,
     1].
     """

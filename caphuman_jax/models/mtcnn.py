@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.lax import broadcast_to_rank
 from PIL import Image
 
 from caphuman_jax.errors import PhotoError
@@ -39,7 +40,7 @@ class PReLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., channels) → the same."""
-        return jnp.maximum(x, 0) + self.weight[...] * jnp.minimum(x, 0)
+        return jnp.maximum(x, 0) + broadcast_to_rank(self.weight[...], x.ndim) * jnp.minimum(x, 0)
 
 
 class ProposalNet(nnx.Module):

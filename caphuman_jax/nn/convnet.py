@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.lax import broadcast_to_rank
 from jaxtyping import Array, Float
 
 from caphuman_jax.nn.compute_config import ComputeConfig
@@ -33,9 +34,9 @@ class BatchNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*batch c"]) -> Float[Array, "*batch c"]:
         """x (..., C) → the same shape and dtype."""
         factor = self.scale[...] * jax.lax.rsqrt(self.variance[...] + self.eps)
-        return (x.astype(jnp.float32) * factor + (self.bias[...] - self.mean[...] * factor)).astype(
-            x.dtype
-        )
+        offset = self.bias[...] - self.mean[...] * factor
+        factor, offset = (broadcast_to_rank(part, x.ndim) for part in (factor, offset))
+        return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
 
 
 class ConvNorm(nnx.Module):

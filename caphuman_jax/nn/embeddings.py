@@ -57,5 +57,5 @@ def timestep_embedding(timesteps: Float[Array, " s"], width: int) -> Float[Array
     frequencies = jnp.exp(
         jnp.arange(half, dtype=jnp.float32) * jnp.float32(-math.log(10000) / half)
     )
-    angles = timesteps[:, None] * frequencies
+    angles = timesteps[:, None] * frequencies[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)

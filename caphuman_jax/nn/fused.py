@@ -13,6 +13,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.lax import broadcast_to_rank
 from jaxtyping import Array, Float
 
 
@@ -49,8 +50,8 @@ def _group_norm(x, scale, bias, groups, eps, silu, platform):
     )
     variance = of_squares - jnp.square(mean)
     inverse = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + eps)
-    factor = inverse * scale
-    offset = bias - mean * factor
+    factor = inverse * scale[None]
+    offset = bias[None] - mean * factor
     z = x32 * _spread(factor) + _spread(offset)
     y = jax.nn.silu(z) if silu else z
     return y.astype(x.dtype), (x, mean, inverse, factor, offset, scale)
@@ -85,8 +86,8 @@ def _group_norm_backward(groups, eps, silu, platform, kept, gradient):
     by_scale = (products - mean * by_bias) * inverse
     # dx = inverse · (g − mean(g) − x̂ · mean(g · x̂)) with g = dz · scale and means over a group;
     # x̂ = (x − mean) · inverse.
-    first = _over_groups(scale * by_bias, groups) / pixels
-    second = _over_groups(scale * by_scale, groups) / pixels * jnp.square(inverse)
+    first = _over_groups(scale[None] * by_bias, groups) / pixels
+    second = _over_groups(scale[None] * by_scale, groups) / pixels * jnp.square(inverse)
     x32, dz = before_silu(by_bias)
     dx = dz * _spread(factor) - x32 * _spread(second) + _spread(mean * second - inverse * first)
     return dx.astype(x.dtype), by_scale.sum(axis=0), by_bias.sum(axis=0)
@@ -105,13 +106,16 @@ def geglu_layer(
     x (…, K), kernel (K, 2N), bias (2N,), of one dtype → (…, N). Where it is differentiated the
     halves are products of their own: their gradients, side by side, would have to be written once
     more; without, one product is faster than two."""
-    value, gate = jnp.split(x @ kernel + bias, 2, axis=-1)
+    value, gate = jnp.split(x @ kernel + broadcast_to_rank(bias, x.ndim), 2, axis=-1)
     return _geglu(value, gate)
 
 
 def _geglu_layer(x, kernel, bias):
     half = bias.shape[0] // 2
-    value, gate = (x @ kernel[:, part] + bias[part] for part in (slice(half), slice(half, None)))
+    value, gate = (
+        x @ kernel[:, part] + broadcast_to_rank(bias[part], x.ndim)
+        for part in (slice(half), slice(half, None))
+    )
     return _geglu(value, gate), (x, kernel, value, gate)
 
 

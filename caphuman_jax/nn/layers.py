@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.lax import broadcast_to_rank
 from jaxtyping import Array, Float
 
 from caphuman_jax.nn import fused
@@ -66,8 +67,9 @@ class GroupNorm(nnx.Module):
         mean = group_mean(x32.mean(axis=(1, 2)))
         variance = group_mean(jnp.square(x32 - mean).mean(axis=(1, 2)))
         # One multiplication and one addition a number: x minus the mean need not be kept.
-        factor = jax.lax.rsqrt(variance + self.eps) * self.scale[...]
-        normed = (x32 * factor + (self.bias[...] - mean * factor)).astype(x.dtype)
+        scale, bias = (broadcast_to_rank(p[...], x.ndim) for p in (self.scale, self.bias))
+        factor = jax.lax.rsqrt(variance + self.eps) * scale
+        normed = (x32 * factor + (bias - mean * factor)).astype(x.dtype)
         return jax.nn.silu(normed) if silu else normed
 
 
@@ -84,9 +86,8 @@ class LayerNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         centered = x32 - x32.mean(axis=-1, keepdims=True)
         variance = jnp.square(centered).mean(axis=-1, keepdims=True)
-        return (
-            centered * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
-        ).astype(x.dtype)
+        scale, bias = (broadcast_to_rank(p[...], x.ndim) for p in (self.scale, self.bias))
+        return (centered * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
 
 
 def linear(
@@ -165,7 +166,7 @@ def convolve_upsampled(layer: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Arr
     ]
     h = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
     assert layer.bias is not None
-    return h + layer.bias[...].astype(layer.dtype)
+    return h + broadcast_to_rank(layer.bias[...].astype(layer.dtype), h.ndim)
 
 
 def folded_kernel(kernel: Float[Array, "3 3 c o"], dtype) -> Float[Array, "2 2 c 4*o"]:

@@ -31,7 +31,10 @@ class Int8:
 
     def dense(self) -> jax.Array | np.ndarray:
         """The kernel in `dtype`, rounded once."""
-        return (self.values.astype(jnp.float32) * self.scale).astype(self.dtype)
+        scale = self.scale
+        if isinstance(scale, jax.Array):
+            scale = jax.lax.broadcast_to_rank(scale, self.values.ndim)
+        return (self.values.astype(jnp.float32) * scale).astype(self.dtype)
 
 
 def dtypes(params: Mapping[str, Any], dtype) -> dict[str, Any]:

@@ -307,7 +307,8 @@ def _rendered(batch: Mapping, model: HeadModel, size: int):
         )
         heads = move(heads, _matrices(batch["change"], heads.size[:, 0], size))
     hints = render_hints_batch(model, heads, size, size)
-    flipped = hints[:, :, ::-1] * jnp.asarray([-1.0] + [1.0] * 8, jnp.float32)
+    signs = jnp.asarray([-1.0] + [1.0] * 8, jnp.float32)
+    flipped = hints[:, :, ::-1] * signs[None, None, None]
     return jnp.where(mirror[:, None, None, None], flipped, hints)
 
 

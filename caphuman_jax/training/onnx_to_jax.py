@@ -156,7 +156,7 @@ def _conv(attributes, x, weight, bias=None):
         feature_group_count=attributes.get("group", 1),
         dimension_numbers=("NCHW", "OIHW", "NCHW"),
     )
-    return y if bias is None else y + jnp.asarray(bias)[:, None, None]
+    return y if bias is None else y + jnp.asarray(bias)[None, :, None, None]
 
 
 def _pool(attributes, x, start, operation):
@@ -193,7 +193,8 @@ def _pad(attributes, x, pads, value=None, axes=None):
 
 
 def _prelu(attributes, x, slope):
-    return jnp.where(x < 0, x * jnp.asarray(slope), x)
+    slope = jax.lax.broadcast_to_rank(jnp.asarray(slope), x.ndim)
+    return jnp.where(x < 0, x * slope, x)
 
 
 def _reshape(attributes, x, shape):
@@ -206,23 +207,33 @@ def _flatten(attributes, x):
     return x.reshape(int(np.prod(x.shape[:axis])), -1)
 
 
+def _elementwise(function: Callable) -> Callable:
+    """With ONNX's broadcasting, which is NumPy's."""
+
+    def apply(attributes, x, y):
+        rank = max(np.ndim(x), np.ndim(y))
+        return function(*(jax.lax.broadcast_to_rank(part, rank) for part in (x, y)))
+
+    return apply
+
+
 _OPERATORS: dict[str, Callable] = {
     "Abs": lambda a, x: jnp.abs(x),
-    "Add": lambda a, x, y: jnp.asarray(x) + jnp.asarray(y),
+    "Add": _elementwise(jnp.add),
     "AveragePool": _average_pool,
     "Concat": lambda a, *xs: jnp.concatenate(xs, axis=a["axis"]),
     "Conv": _conv,
-    "Div": lambda a, x, y: jnp.asarray(x) / jnp.asarray(y),
+    "Div": _elementwise(jnp.divide),
     "Flatten": _flatten,
     "GlobalAveragePool": lambda a, x: jnp.mean(x, axis=(2, 3), keepdims=True),
     "MatMul": lambda a, x, y: jnp.matmul(jnp.asarray(x), jnp.asarray(y)),
     "MaxPool": _max_pool,
-    "Mul": lambda a, x, y: jnp.asarray(x) * jnp.asarray(y),
+    "Mul": _elementwise(jnp.multiply),
     "Pad": _pad,
     "PRelu": _prelu,
     "Relu": lambda a, x: jax.nn.relu(x),
     "Reshape": _reshape,
     "Sigmoid": lambda a, x: jax.nn.sigmoid(x),
-    "Sub": lambda a, x, y: jnp.asarray(x) - jnp.asarray(y),
+    "Sub": _elementwise(jnp.subtract),
     "Transpose": lambda a, x: jnp.transpose(x, a.get("perm")),
 }

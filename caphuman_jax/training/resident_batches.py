@@ -99,9 +99,8 @@ def _assemble(data: dict, chosen: dict, size: int) -> Batch:
     )
     behind = (1 - person) * chosen["replaced"][:, None, None, None]
     pictures = (pictures * (1 - behind) + plain * behind) * 2 - 1
-    luma = jnp.sum(
-        pictures * jnp.asarray([0.299, 0.587, 0.114], jnp.float32), axis=-1, keepdims=True
-    )
+    shares = jnp.asarray([0.299, 0.587, 0.114], jnp.float32)
+    luma = jnp.sum(pictures * shares[None, None, None], axis=-1, keepdims=True)
     pictures = jnp.where(grey[:, None, None, None], luma, pictures)
     hints = unpack_hints(hints, lambda normals: augment.turn_normals(normals, change))
     replaced = chosen["replaced"][:, None]

@@ -72,7 +72,7 @@ def test_landmarks(model, posed, data, relative):
     shifted = moving + np.pad(data["cam"][:, 1:], ((0, 0), (0, 1)))[:, None]
     assert (
         relative(
-            (shifted * data["cam"][:, None, :1])[..., :2] * np.asarray([1, -1], np.float32),
+            (shifted * data["cam"][:, None, :1])[..., :2] * np.asarray([[[1, -1]]], np.float32),
             data["landmarks2d_projected"],
         )
         < 1e-5

@@ -76,7 +76,7 @@ def similarity(
     offset = about - turn @ about + jnp.asarray(shift, jnp.float32)
     if mirror_width is not None:
         offset = offset + turn @ jnp.asarray([mirror_width, 0.0], jnp.float32)
-        turn = turn * jnp.asarray([-1.0, 1.0], jnp.float32)
+        turn = turn * jnp.asarray([[-1.0, 1.0]], jnp.float32)
     return jnp.concatenate([turn, offset[:, None]], axis=1)
 
 

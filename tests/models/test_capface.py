@@ -136,7 +136,9 @@ def test_identity_tokens_in_order(networks):
     tokens = nnx.merge(graphdef, params)(image, recognition)
     assert tokens.shape == (2, 5, 12)
     np.testing.assert_allclose(
-        tokens[:, :4], image @ params["image"]["kernel"] + params["image"]["bias"], atol=1e-5
+        tokens[:, :4],
+        image @ params["image"]["kernel"] + params["image"]["bias"][None, None],
+        atol=1e-5,
     )
     np.testing.assert_allclose(
         tokens[:, 4], recognition @ params["recognition"]["kernel"], atol=1e-5

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from caphuman_jax.errors import HeadError, PhotoError
 from caphuman_jax.face.landmark_indices import IBUG_68
@@ -70,7 +70,7 @@ def landmark_box(landmarks: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "4"]:
     return np.concatenate([points[:, :2].min(axis=0), points[:, :2].max(axis=0)])
 
 
-def crop_of_box(box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "3"]:
+def crop_of_box(box: Sequence[float] | np.ndarray) -> Float[np.ndarray, "3"]:
     """Square (3,) float32 left, top, side round a face's box (4,): about its center, 1.25 × 1.1 ×
     its mean side, in whole pixels.
     """
@@ -82,7 +82,7 @@ def crop_of_box(box: Float[np.ndarray, "4"]) -> Float[np.ndarray, "3"]:
 
 
 def crop_photo(
-    photo: UInt8[np.ndarray, "h w 3"], crop: Float[Array, "3"]
+    photo: UInt8[np.ndarray, "h w 3"], crop: Shaped[Array, "3"]
 ) -> Float[np.ndarray, "224 224 3"]:
     """The square of a photo (H,W,3) uint8 as what the encoder takes: (224,224,3) float32 in [0,1],
     bilinear, black outside the photo.
@@ -176,7 +176,7 @@ def project(points: Float[Array, "n 3"], camera: Float[Array, "3"]) -> Float[Arr
     [-1,1] of the crop, y down, smaller z nearer.
     """
     shift = jnp.concatenate([camera[1:], jnp.zeros_like(camera[:1])])
-    return (points + shift) * camera[0] * jnp.asarray([1, -1, -1], points.dtype)
+    return (points + shift[None]) * camera[0] * jnp.asarray([[1, -1, -1]], points.dtype)
 
 
 def to_picture(points: Float[Array, "n 3"], crop: Float[Array, "3"]) -> Float[Array, "n 3"]:
@@ -186,7 +186,7 @@ def to_picture(points: Float[Array, "n 3"], crop: Float[Array, "3"]) -> Float[Ar
     factor = crop[2] / (SIZE - 1)
     shift = jnp.concatenate([crop[:2], jnp.zeros_like(crop[:1])])
     half = jnp.asarray([SIZE / 2, SIZE / 2, 0], points.dtype)
-    return (points * (SIZE / 2) + half) * factor + shift
+    return (points * (SIZE / 2) + half[None]) * factor + shift[None]
 
 
 def crop_at(

@@ -114,7 +114,7 @@ def vertices(
     """
     rest = _combine(flame.mean, shape, flame.shape_basis, expression, flame.expression_basis)
     turns = _turns(pose)
-    correction = (turns[1:] - jnp.eye(3, dtype=turns.dtype)).reshape(-1)
+    correction = (turns[1:] - jnp.eye(3, dtype=turns.dtype)[None]).reshape(-1)
     rest = rest + jnp.tensordot(
         correction, jnp.asarray(flame.pose_basis), axes=1, precision=_HIGHEST
     )

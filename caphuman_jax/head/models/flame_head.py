@@ -78,9 +78,8 @@ class FlameHead(HeadModel):
         self, identity: Float[Array, " k"], expression: Float[Array, " e"]
     ) -> Float[Array, "v 3"]:
         coefficients, pose = self.split_expression(expression)
-        return (
-            flame.vertices(self.flame, identity, coefficients, pose) - jnp.asarray(self.origin)
-        ) * UNITS
+        origin = jnp.asarray(self.origin)[None]
+        return (flame.vertices(self.flame, identity, coefficients, pose) - origin) * UNITS
 
     def turned_origin(
         self,
@@ -151,7 +150,7 @@ class FlameHead(HeadModel):
     ) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
         count = len(self.identity_basis)
         place = lambda coefficients: (
-            self.landmarks_of(coefficients[:count], coefficients[count:]) - origin
+            self.landmarks_of(coefficients[:count], coefficients[count:]) - origin[None]
         )
         return place, lambda coefficients: jnp.moveaxis(jax.jacfwd(place)(coefficients), 2, 0)
 
@@ -179,7 +178,7 @@ class FlameHead(HeadModel):
             jnp.tensordot(expression[:count], basis, axes=1, precision=_HIGHEST)[
                 jnp.asarray(self.mirror)
             ]
-            * flip
+            * flip[None]
         )
         flat = basis.reshape(count, -1)
         normal = jnp.matmul(flat, flat.T, precision=_HIGHEST)
@@ -187,7 +186,7 @@ class FlameHead(HeadModel):
         mirrored = jnp.linalg.solve(
             normal + ridge, jnp.matmul(flat, offset.reshape(-1), precision=_HIGHEST)
         )
-        neck, jaw, left, right = expression[count:].reshape(4, 3) * -flip
+        neck, jaw, left, right = expression[count:].reshape(4, 3) * -flip[None]
         return jnp.concatenate([mirrored, neck, jaw, right, left])
 
     # The albedo is colors at vertices, or a texture (S,S,3), which is rendered as DECA does it:
