@@ -19,7 +19,7 @@ demo: $(VENV)/.installed ## Four pictures of the astronaut in out/demo.
 
 # One process a core, up to four: each takes about 3 GB. A file's tests stay together, since they share what is compiled.
 test: $(VENV)/.installed-test ## The fast tests.
-	$(PYTEST) -n logical --maxprocesses 4 --dist loadfile
+	$(PYTEST) -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-test ## The slow tests alone.
 	$(PYTEST) -m slow || [ $$? = 5 ] # 5: there are none

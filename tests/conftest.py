@@ -1,11 +1,13 @@
 """For every test: 8 simulated devices, checked shapes, no silent dtype promotion, and programs
-compiled fast rather than compiled to be fast.
+compiled fast rather than compiled to be fast, once for all processes of a session.
 """
 
 import ctypes
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -15,13 +17,20 @@ os.environ["XLA_FLAGS"] = (
 # LLVM's optimization takes up to two thirds of compiling, and the networks here are tiny. XLA's own
 # passes all run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# pytest's workers and the commands that tests start share what is compiled: they inherit these. A
+# folder that the caller names stays for the next session.
+_OWN_PROGRAMS = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _OWN_PROGRAMS = tempfile.mkdtemp(prefix="caphuman-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_PROGRAMS
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # hypothesis' plugin would import it when the session ends, and Python 3.11 cannot always parse a
 # file that deep in the stack (SystemError: AST constructor recursion depth mismatch).
-import hypothesis  # noqa: F401
-import jax
-import jaxtyping
-import pytest
+import hypothesis  # noqa: E402, F401
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))  # flame_standin, shape_checks, tiny_model
 
@@ -34,13 +43,46 @@ jaxtyping.install_import_hook(
 from tiny_model import (  # noqa: E402, F401
     astronaut,
     astronaut_file,
-    own_cache,
     person,
     pipe,
     tiny_folder,
     tiny_params,
     two_faces,
 )
+
+# JAX allocates many objects that live long; Python's collector would search them again and again.
+gc.set_threshold(50_000, 20, 50)
+
+
+_LONGEST = (
+    "training/test_mini_step.py",
+    "pipeline/test_pipeline.py",
+    "pipeline/test_people.py",
+    "training/test_capface.py",
+    "cli/test_generate.py",
+    "weights/test_use.py",
+    "parity/test_networks.py",
+    "training/test_autoencoder.py",
+    "pipeline/test_deca.py",
+    "diffusion/test_text_to_image.py",
+    "evaluation/test_command.py",
+    "parity/test_control_step.py",
+    "test_docs.py",
+)
+"""Files that take longest. They are run first, so that no process waits for another at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    """Files in the order in which they are run; each file's tests keep theirs."""
+    folder = Path(__file__).parent
+    rank = {folder / name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+def pytest_unconfigure(config):
+    """The session's compiled programs are deleted by the process that made their folder."""
+    if _OWN_PROGRAMS:
+        shutil.rmtree(_OWN_PROGRAMS, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -38,19 +38,6 @@ TINY = dataclasses.replace(
 
 
 @pytest.fixture(scope="session")
-def own_cache(tmp_path_factory):
-    """Compiled programs go to a directory of the tests; JAX's settings are restored afterwards."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("CAPHUMAN_CACHE", str(tmp_path_factory.mktemp("cache")))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: jax.config.values[name] for name in names}
-    yield
-    patch.undo()
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="session")
 def tiny_params():
     """{network: parameters} drawn at random, save CapFace's last layers, which are zero as when
     training begins.

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from caphuman_jax.config import (
     MINI,
@@ -31,23 +30,6 @@ def strict_dtypes(request):
     )
     with jax.numpy_dtype_promotion("standard" if whole_step else "strict"):
         yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def programs_are_kept(tmp_path_factory):
-    """A run that is resumed compiles nothing again; JAX's settings are as before afterwards."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 5.0,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

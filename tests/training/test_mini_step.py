@@ -45,7 +45,7 @@ def train(
     log_every=100,
     log=lambda line: None,
 ):
-    mesh = mesh or sharding.make_mesh()
+    mesh = mesh or sharding.make_mesh(devices=jax.devices()[:2])
     cfg = loop.LoopConfig(save_every=save_every, log_every=log_every, tensorboard=False)
     return loop.run(
         mini.MiniRecipe(tiny, training, vae_params, data, mesh), None, cfg, folder, mesh, log=log
@@ -54,7 +54,7 @@ def train(
 
 @pytest.fixture(scope="module")
 def straight(tiny, training, data, vae_params, tmp_path_factory):
-    """An undisturbed run on all devices: (its folder, the state at its end)."""
+    """An undisturbed run on two devices: (its folder, the state at its end)."""
     folder = tmp_path_factory.mktemp("straight")
     with jax.numpy_dtype_promotion("standard"):
         return folder, train(tiny, training, vae_params, data, folder)
