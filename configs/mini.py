@@ -33,6 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
         "latent_noise": 0.1,
         "ema_decay": 0.999,
         "seed": 0,
+        "dtype": "auto",
     }
     config.training = {
         "steps": 6000,
@@ -57,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
         "identity_swap_prob": 0.5,
         "grayscale_prob": 0.08,
         "seed": 0,
-        "dtype": "bfloat16",
+        "dtype": "auto",  # float32 on CPUs, bfloat16 elsewhere
         "augment": {
             "scale": 1.25,
             "shift": 0.1,

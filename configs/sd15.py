@@ -60,7 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
         "lora_rank": 0,
         "lora_alpha": 0.0,
         "lora_targets": r"(self|cross)_attention\.(query|key|value|out)\.kernel$",
-        "dtype": "bfloat16",
+        "dtype": "auto",  # float32 on CPUs, bfloat16 elsewhere
         "remat": "none",
         "attention": "auto",
         "seed": 0,

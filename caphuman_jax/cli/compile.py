@@ -132,7 +132,7 @@ def _train(args, target, options):
     from caphuman_jax.training.run_config import from_config, read_config, recipe_module
 
     def attempt(batch):
-        config = read_config(args.config, args.overrides)
+        config = read_config(args.config, args.overrides, target.platform)
         count = len(target.devices)
         if batch is not None:
             config.training.batch_size = batch * count * config.training.get("accumulate", 1)

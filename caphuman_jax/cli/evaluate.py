@@ -195,7 +195,7 @@ def run(args: argparse.Namespace) -> int:
     for name, goal in document["goals"].items():
         print(
             f"{name:34} {report.number(goal['value']):>8}   goal {goal['goal']:8} "
-            f"{report.verdict(goal['reached'], 'reached', 'not reached')}"
+            f"{report.verdict(goal, 'reached', 'not reached')}"
         )
     print(f"{args.report / 'index.md'} has all results")
     return 0

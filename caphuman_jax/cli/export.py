@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def add_arguments(parser) -> None:
 
 def run(args) -> None:
     """Writes and prints the report."""
+    # Orbax warns that a folder which is only read is not written to.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     from caphuman_jax.errors import ModelFolderError, SettingError
     from caphuman_jax.training.run import export_run
     from caphuman_jax.training.run_folder import is_run

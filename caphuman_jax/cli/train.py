@@ -85,14 +85,21 @@ def _train(args) -> int:
     from caphuman_jax.runtime.compile_cache import keep_compiled
     from caphuman_jax.training import run, run_config
 
-    if jax.default_backend() != "cpu":
-        # A run that resumes compiles the same step, which takes an accelerator's compiler minutes.
-        keep_compiled()
+    keep_compiled()  # a run that resumes compiles the same step, which takes a minute or more
     # Orbax's tracebacks: what went wrong is reported in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    config = run_config.read_config(args.config, args.overrides)
+    on_cpu = jax.default_backend() == "cpu" and config.recipe in run_config.RECIPES
+    if on_cpu and jax.process_index() == 0:
+        print(
+            f"training on a CPU, in {config.training.dtype}: enough to try out a small "
+            "configuration. The full model wants a GPU; on a CPU a step of mini takes minutes and "
+            "its 6,000 steps more than a week (docs/training.md)",
+            flush=True,
+        )
     return run.train(
         args.config,
-        run_config.read_config(args.config, args.overrides),
+        config,
         Path(args.workdir),
         minutes=args.minutes,
         profile=args.profile,

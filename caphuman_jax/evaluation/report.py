@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from caphuman_jax.evaluation.metrics.base import FEWEST
 from caphuman_jax.evaluation.metrics.identity import RANKED_AMONG
 from caphuman_jax.evaluation.metrics.pose import WITHIN
 from caphuman_jax.evaluation.metrics.registry import METRICS
@@ -96,8 +98,7 @@ def write_index(path: Path, report: dict) -> None:
         "| | reached | goal | |",
         "|---|---|---|---|",
         *(
-            f"| {name} | {number(g['value'])} | {g['goal']} | {verdict(g['reached'], 'yes', 'no')} "
-            f"|"
+            f"| {name} | {number(g['value'])} | {g['goal']} | {verdict(g, 'yes', 'no')} |"
             for name, g in report["goals"].items()
         ),
         "",
@@ -140,7 +141,8 @@ def write_index(path: Path, report: dict) -> None:
 _EXPLANATION = (
     f"""Faces, heads and vectors are measured in each image without knowledge of the request.
 
-* *Chance*: the same number with the images assigned to the requests at random.
+* *Chance*: the same number with the images assigned to the requests at random; empty, as goals are
+  undecided, with fewer than {FEWEST} requests or people.
 * *Copy*: what a model would get that keeps the reference photo's head, whatever is requested.
   *Where changed* therefore counts only the requests that ask for a change of that number, and so
   do the goals.
@@ -228,9 +230,12 @@ def _shortened(text, draw, font):
     return text
 
 
-def verdict(reached: bool | None, yes: str, no: str) -> str:
-    """A goal's outcome in a word or two."""
-    return "not measured" if reached is None else yes if reached else no
+def verdict(goal: Mapping[str, Any], yes: str, no: str) -> str:
+    """The outcome of one of `statistics.goals` in a few words."""
+    if goal["reached"] is None:
+        few = goal["number"] < goal["fewest"]
+        return f"too few: {goal['number']} of {goal['fewest']}" if few else "not measured"
+    return yes if goal["reached"] else no
 
 
 def _percent(value):

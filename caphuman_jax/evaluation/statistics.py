@@ -30,19 +30,28 @@ def compute(
     return results
 
 
+<<<<<<< ours
 def goals(results: dict, wanted: Sequence[Goal] | None = None) -> dict[str, dict]:
     """{goal: {"value", "goal", "reached"}} of some goals, or of all metrics'; "reached" is None
     where nothing could be measured.
+=======
+def goals(results: dict) -> dict[str, dict]:
+    """{goal: {"value", "goal", "reached", "number", "fewest"}}; "reached" is None where nothing could
+    be measured, or less often than "fewest".
+>>>>>>> theirs
     """
     answer = {}
     every = [goal for metric in METRICS for goal in metric.goals] if wanted is None else wanted
     for goal in every:
         value = at(results, goal.place)
         reached = value >= goal.value if goal.relation == ">=" else value <= goal.value
+        number = at(results, goal.counted)
         answer[goal.label] = {
             "value": value,
             "goal": f"{goal.relation} {goal.value:g}",
-            "reached": bool(reached) if np.isfinite(value) else None,
+            "reached": bool(reached) if np.isfinite(value) and number >= goal.fewest else None,
+            "number": number,
+            "fewest": goal.fewest,
         }
     return answer
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import platform
 from pathlib import Path
 
 import jax
@@ -20,13 +22,29 @@ def cache_folder() -> Path:
     return Path(own) if own else Path(base) / "caphuman_jax"
 
 
+def cpu_type() -> str:
+    """A short name for what a CPU can do. Programs for one type may crash on another, and home
+    directories are shared by machines, so each type has a folder of its own.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    wanted = ("model name", "flags", "Features", "CPU part")  # the latter two on ARM
+    found = sorted({line for line in lines if line.split("\t")[0].strip(" :") in wanted})
+    text = "\n".join([platform.machine(), platform.processor(), *found])
+    return f"cpu-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
 def keep_compiled() -> None:
-    """Turn on JAX's persistent compilation cache in `cache_folder()`, unless one is set already or
-    the folder cannot be made.
+    """Turn on JAX's persistent compilation cache in `cache_folder()`, in a folder of its own for
+    each type of CPU, unless one is set already or the folder cannot be made.
     """
     if jax.config.jax_compilation_cache_dir:  # pyrefly: ignore[missing-attribute]
         return
     where = cache_folder() / "compiled"
+    if jax.default_backend() == "cpu":
+        where /= cpu_type()
     try:
         where.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+import jax
 import ml_collections
 
 from caphuman_jax.errors import CapHumanError, SettingError
@@ -51,12 +52,17 @@ def recipe_module(config: ml_collections.ConfigDict) -> ModuleType:
         ) from error
 
 
-def read_config(name: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+def read_config(
+    name: str, overrides: Sequence[str] = (), platform: str | None = None
+) -> ml_collections.ConfigDict:
     """The configuration of configs/NAME.py, or of a file NAME.py.
 
     Args:
         name: of a file in configs/, without .py, or the path of one's own.
         overrides: entries `a.b=value`; their types are those of the configuration's values.
+        platform: that it is for ("cpu", "gpu", "tpu"); None: JAX's default backend. It decides
+            what the value "auto" of an entry `dtype` becomes: "float32" on CPUs, which do not
+            compute faster in bfloat16, else "bfloat16".
 
     Raises:
         CapHumanError: for an unknown name or entry, or a value of another type.
@@ -79,8 +85,16 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> ml_collections.Conf
         try:
             place[path[-1]] = _parse(type(before), value)
         except ValueError as error:
+<<<<<<< ours
             wanted = _KINDS.get(type(before), f"of type {type(before).__name__}")
             raise CapHumanError(f"{'.'.join(path)} is {wanted}, not {value!r}") from error
+=======
+            raise CapHumanError(f"{entry}: {value!r} is not {type(before).__name__}") from error
+    for part in config.values():
+        if isinstance(part, ml_collections.ConfigDict) and part.get("dtype") == "auto":
+            cpu = (platform or jax.default_backend()) == "cpu"
+            part.dtype = "float32" if cpu else "bfloat16"
+>>>>>>> theirs
     return config
 
 

@@ -203,6 +203,18 @@ def _shipped_models() -> dict[str, Path]:
     return {config.parent.name: config.parent for config in sorted(assets.glob("*/config.json"))}
 
 
+def _instead_of_run(workdir: Path) -> str:
+    """What to take instead of the work folder of a training run."""
+    model, earlier = workdir / "model", workdir / "autoencoder"
+    if (model / "config.json").is_file():
+        return f"{workdir} is the work folder of a training run; its model is {model}"
+    what = "has no checkpoint of the model yet" if earlier.is_dir() else "is not finished"
+    return (
+        f"{workdir} is the work folder of a training run that {what}; `caphuman export {workdir} "
+        "OUT` makes a model folder of its newest checkpoint"
+    )
+
+
 def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads((path / "config.json").read_text())
@@ -210,6 +222,9 @@ def _read_document(path: Path) -> dict[str, Any]:
         raise ModelFolderError(f"{path} is not a model folder: it has no config.json") from error
     except (OSError, ValueError) as error:
         raise ModelFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
+    if isinstance(document, dict) and isinstance(document.get("config"), dict):
+        if "recipe" in document["config"]:  # WORKDIR/config.json of `caphuman train`
+            raise ModelFolderError(_instead_of_run(path))
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ModelFolderError(f"{path / 'config.json'} is not the description of a {FORMAT} model")
     if document.get("format_version") != FORMAT_VERSION:

@@ -117,6 +117,17 @@ def test_results_that_follow(model, subjects):
     assert all(goal["reached"] for goal in statistics.goals(found).values())
 
 
+def test_few_pictures_reach_no_goal_and_have_no_chance(model, subjects):
+    outcomes = [o for o in make_outcomes(model, subjects, True) if o.person < 3]
+    found = statistics.compute(model, subjects[:3], outcomes)
+    yaw = found["pose"]["yaw"]["changed"]
+    assert yaw["requests"] < 20 and np.isnan(yaw["median"]["chance"])
+    assert yaw["median"]["value"] == pytest.approx(3)
+    for goal in statistics.goals(found).values():
+        assert goal["reached"] is None
+        assert report.verdict(goal, "reached", "not reached").startswith("too few: ")
+
+
 def test_a_head_model_without_smile_and_jaw_leaves_them_out(model, subjects, tmp_path):
     names = tuple(f"direction {i}" for i in range(len(model.expression_names)))
     other = dataclasses.replace(model, expression_names=names)

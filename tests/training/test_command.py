@@ -8,7 +8,6 @@ import os
 import signal
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -58,10 +57,25 @@ def test_a_wrong_override_is_told(entry, words):
         read_config("mini", [entry])
 
 
+@pytest.mark.parametrize(
+    "platform, overrides, dtype",
+    [
+        ("cpu", [], "float32"),
+        (None, [], "float32"),  # tests run on CPUs
+        ("gpu", [], "bfloat16"),
+        ("tpu", [], "bfloat16"),
+        ("cpu", ["training.dtype=bfloat16", "autoencoder.dtype=bfloat16"], "bfloat16"),
+    ],
+)
+def test_cpus_compute_in_float32_unless_asked(platform, overrides, dtype):
+    config = read_config("mini", overrides, platform)
+    assert config.training.dtype == config.autoencoder.dtype == dtype
+
+
 @pytest.mark.parametrize("name", ["mini", "sd15", "sd15_tpu"])
 def test_a_configuration_shows_every_number(name):
     """Its entries are the settings' fields, with nothing left to a default that is not seen."""
-    config = read_config(name)
+    config = read_config(name, platform="gpu")
     settings = {"loop": LoopConfig, "training": CapFaceTraining}
     if name == "mini":
         settings |= {"training": MiniTraining, "autoencoder": AutoencoderTraining}
@@ -185,17 +199,24 @@ def test_a_signal_before_the_loop_is_answered_at_once(monkeypatch, tmp_path, cap
     assert "\n" not in error and "rerun the same command to resume" in error
 
 
-@pytest.mark.parametrize("backend, kept", [("gpu", 1), ("cpu", 0)])
-def test_an_accelerators_programs_are_kept(monkeypatch, tmp_path, capsys, backend, kept):
-    """A step takes them minutes to compile; a CPU does not, and keeps none."""
+def test_compiled_programs_are_kept_on_any_device(monkeypatch, tmp_path, capsys):
     found = []
     monkeypatch.setattr(compile_cache, "keep_compiled", lambda: found.append(1))
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert (
-        app.main(["train", f"--config.data={tmp_path}", "--workdir", str(tmp_path / "w")]) == 2
-        and "no records there" in capsys.readouterr().err
+    assert app.main(["train", f"--config.data={tmp_path}", "--workdir", str(tmp_path / "w")]) == 2
+    said = capsys.readouterr()
+    assert "no records there" in said.err and found == [1]
+    assert said.out.startswith("training on a CPU, in float32") and "wants a GPU" in said.out
+
+
+def test_each_type_of_cpu_has_a_folder_of_compiled_programs(monkeypatch):
+    here = compile_cache.cpu_type()
+    assert here == compile_cache.cpu_type() and here.startswith("cpu-")
+    text = "processor\t: 0\nmodel name\t: X\nflags\t\t: sse2{}\ncpu MHz\t\t: {}\n"
+    kind = lambda *parts: (
+        monkeypatch.setattr(Path, "read_text", lambda self: text.format(*parts))
+        or compile_cache.cpu_type()
     )
-    assert len(found) == kept
+    assert kind("", 2000) == kind("", 3000) != kind(" avx512f", 2000)
 
 
 def test_an_unknown_recipe_is_told():

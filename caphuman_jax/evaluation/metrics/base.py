@@ -21,6 +21,10 @@ CHANGED = {"angles": 1.0, "position": 0.005, "expression": 0.02, "light": 0.02}
 # Cosine of mobilefacenet's vectors above which two reference photos may show one person, so that
 # neither counts as another person's. Lower than `prepare`'s limit, which must not join strangers.
 POSSIBLY_SAME_PERSON = 0.5
+FEWEST = 20
+"""Requests, pictures or people below which a value is too uncertain to be compared with a goal or
+with chance.
+"""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,12 +71,16 @@ class Goal:
         place: of the value in the results, names joined by dots.
         relation: ">=" or "<=".
         value: the goal.
+        counted: place of the number of requests, pictures or people that the value is made of.
+        fewest: below this number the goal is neither reached nor missed.
     """
 
     label: str
     place: str
     relation: str
     value: float
+    counted: str
+    fewest: int = FEWEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +166,7 @@ def all_and_changed(
         a, m, o = asked[kept], measured[kept], own[kept]
         answer[name] = {"requests": int(kept.sum())} | {
             key: estimators.summary(statistic, a, m, person[kept], seed, own=o)
+            | ({"chance": float("nan")} if kept.sum() < FEWEST else {})
             for key, statistic in statistics.items()
         }
     return answer

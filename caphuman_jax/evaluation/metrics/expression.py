@@ -74,7 +74,13 @@ METRIC = Metric(
     rows=tuple(_rows()),
     # Where the request changes the weight: elsewhere a copy of the photo would do.
     goals=tuple(
-        Goal(f"{name} correlation", f"expression.{name}.changed.correlation.value", ">=", 0.6)
+        Goal(
+            f"{name} correlation",
+            f"expression.{name}.changed.correlation.value",
+            ">=",
+            0.6,
+            f"expression.{name}.changed.requests",
+        )
         for name in ("smile", "jawOpen")
     ),
     previews={

@@ -23,6 +23,6 @@ def compute(run: Run) -> dict:
 METRIC = Metric(
     compute,
     rows=(Row("face found", "face_found", percent=True),),
-    goals=(Goal("face found", "face_found.value", ">=", 0.97),),
+    goals=(Goal("face found", "face_found.value", ">=", 0.97, "pictures"),),
     previews={"face_found": "face_found.value"},
 )

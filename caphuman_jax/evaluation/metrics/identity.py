@@ -100,12 +100,13 @@ METRIC = Metric(
     compute,
     rows=tuple(_rows()),
     goals=(
-        Goal("identity AUC (dlib)", "identity.dlib.auc.value", ">=", 0.90),
+        Goal("identity AUC (dlib)", "identity.dlib.auc.value", ">=", 0.90, "people"),
         Goal(
             f"rank-1 among {RANKED_AMONG} people (dlib)",
             f"identity.dlib.rank1_among_{RANKED_AMONG}.value",
             ">=",
             0.40,
+            "people",
         ),
     ),
     previews={

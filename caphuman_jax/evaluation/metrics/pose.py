@@ -43,7 +43,13 @@ METRIC = Metric(
     rows=tuple(_rows()),
     # Where the request changes the angle: elsewhere a copy of the photo would do.
     goals=tuple(
-        Goal(f"median {angle} error, degrees", f"pose.{angle}.changed.median.value", "<=", most)
+        Goal(
+            f"median {angle} error, degrees",
+            f"pose.{angle}.changed.median.value",
+            "<=",
+            most,
+            f"pose.{angle}.changed.requests",
+        )
         for angle, most in (("yaw", 4.0), ("pitch", 4.0), ("roll", 2.0))
     ),
     previews={"yaw_error": "pose.yaw.all.median.value"},

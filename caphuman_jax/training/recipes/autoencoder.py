@@ -22,7 +22,11 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from caphuman_jax.config import ModelConfig, VAEConfig
+<<<<<<< ours
 from caphuman_jax.face.recognition import MOBILEFACENET_SIZE
+=======
+from caphuman_jax.errors import SettingError
+>>>>>>> theirs
 from caphuman_jax.models import registry
 from caphuman_jax.models.vae import VAE
 from caphuman_jax.nn.compute_config import ComputeConfig
@@ -64,6 +68,7 @@ class AutoencoderTraining:
         latent_noise: noise added to the latents, in their standard deviations.
         ema_decay: of the moving average of the parameters.
         seed: decides everything random.
+        dtype: "bfloat16" or "float32", of what is computed; weights are float32.
     """
 
     steps: int = 6000
@@ -80,6 +85,11 @@ class AutoencoderTraining:
     latent_noise: float = 0.1
     ema_decay: float = 0.999
     seed: int = 0
+    dtype: str = "bfloat16"
+
+    def __post_init__(self):
+        if self.dtype not in ("bfloat16", "float32"):
+            raise SettingError(f"autoencoder.dtype is bfloat16 or float32, not {self.dtype!r}")
 
 
 class PatchDiscriminator(nnx.Module):
@@ -195,10 +205,10 @@ class AutoencoderRecipe(Recipe):
         )
 
     def _make_vae(self, rngs) -> VAE:
-        return VAE(self.vae_cfg, ComputeConfig(jnp.bfloat16), rngs=rngs)
+        return VAE(self.vae_cfg, ComputeConfig(self.cfg.dtype), rngs=rngs)
 
     def _make_discriminator(self) -> PatchDiscriminator:
-        return PatchDiscriminator(dtype=jnp.bfloat16, rngs=nnx.Rngs(self.cfg.seed + 1))
+        return PatchDiscriminator(dtype=self.cfg.dtype, rngs=nnx.Rngs(self.cfg.seed + 1))
 
     def init_params(self) -> Tree:
         with sharding.on_cpu():
@@ -344,7 +354,7 @@ def stage(config, workdir: Path, records: Callable) -> Stage:
 
     def export(params, folder, metadata) -> None:
         found, train_index, _ = records()
-        graph = registry.abstract(model, ComputeConfig(jnp.bfloat16), only=("vae",))["vae"][0]
+        graph = registry.abstract(model, ComputeConfig(cfg.dtype), only=("vae",))["vae"][0]
         some = found.pictures[train_index[:CENTERED]]
         vae, vae_cfg = center_latents(graph, params["vae"], model.vae, some, cfg.size)
         centered = dataclasses.replace(model, vae=vae_cfg)
