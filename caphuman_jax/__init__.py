@@ -5,7 +5,13 @@ pipe = caphuman_jax.load("mini")
 result = pipe(reference="me.jpg", prompt="a photo of a smiling person", head={"yaw": 20})
 """
 
+import os
+
 from caphuman_jax.version import __version__
+
+# onnxruntime otherwise looks up its maker's server and keeps a device id; it reads this when it is
+# imported.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 __all__ = ["__version__", "load"]
 

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from caphuman_jax.cli import failures
 from caphuman_jax.errors import INTERRUPTED, RESTART, CapHumanError, Terminated
 from caphuman_jax.runtime.platforms import spare_libtpu
 from caphuman_jax.version import __version__
@@ -65,7 +66,11 @@ _FAILED = 2
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports what is wrong in one line."""
+    """Reports what is wrong in one line, also that its help cannot be written."""
+
+    def _print_message(self, message, file=None):
+        if message:
+            (file or sys.stderr).write(message)
 
     def error(self, message):
         self.exit(_FAILED, f"caphuman: error: {message}; see {self.prog} --help\n")
@@ -75,25 +80,51 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        The exit code: 0; 2 for an error, 130 after Ctrl-C and 75 after SIGTERM, each reported in
-        one line; and those of train and sample.
+        The exit code: 0; 2 for an error, 70 for one that was not expected, 130 after Ctrl-C and 75
+        after SIGTERM, each reported in one line; and those of train and sample.
+        docs/reliability.md lists them. With --debug, errors are raised.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    debug = "--debug" in arguments[:end]
+    arguments = [a for i, a in enumerate(arguments) if i >= end or a != "--debug"]
+    failures.plain_output()
     spare_libtpu()
     try:
         with _sigterm_raised():
-            return _dispatch(arguments) or 0
+            code = _dispatch(arguments) or 0
+        problem = failures.flush(sys.stdout)
+        return code if problem is None else _failed(f"the output cannot be written: {problem}")
     except CapHumanError as error:
-        print(f"caphuman: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return _FAILED
+        if debug:
+            raise
+        return _failed(str(error))
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, Terminated)
         why = "terminated" if terminated else "interrupted"
         print(f"\ncaphuman: {'; '.join(filter(None, (why, str(stop))))}", file=sys.stderr)
         return RESTART if terminated else INTERRUPTED
+    except SystemExit:
+        problem = failures.flush(sys.stdout)
+        if problem is not None:
+            return _failed(f"the output cannot be written: {problem}")
+        raise
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # the reader of our output has closed it
         return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        told = failures.explain(error)
+        if told is not None:
+            return _failed(told)
+        return _failed(failures.unexpected(error), failures.UNEXPECTED)
+
+
+def _failed(text: str, code: int = _FAILED) -> int:
+    print(f"caphuman: error: {' '.join(text.split())}", file=sys.stderr)
+    failures.flush(sys.stdout)
+    return code
 
 
 @contextlib.contextmanager
@@ -131,6 +162,7 @@ def _parser(chosen: str | None) -> tuple[_Parser, _Parser]:
         description="A photo of a face, a sentence and a head in; pictures of that person out.",
     )
     parser.add_argument("--version", action="version", version=f"caphuman {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (module, text) in _VERBS.items():
         command = commands.add_parser(name, help=text)

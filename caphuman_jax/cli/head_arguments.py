@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from caphuman_jax.errors import SettingError
+from caphuman_jax.io import json_reader
 
 OPTIONS = (
     "face",
@@ -137,7 +137,7 @@ def light(text: str | None):
         except (OSError, UnicodeDecodeError) as error:
             raise SettingError(f"--light {text} cannot be read ({error})") from error
     try:
-        found = json.loads(source)
+        found = json_reader.parse(source)
         found = found["light"] if isinstance(found, dict) else found
         flat = [
             float(number) for row in found for number in (row if isinstance(row, list) else [row])

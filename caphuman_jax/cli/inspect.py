@@ -6,13 +6,13 @@ import argparse
 import collections
 import functools
 import importlib.util
-import json
 import os
 import time
 from pathlib import Path
 
 from caphuman_jax.cli.argument_types import positive_int
 from caphuman_jax.errors import CapHumanError, DataError
+from caphuman_jax.io import json_reader
 
 _PRINTED = 20  # problems
 
@@ -117,7 +117,7 @@ def _read_manifest(folder):
 
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json_reader.read(path)
         [Feature.from_dict(fields) for fields in manifest["features"]]
         for split in manifest["splits"].values():
             (
@@ -178,7 +178,7 @@ def _dropped(folder, manifest):
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines):
             try:
-                entry = json.loads(line)
+                entry = json_reader.parse(line)
                 counts[entry["reason"]] += 1
                 examples.setdefault(
                     entry["reason"], f"{entry['key']}: {entry.get('detail', '')}".rstrip(": ")

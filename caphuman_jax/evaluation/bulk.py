@@ -18,7 +18,7 @@ from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.person.person import Person
 from caphuman_jax.pipeline.conditioning import Conditioning
 from caphuman_jax.pipeline.conditioning import Subject as ShownSubject
-from caphuman_jax.pipeline.pipeline import Pipeline, to_bytes
+from caphuman_jax.pipeline.pipeline import Pipeline, check_finite, to_bytes
 
 
 def bulk_generator(pipe: Pipeline, steps: int, guidance_scale: float) -> Generator:
@@ -50,8 +50,9 @@ def bulk_generator(pipe: Pipeline, steps: int, guidance_scale: float) -> Generat
             )
             shown = ShownSubject(person, None, head, hints)
             rows.append((Conditioning(request, (shown,)), 0))
-        images, _ = pipe.make(rows)
-        return to_bytes(np.asarray(images))
+        images = np.asarray(pipe.make(rows)[0])
+        check_finite(images)
+        return to_bytes(images)
 
     return make
 

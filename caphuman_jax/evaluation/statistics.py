@@ -30,15 +30,9 @@ def compute(
     return results
 
 
-<<<<<<< ours
 def goals(results: dict, wanted: Sequence[Goal] | None = None) -> dict[str, dict]:
-    """{goal: {"value", "goal", "reached"}} of some goals, or of all metrics'; "reached" is None
-    where nothing could be measured.
-=======
-def goals(results: dict) -> dict[str, dict]:
-    """{goal: {"value", "goal", "reached", "number", "fewest"}}; "reached" is None where nothing could
-    be measured, or less often than "fewest".
->>>>>>> theirs
+    """{goal: {"value", "goal", "reached", "number", "fewest"}} of some goals, or of all metrics';
+    "reached" is None where nothing could be measured, or less often than "fewest".
     """
     answer = {}
     every = [goal for metric in METRICS for goal in metric.goals] if wanted is None else wanted

@@ -21,7 +21,6 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +31,7 @@ from caphuman_jax.head import editing
 from caphuman_jax.head import head as heads
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
+from caphuman_jax.io import json_reader
 
 _ANGLES, PLACE = ("yaw", "pitch", "roll"), ("x", "y", "size")
 _WHOSE = ("model", "identity", "albedo", "picture")
@@ -80,7 +80,7 @@ def text(record: Mapping) -> str:
 def read(path: str | os.PathLike) -> dict:
     """The record in a JSON file. Raises HeadError where there is none."""
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = json_reader.read(path)
     except OSError as error:
         raise HeadError(f"the numbers {path} cannot be read ({error.strerror or error})") from error
     except ValueError as error:  # also text that is not UTF-8

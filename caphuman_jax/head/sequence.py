@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -24,6 +23,7 @@ from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.face_fitting import fit_head
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size
+from caphuman_jax.io import json_reader
 from caphuman_jax.io.frames import Source, frames
 
 log = logging.getLogger("caphuman_jax")
@@ -123,7 +123,7 @@ def read_table(source: Source) -> list[dict] | None:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".json":
-            rows = json.loads(text)
+            rows = json_reader.parse(text)
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise HeadError(f'{path} holds no list of heads: [{{"yaw": 10}}, …]')
         else:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from caphuman_jax.errors import PhotoError
+from caphuman_jax.io import json_reader
 from caphuman_jax.io.images import read_png_metadata
 
 DIGITAL_SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -93,7 +94,7 @@ def read_settings(path: str | os.PathLike) -> dict:
             f"{path} does not record how it was made; only pictures made by caphuman do"
         )
     try:
-        return json.loads(text)
+        return json_reader.parse(text)
     except ValueError as error:
         raise PhotoError(f"the settings in {path} are damaged ({error})") from error
 
@@ -102,5 +103,5 @@ def checksums(model_folder: Path) -> dict[str, str]:
     """{network: SHA-256 of its weight file}, as a model folder's config.json has them."""
     return {
         name: entry["sha256"]
-        for name, entry in json.loads((model_folder / "config.json").read_text())["files"].items()
+        for name, entry in json_reader.read(model_folder / "config.json")["files"].items()
     }

@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from caphuman_jax.io import json_reader
 from caphuman_jax.io.pickle_reader import Damaged
 from caphuman_jax.io.torch_pickle import File
 
@@ -68,7 +69,7 @@ def read_header(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     if length > _LONGEST_HEADER:
         raise Damaged("its header is too long to be true")
-    header = json.loads(file.read(8, length).tobytes().decode("utf-8"), object_pairs_hook=_unique)
+    header = json_reader.parse(file.read(8, length).tobytes(), pairs_hook=_unique)
     if not isinstance(header, dict):
         raise Damaged("its header is not a JSON object")
     metadata = header.pop("__metadata__", {}) or {}

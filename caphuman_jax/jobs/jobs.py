@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,10 +16,14 @@ from pathlib import Path
 
 from caphuman_jax.diffusion.sampling_params import FIELDS
 from caphuman_jax.errors import SettingError
-from caphuman_jax.io import picture_formats
+from caphuman_jax.io import json_reader, picture_formats
+from caphuman_jax.io.files import printable, read_regular
 from caphuman_jax.jobs.validate import JOB_FIELDS, Checker, nearest
 from caphuman_jax.pipeline.request import Request
 
+MAX_JOBS = 10_000_000
+"""Jobs of one run."""
+_LONGEST = 2**31  # bytes of a file of jobs
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 
 
@@ -85,6 +90,8 @@ def product_jobs(
         if path
     ]
 
+    _check_count(math.prod(map(len, axes)), identities.name)
+
     def entries():
         for chosen in itertools.product(*axes):
             fields = {name: value for entry in chosen for name, value in entry.fields.items()}
@@ -98,9 +105,15 @@ def product_jobs(
     return _collect(entries(), checker, defaults, identities.name)
 
 
+def _check_count(count: int, name: str) -> None:
+    if count > MAX_JOBS:
+        raise SettingError(f"{printable(name)} makes more than {MAX_JOBS:,} jobs; divide it")
+
+
 def _collect(entries: Iterable, checker: Checker, defaults: Mapping, name: str) -> Jobs:
     jobs, ids, problems, digest = [], {}, {}, hashlib.sha256()
-    for entry in entries:
+    for number, entry in enumerate(entries, 1):
+        _check_count(number, name)
         if isinstance(entry, str):
             problems[entry] = None
             continue
@@ -127,7 +140,7 @@ def _of_lines(path: Path) -> Iterator[_Entry | str]:
     lines = _lines(path)
     digits = len(str(lines[-1][0])) if lines else 1
     for number, text in lines:
-        where = f"{path.name}:{number}"
+        where = f"{printable(path.name)}:{number}"
         fields = _object(text)
         if isinstance(fields, str):
             yield f"{where}: {fields}"
@@ -156,6 +169,10 @@ def _product(fields: dict, name: str, where: str, folder: Path) -> Iterator[_Ent
     for twice in sorted(set(axes) & set(fields)):
         yield f"{where}: product.{twice}: the field stands outside of the product too"
         return
+    count = math.prod(map(len, axes.values()))
+    if count > MAX_JOBS:
+        yield f"{where}: product: makes {count:,} jobs; a file has at most {MAX_JOBS:,}"
+        return
     digits = [len(str(len(values) - 1)) for values in axes.values()]
     for chosen in itertools.product(*(enumerate(values) for values in axes.values())):
         numbers = "_".join(f"{i:0{width}d}" for (i, _), width in zip(chosen, digits))
@@ -176,11 +193,12 @@ def _axis(path: Path, field: str, base: Path) -> list[_Entry]:
             {file.name for file in picture_formats.photos_in(path)}
             | {file.name for file in path.glob("*.identity") if not file.name.startswith(".")}
         )
-        folder, rows = path, [(name, {field: name}) for name in found]
+        folder, rows = path, [(printable(name), {field: name}) for name in found]
     else:
         lines = _list(path) if path.suffix == ".json" else _lines(path)
         rows = [
-            (f"{path.name}:{number}", _row(path, number, text, field)) for number, text in lines
+            (f"{printable(path.name)}:{number}", _row(path, number, text, field))
+            for number, text in lines
         ]
         folder = path.parent
     if not rows:
@@ -241,11 +259,11 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     SettingError.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, _LONGEST).decode("utf-8-sig")
     except FileNotFoundError:
         raise SettingError(f"{path} does not exist; check the path") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} cannot be read ({error})") from error
+        raise SettingError(f"{printable(str(path))} cannot be read ({error})") from error
     return [
         (i, line)
         for i, line in enumerate(text.split("\n"), 1)
@@ -267,7 +285,7 @@ class _Wrong(str):
 
 def _json(text: str):
     try:
-        return json.loads(text)
+        return json_reader.parse(text)
     except ValueError as error:
         return _Wrong(f"is not JSON ({error})")
 

@@ -7,7 +7,6 @@ second to every start."""
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import lzma
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.io import json_reader
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def _byte_letters() -> list[str]:
 
 def _read(files: tuple[str, str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     try:
-        vocabulary = json.loads(Path(files[0]).read_text("utf-8"))
+        vocabulary = json_reader.read(files[0])
         lines = Path(files[1]).read_text("utf-8").splitlines()
         merges = _pairs(line for line in lines if line and not line.startswith("#version"))
         if vocabulary[START] != START_ID or vocabulary[END] != END_ID:

@@ -5,8 +5,10 @@ that they come from.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -15,7 +17,8 @@ import numpy as np
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.face.face import Face
 from caphuman_jax.head.head import Head
-from caphuman_jax.io import atomic
+from caphuman_jax.io import atomic, json_reader
+from caphuman_jax.io.picture_formats import read_head
 from caphuman_jax.person.person import Person
 
 ENDING = ".identity"
@@ -48,8 +51,15 @@ def save(path: str | os.PathLike, person: Person, head_model: str) -> None:
         "score": float(person.face.score),
         "presence": float(person.face.presence),
     }
+    described = json.dumps(facts)
     document = to_bytes(
-        arrays, {"format": FORMAT, "format_version": FORMAT_VERSION, "person": json.dumps(facts)}
+        arrays,
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "person": described,
+            "sha256": _checksum(arrays, described),
+        },
     )
     atomic.write_bytes(path, document)
 
@@ -66,6 +76,7 @@ def load(path: str | os.PathLike, head_model: str, known_by: str) -> Person:
     from safetensors import SafetensorError, safe_open
 
     try:
+        read_head(path)  # not a named pipe or a device
         with safe_open(path, framework="numpy") as file:
             facts = file.metadata() or {}
             if facts.get("format") != FORMAT:
@@ -75,8 +86,18 @@ def load(path: str | os.PathLike, head_model: str, known_by: str) -> Person:
                     f"{path} has format version {facts.get('format_version')}; this program reads "
                     f"{FORMAT_VERSION}"
                 )
-            facts = json.loads(facts["person"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}
+        if facts.get("sha256") not in (None, _checksum(arrays, facts["person"])):
+            raise PhotoError(
+                f"the identity file {path} is damaged: its checksum is not the one in it; make it "
+                f"again from the photo"
+            )
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise PhotoError(
+                    f"the identity file {path} is damaged: {name} holds numbers that are not finite"
+                )
+        facts = json_reader.parse(facts["person"])
         # A head that DECA measured is drawn also where it measures none itself.
         if (
             facts["head_model"] not in (head_model, f"{head_model} by DECA")
@@ -113,5 +134,15 @@ def load(path: str | os.PathLike, head_model: str, known_by: str) -> Person:
         )
     except FileNotFoundError as error:
         raise PhotoError(f"the identity file {path} does not exist") from error
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise PhotoError(f"the identity file {path} is damaged: {error}") from error
+
+
+def _checksum(arrays: Mapping[str, np.ndarray], facts: str) -> str:
+    """SHA-256 of the names, types, shapes and values of the arrays, and of the facts."""
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {arrays[name].shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -18,7 +18,7 @@ import numpy as np
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion.text_to_image import encode_photos
-from caphuman_jax.errors import PhotoError
+from caphuman_jax.errors import CapHumanError, PhotoError
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.models import registry as heads
@@ -448,11 +448,22 @@ class Pipeline:
                 seconds["compile"], started = time.perf_counter() - started, time.perf_counter()
                 report("pictures", 0, total)
             images, masks = (np.asarray(array) for array in run(*arguments))
+            check_finite(images[: len(part)])
             for row, image, mask in zip(part, images, masks):
                 yield row, row[0].finish(to_bytes(image)), mask
             made += len(part)
             report("pictures", made, total)
         seconds["sampling"] = time.perf_counter() - started
+
+
+def check_finite(images: np.ndarray) -> None:
+    """Raises CapHumanError for images that are not numbers, before they are written."""
+    if not np.isfinite(images).all():
+        raise CapHumanError(
+            "the picture contains numbers that are not finite: the weights, a LoRA or the identity "
+            "are damaged, or the precision does not suffice (--dtype float32, a lower "
+            "guidance_scale); nothing was written of it"
+        )
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:

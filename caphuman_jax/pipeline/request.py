@@ -12,6 +12,7 @@ from caphuman_jax.diffusion import sampling_params
 from caphuman_jax.diffusion.sampling_params import SamplingParams
 from caphuman_jax.errors import SettingError
 from caphuman_jax.head.base import HeadModel
+from caphuman_jax.io.files import printable, valid_text
 from caphuman_jax.io.images import PhotoSource
 from caphuman_jax.models.prompt import parse
 from caphuman_jax.person.person import COMBINE, Person
@@ -176,6 +177,11 @@ def create_request(
         raise SettingError("denoise is for a photo that is edited; give edit, or leave it out")
     if not isinstance(prompt, str):
         raise SettingError(f"prompt must be a text, not {type(prompt).__name__}")
+    for name, text in (("prompt", prompt), ("negative_prompt", sampling.get("negative_prompt"))):
+        if isinstance(text, str) and text != valid_text(text):
+            raise SettingError(
+                f"{name} holds bytes that are not UTF-8 text: {printable(text)[:80]}"
+            )
     if combine not in COMBINE:
         raise SettingError(f"combine must be {' or '.join(COMBINE)}, not {combine!r}")
     params = SamplingParams.create(config, **sampling)

@@ -85,16 +85,12 @@ def read_config(
         try:
             place[path[-1]] = _parse(type(before), value)
         except ValueError as error:
-<<<<<<< ours
             wanted = _KINDS.get(type(before), f"of type {type(before).__name__}")
             raise CapHumanError(f"{'.'.join(path)} is {wanted}, not {value!r}") from error
-=======
-            raise CapHumanError(f"{entry}: {value!r} is not {type(before).__name__}") from error
     for part in config.values():
         if isinstance(part, ml_collections.ConfigDict) and part.get("dtype") == "auto":
             cpu = (platform or jax.default_backend()) == "cpu"
             part.dtype = "float32" if cpu else "bfloat16"
->>>>>>> theirs
     return config
 
 

@@ -4,7 +4,6 @@ for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.io import pickles, safetensors_file, torch_pickle
+from caphuman_jax.io import json_reader, pickles, safetensors_file, torch_pickle
 from caphuman_jax.io.pickle_reader import Damaged, Name, Refused, guarded
 
 _FILES = [
@@ -141,7 +140,7 @@ def _open_file(path: Path, part: str | None) -> Checkpoint:
 
 
 def _open_sharded(path: Path, part: str | None) -> Checkpoint:
-    index = json.loads(path.read_text())
+    index = json_reader.read(path)
     places = index["weight_map"]
     names = sorted(set(places.values()))
     if any(not isinstance(name, str) or Path(name).name != name for name in names):

@@ -5,7 +5,6 @@ does not fit. Then the tensors are read, converted and written one at a time."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from flax import traverse_util
 from caphuman_jax.config import SD15, ModelConfig
 from caphuman_jax.errors import ModelFolderError, SettingError
 from caphuman_jax.head.models import registry as heads
-from caphuman_jax.io import safetensors_file
+from caphuman_jax.io import json_reader, safetensors_file
 from caphuman_jax.models import registry
 from caphuman_jax.weights import (
     face_names,
@@ -283,7 +282,7 @@ def read_configuration(given: str) -> ModelConfig | None:
     if given == "sd15":
         return SD15
     try:
-        content = json.loads(Path(given).expanduser().read_text())
+        content = json_reader.read(Path(given).expanduser())
     except FileNotFoundError as error:
         raise SettingError(
             f"--config {given}: there is no such file, and sd15 is the only configuration with a "

@@ -11,7 +11,6 @@ going back to it."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -26,6 +25,7 @@ from flax import traverse_util
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError, SettingError
+from caphuman_jax.io import json_reader
 from caphuman_jax.weights.convert import fits, to_ours
 from caphuman_jax.weights.names import PREFIXES, modules
 
@@ -77,7 +77,17 @@ class Lora:
         shape = tuple(shape)
         theirs = shape[::-1] if len(shape) == 2 else (shape[3], shape[2], *shape[:2])
         try:
+            if _elements(part.arrays) != math.prod(theirs):  # before anything is multiplied
+                raise ValueError(
+                    f"a weight of {_elements(part.arrays):,} numbers, this model's layer is "
+                    f"{theirs}"
+                )
             weight = part.weight()
+            if not np.isfinite(weight).all():
+                raise ModelFolderError(
+                    f"{self.name} cannot be used: {part.key} holds numbers that are not finite "
+                    f"(NaN or infinity), as after a training that diverged"
+                )
             if weight.shape == (theirs[0], math.prod(theirs[1:])):
                 weight = weight.reshape(theirs)
             if not fits(path, weight.shape, shape):
@@ -345,7 +355,7 @@ class _Settings:
 
     def __init__(self, name: str, metadata: Mapping[str, str]):
         try:
-            self.entries = json.loads(metadata.get("lora_adapter_metadata") or "{}")
+            self.entries = json_reader.parse(metadata.get("lora_adapter_metadata") or "{}")
             if not isinstance(self.entries, dict):
                 raise TypeError("it is not an object")
         except (TypeError, ValueError) as error:
@@ -451,6 +461,25 @@ _KINDS = {
         ),
     ),
 }
+
+
+def _elements(x: Mapping[str, np.ndarray]) -> int:
+    """How many numbers the product has."""
+    after = lambda role: math.prod(x[role].shape[2:]) if role in x else 1
+    if "up" in x:
+        return x["up"].shape[0] * math.prod(x["down"].shape[1:]) * after("mid")
+    if "hada_w1_a" in x:
+        outward = x["hada_w1_a"].shape["hada_t1" in x]
+        return outward * math.prod(x["hada_w1_b"].shape[1:]) * after("hada_t1")
+    first = (
+        x["lokr_w1"].size
+        if "lokr_w1" in x
+        else x["lokr_w1_a"].shape[0] * math.prod(x["lokr_w1_b"].shape[1:])
+    )
+    if "lokr_w2" in x:
+        return first * x["lokr_w2"].size
+    outward = x["lokr_w2_a"].shape["lokr_t2" in x]
+    return first * outward * math.prod(x["lokr_w2_b"].shape[1:]) * after("lokr_t2")
 
 
 def _kind(arrays: Mapping[str, Any]) -> str | None:

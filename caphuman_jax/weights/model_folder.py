@@ -18,7 +18,7 @@ import numpy as np
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.io import atomic, safetensors_file
+from caphuman_jax.io import atomic, json_reader, safetensors_file
 from caphuman_jax.io.pickle_reader import guarded
 from caphuman_jax.io.torch_pickle import File
 
@@ -217,7 +217,7 @@ def _instead_of_run(workdir: Path) -> str:
 
 def _read_document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads((path / "config.json").read_text())
+        document = json_reader.read(path / "config.json")
     except FileNotFoundError as error:
         raise ModelFolderError(f"{path} is not a model folder: it has no config.json") from error
     except (OSError, ValueError) as error:
@@ -255,6 +255,11 @@ def _write_network(folder: Path, name: str, tree: Any, dtype: Any) -> dict[str, 
 
 def cast(value: np.ndarray, dtype: Any, name: str) -> np.ndarray:
     """`value` as `dtype`. Raises ModelFolderError where finite numbers are too large for it."""
+    if value.dtype.kind not in "iub" and not np.isfinite(value).all():
+        raise ModelFolderError(
+            f"{name} holds numbers that are not finite (NaN or infinity), as after a training that "
+            f"diverged; take another checkpoint"
+        )
     if value.dtype == dtype:
         return value
     with np.errstate(over="ignore"):

@@ -6,7 +6,6 @@ nothing is passed over."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.io import json_reader
 from caphuman_jax.weights import scheduler_settings
 from caphuman_jax.weights.checkpoint_files import Checkpoint, open_checkpoint
 from caphuman_jax.weights.names import PREFIXES, modern_name
@@ -154,7 +154,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = json_reader.read(path)
     except (OSError, ValueError) as error:
         raise ModelFolderError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
@@ -207,7 +207,7 @@ def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = 
         source.diffusion = {"prediction_type": "v", "zero_terminal_snr": "ztsnr" in checkpoint}
     if "caphuman_jax" in checkpoint.metadata:
         try:
-            described = json.loads(checkpoint.metadata["caphuman_jax"])
+            described = json_reader.parse(checkpoint.metadata["caphuman_jax"])
         except (ValueError, TypeError) as error:
             raise ModelFolderError(
                 f"{checkpoint.path}: the configuration in its header cannot be read: {error}"

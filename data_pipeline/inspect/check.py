@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import multiprocessing
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.io import json_reader
 from caphuman_jax.models.tokenizer import END_ID, START_ID
 from data_pipeline.inspect import statistics
 from data_pipeline.records import shard_file, tf_example
@@ -234,7 +234,7 @@ def _whole_captions(_, ids):
 
 def _json_object(_, text):
     try:
-        return None if isinstance(json.loads(text), dict) else "is not a JSON object"
+        return None if isinstance(json_reader.parse(text), dict) else "is not a JSON object"
     except ValueError as error:
         return f"is not JSON: {error}"
 

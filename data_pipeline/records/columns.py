@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.head.head import Head
+from caphuman_jax.io import json_reader
 from data_pipeline.records.reader import RecordsFolder, array_record_reader
 from data_pipeline.records.schema import MASK_SIZE, PARTNERS
 
@@ -162,7 +162,7 @@ def load_records(folder: str | os.PathLike, size: int | None = None) -> Records:
 
 def _attributes(text: str) -> dict:
     try:
-        return json.loads(text)
+        return json_reader.parse(text)
     except ValueError as error:
         raise DataError(f"attributes is not JSON: {error}") from error
 

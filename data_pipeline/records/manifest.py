@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from caphuman_jax.errors import DataError
-from caphuman_jax.io import files
+from caphuman_jax.io import files, json_reader
 from data_pipeline.records.schema import NAME, VERSION
 
 MANIFEST, DROPPED = "manifest.json", "dropped.jsonl"
@@ -53,7 +53,7 @@ def read_manifest(folder: str) -> dict | None:
     if not files.exists(path):
         return None
     try:
-        manifest = json.loads(files.read(path))
+        manifest = json_reader.parse(files.read(path))
         name, version = manifest["format"], manifest["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(

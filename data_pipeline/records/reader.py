@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 import os
 import threading
 from collections.abc import Collection, Iterable
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.io import json_reader
 from data_pipeline.records import tf_example
 from data_pipeline.records.manifest import MANIFEST, records_hash
 from data_pipeline.records.schema import NAME, VERSION, Feature
@@ -260,7 +260,7 @@ def held_out_rule(folder: str | os.PathLike) -> dict:
 
 def _json(file: Path) -> dict:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json_reader.read(file)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{file} cannot be read: {error}; make the records again with caphuman prepare"

@@ -51,7 +51,8 @@ def open_source(
     return described
 
 
-open_source.__doc__ = str(open_source.__doc__) % _KNOWN
+if open_source.__doc__:  # not with -OO
+    open_source.__doc__ %= _KNOWN
 
 
 def _source(text: str, by_folder: bool) -> Source:

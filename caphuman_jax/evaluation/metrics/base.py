@@ -79,7 +79,7 @@ class Goal:
     place: str
     relation: str
     value: float
-    counted: str
+    counted: str = "pictures"
     fewest: int = FEWEST
 
 

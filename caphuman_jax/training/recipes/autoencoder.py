@@ -22,11 +22,8 @@ from flax import nnx
 from jaxtyping import UInt8
 
 from caphuman_jax.config import ModelConfig, VAEConfig
-<<<<<<< ours
-from caphuman_jax.face.recognition import MOBILEFACENET_SIZE
-=======
 from caphuman_jax.errors import SettingError
->>>>>>> theirs
+from caphuman_jax.face.recognition import MOBILEFACENET_SIZE
 from caphuman_jax.models import registry
 from caphuman_jax.models.vae import VAE
 from caphuman_jax.nn.compute_config import ComputeConfig

@@ -1,0 +1,97 @@
+"""The last net under the command: every failure becomes one line, and output never fails for its
+characters.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import os
+import sys
+import unicodedata
+from typing import TextIO
+
+UNEXPECTED = 70
+"""Exit code of an error that no verb explains: probably a fault of this program."""
+_PLAIN = {
+    "…": "...",
+    "×": "x",
+    "²": "^2",
+    "·": "*",
+    "→": "->",
+    "≤": "<=",
+    "≥": ">=",
+    "–": "-",
+    "—": "-",
+    "’": "'",
+}
+_HANDLER = "caphuman_plain"
+
+
+def explain(error: BaseException) -> str | None:
+    """What happened and what to do, for failures of the machine; None for any other error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
+        return (
+            "the memory does not suffice; take a smaller --batch, --memory low, or fewer --workers"
+        )
+    if "Unable to initialize backend" in text or "Unknown backend" in text:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        named = f" JAX_PLATFORMS={platforms}" if platforms else " this machine's accelerator"
+        return f"JAX cannot use{named} ({text[:200]}); unset JAX_PLATFORMS, or set it to cpu"
+    if isinstance(error, RecursionError):
+        return "a file is nested too deeply to be read"
+    if isinstance(error, UnicodeError):
+        return f"a name or text is not UTF-8 ({text[:200]})"
+    if isinstance(error, OSError):
+        place = (
+            f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{place}no space is left; make room, and run the same command again"
+        return f"{place}{error.strerror or text or type(error).__name__}"
+    return None
+
+
+def unexpected(error: BaseException) -> str:
+    """One line for an error that nothing explains."""
+    text = " ".join(str(error).split())[:300]
+    return (
+        f"unexpected {type(error).__name__}: {text}; add --debug to see where, and please report it"
+    )
+
+
+def plain_output() -> None:
+    """Let stdout and stderr write any text: characters that they lack become plain ones."""
+    codecs.register_error(_HANDLER, _replace)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            stream.reconfigure(errors=_HANDLER)  # pyrefly: ignore[missing-attribute]
+
+
+def flush(stream: TextIO) -> OSError | None:
+    """Write what is buffered. An error is returned, and nothing more is written at the exit."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # Otherwise Python reports the same again when it exits.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_plain, error.object[error.start : error.end])), error.end
+
+
+def _plain(character: str) -> str:
+    if character in _PLAIN:
+        return _PLAIN[character]
+    parts = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return parts or character.encode("ascii", "backslashreplace").decode()

@@ -1,0 +1,91 @@
+"""The last net under the command: one line, an exit code, no traceback."""
+
+import errno
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from caphuman_jax.cli import app, failures, generate
+from caphuman_jax.errors import PhotoError
+
+COMMAND = [sys.executable, "-m", "caphuman_jax.cli"]
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (PhotoError("no\nface"), 2, "error: no face"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/a.png"), 2, "out/a.png: no space"),
+        (FileNotFoundError(2, "No such file or directory", "x"), 2, "x: No such file"),
+        (MemoryError(), 2, "--batch"),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), 2, "--memory low"),
+        (RuntimeError("Unable to initialize backend 'x'"), 2, "JAX cannot use"),
+        (RecursionError(), 2, "nested"),
+        (TypeError("inside"), 70, "unexpected TypeError: inside; add --debug"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_every_error_is_one_line(error, code, said, monkeypatch, capsys):
+    def run(args):
+        raise error
+
+    monkeypatch.setattr(generate, "run", run)
+    assert app.main(["generate"]) == code
+    told = capsys.readouterr().err.strip()
+    assert said in told and "\n" not in told and "Traceback" not in told
+    if code != 130:
+        with pytest.raises(type(error)):
+            app.main(["generate", "--debug"])
+
+
+def test_output_of_any_characters(monkeypatch):
+    target = io.BytesIO()
+    stream = io.TextIOWrapper(target, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    failures.plain_output()
+    print("512 × 512 … é 写 \udcff", flush=True)
+    assert target.getvalue() == b"512 x 512 ... e \\u5199 \\udcff\n"
+
+
+def run(arguments, **options):
+    environment = {**os.environ, **options.pop("env", {})}
+    return subprocess.run(
+        [*options.pop("python", COMMAND), *arguments],
+        capture_output="stdout" not in options,
+        env=environment,
+        timeout=60,
+        **options,
+    )
+
+
+def test_a_plain_terminal_and_a_full_output():
+    plain = {"LANG": "C", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    found = run(["import", "--help"], env=plain)
+    assert found.returncode == 0 and found.stdout.isascii() and not found.stderr
+    with open("/dev/full", "w") as full:
+        found = run(["--help"], stdout=full, stderr=subprocess.PIPE)
+    lines = found.stderr.decode().strip().splitlines()
+    assert found.returncode == 2 and len(lines) == 1 and "cannot be written" in lines[0]
+
+
+def test_without_docstrings():
+    python = [sys.executable, "-OO", "-m", "caphuman_jax.cli"]
+    for verb in ("prepare", "head"):
+        found = run([verb, "--help"], python=python)
+        assert found.returncode == 0, found.stderr
+
+
+def test_onnxruntime_keeps_and_sends_nothing(tmp_path):
+    """Its telemetry would keep a device id and queued events in the user's cache."""
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    code = (
+        "import caphuman_jax.face.onnx_runner, onnxruntime, os; onnxruntime.SessionOptions(); "
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    found = run([], python=[sys.executable, "-c", code], env=home, cwd=Path(__file__).parents[2])
+    assert found.stdout.strip() == b"1", found.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
