@@ -159,7 +159,7 @@ def _sums(*arrays: jax.Array, parts: int) -> list[jax.Array]:
 
     With parts > 1, in two stages, `parts` of the picture first. A GPU needs that: XLA gives 32
     channels of a picture to one block of threads, and these are too few blocks to keep the memory
-    busy. The best number of parts was measured on an H100 (docs/performance.md)."""
+    busy. The best number of parts was measured on an H100 (docs/notes/performance.md)."""
     batch, height, width, channels = arrays[0].shape
     parts = math.gcd(height, parts)
     if parts == 1:

@@ -1,7 +1,7 @@
 """What the compiler is told, and how weights lie in memory, where an accelerator is better served
 than by the defaults.
 
-Every entry was measured (docs/performance.md, "What made it fast").
+Every entry was measured (docs/notes/performance.md, "What made it fast").
 """
 
 from __future__ import annotations

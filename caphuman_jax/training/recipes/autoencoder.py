@@ -3,9 +3,10 @@ default.
 
 The portraits at hand are soft, so plain differences already give about 33 dB and sharp enough
 pictures. The shipped recognizer's feature maps may stand in for a perceptual network on the face
-(at a cost: docs/performance.md), and a patch discriminator (Isola et al. 2017; hinge loss, given a
-fixed share of the gradient at the picture) may sharpen cloth and hair (it made the loss jump when
-it set in)."""
+(at a cost: docs/notes/performance.md), and a patch discriminator (Isola et al. 2017; hinge loss,
+given a fixed share of the gradient at the picture) may sharpen cloth and hair (it made the loss
+jump when it set in).
+"""
 
 from __future__ import annotations
 
