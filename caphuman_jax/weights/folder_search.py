@@ -54,6 +54,8 @@ _WORDS = {
     "template": "FLAME's template",
     "texture": "FLAME's texture space",
 }
+_PREFERRED = {"flame": "generic_model"}
+"""The stem to take where several have a published name: DECA's numbers belong to this FLAME."""
 _COMPANIONS = ("landmarks", "template", "texture")
 _WEIGHTS = (".ckpt", ".pt", ".pth", ".bin", ".safetensors", ".tar", ".pkl", ".npz", ".npy")
 _OTHERS = (".onnx", ".zip", ".obj", ".7z", ".gz", ".part", ".crdownload")
@@ -348,8 +350,7 @@ def _best(kind: str, paths: list[Path], notes: list[str]) -> Path:
     """The file to take: the one with the published name, else the only one; of a .ckpt and a
     .safetensors of the same name, the latter."""
     named = [path for path in paths if PUBLISHED.get(path.name) == kind]
-    if kind == "flame":  # DECA's numbers belong to this one
-        named = [path for path in named if path.stem == "generic_model"] or named
+    named = [path for path in named if path.stem == _PREFERRED.get(kind)] or named
     left = named or paths
     safe = {path.with_suffix("") for path in left if path.suffix == ".safetensors"}
     left = [
