@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -49,6 +50,10 @@ from tiny_model import (  # noqa: E402, F401
     tiny_params,
     two_faces,
 )
+
+# A shell that starts the tests in the background has SIGINT ignored, and every child inherits it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # JAX allocates many objects that live long; Python's collector would search them again and again.
 gc.set_threshold(50_000, 20, 50)

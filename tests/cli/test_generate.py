@@ -325,17 +325,13 @@ def test_a_signal_keeps_what_is_made(number, code, told, generate, tmp_path, mon
         return path
 
     monkeypatch.setattr(PictureWriter, "write", third_then_signal)
-    # A shell that starts the tests in the background has SIGINT ignored.
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     found, lines = generate("--num-images", 10_000)
-    after = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, inherited)
     out = tmp_path / "out"
     assert found == code and lines[-1] == f"caphuman: {told}; 3 pictures are in {out}"
     assert sorted(path.name for path in out.iterdir()) == [f"picture_{i:02d}.png" for i in range(3)]
     assert metadata.read_settings(out / "picture_02.png")["index"] == 2
-    assert after == before
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 def test_interrupted(monkeypatch, capsys):
@@ -399,7 +395,7 @@ def test_the_second_run_compiles_nothing(tiny_folder, astronaut_file, tmp_path):
         )
         return {
             path.name
-            for path in (tmp_path / "cache" / "compiled").iterdir()
+            for path in (tmp_path / "cache" / "compiled").rglob("*")  # a folder per type of CPU
             if path.name.endswith("-cache")
         }
 
