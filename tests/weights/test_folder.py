@@ -195,3 +195,15 @@ def test_a_tensor_that_is_not_ours_is_surplus(saved):
     save_file(load_file(file) | {"stray": np.zeros(1, np.float32)}, file)
     with pytest.raises(ModelFolderError, match=r"surplus stray \(1,\)"):
         model_folder.load_params(saved, shapes_of(make_params()), verify=False)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_training_runs_work_folder_is_refused_with_what_to_take(tmp_path, finished):
+    (tmp_path / "config.json").write_text('{"name": "mini", "config": {"recipe": "mini"}}')
+    if finished:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(ModelFolderError) as error:
+        model_folder.read_metadata(model_folder.find_model(tmp_path))
+    told = f"its model is {tmp_path / 'model'}" if finished else f"caphuman export {tmp_path} OUT"
+    assert told in str(error.value)
