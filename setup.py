@@ -24,7 +24,7 @@ def long_description() -> str:
 
 
 EXTRAS = {
-    "train": ["onnx", "tensorboardX"],
+    "train": ["onnx", "tensorboardX", "tensorboard"],
     "data": [
         "tensorflow-cpu",
         "tensorflow-datasets",

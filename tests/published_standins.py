@@ -11,14 +11,12 @@ import math
 from pathlib import Path
 
 import flame_standin
+import jax
 import numpy as np
 import torch
 from flax import traverse_util
 
 from caphuman_jax.config import SD15
-from caphuman_jax.face.face import find_faces
-from caphuman_jax.face.landmarks import expression_names
-from caphuman_jax.head.models import deca_head, flame_files
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.models import deca_encoder, registry
 from caphuman_jax.weights import convert, face_names
@@ -37,10 +35,8 @@ NAMES = (
 PARITY = Path(__file__).parent / "parity" / "data"
 
 
-def write_downloads(folder: Path, photo: np.ndarray) -> None:
-    """Every file of the page, in `folder`; DECA's encoder sees a plain frontal head where the face
-    of `photo` is. CAPHUMAN_FLAME must name folder/"flame".
-    """
+def write_downloads(folder: Path) -> None:
+    """Every file of the page, in `folder`. CAPHUMAN_FLAME must name folder/"flame"."""
     (folder / "flame").mkdir(parents=True)
     flame_standin.write_folder(folder / "flame")
     shapes = json.loads((PARITY / "full_parameters.json").read_text())
@@ -70,7 +66,7 @@ def write_downloads(folder: Path, photo: np.ndarray) -> None:
     torch.save(_everything_is_skin(faces["face_parsing"]), folder / "79999_iter.pth")
     for stage in ("pnet", "rnet", "onet"):
         torch.save(_mtcnn(stage), folder / f"{stage}.pt")
-    encoder = _theirs("deca_encoder", _deca_encoder(photo, folder / "flame"))
+    encoder = _theirs("deca_encoder", _deca_encoder())
     torch.save(
         {"E_flame": encoder, "E_detail": {"layers.0.weight": torch.zeros(2, 2)}},
         folder / "deca_model.tar",
@@ -124,22 +120,26 @@ def _mtcnn(stage: str) -> dict[str, torch.Tensor]:
     return tensors | ({"conv4_1.bias": torch.tensor([9.0, -9.0])} if stage == "pnet" else {})
 
 
-def _deca_encoder(photo: np.ndarray, flame: Path):
-    """A random encoder that gives the numbers of FLAME fitted to the face of `photo`, whatever it
-    sees: its last layer is nearly all bias.
+def _deca_encoder():
+    """A random encoder whose last layer is nearly all bias: it sees a mean head that looks straight
+    ahead, in the middle of its crop of any photo.
     """
-    params = flame_standin.deca_encoder(photo)[1]
-    face = find_faces(photo)[0]
-    texture = flame_files.load_texture(flame)
-    model = load_head("flame")
-    expression = model.expression_from_arkit(expression_names(), face.expression)
-    code = deca_head.code_from_photo(model, texture, photo, face.landmarks, expression)
-    parts = {**vars(code), "texture": np.zeros(len(texture.basis))}
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if len(leaf.shape) > 1:
+            return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
+        return np.full(leaf.shape, path[-1].key in ("scale", "variance"), np.float32)
+
+    params = jax.tree_util.tree_map_with_path(
+        draw, registry.abstract(SD15, only=("deca_encoder",))["deca_encoder"][1]
+    )
+    parts = {name: np.zeros(count, np.float32) for name, count in deca_encoder.PARTS.items()}
+    parts["camera"] = flame_standin.frontal_camera(load_head("flame").flame)
+    parts["light"] = flame_standin.frontal_light().reshape(-1)
     params["codes"] = {
-        "kernel": params["codes"]["kernel"] * np.float32(1e-3),
-        "bias": np.concatenate(
-            [np.asarray(parts[name], np.float32).reshape(-1) for name in deca_encoder.PARTS]
-        ),
+        "kernel": params["codes"]["kernel"] * np.float32(1e-5),
+        "bias": np.concatenate(list(parts.values())).astype(np.float32),
     }
     return params
 

@@ -55,7 +55,7 @@ def test_the_page_has_the_way():
 def test_from_the_files_to_a_picture(tmp_path, monkeypatch, astronaut_file):
     monkeypatch.setenv("CAPHUMAN_FLAME", str(tmp_path / "downloads" / "flame"))
     photo = read_photo(astronaut_file)
-    published_standins.write_downloads(tmp_path / "downloads", photo)
+    published_standins.write_downloads(tmp_path / "downloads")
     monkeypatch.delenv("CAPHUMAN_FLAME")
     (tmp_path / "me.jpg").symlink_to(astronaut_file)
     (tmp_path / "run.py").write_text(PROGRAM)
@@ -109,11 +109,11 @@ def test_from_the_files_to_a_picture(tmp_path, monkeypatch, astronaut_file):
 
 
 def _check_head(folder, photo, said):
-    """FLAME's head by DECA lies where the face is: it covers the inner landmarks, which are found
-    without it, and little else.
+    """FLAME's mean head, straight ahead in the middle of DECA's crop, lies where the face is: it
+    covers the inner landmarks, which are found without it, and little else.
     """
     off = float(re.search(r"landmarks off by ([\d.]+) % of the eye distance", said)[1])
-    assert off < 10
+    assert 3 < off < 7  # flame_standin.frontal_camera
     with Image.open(folder / "head" / "hints.png") as opened:
         hints = np.asarray(opened.convert("RGB"))
     side = hints.shape[0]

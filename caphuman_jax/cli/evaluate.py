@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--photos",
         type=Path,
         metavar="DIR",
-        help="directory of photos of one person each; subdirectories are searched",
+        help="directory of photos of one person each, or of identity files; its subdirectories are "
+        "searched too",
     )
     parser.add_argument(
         "--model", default="mini", help="shipped model or model folder; default: %(default)s"
@@ -248,7 +249,8 @@ def _photos(args: argparse.Namespace, metadata: dict) -> tuple[list, dict]:
 
     if args.records is None:
         every = photos.file_name_rule(args.model, metadata) if args.held_out else None
-        return photos.in_folder(args.photos, args.limit, every), {"held_out": args.held_out}
+        found = photos.in_folder(args.photos, args.limit, every, args.suite != "edit")
+        return found, {"held_out": args.held_out}
     if args.held_out:
         raise CapHumanError("--held-out goes with --photos; --records always means held-out people")
     folder = RecordsFolder(args.records)

@@ -15,6 +15,7 @@ from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.face import attributes, recognition
 from caphuman_jax.head.head import Head, stack
 from caphuman_jax.head.hints import render_hints_batch
+from caphuman_jax.person import identity_file
 from caphuman_jax.person.person import Person
 from caphuman_jax.pipeline.conditioning import Conditioning
 from caphuman_jax.pipeline.conditioning import Subject as ShownSubject
@@ -60,7 +61,8 @@ def bulk_generator(pipe: Pipeline, steps: int, guidance_scale: float) -> Generat
 def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Photo], Subject]:
     """A function that measures one photo.
 
-    It takes the largest face of a record, since `prepare` decided which photos show one person.
+    It takes the largest face of a record, since `prepare` decided which photos show one person, and
+    the face that an identity file was made of.
 
     Args:
         pipe: measures the person as for generation.
@@ -73,7 +75,8 @@ def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Photo], S
 
     def read(photo: Photo) -> Subject:
         person = pipe.person(photo.source(), face=0)
-        if person.face_count > 1 and photo.path is not None:
+        chosen = photo.path is None or identity_file.is_identity_file(photo.path)
+        if person.face_count > 1 and not chosen:
             raise PhotoError(
                 f"{photo.name} shows {person.face_count} faces; the evaluation takes photos of one "
                 f"person"

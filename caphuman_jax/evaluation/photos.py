@@ -19,6 +19,7 @@ from typing import Any
 from caphuman_jax.errors import DataError
 from caphuman_jax.io.files import valid_text
 from caphuman_jax.io.picture_formats import photos_in
+from caphuman_jax.person import identity_file
 from data_pipeline.records.manifest import records_hash
 from data_pipeline.records.reader import RecordsFolder
 
@@ -49,20 +50,29 @@ class Photo:
         return self.folder.record(TEST, self.index, ("photo",))["photo"]
 
 
-def in_folder(folder: Path, limit: int | None = None, every: int | None = None) -> list[Photo]:
-    """Photos in a folder and its subfolders, sorted by path.
+def in_folder(
+    folder: Path,
+    limit: int | None = None,
+    every: int | None = None,
+    identity_files: bool = True,
+) -> list[Photo]:
+    """Photos and identity files in a folder and its subfolders, sorted by path.
 
     Args:
         folder: where to search.
         limit: return at most this many.
         every: return only photos that the rule "file name" holds out; None: all photos.
+        identity_files: return these too.
 
     Raises:
         DataError: there are none.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a directory; give --photos a directory of photos")
-    paths = sorted(photos_in(folder, deep=True))
+    paths = list(photos_in(folder, deep=True))
+    if identity_files:
+        paths += folder.rglob(f"*{identity_file.ENDING}")
+    paths.sort()
     if every is not None:
         paths = [p for p in paths if zlib.crc32(os.fsencode(p.name)) % every == 0]
     if not paths:

@@ -25,6 +25,8 @@ import numpy as np
 from caphuman_jax.errors import SettingError
 from caphuman_jax.models.tokenizer import END_ID, START_ID, ClipTokenizer
 
+_WORD = re.compile(r"[^\W\d_]{2,}(?:[-'’][^\W\d_]+)*")
+_SMALL_WORDS = frozenset("the and or on at to is are by for from his her their this that".split())
 _STEP = 1.1
 _COMMA_BACKTRACK = 20
 _LONGEST = 40  # chunks; attention over a prompt costs as much as its length
@@ -72,6 +74,7 @@ class PromptEncoder:
         self._tokenizer, self.length, self._vocabulary = tokenizer, length, vocabulary
         self._comma = tokenizer.ids(",")
         self._added: list[tuple[list[int], range]] = []
+        self._names: frozenset[str] = frozenset()
 
     def with_words(self, words: Mapping[str, int]) -> PromptEncoder:
         """This encoder with words that stand for embeddings.
@@ -85,6 +88,7 @@ class PromptEncoder:
         for word, count in words.items():
             other._added.append((self._tokenizer.ids(word), range(first, first + count)))
             first += count
+        other._names = frozenset(words)
         other._added.sort(key=lambda entry: -len(entry[0]))  # the longest word wins
         return other
 
@@ -112,6 +116,17 @@ class PromptEncoder:
             EncodedPrompt(ids, weights if weighted else None, bool((ids >= self._vocabulary).any()))
             for ids, weights in arrays
         ]
+
+    def unknown_words(self, text: str, syntax: bool = True) -> list[str]:
+        """The words of a prompt that the model was not trained with, in their order; [] where the
+        words that it was trained with are not known.
+        """
+        trained = self._tokenizer.trained_words
+        parts = parse(text) if syntax else [(text, 1.0)]
+        words = _WORD.findall(" ".join(words or "" for words, _ in parts).lower())
+        ignored = _SMALL_WORDS | {word.lower() for word in self._names}
+        found = [word for word in words if word not in trained and word not in ignored]
+        return list(dict.fromkeys(found)) if trained else []
 
     def _chunks(self, text: str, syntax: bool) -> list[_Chunk]:
         parts = parse(text) if syntax else [(text, 1.0)]

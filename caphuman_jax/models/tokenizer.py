@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import lzma
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -35,9 +35,17 @@ class ClipTokenizer:
     merges, start and end.
     """
 
-    def __init__(self, files: tuple[Path, Path] | None = None):
-        """files: a model's own vocab.json and merges.txt; None: CLIP's. Raises ModelFolderError."""
+    def __init__(self, files: tuple[Path, Path] | None = None, trained_words: Collection[str] = ()):
+        """
+        Args:
+            files: a model's own vocab.json and merges.txt; None: CLIP's.
+            trained_words: all words of the captions that a model was trained on; empty: not known.
+
+        Raises:
+            ModelFolderError: the files cannot be read.
+        """
         self._files = files and tuple(map(str, files))
+        self.trained_words = frozenset(trained_words)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text of any length, without start, end and padding."""

@@ -60,7 +60,8 @@ def load(
         )
     path = model_folder.find_model(model)
     config = model_folder.read_config(path)
-    trained_with = model_folder.read_metadata(path).get("trained_with_head")
+    facts = model_folder.read_metadata(path)
+    trained_with = facts.get("trained_with_head")
     if trained_with not in (None, config.head):
         log.warning(
             "%s renders hints with the head model %s, but its weights were trained with %s "
@@ -116,7 +117,7 @@ def load(
         graphs,
         record,
         batch,
-        ClipTokenizer(model_folder.tokenizer_files(path)),
+        ClipTokenizer(model_folder.tokenizer_files(path), facts.get("prompt_words", "").split()),
         TILES[memory],
         source if rounded else None,
         shard_fn,

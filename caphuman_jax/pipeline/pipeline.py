@@ -36,8 +36,8 @@ from caphuman_jax.pipeline.program import ProgramCache, Row, ShardFn, program_ar
 from caphuman_jax.pipeline.request import (
     Request,
     create_request,
-    warn_if_empty,
     warn_if_other_size,
+    warn_of_prompt,
 )
 from caphuman_jax.pipeline.result import Result
 from caphuman_jax.pipeline.sequence import of_sequence, with_measured
@@ -260,7 +260,7 @@ class Pipeline:
     ) -> Conditioning:
         """What the images of a request are made from; see `conditioning.create_conditioning`."""
         if warn:
-            warn_if_empty(request.prompt)
+            warn_of_prompt(request.prompt, request.params.prompt_syntax, self.encode)
             warn_if_other_size(request.params, self.config)
         record = {
             "model": self.config.name,

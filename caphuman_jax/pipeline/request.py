@@ -14,7 +14,7 @@ from caphuman_jax.errors import SettingError
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.io.files import printable, valid_text
 from caphuman_jax.io.images import PhotoSource
-from caphuman_jax.models.prompt import parse
+from caphuman_jax.models.prompt import PromptEncoder, parse
 from caphuman_jax.person.person import COMBINE, Person
 from caphuman_jax.pipeline.edit_mask import MASKS
 from caphuman_jax.pipeline.head_target import HeadTarget
@@ -275,10 +275,18 @@ def create_controls(controls: Sequence[Mapping], config: ModelConfig) -> tuple[C
     return tuple(checked)
 
 
-def warn_if_empty(prompt: str) -> None:
-    """Log a warning where nothing says what the images show."""
+def warn_of_prompt(prompt: str, syntax: bool, encoder: PromptEncoder) -> None:
+    """Log a warning where nothing says what the images show, or in words that the model was not
+    trained with.
+    """
     if not prompt.strip():
         log.warning('the prompt is empty; say what the picture shows: "a photo of a person"')
+    if unknown := encoder.unknown_words(prompt, syntax):
+        log.warning(
+            "the model was not trained with these words of the prompt, so they have little effect: "
+            "%s",
+            ", ".join(unknown),
+        )
 
 
 def warn_if_other_size(params: SamplingParams, config: ModelConfig) -> None:

@@ -57,7 +57,8 @@ def build(
     """
     photo = np.array([not records.attributes[i].get("drawing") for i in index], bool)
     part = records.take(index[photo])
-    log(f"{len(part)} photos, {int((~photo).sum())} drawings and paintings left out")
+    left_out = int((~photo).sum())
+    log(f"{len(part)} photos" + (f"; {left_out} drawings were left out" if left_out else ""))
     tokens, vectors = identity_tokens(part.pictures, part.landmarks, seed=seed)
     log("identity tokens computed")
     grey = np.array([found["kind"] != "colour" for found in part.attributes])
@@ -68,7 +69,8 @@ def build(
     pictures = part.pictures.copy()
     for i in np.flatnonzero(grey):
         pictures[i] = _grey(pictures[i])
-    log(f"{int(grey.sum())} without color")
+    if grey.any():
+        log(f"{int(grey.sum())} photos are black-and-white")
     partner = np.concatenate([np.arange(len(part))[:, None], part.partners], axis=1)
     partner = np.where(partner < 0, partner[:, :1], partner).astype(np.int32)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -20,6 +20,7 @@ from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.face.colors import (
     BACKGROUND,
     CLOTHES,
+    SURFACE,
     color_word,
     hair_word,
     is_monochrome,
@@ -113,6 +114,13 @@ def compose(found: dict[str, str | bool], rng: np.random.Generator, keep: float 
         rng.shuffle(details)
     return ", ".join([person, *details])
 
+
+WORDS = frozenset(
+    "a an and background bald beard black black-and-white clothes closed colour dark drawing "
+    "engraving eyes glasses grey hair in light long moustache mouth of old open painting person "
+    "photo picture plain portrait sepia serious smiling wearing white with brown".split()
+).union(*(color.split() for color in SURFACE))
+"""The words of all captions that are composed here, with those of replaced backgrounds."""
 
 MENTIONED = (0.3, 0.8)
 """Probabilities `keep` of captions: people type few words, but many words teach more."""

@@ -1,5 +1,6 @@
 """The whole way on a tiny untrained model: what depends on what, and how photos are framed."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -19,6 +20,7 @@ from caphuman_jax.head import editing
 from caphuman_jax.io import metadata
 from caphuman_jax.io.images import read_png_metadata
 from caphuman_jax.io.picture import PictureWriter
+from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.pipeline.head_target import HeadTarget
 from caphuman_jax.pipeline.pipeline import Pipeline
@@ -296,6 +298,24 @@ def test_progress_and_images_are_reported_as_they_are_made(pipe, astronaut):
 def test_an_empty_prompt_is_noticed(pipe, person, caplog):
     pipe.condition(pipe.request(reference=person, prompt=" "), with_hints=False)
     assert "the prompt is empty" in caplog.text
+
+
+def test_words_that_the_model_was_not_trained_with_are_noticed(pipe, person, caplog):
+    condition = lambda one, prompt, **more: one.condition(
+        one.request(reference=person, prompt=prompt, **more), with_hints=False
+    )
+    known = copy.copy(pipe)
+    known.encode = PromptEncoder(ClipTokenizer(trained_words="a photo of person on blue".split()))
+    condition(known, "a (Photo:1.2) of the person, on a [blue] moon's bookshelf, 3D moon's")
+    assert caplog.messages == [
+        "the model was not trained with these words of the prompt, so they have little effect: "
+        "moon's, bookshelf"
+    ]
+    caplog.clear()
+    known.encode = known.encode.with_words({"moon": 2})
+    condition(known, "a photo of a moon")
+    condition(pipe, "a moon's bookshelf")  # its words are not known
+    assert not caplog.messages
 
 
 def test_a_width_that_does_not_fit_is_refused_when_loading(pipe):

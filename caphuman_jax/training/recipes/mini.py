@@ -36,6 +36,7 @@ from caphuman_jax.training.state import TrainState, Tree
 from caphuman_jax.training.step import gradients_of, make_train_step
 from caphuman_jax.weights.model_folder import load_params, read_config, save_model
 from data_pipeline.loading.augment import AugmentConfig
+from data_pipeline.prepare.captions import WORDS
 
 TRAINED = ("unet", "capface", "identity", "text")
 HELD_OUT_STEP = 2**31 - 1  # held-out batches and their noise are those of this step
@@ -353,4 +354,5 @@ def export(config, workdir: Path, params: Tree, folder: Path, metadata: dict) ->
     """A model folder of the trained parameters and the autoencoder in WORKDIR."""
     model, vae = _autoencoder(workdir)
     networks = params | {"vae": vae}
+    metadata = {**metadata, "prompt_words": " ".join(sorted(WORDS))}
     save_model(folder, model, networks, dtype=np.float16, overwrite=True, metadata=metadata)

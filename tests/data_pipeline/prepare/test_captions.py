@@ -1,9 +1,14 @@
 """Captions say what was measured and nothing else."""
 
+import json
+import re
+from importlib.resources import files
+
 import numpy as np
 import pytest
 
 from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.face import colors
 from caphuman_jax.face.colors import measure_colors
 from caphuman_jax.face.landmarks import expression_names
 from data_pipeline.prepare import captions
@@ -199,3 +204,23 @@ def test_what_is_no_captioning_model(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ModelFolderError, match="holds no image-to-text model"):
         captions.transformers_captioner(tmp_path)
+
+
+def test_the_words_of_all_captions():
+    rng, said = np.random.default_rng(0), set()
+    options = {
+        "smile": ("smiling", "serious", "slight"),
+        "kind": ("colour", "black-and-white", "sepia"),
+        "hair": ("dark", "brown", "grey"),
+        "clothes": tuple(colors.SURFACE),
+        "background": ("light", "dark", *colors.SURFACE),
+    }
+    flags = "mouth open,eyes closed,glasses,bald,beard,moustache,long hair,drawing".split(",")
+    for _ in range(3000):
+        found = {name: rng.choice(words) for name, words in options.items()}
+        found |= {name: True for name in flags if rng.random() < 0.3}
+        said |= set(re.findall(r"[a-z-]+", captions.compose(found, rng)))
+    assert said <= captions.WORDS and captions.WORDS - said == {"plain"}
+    mini = json.loads((files("caphuman_jax") / "assets" / "mini" / "config.json").read_text())
+    earlier = set(mini["metadata"]["prompt_words"].split()) - captions.WORDS
+    assert earlier == {"fair", "frowning"}
