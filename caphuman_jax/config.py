@@ -6,8 +6,10 @@ config.json. Defaults are those of Stable Diffusion 1.5 and CapHuman (CVPR 2024)
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, get_args, get_type_hints
 
+from caphuman_jax import config_rules
 from caphuman_jax.errors import ModelFolderError
 
 
@@ -169,34 +171,54 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`. Raises ModelFolderError naming an unknown or missing part."""
-        parts = {
-            "unet": UNetConfig,
-            "capface": CapFaceConfig,
-            "controlnet": CapFaceConfig,
-            "identity": IdentityConfig,
-            "vae": VAEConfig,
-            "text": TextConfig,
-            "image_encoder": ImageEncoderConfig,
-            "diffusion": DiffusionConfig,
-            "sampling": SamplingConfig,
-        }
-        fields = dict(data)
-        for name, part in parts.items():
-            if fields.get(name) is not None:
-                fields[name] = _build(part, fields[name], name)
-        return _build(cls, fields, "model")
+        """Inverse of `to_dict`.
+
+        Raises:
+            ModelFolderError: an unknown entry, one of the wrong type or out of its range, or
+                entries that contradict each other, with the entry, its value and what is allowed.
+        """
+        config = _build(cls, data, "")
+        problem = next(config_rules.contradictions(config), None)
+        if problem:
+            raise ModelFolderError(f"config: {problem}")
+        return config
 
 
-def _build(cls, fields: dict[str, Any], where: str):
-    known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(fields) - known)
+def _build(cls, fields: Any, where: str):
+    """A part of the configuration; `where`: its name and a dot, "" for the whole."""
+    if not isinstance(fields, dict):
+        raise ModelFolderError(
+            f"config of {where.rstrip('.') or 'model'} is {config_rules.shown(fields)}; it must be "
+            f"an object"
+        )
+    kinds = _kinds(cls)
+    unknown = sorted(str(name) for name in fields if name not in kinds)
     if unknown:
         raise ModelFolderError(
-            f"config of {where}: unknown entries {', '.join(unknown)}; known: "
-            f"{', '.join(sorted(known))}"
+            f"config of {where.rstrip('.') or 'model'}: unknown entries {', '.join(unknown)}; "
+            f"known: {', '.join(sorted(kinds))}"
         )
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    values = {}
+    for name, value in fields.items():
+        part = next(filter(dataclasses.is_dataclass, (kinds[name], *get_args(kinds[name]))), None)
+        if part is not None:
+            optional = type(None) in get_args(kinds[name])
+            values[name] = (
+                None if value is None and optional else _build(part, value, f"{where}{name}.")
+            )
+            continue
+        problem = config_rules.model_entry(name, value, kinds[name])
+        if problem:
+            raise ModelFolderError(
+                f"config: {where}{name} is {config_rules.shown(value)}; it {problem}"
+            )
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+@functools.cache
+def _kinds(cls) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 SD15 = ModelConfig()

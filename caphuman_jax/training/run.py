@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -51,7 +52,20 @@ def train(
     log = log if jax.process_index() == 0 else lambda line: None
     module = recipe_module(config)
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    run_folder.keep_config(workdir, name, config)
+    with run_folder.locked(workdir):
+        run_folder.keep_config(workdir, name, config)
+        return _train_stages(module, config, workdir, deadline, profile, log)
+
+
+def _train_stages(
+    module: ModuleType,
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    deadline: float | None,
+    profile: int,
+    log: Log,
+) -> int:
+    """Every stage that is not trained yet; the exit code."""
     try:
         stages = module.stages(config, workdir)
         configs = [from_config(LoopConfig, stage.loop, "loop") for stage in stages]

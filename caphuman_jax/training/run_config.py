@@ -8,9 +8,11 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import math
 import pkgutil
+import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,6 +20,7 @@ from typing import Any, TypeVar
 import jax
 import ml_collections
 
+from caphuman_jax import config_rules
 from caphuman_jax.errors import CapHumanError, SettingError
 
 RECIPES = {
@@ -27,6 +30,37 @@ RECIPES = {
 """A configuration's `recipe` → the module that builds it."""
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+_LARGEST = 10**9
+_RANGES: dict[str, config_rules.Range] = {
+    "accumulate": (1, 65_536),
+    "b1": (0, 0.999999),
+    "b2": (0, 0.9999999),
+    "batch_size": (1, 2**20),
+    "color_share": (0, 1),
+    "ema_decay": (0, 0.9999999),
+    "fsdp": (0, 65_536),
+    "learning_rate": (1e-12, 10),
+    "lora_alpha": (0, 65_536),
+    "lora_rank": (0, 65_536),
+    "log_every": (1, _LARGEST),
+    "keep": (1, 10_000),
+    "mirror": (0, 1),
+    "roll_degrees": (0, 180),
+    "roll_limit": (0, 180),
+    "scale": (1, 8),
+    "seed": (0, 2**32 - 1),
+    "shift": (0, 1),
+    "size": (8, 8192),
+    "steps": (1, _LARGEST),
+    "weight_decay": (0, 10),
+}
+"""Smallest and largest value of settings by name."""
+_ENDINGS: tuple[tuple[str, config_rules.Range], ...] = (
+    (r".*_prob(_.*)?", (0, 1)),
+    (r".*_(weight|steps?|norm|gamma|every|noise)", (0, _LARGEST)),
+)
+"""The same by how a name ends. Other numbers only have to be finite."""
+_DTYPES = ("auto", "bfloat16", "float32")
 
 Settings = TypeVar("Settings")
 
@@ -67,7 +101,7 @@ def read_config(
     Raises:
         CapHumanError: for an unknown name or entry, or a value of another type.
     """
-    config: ml_collections.ConfigDict = _find_config(name).get_config()
+    config = _get_config(name)
     for entry in overrides:
         key, equals, value = entry.partition("=")
         path = key.split(".")
@@ -82,6 +116,9 @@ def read_config(
             ) from error
         if not equals:
             raise CapHumanError(f"{entry}: write --config.{'.'.join(path)}=VALUE")
+        if isinstance(before, ml_collections.ConfigDict):
+            inside = ", ".join(f"--config.{'.'.join(path)}.{one}" for one in list(before)[:3])
+            raise CapHumanError(f"{'.'.join(path)} holds settings; set one of them: {inside} …")
         try:
             place[path[-1]] = _parse(type(before), value)
         except ValueError as error:
@@ -103,8 +140,11 @@ def from_config(cls: type[Settings], entries: Mapping[str, Any], where: str) -> 
         where: the name of these entries, for messages.
 
     Raises:
-        SettingError: for an unknown entry or a value of another type.
+        SettingError: for an unknown entry, or a value of another type or out of its range.
     """
+    if not isinstance(entries, Mapping | ml_collections.ConfigDict):
+        shown = config_rules.shown(entries)
+        raise SettingError(f"{where} is {shown}; it holds settings, such as {where}.seed=1")
     kinds = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
     values = {}
@@ -114,12 +154,48 @@ def from_config(cls: type[Settings], entries: Mapping[str, Any], where: str) -> 
         kind = kinds[name]
         if dataclasses.is_dataclass(kind):
             value = from_config(kind, value, f"{where}.{name}")
-        elif kind is float and type(value) is int:
-            value = float(value)
-        elif isinstance(kind, type) and type(value) is not kind:
-            raise SettingError(f"{where}.{name} is {value!r}; it is of type {kind.__name__}")
+        else:
+            problem = config_rules.wrong(value, kind, _limits(name))
+            if problem is None and name == "dtype" and value not in _DTYPES:
+                problem = f"must be one of {', '.join(_DTYPES)}"
+            if problem:
+                shown = config_rules.shown(value)
+                raise SettingError(f"{where}.{name} is {shown}; it {problem}")
+            value = float(value) if kind is float else value
         values[name] = value
     return cls(**values)
+
+
+def _limits(name: str) -> config_rules.Range:
+    if name in _RANGES:
+        return _RANGES[name]
+    everything = (-math.inf, math.inf)
+    return next((limits for form, limits in _ENDINGS if re.fullmatch(form, name)), everything)
+
+
+def _get_config(name: str) -> ml_collections.ConfigDict:
+    module = _find_config(name)
+    if not callable(getattr(module, "get_config", None)):
+        raise CapHumanError(f"{name} is not a configuration: it has no function get_config()")
+    config = _explained(name, module.get_config)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise CapHumanError(f"{name}: get_config() gives no ml_collections.ConfigDict")
+    if not isinstance(config.get("recipe"), str):
+        raise CapHumanError(f"{name} names no recipe; known: {', '.join(RECIPES)}")
+    return config
+
+
+def _explained(name: str, run: Callable[[], Any]) -> Any:
+    """`run()`, whose errors are of the person's own file."""
+    try:
+        return run()
+    except (CapHumanError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # noqa: BLE001 - somebody's own code may raise anything
+        text = " ".join(str(error).split())[:200]
+        raise CapHumanError(
+            f"the configuration {name} cannot be run: {type(error).__name__}: {text}"
+        ) from error
 
 
 def _find_config(name: str) -> ModuleType:
@@ -132,7 +208,8 @@ def _find_config(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(Path(name).stem, name)
         assert spec is not None and spec.loader is not None, "Python files have a loader"
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        loader = spec.loader
+        _explained(name, lambda: loader.exec_module(module))
         return module
     for package in ("caphuman_jax.configs", "configs"):
         try:

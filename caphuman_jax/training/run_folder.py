@@ -9,12 +9,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import datetime
+import errno
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from caphuman_jax.errors import DataError
 from caphuman_jax.io import atomic
 from caphuman_jax.training.recipe import Recipe
 
+_LOCK = ".lock"
 MAY_CHANGE = ("loop", "data", "loader", "evaluators")
 """Entries of a configuration that may be others when a run is resumed."""
 
@@ -70,6 +73,38 @@ def differences(
     return found
 
 
+@contextlib.contextmanager
+def locked(workdir: Path) -> Generator[None]:
+    """Keep a second run away from the same folder while the block runs.
+
+    The operating system releases the lock when the process ends for any reason. Where a file
+    system has no locks, nothing is locked.
+
+    Raises:
+        DataError: where another process trains in the folder.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = open(workdir / _LOCK, "ab")
+    except OSError as error:
+        raise DataError(f"the work folder {workdir} cannot be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"another caphuman train is running in {workdir}; wait for it, stop it, or choose "
+                f"another --workdir"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
+                raise
+        yield
+
+
 def keep_config(workdir: Path, name: str, config) -> None:
     """Writes WORKDIR/config.json, which `caphuman export` reads.
 
@@ -98,8 +133,9 @@ def read_config(workdir: Path) -> dict[str, Any]:
 def forget_config(workdir: Path) -> None:
     """Removes config.json if nothing else was written, so that the next start may differ."""
     with contextlib.suppress(OSError):
-        if [path.name for path in workdir.iterdir()] == ["config.json"]:
-            (workdir / "config.json").unlink(missing_ok=True)
+        if {path.name for path in workdir.iterdir()} <= {"config.json", _LOCK}:
+            for name in ("config.json", _LOCK):
+                (workdir / name).unlink(missing_ok=True)
             workdir.rmdir()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,12 +18,17 @@ from typing import Any
 import numpy as np
 
 from caphuman_jax.config import ModelConfig
+from caphuman_jax.config_rules import shown
+from caphuman_jax.diffusion import samplers, schedule
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.io import atomic, json_reader, safetensors_file
+from caphuman_jax.head.models import registry as heads
+from caphuman_jax.io import atomic, finite, json_reader, safetensors_file
 from caphuman_jax.io.pickle_reader import guarded
 from caphuman_jax.io.torch_pickle import File
+from caphuman_jax.weights import requirements
 
 FORMAT, FORMAT_VERSION = "caphuman_jax", 1
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 
 def find_model(name_or_path: str | os.PathLike) -> Path:
@@ -119,8 +125,22 @@ def tokenizer_files(path: str | Path) -> tuple[Path, Path] | None:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """The configuration of a model folder. Raises ModelFolderError."""
-    return ModelConfig.from_dict(_read_document(Path(path))["config"])
+    """The configuration of a model folder.
+
+    Raises:
+        ModelFolderError: see `ModelConfig.from_dict`; also for a head model, sampler, spacing or
+            noise schedule that there is not, and a recognizer whose vectors the projector cannot
+            take.
+    """
+    try:
+        document = _read_document(Path(path))
+        config = ModelConfig.from_dict(document["config"])
+        _check_names(config, document["files"])
+    except ModelFolderError as error:
+        if not str(error).startswith("config"):
+            raise
+        raise ModelFolderError(f"{Path(path) / 'config.json'}: {error}") from error
+    return config
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -215,6 +235,52 @@ def _instead_of_run(workdir: Path) -> str:
     )
 
 
+def _check_names(config: ModelConfig, there: Mapping[str, Any]) -> None:
+    """Names that are defined in other packages, and what follows from them; there: networks."""
+    for entry, value, known in (
+        ("head", config.head, heads.HEADS),
+        ("diffusion.beta_schedule", config.diffusion.beta_schedule, schedule.BETA_SCHEDULES),
+        ("sampling.sampler", config.sampling.sampler, samplers.SAMPLERS),
+        ("sampling.spacing", config.sampling.spacing, schedule.SPACINGS),
+    ):
+        if value not in known:
+            raise ModelFolderError(
+                f"config: {entry} is {shown(value)}; it must be one of {', '.join(known)}"
+            )
+    identity = config.identity
+    width = requirements.recognition_width(identity.recognizer)
+    usable = identity.recognizer != "facenet" or "facenet" in there  # without: identity files only
+    if usable and width not in (None, identity.recognition_width):
+        raise ModelFolderError(
+            f"config: identity.recognition_width is {identity.recognition_width}; it must be "
+            f"{width}, which is what the recognizer {identity.recognizer} gives"
+        )
+
+
+def _check_entry(path: Path, name: Any, entry: Any) -> None:
+    """An entry of "files": only regular names inside of the folder."""
+    file = entry.get("file") if isinstance(entry, dict) else None
+    if (
+        not _FILE_NAME.fullmatch(str(name))
+        or not isinstance(file, str)
+        or not _FILE_NAME.fullmatch(file)
+    ):
+        raise ModelFolderError(
+            f"{path / 'config.json'}: files.{name} is {shown(file if file else entry)}; it must "
+            f'name a file in the folder itself, such as {{"file": "unet.safetensors"}}'
+        )
+    if not re.fullmatch(r"[0-9a-f]{64}", str(entry.get("sha256"))):
+        raise ModelFolderError(
+            f"{path / 'config.json'}: files.{name}.sha256 is {shown(entry.get('sha256'))}; it must "
+            f"be 64 hexadecimal digits"
+        )
+    if type(entry.get("bytes", 0)) is not int or entry.get("bytes", 0) < 0:
+        raise ModelFolderError(
+            f"{path / 'config.json'}: files.{name}.bytes is {shown(entry['bytes'])}; it must be a "
+            f"whole number from 0 upwards"
+        )
+
+
 def _read_document(path: Path) -> dict[str, Any]:
     try:
         document = json_reader.read(path / "config.json")
@@ -238,6 +304,8 @@ def _read_document(path: Path) -> dict[str, Any]:
     ]
     if missing:
         raise ModelFolderError(f"{path / 'config.json'} lacks {', '.join(missing)}")
+    for name, entry in document["files"].items():
+        _check_entry(path, name, entry)
     return document
 
 
@@ -255,7 +323,7 @@ def _write_network(folder: Path, name: str, tree: Any, dtype: Any) -> dict[str, 
 
 def cast(value: np.ndarray, dtype: Any, name: str) -> np.ndarray:
     """`value` as `dtype`. Raises ModelFolderError where finite numbers are too large for it."""
-    if value.dtype.kind not in "iub" and not np.isfinite(value).all():
+    if not finite.all_finite(value):
         raise ModelFolderError(
             f"{name} holds numbers that are not finite (NaN or infinity), as after a training that "
             f"diverged; take another checkpoint"
@@ -310,13 +378,25 @@ def _read_network(file: Path, tree: Any, dtype: Any) -> Any:
                 {key: t.shape for key, t in tensors.items()},
             )
             return {
-                key: (read := tensors[key].read()).astype(dtype or read.dtype, copy=False)
+                key: _finite(file.stem, key, tensors[key].read()).astype(
+                    dtype or tensors[key].dtype, copy=False
+                )
                 for key in wanted
             }
         finally:
             stored.close()
 
     return _unflatten(tree, guarded(file, read))
+
+
+def _finite(network: str, name: str, array: np.ndarray) -> np.ndarray:
+    """The array itself. Raises ModelFolderError where it holds NaN or infinity."""
+    if not finite.all_finite(array):
+        raise ModelFolderError(
+            f"{network}: {name} holds numbers that are not finite (NaN or infinity), as after a "
+            f"training that diverged; import or train the model again"
+        )
+    return array
 
 
 def _check_shapes(file: Path, wanted: dict[str, tuple], found: dict[str, tuple]) -> None:

@@ -76,10 +76,15 @@ def lacks(
     return sorted(found, key=lambda lack: not lack.needed_for)
 
 
+def recognition_width(recognizer: str) -> int | None:
+    """How many numbers a recognizer ("facenet", "arcface/NAME", …) gives; None: not known."""
+    return _WIDTHS.get(recognizer.partition("/")[0])
+
+
 def _of_identity(config: ModelConfig, networks: Collection[str]) -> list[Lack]:
     found = []
     recognizer, _, which = config.identity.recognizer.partition("/")
-    width = _WIDTHS.get(recognizer)
+    width = recognition_width(recognizer)
     if width not in (None, config.identity.recognition_width):
         found.append(
             Lack(

@@ -220,6 +220,8 @@ def _take_description(source: Source, path: Path, described: Any) -> None:
     try:
         source.config = ModelConfig.from_dict(described["config"])
         source.trained_with_head = described["trained_with_head"]
+    except ModelFolderError as error:
+        raise ModelFolderError(f"{path}: the configuration in it is wrong: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelFolderError(
             f"{path}: the configuration in it cannot be read: {error!r}"

@@ -91,13 +91,76 @@ def test_a_configuration_shows_every_number(name):
     "entries, words",
     [
         ({"stepz": 3}, "loop.stepz is not a setting; known: log_every"),
-        ({"keep": "two"}, "loop.keep is 'two'; it is of type int"),
-        ({"tensorboard": 1}, "loop.tensorboard is 1; it is of type bool"),
+        ({"keep": "two"}, "loop.keep is 'two'; it must be a whole number from 1"),
+        ({"tensorboard": 1}, "loop.tensorboard is 1; it must be true or false"),
     ],
 )
 def test_settings_that_there_are_not_are_refused(entries, words):
     with pytest.raises(SettingError, match=words):
         from_config(LoopConfig, entries, "loop")
+
+
+@pytest.mark.parametrize(
+    "cls, entries, words",
+    [
+        (MiniTraining, {"batch_size": 0}, "training.batch_size is 0; it must be a whole number"),
+        (MiniTraining, {"batch_size": -4}, "training.batch_size is -4; .*from 1 to 1,048,576"),
+        (MiniTraining, {"steps": -1}, "training.steps is -1; .*from 1"),
+        (MiniTraining, {"seed": 99999999999999999999}, "training.seed is 9999.*from 0 to"),
+        (MiniTraining, {"learning_rate": float("nan")}, "training.learning_rate is nan; .*number"),
+        (MiniTraining, {"learning_rate": -1.0}, "training.learning_rate is -1.0"),
+        (MiniTraining, {"no_text_prob": 1.5}, "training.no_text_prob is 1.5; .*from 0 to 1"),
+        (MiniTraining, {"no_control_prob_without_text": -1}, "_without_text is -1; .*0 to 1"),
+        (MiniTraining, {"dtype": "int8"}, "training.dtype is 'int8'; it must be one of"),
+        (MiniTraining, {"augment": {"mirror": 2}}, "training.augment.mirror is 2; .*0 to 1"),
+        (MiniTraining, {"augment": 3}, "training.augment is 3; it holds settings"),
+        (CapFaceTraining, {"b1": 1.0}, "training.b1 is 1.0"),
+        (AutoencoderTraining, {"size": 0}, "training.size is 0"),
+        (LoopConfig, {"fsdp": -1}, "training.fsdp is -1"),
+        (LoopConfig, 5, "training is 5; it holds settings"),
+    ],
+)
+def test_settings_out_of_their_range_are_refused(cls, entries, words):
+    with pytest.raises(SettingError, match=words):
+        from_config(cls, entries, "training")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("def get_config(:", "cannot be run: SyntaxError"),
+        ("x = 1", r"it has no function get_config\(\)"),
+        ("def get_config(): return 5", "gives no ml_collections.ConfigDict"),
+        ("def get_config(): return 1 / 0", "cannot be run: ZeroDivisionError"),
+        (
+            "import ml_collections\ndef get_config(): return ml_collections.ConfigDict()",
+            "names no recipe; known: mini, sd15",
+        ),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path, text, words):
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(CapHumanError, match=words):
+        read_config(str(tmp_path / "own.py"))
+
+
+def test_a_group_of_settings_is_not_a_value():
+    with pytest.raises(CapHumanError, match="training holds settings; set one of them: --config"):
+        read_config("mini", ["training=1"])
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, capsys):
+    """By another process, as the system's lock is of the process that opened the file."""
+    import fcntl
+
+    (tmp_path / "w").mkdir()
+    with open(tmp_path / "w" / ".lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert train(tmp_path / "w", "--config.training.steps=1") == 2
+        error = capsys.readouterr().err
+        assert "another caphuman train is running in" in error and error.count("\n") == 1
+    assert not (tmp_path / "w" / "config.json").exists()
+    assert train(tmp_path / "w", "--config.training.steps=1") == 0
 
 
 def test_no_such_configuration():

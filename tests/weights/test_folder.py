@@ -2,6 +2,7 @@
 folder is named.
 """
 
+import hashlib
 import json
 
 import jax
@@ -11,14 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from caphuman_jax.config import SD15, ModelConfig, UNetConfig
+from caphuman_jax.config import SD15, IdentityConfig, ModelConfig, UNetConfig
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.weights import model_folder
 
 CONFIG = ModelConfig(
     name="tiny",
     image_size=64,
-    unet=UNetConfig(channels=8, channel_multipliers=(1, 2)),
+    unet=UNetConfig(channels=8, channel_multipliers=(1, 2), groups=8),
+    identity=IdentityConfig(image_tokens="recognizer"),
     image_encoder=None,
 )
 
@@ -207,3 +209,19 @@ def test_a_training_runs_work_folder_is_refused_with_what_to_take(tmp_path, fini
         model_folder.read_metadata(model_folder.find_model(tmp_path))
     told = f"its model is {tmp_path / 'model'}" if finished else f"caphuman export {tmp_path} OUT"
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_found_at_load_by_network_and_name(saved, dtype, bad):
+    """Written by another program, with a checksum that fits."""
+    tensors = {name: x.astype(dtype) for name, x in load_file(saved / "vae.safetensors").items()}
+    tensors["out"][2] = bad
+    save_file(tensors, saved / "vae.safetensors")
+    document = json.loads((saved / "config.json").read_text())
+    data = (saved / "vae.safetensors").read_bytes()
+    document["files"]["vae"] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (saved / "config.json").write_text(json.dumps(document))
+    for stored in (np.float32, None):
+        with pytest.raises(ModelFolderError, match="vae: out holds numbers that are not finite"):
+            model_folder.load_params(saved, shapes_of(make_params()), dtype=stored)
