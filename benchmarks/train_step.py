@@ -36,7 +36,8 @@ from caphuman_jax.models import registry
 from caphuman_jax.runtime import compiler, sharding
 from caphuman_jax.runtime.device_specs import peak_flops
 from caphuman_jax.training import compiled_step
-from caphuman_jax.training.recipes.capface import CapFaceRecipe, CapFaceTraining, stored_batch
+from caphuman_jax.training.batches import stored_batch
+from caphuman_jax.training.recipes.sd15 import CapFaceRecipe, CapFaceTraining
 from caphuman_jax.training.run_config import read_config
 
 MODELS = {

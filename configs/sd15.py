@@ -4,7 +4,7 @@ the base frozen, nothing augmented or dropped.
     caphuman train --config sd15 --config.base=base --config.data=records --workdir runs/sd15
 
 docs/training.md says which further options are worth it. The meaning of each entry is in
-`CapFaceTraining` (caphuman_jax/training/recipes/capface.py) and `LoopConfig`
+`CapFaceTraining` (caphuman_jax/training/recipes/sd15.py) and `LoopConfig`
 (caphuman_jax/training/loop.py).
 """
 

@@ -63,7 +63,7 @@ _LONGEST = (
     "training/test_mini_step.py",
     "pipeline/test_pipeline.py",
     "pipeline/test_people.py",
-    "training/test_capface.py",
+    "training/test_sd15.py",
     "cli/test_generate.py",
     "weights/test_use.py",
     "parity/test_networks.py",

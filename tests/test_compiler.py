@@ -12,8 +12,7 @@ from jax.sharding import SingleDeviceSharding
 from caphuman_jax.runtime import compiler, sharding
 from caphuman_jax.training import loop
 from caphuman_jax.training.recipe import Recipe
-from caphuman_jax.training.state import TrainState
-from caphuman_jax.training.step import gradients_of, make_train_step
+from caphuman_jax.training.step import TrainState, gradients_of, make_train_step
 
 OUTPUTS_FIRST = (3, 0, 1, 2)
 

@@ -16,7 +16,6 @@ import optax
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.training.loop import LoopConfig
-from caphuman_jax.training.optimizer import MovingAverage
 from caphuman_jax.training.recipe import (
     Evaluation,
     Evaluator,
@@ -26,8 +25,7 @@ from caphuman_jax.training.recipe import (
     tree_hash,
 )
 from caphuman_jax.training.run_config import from_config
-from caphuman_jax.training.state import TrainState
-from caphuman_jax.training.step import gradients_of, make_train_step
+from caphuman_jax.training.step import MovingAverage, TrainState, gradients_of, make_train_step
 
 WIDTH, HIDDEN, BANDS = 128, 160, 4  # leaves large enough to be split
 

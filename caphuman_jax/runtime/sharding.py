@@ -107,7 +107,7 @@ def path_name(path) -> str:
 
 
 def state_shardings(mesh: Mesh, state: Any, mode: str) -> Any:
-    """The tree of NamedShardings of a `training.state.TrainState`'s shapes in one of MODES.
+    """The tree of NamedShardings of a `training.step.TrainState`'s shapes in one of MODES.
     Raises SettingError.
     """
     return _shardings(mesh, state, mode, "")
@@ -172,15 +172,13 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def place_batch(batch: dict, mesh: Mesh) -> dict:
-    """This host's rows of a batch {name: numpy (rows, ...)} -> global arrays, all rows of all
-    hosts, split by `by_batch`.
+    """This host's rows of a batch, nested dicts of numpy (rows, ...) -> global arrays, all rows of
+    all hosts, split by `by_batch`.
     """
     where = by_batch(mesh)
     if where.is_fully_addressable:
         return jax.device_put(batch, where)  # one call for all of them
-    return {
-        name: jax.make_array_from_process_local_data(where, rows) for name, rows in batch.items()
-    }
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
 
 
 def on_host(tree: Any) -> Any:

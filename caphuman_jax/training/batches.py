@@ -1,5 +1,5 @@
-"""Batches of records for training CapFace: read and decoded on each host for its share, made into
-pictures and hints on the devices.
+"""Batches of records for training CapFace: each host reads and decodes its rows, and the devices
+make pictures and hints of them (`make_batch`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import DataError, SettingError
@@ -77,8 +76,8 @@ class RecordBatches:
         )
 
     def start(self, samples: int) -> Generator[dict[str, np.ndarray], None, None]:
-        """This host's rows of every batch after the first `samples` pictures, by flat names
-        ("head/scale"); without end.
+        """This host's rows of every batch after the first `samples` pictures, as `make_loader`
+        gives them; without end.
         """
         loader = make_loader(
             self.records,
@@ -91,7 +90,7 @@ class RecordBatches:
             **self.settings,
         )
         try:
-            yield from map(flat, loader)
+            yield from loader
         finally:
             loader.close()
 
@@ -111,9 +110,7 @@ class RecordBatches:
             **{name: self.settings[name] for name in ("loader", "hints", "latents", "recognizer")},
         )
         try:
-            return [
-                flat(batch) for _, batch in zip(range(max(count // self.cfg.batch_size, 1)), loader)
-            ]
+            return [rows for _, rows in zip(range(max(count // self.cfg.batch_size, 1)), loader)]
         finally:
             loader.close()
 
@@ -125,17 +122,14 @@ class RecordBatches:
             for number in numbers
         ]
 
-    def assemble(self, shared: dict | None, rows: dict) -> Batch:
-        """What the loader gave → the batch of a step, each device its own rows; see
-        `assemble`.
+    def make_batch(self, shared: dict | None, rows: dict) -> Batch:
+        """The batch of a step (`make_batch`), each device its own rows; `shared` is on all of
+        them.
         """
-        size = self.model.image_size
 
         def make(shared, rows):
-            model = load_head(self.model.head) if shared else None
-            return assemble(
-                nested(rows), _with_arrays(model, shared["head"]) if shared else None, size
-            )
+            head = _with_arrays(load_head(self.model.head), shared["head"]) if shared else None
+            return make_batch(rows, head, self.model.image_size)
 
         return sharding.over_batch(self.mesh, make)(shared or {}, rows)
 
@@ -184,42 +178,16 @@ class RecordBatches:
                 f"hosts"
             )
 
-    def _shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def _shapes(self) -> dict[str, Any]:
         rows = self.start(0)
         first = next(rows)
         rows.close()
-        return {
-            name: jax.ShapeDtypeStruct((self.cfg.batch_size, *array.shape[1:]), array.dtype)
-            for name, array in first.items()
-        }
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((self.cfg.batch_size, *x.shape[1:]), x.dtype), first
+        )
 
 
-def flat(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """{"head": {"scale": …}, …} → {"head/scale": …, …}."""
-    return {
-        "/".join(str(key.key) for key in path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(batch))
-    }
-
-
-def nested(rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `flat`."""
-    return traverse_util.unflatten_dict(dict(rows), sep="/")
-
-
-def _arrays(model) -> dict[str, np.ndarray]:
-    """The arrays of a head model by number: a plain dict, as frozen trees are."""
-    return {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(model))}
-
-
-def _with_arrays(model, arrays: Mapping[str, Any]):
-    """A head model with `_arrays` in place of its own."""
-    return jax.tree.unflatten(
-        jax.tree.structure(model), [arrays[str(number)] for number in range(len(arrays))]
-    )
-
-
-UNCHANGED = (
+PASSED_ON = (
     "index",
     "weight",
     "moments",
@@ -231,8 +199,8 @@ UNCHANGED = (
 )
 
 
-def assemble(rows: Mapping, head_model: HeadModel | None, size: int) -> Batch:
-    """The batch of a step, made of what the loader gave. Pure, to be compiled.
+def make_batch(rows: Mapping, head_model: HeadModel | None, size: int) -> Batch:
+    """The batch of a step, made of rows of records. Pure, to be compiled.
 
     Photos and heads are changed together and hints rendered; stored moments are those of the mirror
     image already. Rendering takes all triangles of a batch at once: over a mesh call this by
@@ -272,7 +240,37 @@ def assemble(rows: Mapping, head_model: HeadModel | None, size: int) -> Batch:
         token_ids=rows["caption_ids"],
         identity_input=identity_input,
         area=augment.valid_area(coordinates, rows["covered"] * side[:, None]),
-        **{name: rows[name] for name in UNCHANGED if name in rows},
+        **{name: rows[name] for name in PASSED_ON if name in rows},
+    )
+
+
+def stored_batch(model: ModelConfig, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of which nothing has to be computed on the fly."""
+    side, latent = model.image_size, model.image_size // model.vae.downsampling
+    encoder = model.image_encoder
+    tokens = (encoder.image_size // encoder.patch) ** 2 + 1 if encoder else 49
+    array = lambda shape, dtype: jax.ShapeDtypeStruct((batch, *shape), dtype)
+    return {
+        "hints": array((side, side, model.capface.hint_channels), jnp.float32),
+        "region": array((side, side, 1), jnp.float32),
+        "moments": array((latent, latent, 2 * model.vae.latent_channels), jnp.float16),
+        "text": array((model.text.length, model.unet.cross_attention_dim), jnp.float16),
+        "image_tokens": array((tokens, model.identity.image_width), jnp.float16),
+        "recognition": array((model.identity.recognition_width,), jnp.float32),
+        "without_text": array((), bool),
+        "without_identity": array((), bool),
+    }
+
+
+def _arrays(model) -> dict[str, np.ndarray]:
+    """The arrays of a head model by number: a plain dict, as frozen trees are."""
+    return {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(model))}
+
+
+def _with_arrays(model, arrays: Mapping[str, Any]):
+    """A head model with `_arrays` in place of its own."""
+    return jax.tree.unflatten(
+        jax.tree.structure(model), [arrays[str(number)] for number in range(len(arrays))]
     )
 
 

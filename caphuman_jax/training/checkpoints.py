@@ -30,7 +30,7 @@ from caphuman_jax.errors import DataError
 from caphuman_jax.nn.typing import Array
 from caphuman_jax.runtime.sharding import path_name, place
 from caphuman_jax.training.run_folder import check_same_run, differences
-from caphuman_jax.training.state import TrainState
+from caphuman_jax.training.step import TrainState
 
 PARTS = {"params": "params", "ema": "ema", "opt": "opt_state"}
 """What is stored of a `TrainState`: name in the checkpoint → field."""

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from caphuman_jax.runtime import compiler, flops, sharding
 from caphuman_jax.training.recipe import Recipe
-from caphuman_jax.training.state import TrainState
+from caphuman_jax.training.step import TrainState
 
 
 def init_sharded_state(recipe: Recipe, shardings: TrainState) -> TrainState:
@@ -55,7 +55,7 @@ def lower_step(recipe: Recipe, mesh, mode: str, frozen, rows):
         out_shardings=(state, sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    return step.lower(shapes, *_shapes((frozen, rows)))
+    return step.lower(shapes, *shapes_of((frozen, rows)))
 
 
 def count_flops(recipe: Recipe, mesh, frozen, rows) -> int:
@@ -63,8 +63,9 @@ def count_flops(recipe: Recipe, mesh, frozen, rows) -> int:
     out what it calls libraries for, on a GPU nearly all.
     """
     with jax.set_mesh(mesh):
-        return flops.count(recipe.train_step, recipe.abstract_state(), *_shapes((frozen, rows)))
+        return flops.count(recipe.train_step, recipe.abstract_state(), *shapes_of((frozen, rows)))
 
 
-def _shapes(tree: Any) -> Any:
+def shapes_of(tree: Any) -> Any:
+    """A tree of arrays as `jax.ShapeDtypeStruct`s; those of shapes stay."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

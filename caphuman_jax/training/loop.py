@@ -3,9 +3,10 @@
 Every iteration runs in this order: evaluate, checkpoint (with the position in the data), fetch,
 step. Metrics are read `STEPS_IN_FLIGHT` steps late, so the host never waits for the devices.
 
-To follow one step, read, in this order: `loop.py` (this file), a recipe such as
-`recipes/capface.py`, `batches.py` (what a batch is made of), `objective.py` (the loss), `step.py`
-(gradients and update), `optimizer.py`.
+To follow one step, read, in this order: a configuration such as `configs/sd15.py` (every number),
+its recipe `recipes/sd15.py` (networks, records, what the step is made of), this file,
+`step.py` (state, gradients, update), `batches.py` (rows of records → `Batch`), `objective.py`
+(noise and loss).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from caphuman_jax.training.checkpoints import Checkpoints
 from caphuman_jax.training.feed import Feed
 from caphuman_jax.training.metric_writer import MetricWriter, quotients
 from caphuman_jax.training.recipe import Log, Recipe, RowSource
-from caphuman_jax.training.state import TrainState
+from caphuman_jax.training.step import TrainState
 
 STEPS_IN_FLIGHT = 2
 """Steps handed to the devices before the metrics of the first of them are read."""
@@ -315,7 +316,10 @@ class _Loop:
         folder = self.workdir / f"nan-{step}"
         folder.mkdir(exist_ok=True)
         batch = rows or self.recipe.sampled_rows(self.frozen, step - 1)
-        arrays: dict[str, Any] = {name: _local_rows(value) for name, value in batch.items()}
+        arrays: dict[str, Any] = {
+            sharding.path_name(path): _local_rows(value)
+            for path, value in jax.tree_util.tree_leaves_with_path(dict(batch))
+        }
         np.savez(folder / f"batch-{jax.process_index()}.npz", **arrays)
         if jax.process_index() == 0:
             numbers = {

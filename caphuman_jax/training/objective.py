@@ -1,5 +1,6 @@
 """CapHuman's training objective, one for every model: predict what was mixed into the latents, and
-show in CapFace's mask where the face is.
+show in CapFace's mask where the face is. Also the noise of a step, and the same loss on held-out
+people.
 
 Gradients go to the networks in `params`. A frozen UNet's encoder sees nothing that is trained, so
 nothing of it is kept or differentiated: the gradient passes through its decoder and middle block,
@@ -9,13 +10,14 @@ and then through CapFace.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Key
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import loss, schedule
@@ -24,7 +26,11 @@ from caphuman_jax.models.clip_image import normalize
 from caphuman_jax.models.identity_projector import drop_identity
 from caphuman_jax.nn.typing import Array
 from caphuman_jax.training import lora_layers, trainable
-from caphuman_jax.training.state import Tree
+from caphuman_jax.training.recipe import Evaluation
+from caphuman_jax.training.step import Inputs, Tree
+
+HELD_OUT_STEP = 2**31 - 1
+"""Held-out batch i and its noise are sampled as in training step HELD_OUT_STEP - i."""
 
 
 @jax.tree_util.register_dataclass
@@ -50,6 +56,7 @@ class Batch:
         weight: (B,) float32, 0 for rows that only fill up the batch.
         without_text: (B,) bool, pictures that are trained without their prompt.
         without_identity: (B,) bool, pictures that are trained without their identity.
+        without_control: (B,) bool, pictures that are trained without CapFace.
         index: (B,) int, the pictures' numbers in the records.
     """
 
@@ -67,6 +74,7 @@ class Batch:
     weight: Array | None = None
     without_text: Array | None = None
     without_identity: Array | None = None
+    without_control: Array | None = None
     index: Array | None = None
 
 
@@ -81,15 +89,65 @@ class Noise:
         latent_noise: (B, h, w, c) float32, unit normal, samples latents from their moments.
         identity_until: (B,) float32, the last timestep with identity tokens (the paper's tau): 0
             for all timesteps, -1 for none.
-        use_control: (B,) float32, 0 for pictures that are trained without CapFace; None: all use
-            it.
     """
 
     timestep: jax.Array
     noise: jax.Array
     latent_noise: jax.Array
     identity_until: jax.Array
-    use_control: jax.Array | None = None
+
+
+class NoiseKeys(NamedTuple):
+    """The random keys of a `Noise`, one for each number that is drawn.
+
+    Attributes:
+        timestep, noise, latent_noise: of the fields with these names.
+        limited: whether identity tokens are kept only from a random timestep down.
+        tau: that timestep.
+    """
+
+    timestep: Key[Array, ""]
+    noise: Key[Array, ""]
+    latent_noise: Key[Array, ""]
+    limited: Key[Array, ""]
+    tau: Key[Array, ""]
+
+
+def sample_noise(
+    keys: NoiseKeys, model: ModelConfig, identity_dropout_prob: float, pictures: tuple[int, ...]
+) -> Noise:
+    """The noise of a batch.
+
+    Args:
+        keys: decide everything.
+        model: gives the latents' shape and the number of timesteps.
+        identity_dropout_prob: share of the pictures whose identity tokens are kept only from a
+            random timestep down.
+        pictures: (B,), or () for one picture without the leading axis: with `jax.vmap` each picture
+            has keys of its own.
+    """
+    timesteps, shape = model.diffusion.num_timesteps, (*pictures, *latent_shape(model))
+    tau = jax.random.uniform(keys.tau, pictures, minval=1.0, maxval=float(timesteps))
+    limited = jax.random.uniform(keys.limited, pictures) < identity_dropout_prob
+    return Noise(
+        timestep=jax.random.randint(keys.timestep, pictures, 0, timesteps),
+        noise=jax.random.normal(keys.noise, shape),
+        latent_noise=jax.random.normal(keys.latent_noise, shape),
+        identity_until=jnp.where(limited, tau, 0.0),
+    )
+
+
+def noise_of_pictures(
+    keys: Key[Array, " b"], model: ModelConfig, identity_dropout_prob: float
+) -> Noise:
+    """The noise of pictures with these keys (B,), each from its own key alone."""
+
+    def one(key):
+        return sample_noise(
+            NoiseKeys(*jax.random.split(key, 5)), model, identity_dropout_prob, pictures=()
+        )
+
+    return jax.vmap(one)(keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +213,8 @@ def make_loss(
         features = capface.encode_hints(batch.hints)
         mask = capface.mask(features)
         residuals = gate(capface(noisy, timesteps, identity, features), mask)
-        if noise.use_control is not None:
-            use = noise.use_control[:, None, None, None]
+        if batch.without_control is not None:
+            use = jnp.logical_not(batch.without_control)[:, None, None, None]
             residuals = tuple(r * use.astype(r.dtype) for r in residuals)
         output = network("unet")(noisy, timesteps, text, residuals)
 
@@ -188,6 +246,43 @@ def make_loss(
         return total, metrics
 
     return loss_fn
+
+
+def held_out_loss(
+    loss_fn: Callable,
+    inputs: Inputs,
+    keys: Callable[[jax.Array], Any],
+    batches: Callable[[], Iterable[dict]],
+) -> Callable[[Tree, Tree, int], Evaluation]:
+    """The evaluation (params, frozen, step) → the loss on held-out people, without gradients, with
+    the same noise and timesteps every time.
+
+    Args:
+        loss_fn: of `make_loss`.
+        inputs: rows → (Batch, Noise), as in the training step.
+        keys: step → random keys, as in the training step.
+        batches: gives each batch's rows, on the devices, at every evaluation.
+    """
+
+    @jax.jit
+    def error(params, frozen, rows, number):
+        step = HELD_OUT_STEP - number
+        batch, noise = inputs(frozen, rows, keys(step), step)
+        total, metrics = loss_fn(params, frozen, batch, noise)
+        # Batches without weights are whole, and count alike.
+        pictures = jnp.float32(1) if batch.weight is None else batch.weight.sum()
+        return {"loss": total, **metrics}, pictures
+
+    def evaluate(params, frozen, step) -> Evaluation:
+        found = [
+            jax.device_get(error(params, frozen, rows, number))
+            for number, rows in enumerate(batches())
+        ]
+        counts = np.asarray([pictures for _, pictures in found])
+        mean = lambda name: np.average([m[name] for m, _ in found], axis=0, weights=counts)
+        return Evaluation({name: mean(name) for name in found[0][0]} if found else {})
+
+    return evaluate
 
 
 def _pixel_weights(

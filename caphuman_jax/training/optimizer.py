@@ -1,16 +1,13 @@
-"""AdamW with its schedule, and the moving average of parameters."""
+"""AdamW and its learning rate."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-
-from caphuman_jax.training.state import Tree
 
 SCHEDULES = ("constant", "cosine")
 DECAYED = ("all", "matrices")
@@ -89,25 +86,3 @@ def per_network(
         return {k: v[0] for k, v in done.items()}, {k: v[1] for k, v in done.items()}
 
     return optax.GradientTransformation(init, update)
-
-
-@dataclasses.dataclass(frozen=True)
-class MovingAverage:
-    """Exponential moving average of parameters, faster in the beginning, when nothing is learned.
-
-    The decay of update n is min(decay, (1 + n) / (10 + n)).
-
-    Attributes:
-        decay: in [0, 1).
-        first: n of the first update.
-    """
-
-    decay: float
-    first: int = 1
-
-    def update(self, ema: Tree, params: Tree, step: jax.Array) -> Tree:
-        """The average after step `step` (from 0) gave `params`, for the networks in `ema`."""
-        n = jnp.asarray(step + self.first, jnp.float32)
-        decay = jnp.minimum(jnp.float32(self.decay), (1 + n) / (10 + n))
-        params = {name: params[name] for name in ema}
-        return jax.tree.map(lambda e, p: e * decay + p * (1 - decay), ema, params)

@@ -22,7 +22,7 @@ from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.runtime.sharding import on_host
 from caphuman_jax.training.recipe import Evaluation
-from caphuman_jax.training.state import Tree
+from caphuman_jax.training.step import Tree
 
 HEADS = ("own", "yaw=-20", "yaw=20", "smile=0.8", "light=left", "random")
 

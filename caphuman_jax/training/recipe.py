@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from caphuman_jax.errors import SettingError
-from caphuman_jax.training.state import TrainState, Tree
+from caphuman_jax.training.step import TrainState, Tree
 
 Log = Callable[[str], None]
 

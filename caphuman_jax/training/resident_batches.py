@@ -79,12 +79,12 @@ def sample_batch(data: dict, key, cfg, size: int, mesh=None) -> Batch:
         "caption": choice(k[8], data["captions"].shape[1]),
         "dropped": jax.random.uniform(k[9], (n,)) < cfg.no_text_prob,
     }
-    return sharding.over_batch(mesh, lambda data, chosen: _assemble(data, chosen, size))(
+    return sharding.over_batch(mesh, lambda data, chosen: _make_batch(data, chosen, size))(
         data, chosen
     )
 
 
-def _assemble(data: dict, chosen: dict, size: int) -> Batch:
+def _make_batch(data: dict, chosen: dict, size: int) -> Batch:
     """The chosen photos with their changes made: every array that a step needs of them."""
     index, change, grey = chosen["index"], chosen["change"], chosen["grey"]
     coordinates = augment.source_coordinates(change, data["pictures"].shape[1], size)

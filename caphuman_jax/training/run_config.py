@@ -25,7 +25,7 @@ from caphuman_jax.errors import CapHumanError, SettingError
 
 RECIPES = {
     "mini": "caphuman_jax.training.recipes.mini",
-    "sd15": "caphuman_jax.training.recipes.capface_run",
+    "sd15": "caphuman_jax.training.recipes.sd15",
 }
 """A configuration's `recipe` → the module that builds it."""
 

@@ -1,4 +1,5 @@
-"""One training step, the same for every recipe: gradients, update, moving average, metrics.
+"""One training step, the same for every recipe: the state before it, gradients, update, moving
+average, metrics, the state after it.
 
 Everything random in a step is a function of (seed, step, number of the picture in the global
 batch), so neither the number of devices nor that of micro-batches changes a result, and a run that
@@ -7,6 +8,7 @@ is stopped and resumed is the run that was not.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,8 +18,77 @@ import optax
 from jax.sharding import Mesh
 
 from caphuman_jax.runtime import sharding
-from caphuman_jax.training.optimizer import MovingAverage
-from caphuman_jax.training.state import TrainState, Tree
+
+Tree = dict[str, Any]
+"""{network: nested dicts of arrays}."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes and that a checkpoint keeps. A pytree; every leaf is an array.
+
+    Attributes:
+        step: int32 scalar, the number of steps taken so far.
+        params: trained parameters, float32.
+        opt_state: Optax's state for `params`.
+        ema: moving average of `params`, or of some of its networks; {} where none is kept.
+    """
+
+    step: jax.Array
+    params: Tree
+    opt_state: Any
+    ema: Tree
+
+    @classmethod
+    def create(
+        cls,
+        params: Tree,
+        optimizer: optax.GradientTransformation,
+        averaged: tuple[str, ...] | None = None,
+    ) -> TrainState:
+        """The state at step 0. Can be compiled, so that each leaf is created where it belongs.
+
+        Args:
+            params: {network: parameters}.
+            optimizer: what updates them.
+            averaged: networks with a moving average, None for all of them, () for none.
+        """
+        names = tuple(params) if averaged is None else averaged
+        return cls(
+            step=jnp.int32(0),
+            params=params,
+            opt_state=optimizer.init(params),
+            ema={name: jax.tree.map(jnp.copy, params[name]) for name in names},
+        )
+
+    @property
+    def eval_params(self) -> Tree:
+        """The parameters to evaluate and export: the average where there is one."""
+        return self.ema or self.params
+
+
+@dataclasses.dataclass(frozen=True)
+class MovingAverage:
+    """Exponential moving average of parameters, faster in the beginning, when nothing is learned.
+
+    The decay of update n is min(decay, (1 + n) / (10 + n)).
+
+    Attributes:
+        decay: in [0, 1).
+        first: n of the first update.
+    """
+
+    decay: float
+    first: int = 1
+
+    def update(self, ema: Tree, params: Tree, step: jax.Array) -> Tree:
+        """The average after step `step` (from 0) gave `params`, for the networks in `ema`."""
+        n = jnp.asarray(step + self.first, jnp.float32)
+        decay = jnp.minimum(jnp.float32(self.decay), (1 + n) / (10 + n))
+        params = {name: params[name] for name in ema}
+        return jax.tree.map(lambda e, p: e * decay + p * (1 - decay), ema, params)
+
 
 Metrics = dict[str, jax.Array]
 """float32 scalars, "loss" among them; or vectors NAME of sums over pictures together with

@@ -16,12 +16,12 @@ from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.runtime import sharding
-from caphuman_jax.training.batches import assemble
+from caphuman_jax.training.batches import make_batch
 from data_pipeline.loading import augment
 from data_pipeline.loading.loader import make_loader
 
 SIZE, STORED, ROWS = 64, 88, 8
-RUN = jax.jit(assemble, static_argnames="size")
+RUN = jax.jit(make_batch, static_argnames="size")
 CHANGES = {
     "scale": np.float32([1, 1, 1.2, 0.85, 1.1, 1, 1, 0.9]),
     "angle": np.deg2rad(np.float32([0, 0, 20, -15, 25, 0, -30, 10])),
@@ -217,7 +217,7 @@ def test_what_is_passed_on_and_what_is_named(batches, assembled):
 @pytest.mark.slow
 def test_a_mesh_gives_every_device_its_rows(model, batches, assembled):
     mesh = sharding.make_mesh()
-    run = jax.jit(sharding.over_batch(mesh, lambda model, batch: assemble(batch, model, SIZE)))
+    run = jax.jit(sharding.over_batch(mesh, lambda model, batch: make_batch(batch, model, SIZE)))
     made = jax.device_get(
         run(jax.tree.map(jnp.asarray, model), jax.device_put(batches[1], sharding.by_batch(mesh)))
     )

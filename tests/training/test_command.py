@@ -19,8 +19,8 @@ from caphuman_jax.runtime.distributed import distributed_arguments, first_node
 from caphuman_jax.training import run as training_run
 from caphuman_jax.training.loop import LoopConfig
 from caphuman_jax.training.recipes.autoencoder import AutoencoderTraining
-from caphuman_jax.training.recipes.capface import CapFaceTraining
 from caphuman_jax.training.recipes.mini import MiniTraining
+from caphuman_jax.training.recipes.sd15 import CapFaceTraining
 from caphuman_jax.training.run_config import from_config, read_config, recipe_module
 
 

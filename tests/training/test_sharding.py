@@ -17,7 +17,7 @@ from caphuman_jax.config import SD15
 from caphuman_jax.errors import SettingError
 from caphuman_jax.models import registry
 from caphuman_jax.runtime import sharding
-from caphuman_jax.training.state import TrainState
+from caphuman_jax.training.step import TrainState
 
 ALL = ("data", "fsdp")
 

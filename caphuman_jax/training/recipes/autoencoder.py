@@ -32,15 +32,13 @@ from caphuman_jax.nn.initializers import AbstractRngs, HostRngs
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training.onnx_to_jax import load_onnx
 from caphuman_jax.training.optimizer import (
-    MovingAverage,
     learning_rate_schedule,
     make_adamw,
     per_network,
 )
 from caphuman_jax.training.recipe import Recipe, Stage
 from caphuman_jax.training.run_config import from_config
-from caphuman_jax.training.state import TrainState, Tree
-from caphuman_jax.training.step import make_train_step
+from caphuman_jax.training.step import MovingAverage, TrainState, Tree, make_train_step
 from caphuman_jax.weights.model_folder import save_model
 from data_pipeline.loading import augment
 
@@ -234,13 +232,13 @@ class AutoencoderRecipe(Recipe):
         index = jax.random.randint(k[0], (cfg.batch_size,), 0, data["photos"].shape[0])
         change = augment.sample_transforms(k[1], cfg.batch_size, CHANGES)
 
-        def assemble(data, chosen):
+        def make_images(data, chosen):
             index, change = chosen
             coordinates = augment.source_coordinates(change, data["photos"].shape[1], cfg.size)
             images = augment.warp(data["photos"][index], coordinates) / 127.5 - 1.0
             return images, augment.valid_area(coordinates, data["covered"][index])
 
-        made = sharding.over_batch(self._mesh, assemble)(data, (index, change))
+        made = sharding.over_batch(self._mesh, make_images)(data, (index, change))
         return *sharding.constrain_batch(self._mesh)(made), noise_key, step
 
     def _gradients(self, params, frozen, images, valid, key, step):

@@ -25,21 +25,33 @@ from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.typing import Array
 from caphuman_jax.runtime import flops, sharding
 from caphuman_jax.training import dataset
-from caphuman_jax.training.objective import Batch, Noise, Objective, latent_shape, make_loss
-from caphuman_jax.training.optimizer import MovingAverage, learning_rate_schedule, make_adamw
+from caphuman_jax.training.objective import (
+    Batch,
+    Noise,
+    NoiseKeys,
+    Objective,
+    held_out_loss,
+    make_loss,
+    sample_noise,
+)
+from caphuman_jax.training.optimizer import learning_rate_schedule, make_adamw
 from caphuman_jax.training.previews import Previews
-from caphuman_jax.training.recipe import Evaluation, Recipe, Stage, make_evaluators, tree_hash
+from caphuman_jax.training.recipe import Recipe, Stage, make_evaluators, tree_hash
 from caphuman_jax.training.recipes import autoencoder
 from caphuman_jax.training.resident_batches import resident, sample_batch
 from caphuman_jax.training.run_config import from_config
-from caphuman_jax.training.state import TrainState, Tree
-from caphuman_jax.training.step import gradients_of, make_train_step
+from caphuman_jax.training.step import (
+    MovingAverage,
+    TrainState,
+    Tree,
+    gradients_of,
+    make_train_step,
+)
 from caphuman_jax.weights.model_folder import load_params, read_config, save_model
 from data_pipeline.loading.augment import AugmentConfig
 from data_pipeline.prepare.captions import WORDS
 
 TRAINED = ("unet", "capface", "identity", "text")
-HELD_OUT_STEP = 2**31 - 1  # held-out batches and their noise are those of this step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +133,7 @@ class MiniRecipe(Recipe):
             vae: the autoencoder's parameters.
             data: of `dataset.build`.
             mesh: devices over which batches are split, None for one device.
-            held_out: as `data`, of other people, for `held_out_error`.
+            held_out: as `data`, of other people, for `held_out_loss`.
         """
         self.model, self.cfg, self._mesh = model, cfg, mesh
         networks = (*TRAINED, "vae")
@@ -189,11 +201,16 @@ class MiniRecipe(Recipe):
         return self._step(state, frozen, rows)
 
     def _inputs(self, cfg, name, mesh, frozen, rows, key, step) -> tuple[Batch, Noise]:
-        """The batch of a step, sampled from the photos frozen under `name`."""
-        batch_key, latent_key, noise_key = jax.random.split(key, 3)
+        """A batch of the photos that are frozen under `name`, and its noise."""
+        batch_key, latent_key, key = jax.random.split(key, 3)
         batch = sample_batch(frozen[name], batch_key, cfg, self.model.image_size, mesh)
         batch = sharding.constrain_batch(mesh)(batch)
-        return batch, sample_noise(latent_key, noise_key, batch, self.model, cfg)
+        time, noise, limited, tau, identity, control = jax.random.split(key, 6)
+        keys = NoiseKeys(time, noise, latent_key, limited, tau)
+        return (
+            drop_conditions(batch, identity, control, cfg),
+            sample_noise(keys, self.model, cfg.identity_dropout_prob, (cfg.batch_size,)),
+        )
 
     def sampled_rows(self, frozen, step):
         key = jax.random.split(step_key(self.cfg, step), 3)[0]
@@ -201,27 +218,12 @@ class MiniRecipe(Recipe):
         batch = jax.jit(sample)(frozen["data"], key)
         return {name: value for name, value in vars(batch).items() if value is not None}
 
-    def held_out_error(self):
-        """The evaluation (params, frozen, step) → the loss on held-out people, with the same
-        photos, noise and timesteps every time.
-        """
+    def held_out_loss(self):
+        """`objective.held_out_loss` on one batch of held-out people, who are shown as they are."""
         unchanged = {"grayscale_prob": 0.0, "background_swap_prob": 0.0, "identity_swap_prob": 0.0}
         cfg = dataclasses.replace(self.cfg, **unchanged)
-
-        @jax.jit
-        def error(params, frozen):
-            key = step_key(cfg, HELD_OUT_STEP)
-            batch, noise = self._inputs(cfg, "data_held_out", self._mesh, frozen, {}, key, None)
-            total, metrics = self._loss(params, frozen, batch, noise)
-            return {"loss": total, **metrics}
-
-        needed = ("vae", "empty", "data_held_out")
-
-        def evaluate(params, frozen, step) -> Evaluation:
-            frozen = {name: frozen[name] for name in needed}
-            return Evaluation(jax.device_get(error(params, frozen)))
-
-        return evaluate
+        inputs = functools.partial(self._inputs, cfg, "data_held_out", self._mesh)
+        return held_out_loss(self._loss, inputs, functools.partial(step_key, cfg), lambda: [{}])
 
 
 def step_key(cfg: MiniTraining, step) -> Key[Array, ""]:
@@ -229,33 +231,19 @@ def step_key(cfg: MiniTraining, step) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(cfg.seed), step)
 
 
-def sample_noise(
-    latent_key: Key[Array, ""],
-    key: Key[Array, ""],
-    batch: Batch,
-    model: ModelConfig,
-    cfg: MiniTraining,
-) -> Noise:
-    """The noise of a batch, and which of its pictures go without identity or control."""
-    k = jax.random.split(key, 6)
+def drop_conditions(
+    batch: Batch, identity: Key[Array, ""], control: Key[Array, ""], cfg: MiniTraining
+) -> Batch:
+    """The batch, some of its pictures without identity or control; of those without text, more."""
     assert batch.without_text is not None, "this recipe's batches choose"
-    n, timesteps = batch.hints.shape[0], model.diffusion.num_timesteps
-    shape = (n, *latent_shape(model))
-    uniform = lambda key: jax.random.uniform(key, (n,))
     share = lambda with_text, without: jnp.where(batch.without_text, without, with_text)
-    # Identity until a random timestep, or never, for some; always for most.
-    tau = jax.random.uniform(k[3], (n,), minval=1.0, maxval=float(timesteps))
-    until = jnp.where(uniform(k[2]) < cfg.identity_dropout_prob, tau, 0.0)
-    without_identity = uniform(k[4]) < share(
-        cfg.no_identity_prob, cfg.no_identity_prob_without_text
-    )
-    use_control = uniform(k[5]) >= share(cfg.no_control_prob, cfg.no_control_prob_without_text)
-    return Noise(
-        timestep=jax.random.randint(k[0], (n,), 0, timesteps),
-        noise=jax.random.normal(k[1], shape),
-        latent_noise=jax.random.normal(latent_key, shape),
-        identity_until=jnp.where(without_identity, -1.0, until),
-        use_control=use_control.astype(jnp.float32),
+    uniform = lambda key: jax.random.uniform(key, (cfg.batch_size,))
+    return dataclasses.replace(
+        batch,
+        without_identity=uniform(identity)
+        < share(cfg.no_identity_prob, cfg.no_identity_prob_without_text),
+        without_control=uniform(control)
+        < share(cfg.no_control_prob, cfg.no_control_prob_without_text),
     )
 
 
@@ -331,7 +319,7 @@ def _build(config, workdir: Path, records, mesh, log) -> tuple[MiniRecipe, None]
     ).hexdigest()
     networks = lambda trained, frozen: trained | {"vae": frozen["vae"]}
     known = {
-        "held_out": lambda pictures: recipe.held_out_error() if held_out is not None else None,
+        "held_out": lambda pictures: recipe.held_out_loss() if held_out is not None else None,
         "previews": lambda people: (
             Previews(model, list(records.pictures[test_index[:people]]), networks)
             if len(test_index)

@@ -1,41 +1,111 @@
-"""CapHuman's training as a recipe: CapFace and the identity projector on a frozen base, a model of
-Stable Diffusion 1's kind.
+"""CapHuman's training as the original does it: CapFace and the identity projector on a frozen base,
+a model of Stable Diffusion 1's kind; parts of the UNet or a LoRA of it where asked for.
+
+    stages → build: base, records and evaluators of a configuration such as configs/sd15.py
+    CapFaceRecipe: networks, inputs of the loss, the step
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, traverse_util
+from flax import nnx
 from jaxtyping import Key
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import loss
 from caphuman_jax.errors import SettingError
+from caphuman_jax.io.metadata import checksums
 from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.typing import Array
 from caphuman_jax.runtime import flops, sharding
-from caphuman_jax.training import lora_layers, trainable
-from caphuman_jax.training.objective import Batch, Noise, Objective, latent_shape, make_loss
+from caphuman_jax.training import base_model, lora_layers, trainable
+from caphuman_jax.training.batches import RecordBatches, stored_batch
+from caphuman_jax.training.compiled_step import shapes_of
+from caphuman_jax.training.objective import (
+    Batch,
+    Noise,
+    Objective,
+    held_out_loss,
+    make_loss,
+    noise_of_pictures,
+)
 from caphuman_jax.training.optimizer import (
     DECAYED,
     SCHEDULES,
-    MovingAverage,
     learning_rate_schedule,
     make_adamw,
 )
-from caphuman_jax.training.recipe import Evaluation, Recipe, tree_hash
-from caphuman_jax.training.state import TrainState, Tree
-from caphuman_jax.training.step import gradients_of, make_train_step
+from caphuman_jax.training.previews import Previews
+from caphuman_jax.training.recipe import Recipe, Stage, make_evaluators, tree_hash
+from caphuman_jax.training.run_config import from_config
+from caphuman_jax.training.step import (
+    MovingAverage,
+    TrainState,
+    Tree,
+    gradients_of,
+    make_train_step,
+)
+from caphuman_jax.weights import model_folder
+from data_pipeline.records.manifest import records_hash
 
-HELD_OUT_STEP = 2**31 - 1  # noise of held-out batch i is that of step HELD_OUT_STEP - i
+
+def stages(config, workdir: Path) -> list[Stage]:
+    """The one stage of a configuration such as configs/sd15.py."""
+    return [
+        Stage(
+            name="CapFace",
+            workdir=workdir,
+            loop=config.loop,
+            build=functools.partial(build, config),
+            export=functools.partial(export, config, workdir),
+        )
+    ]
+
+
+def build(config, mesh, log) -> tuple[CapFaceRecipe, RecordBatches]:
+    """(recipe, batches of records). Raises CapHumanError."""
+    cfg = from_config(CapFaceTraining, config.training, "training")
+    where = base_model.find(config.base)
+    model = model_folder.read_config(where)
+    hashes = checksums(where)
+    source = RecordBatches(config, model, cfg, mesh, hashes)
+    needed = base_model.networks_needed(model, source.stored, cfg.init_from == "base")
+    log(f"base {where}: {', '.join(needed)}; {source.summary}")
+    shapes = {name: leaves for name, (_, leaves) in registry.abstract(model, only=needed).items()}
+    recipe = CapFaceRecipe(
+        model,
+        cfg,
+        model_folder.load_params(where, shapes),
+        source.batch_shapes,
+        mesh=mesh,
+        empty_text=base_model.empty_text(where, model, "text" in source.stored),
+        make_batch=source.make_batch,
+        shared=source.shared,
+        hashes=hashes,
+    )
+    # The folder of the records may move; what is in it may not change while a run is resumed.
+    recipe.settings["records"] = records_hash(source.records.manifest)
+    held_out = source.records.splits.get("test", 0)
+    networks = functools.partial(base_model.whole_model, where, model, cfg.lora_scale)
+    known = {
+        "held_out": lambda pictures: (
+            recipe.held_out_loss(lambda: source.held_out(pictures)) if held_out else None
+        ),
+        "previews": lambda people: (
+            Previews(model, source.held_out_photos(people), networks) if held_out else None
+        ),
+    }
+    recipe.evaluators = make_evaluators(config.evaluators, known)
+    return recipe, source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +166,7 @@ class CapFaceTraining:
     attention: str = "auto"
     seed: int = 0
 
-    def check(self) -> None:
-        """Raises SettingError."""
+    def __post_init__(self):
         for name, known in (
             ("lr_schedule", SCHEDULES),
             ("weight_decay_on", DECAYED),
@@ -110,8 +179,8 @@ class CapFaceTraining:
                 )
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise SettingError(
-                f"training.batch_size = {self.batch_size} cannot be divided into training.accumulate = "  # noqa: E501
-                f"{self.accumulate} micro-batches"
+                f"training.batch_size = {self.batch_size} cannot be divided into "
+                f"training.accumulate = {self.accumulate} micro-batches"
             )
         if self.unfreeze and self.lora_rank:
             raise SettingError(
@@ -129,8 +198,8 @@ class CapFaceTraining:
 
     @property
     def lora_scale(self) -> float:
-        """alpha / rank."""
-        return (self.lora_alpha or self.lora_rank) / self.lora_rank
+        """alpha / rank; 1 without a LoRA."""
+        return self.lora_alpha / self.lora_rank if self.lora_rank and self.lora_alpha else 1.0
 
 
 class CapFaceRecipe(Recipe):
@@ -146,7 +215,7 @@ class CapFaceRecipe(Recipe):
         mesh=None,
         platform: str | None = None,
         empty_text: Any = None,
-        assemble: Callable[[Any, dict], Batch] | None = None,
+        make_batch: Callable[[Any, dict], Batch] | None = None,
         shared: Mapping[str, Any] | None = None,
         hashes: Mapping[str, str] | None = None,
     ):
@@ -154,23 +223,22 @@ class CapFaceRecipe(Recipe):
         Args:
             model: sizes of networks and pictures.
             cfg: everything that decides the run.
-            base: the `networks_needed` of a base, arrays on the host, or shapes alone, of which
-                nothing but compiling can be done.
+            base: the `base_model.networks_needed`, arrays on the host, or shapes alone, with which
+                the step can only be compiled.
             row_shapes: of a global batch as the loader gives it.
             mesh: devices over which batches are split, None for one device.
             platform: what is compiled for, if not what JAX runs on.
             empty_text: {"ids" (L,)} and, where text is stored, {"text" (L, W)} of no prompt.
-            assemble: (shared, rows) → Batch, called for one micro-batch at a time; None where rows
-                are the fields of a Batch.
-            shared: arrays for `assemble`, frozen as "data".
+            make_batch: (shared, rows) → Batch, called for one micro-batch at a time; None where
+                rows are the fields of a Batch.
+            shared: arrays for `make_batch`, frozen as "data".
             hashes: {network: sha256} of the base, computed where they are not known.
 
         Raises:
-            SettingError: for settings that contradict each other.
+            SettingError: `unfreeze` picks nothing.
         """
-        cfg.check()
         self.model, self.cfg, self._base = model, cfg, base
-        self._assemble, self._mesh = assemble, mesh
+        self._make_batch, self._mesh = make_batch, mesh
         dtype = jnp.dtype(cfg.dtype)
         compute = ComputeConfig(dtype, cfg.attention, cfg.remat, platform, mesh)
         abstract = registry.abstract(model, compute, only={*base, *registry.TRAINABLE})
@@ -181,11 +249,13 @@ class CapFaceRecipe(Recipe):
         self._unfrozen, frozen = trainable.split(networks, cfg.unfreeze)
         keep = []
         if cfg.lora_rank:
-            shapes["lora"] = jax.eval_shape(lambda: _lora_start(leaves["unet"], cfg))
+            shapes["lora"] = jax.eval_shape(lambda: self._new_lora(leaves["unet"]))
             targets = lora_layers.targets(leaves["unet"], cfg.lora_targets)
             keep = [f"unet.{path}" for path in targets]
         if hashes is None:
-            hashes = {} if _is_abstract(base) else {n: tree_hash(base[n]) for n in frozen}
+            leaf = jax.tree.leaves(base)[0]
+            abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+            hashes = {} if abstract else {name: tree_hash(base[name]) for name in frozen}
         self.frozen_hashes = {name: hashes[name] for name in frozen if name in hashes}
         self.frozen = trainable.stored(frozen, dtype, keep)
         for name, tree in (("empty", empty_text), ("data", shared)):
@@ -211,13 +281,23 @@ class CapFaceRecipe(Recipe):
         # Counted without what is computed again, on one device.
         plain = registry.abstract(model, ComputeConfig(dtype, "xla"), only=self._graphs)
         plain = self._make_step({name: graph for name, (graph, _) in plain.items()}, None)
-        self.flops = flops.count(
-            plain, self.abstract_state(), _shapes(self.frozen), dict(row_shapes)
-        )
+        frozen = shapes_of(self.frozen)
+        self.flops = flops.count(plain, self.abstract_state(), frozen, dict(row_shapes))
 
     def init_params(self) -> Tree:
         """CapFace, projector and LoRA factors; the same for the same seed, wherever it runs."""
-        return init_params(self.model, self.cfg, self._base) | self._unfrozen
+        base, cfg = self._base, self.cfg
+        if cfg.init_from == "base":
+            params = {name: base[name] for name in registry.TRAINABLE}
+        else:
+            params = base_model.new_capface(self.model, base["unet"], cfg.seed)
+        if cfg.lora_rank:
+            params["lora"] = self._new_lora(base["unet"])
+        return params | self._unfrozen
+
+    def _new_lora(self, unet: Mapping[str, Any]) -> Tree:
+        cfg, generator = self.cfg, np.random.default_rng([self.cfg.seed, 2])
+        return lora_layers.start(unet, cfg.lora_rank, cfg.lora_targets, generator)
 
     def init_state(self, params: Tree) -> TrainState:
         averaged = None if self.cfg.ema_decay else ()
@@ -232,18 +312,25 @@ class CapFaceRecipe(Recipe):
             functools.partial(self._inputs, mesh),
             gradients_of(self._loss(graphs)),
             self._optimizer,
-            keys=functools.partial(picture_keys, cfg),
+            keys=self._picture_keys,
             accumulate=cfg.accumulate,
             average=MovingAverage(cfg.ema_decay) if cfg.ema_decay else None,
             learning_rate=self._learning_rate,
             mesh=mesh,
         )
 
+    def _picture_keys(self, step) -> Key[Array, " b"]:
+        """One key for each picture of a step's global batch."""
+        key = jax.random.fold_in(jax.random.key(self.cfg.seed), step)
+        numbers = jnp.arange(self.cfg.batch_size)
+        return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+
     def _inputs(self, mesh, frozen, rows, keys, step) -> tuple[Batch, Noise]:
+        """What the loss is computed of: rows of records as a batch, and each picture's noise."""
         constrain = sharding.constrain_batch(mesh)
-        assemble = self._assemble or (lambda shared, rows: Batch(**rows))
-        batch = constrain(assemble(frozen.get("data"), rows))
-        return batch, constrain(sample_noise(keys, self.model, self.cfg.identity_dropout_prob))
+        make_batch = self._make_batch or (lambda shared, rows: Batch(**rows))
+        batch = constrain(make_batch(frozen.get("data"), rows))
+        return batch, constrain(noise_of_pictures(keys, self.model, self.cfg.identity_dropout_prob))
 
     def _loss(self, graphs: Mapping[str, nnx.GraphDef]) -> Callable:
         cfg, prediction = self.cfg, self.model.diffusion.prediction_type
@@ -254,157 +341,57 @@ class CapFaceRecipe(Recipe):
             )
             if cfg.min_snr_gamma
             else None,
-            lora_scale=cfg.lora_scale if cfg.lora_rank else 1.0,
+            lora_scale=cfg.lora_scale,
         )
         return make_loss(self.model, graphs, objective, jnp.dtype(cfg.dtype))
 
-    def held_out_error(self, rows: Callable[[], list[dict]]) -> Callable:
-        """The evaluation (params, frozen, step) → the loss on held-out records, without gradients,
-        with the same noise and timesteps every time.
-
-        Args:
-            rows: gives the batches as the loader does; called once, at the first evaluation.
-        """
-        loss_fn = self._loss(self._graphs)
-
-        @jax.jit
-        def error(params, frozen, rows, number):
-            keys = picture_keys(self.cfg, HELD_OUT_STEP - number)
-            batch, noise = self._inputs(self._mesh, frozen, rows, keys, None)
-            total, metrics = loss_fn(params, frozen, batch, noise)
-            counted = (
-                jnp.float32(self.cfg.batch_size) if batch.weight is None else batch.weight.sum()
-            )
-            return {"loss": total, **metrics}, counted
-
-        place = lambda rows: rows
+    def held_out_loss(self, batches: Callable[[], list[dict]]) -> Callable:
+        """`objective.held_out_loss`; `batches` gives this host's rows, and is called once."""
+        batches, place = functools.cache(batches), lambda rows: rows
         if self._mesh is not None:
             place = functools.partial(sharding.place_batch, mesh=self._mesh)
-        batches = functools.cache(rows)
-
-        def evaluate(params, frozen, step) -> Evaluation:
-            found = [
-                jax.device_get(error(params, frozen, place(each), number))
-                for number, each in enumerate(batches())
-            ]
-            counts = np.asarray([counted for _, counted in found])
-            mean = lambda name: np.average([m[name] for m, _ in found], axis=0, weights=counts)
-            return Evaluation({name: mean(name) for name in found[0][0]} if found else {})
-
-        return evaluate
-
-
-def picture_keys(cfg: CapFaceTraining, step) -> Key[Array, " b"]:
-    """One key for each picture of the global batch of a step, (B,)."""
-    key = jax.random.fold_in(jax.random.key(cfg.seed), step)
-    return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.arange(cfg.batch_size))
-
-
-def sample_noise(keys: Key[Array, " b"], model: ModelConfig, identity_dropout_prob: float) -> Noise:
-    """The noise of pictures with these keys (B,), each from its own key alone.
-
-    Args:
-        keys: of `picture_keys`.
-        model: gives the latents' shape and the number of timesteps.
-        identity_dropout_prob: share of the pictures whose identity tokens are kept from a random
-            timestep down only.
-    """
-    timesteps, shape = model.diffusion.num_timesteps, latent_shape(model)
-
-    def one(key):
-        time, noise, latent, late, until = jax.random.split(key, 5)
-        tau = jax.random.uniform(until, minval=1.0, maxval=float(timesteps))
-        return Noise(
-            timestep=jax.random.randint(time, (), 0, timesteps),
-            noise=jax.random.normal(noise, shape),
-            latent_noise=jax.random.normal(latent, shape),
-            identity_until=jnp.where(jax.random.uniform(late) < identity_dropout_prob, tau, 0.0),
+        return held_out_loss(
+            self._loss(self._graphs),
+            functools.partial(self._inputs, self._mesh),
+            self._picture_keys,
+            lambda: map(place, batches()),
         )
 
-    return jax.vmap(one)(keys)
 
+def abstract_recipe(config, mesh, platform: str | None) -> tuple[CapFaceRecipe, dict]:
+    """(recipe, shapes of a batch's rows) of a configuration, with shapes for numbers, to be
+    compiled.
 
-def networks_needed(cfg: CapFaceTraining, model: ModelConfig, stored: Collection[str]) -> list[str]:
-    """The base's networks that training takes, where records have the `stored` of "moments", "text"
-    and "image_tokens".
+    The model is the base's if `base` is given, else `model`; batches hold hints, moments, encoded
+    text and image tokens (`stored_batch`).
     """
-    on_the_fly = {"moments": "vae", "text": "text", "image_tokens": "image_encoder"}
-    needed = [
-        "unet",
-        *(registry.TRAINABLE if cfg.init_from == "base" else ()),
-        *(net for name, net in on_the_fly.items() if name not in stored),
-    ]
-    if "image_encoder" in needed and model.image_encoder is None:
-        raise SettingError(
-            f"the model {model.name} has no image encoder: records for it need image tokens; "
-            f"prepare them with --model"
-        )
-    return needed
-
-
-def init_params(model: ModelConfig, cfg: CapFaceTraining, base: Mapping[str, Any]) -> Tree:
-    """CapFace, projector and LoRA factors at step 0, on the host; the same for the same seed,
-    wherever it runs.
-    """
-    params = {}
-    if cfg.init_from == "base":
-        params = {name: base[name] for name in registry.TRAINABLE}
-    else:
-        with sharding.on_cpu():
-            drawn = registry.init(model, jax.random.key(cfg.seed), only=registry.TRAINABLE)
-            params = jax.device_get({name: tree for name, (_, tree) in drawn.items()})
-        generator = np.random.default_rng([cfg.seed, 1])
-        params = {name: _pytorch_init(tree, generator) for name, tree in params.items()}
-        params["capface"] = {
-            **params["capface"],
-            "encoder": jax.tree.map(np.copy, base["unet"]["encoder"]),
-        }
-    if cfg.lora_rank:
-        params["lora"] = _lora_start(base["unet"], cfg)
-    return params
-
-
-def _pytorch_init(tree: dict, generator: np.random.Generator) -> dict:
-    """Layers as PyTorch's begin, uniform within ± 1 / sqrt(inputs), biases too; those that begin at
-    zero stay so.
-    """
-    flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep=".")
-    for path in sorted(path for path in flat if path.endswith(".kernel")):
-        if path.startswith("encoder.") or not flat[path].any():
-            continue  # copied from the UNet afterwards, or zero
-        bound = np.float32(np.prod(flat[path].shape[:-1]) ** -0.5)
-        for name in (path, path.removesuffix("kernel") + "bias"):
-            flat[name] = generator.uniform(-bound, bound, flat[name].shape).astype(np.float32)
-    return traverse_util.unflatten_dict(flat, sep=".")
-
-
-def _lora_start(unet: Mapping[str, Any], cfg: CapFaceTraining) -> dict:
-    return lora_layers.start(
-        unet, cfg.lora_rank, cfg.lora_targets, np.random.default_rng([cfg.seed, 2])
+    cfg = from_config(CapFaceTraining, config.training, "training")
+    model = (
+        model_folder.read_config(base_model.find(config.base))
+        if config.base
+        else ModelConfig.from_dict(config.model.to_dict())
     )
-
-
-def stored_batch(model: ModelConfig, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch of which nothing has to be computed on the fly."""
-    side, latent = model.image_size, model.image_size // model.vae.downsampling
-    encoder = model.image_encoder
-    tokens = (encoder.image_size // encoder.patch) ** 2 + 1 if encoder else 49
-    array = lambda shape, dtype: jax.ShapeDtypeStruct((batch, *shape), dtype)
-    return {
-        "hints": array((side, side, model.capface.hint_channels), jnp.float32),
-        "region": array((side, side, 1), jnp.float32),
-        "moments": array((latent, latent, 2 * model.vae.latent_channels), jnp.float16),
-        "text": array((model.text.length, model.unet.cross_attention_dim), jnp.float16),
-        "image_tokens": array((tokens, model.identity.image_width), jnp.float16),
-        "recognition": array((model.identity.recognition_width,), jnp.float32),
-        "without_text": array((), bool),
-        "without_identity": array((), bool),
+    stored = ("moments", "text", "image_tokens")
+    shapes = {
+        name: leaves
+        for name, (_, leaves) in registry.abstract(
+            model, only=base_model.networks_needed(model, stored, cfg.init_from == "base")
+        ).items()
     }
+    empty = {
+        "ids": jax.ShapeDtypeStruct((model.text.length,), jnp.int32),
+        "text": jax.ShapeDtypeStruct(
+            (model.text.length, model.unet.cross_attention_dim), jnp.float32
+        ),
+    }
+    rows = stored_batch(model, cfg.batch_size)
+    recipe = CapFaceRecipe(model, cfg, shapes, rows, mesh=mesh, platform=platform, empty_text=empty)
+    return recipe, rows
 
 
-def _is_abstract(tree: Any) -> bool:
-    return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+def export(config, workdir: Path, params: dict, folder: Path, metadata: dict) -> None:
+    """A model folder of the base with what was trained; see `base_model.export`."""
+    cfg = from_config(CapFaceTraining, config.training, "training")
+    where = base_model.find(config.base)
+    metadata = {"base": str(config.base), **metadata}
+    base_model.export(where, params, folder, metadata, cfg.lora_scale * cfg.lora_rank)

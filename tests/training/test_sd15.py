@@ -18,11 +18,12 @@ from caphuman_jax.config import CapFaceConfig
 from caphuman_jax.errors import DataError, SettingError
 from caphuman_jax.models import registry
 from caphuman_jax.runtime import flops, sharding
-from caphuman_jax.training import run_folder, trainable
-from caphuman_jax.training.objective import Batch, Objective, make_loss
+from caphuman_jax.training import base_model, lora_layers, run_folder, trainable
+from caphuman_jax.training.batches import stored_batch
+from caphuman_jax.training.objective import Batch, Objective, make_loss, noise_of_pictures
 from caphuman_jax.training.optimizer import learning_rate_schedule, make_adamw
-from caphuman_jax.training.recipes import capface, capface_run
-from caphuman_jax.training.recipes.capface import CapFaceRecipe, CapFaceTraining
+from caphuman_jax.training.recipes import sd15
+from caphuman_jax.training.recipes.sd15 import CapFaceRecipe, CapFaceTraining
 from caphuman_jax.training.run_config import read_config
 
 BATCH = 16
@@ -77,7 +78,7 @@ def batch(model):
         if leaf.dtype == bool
         else rng.standard_normal(leaf.shape).astype(leaf.dtype)
     )
-    return jax.tree.map(fill, capface.stored_batch(model, BATCH))
+    return jax.tree.map(fill, stored_batch(model, BATCH))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_rows_that_fill_up_a_batch_do_not_count_in_the_held_out_error(recipe_of,
         lambda x: np.where(real.reshape(-1, *[1] * (x.ndim - 1)) > 0, x, x[::-1]), batch
     )
     first, second = (
-        recipe.held_out_error(lambda rows=rows: [{**rows, "weight": real}])(
+        recipe.held_out_loss(lambda rows=rows: [{**rows, "weight": real}])(
             params, frozen, 0
         ).metrics
         for rows in (batch, other)
@@ -176,9 +177,8 @@ def test_metrics(plain):
 
 def test_draws_of_a_picture_are_its_own(model):
     keys = jax.random.split(jax.random.key(0), 256)
-    sample = jax.jit(lambda keys: vars(capface.sample_noise(keys, model, 0.5)))
+    sample = jax.jit(lambda keys: vars(noise_of_pictures(keys, model, 0.5)))
     all_of_them, backwards = sample(keys), sample(keys[::-1])
-    assert all_of_them.pop("use_control") is None
     for name, values in all_of_them.items():
         np.testing.assert_array_equal(values, backwards[name][::-1])
     assert len(np.unique(all_of_them["timestep"])) > 150 and all_of_them["timestep"].max() < 1000
@@ -202,7 +202,7 @@ def parts(model, base, empty):
 
 def test_no_arithmetic_for_gradients_of_the_frozen_encoder(model, parts, batch):
     graphs, trained, frozen = parts
-    noise = capface.sample_noise(jax.random.split(jax.random.key(0), BATCH), model, 0.0)
+    noise = noise_of_pictures(jax.random.split(jax.random.key(0), BATCH), model, 0.0)
     loss, batch = make_loss(model, graphs, Objective(), jnp.float32), Batch(**batch)
     backward_of = lambda **more: (
         flops.count(jax.grad(lambda t, f: loss(t, f, batch, noise)[0], **more), trained, frozen)
@@ -250,7 +250,7 @@ def test_flops_of_known_functions():
 
 def test_identity_and_text_are_dropped_where_the_batch_says(model, parts, batch):
     graphs, trained, frozen = parts
-    noise = capface.sample_noise(jax.random.split(jax.random.key(0), BATCH), model, 0.0)
+    noise = noise_of_pictures(jax.random.split(jax.random.key(0), BATCH), model, 0.0)
     loss_fn = make_loss(model, graphs, Objective(), jnp.float32)
     loss = jax.jit(lambda batch, noise: loss_fn(trained, frozen, Batch(**batch), noise)[0])
     dropped = batch | {
@@ -287,7 +287,7 @@ def test_identity_and_text_are_dropped_where_the_batch_says(model, parts, batch)
 )
 def test_settings_that_cannot_be(changes, words):
     with pytest.raises(SettingError, match=words):
-        CapFaceTraining(**changes).check()
+        CapFaceTraining(**changes)
 
 
 def test_learning_rates():
@@ -313,7 +313,7 @@ def test_optimizer_is_adamw_with_rates_of_its_own():
 
 
 def test_begins_as_the_original(model, base):
-    params = capface.init_params(model, CapFaceTraining(seed=5), base)
+    params = base_model.new_capface(model, base["unet"], seed=5)
     flat = traverse_util.flatten_dict(params, sep=".")
     jax.tree.map(
         np.testing.assert_array_equal, params["capface"]["encoder"], base["unet"]["encoder"]
@@ -329,7 +329,7 @@ def test_begins_as_the_original(model, base):
     assert np.abs(kernel).max() <= bound and kernel.std() == pytest.approx(
         bound / np.sqrt(3), rel=0.05
     )
-    again = capface.init_params(model, CapFaceTraining(seed=5), base)
+    again = base_model.new_capface(model, base["unet"], seed=5)
     assert all(
         np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again))
     )
@@ -403,9 +403,11 @@ def test_the_whole_command_with_lora(model, base, base_folder, records, tmp_path
             for a, b in zip(jax.tree.leaves(exported[name]), jax.tree.leaves(base[name]))
         )
         assert same == (name not in registry.TRAINABLE), name
-    read = lora.read_file(tmp_path / "model" / capface_run.LORA_FILE, model)
-    trained = capface.init_params(model, cfg := CapFaceTraining(lora_rank=2), base)
-    whole = capface_run.whole_model(base_folder, model, cfg, trained, {"unet": base["unet"]})
+    read = lora.read_file(tmp_path / "model" / base_model.LORA_FILE, model)
+    trained = base_model.new_capface(model, base["unet"], seed=0)
+    start = lora_layers.start(base["unet"], 2, lora_layers.TARGETS, np.random.default_rng(0))
+    trained["lora"] = start
+    whole = base_model.whole_model(base_folder, model, 1.0, trained, {"unet": base["unet"]})
     jax.tree.map(
         np.testing.assert_array_equal,
         whole,
@@ -493,7 +495,7 @@ def test_a_run_resumes_on_the_same_records_wherever_they_lie(base_folder, tmp_pa
         entries = {"base": base_folder, "data": where, "hints": "pictures", "loader": "grain"}
         entries["training.batch_size"] = 8
         config = read_config("sd15", [f"{name}={value}" for name, value in entries.items()])
-        return run_folder.identity(capface_run.build(config, None, lambda line: None)[0])
+        return run_folder.identity(sd15.build(config, None, lambda line: None)[0])
 
     first = identity(write_standin(tmp_path / "first", 8, **what))
     shutil.move(tmp_path / "first", tmp_path / "moved")
