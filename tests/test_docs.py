@@ -229,7 +229,6 @@ def desk(pipe, person, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("CAPHUMAN_FLAME", raising=False)
     own = copy.copy(pipe)  # LoRAs and embeddings are added to it
-    own.record, own._words = dict(pipe.record), dict(pipe._words)
     small = Small(own)
     monkeypatch.setattr(loading, "load", lambda *_, **__: small)
     monkeypatch.setattr(caphuman_jax, "load", lambda *_, **__: small)

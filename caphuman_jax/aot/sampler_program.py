@@ -15,13 +15,12 @@ from caphuman_jax.aot.compile import Target
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import sampling_loop
 from caphuman_jax.diffusion.sampling_params import SamplingParams
-from caphuman_jax.diffusion.text_to_image import generate
+from caphuman_jax.diffusion.text_to_image import NETWORKS, generate
+from caphuman_jax.face.recognition import FEATURE_TOKENS
 from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.runtime import flops, sharding
 from caphuman_jax.training import trainable
-
-NETWORKS = ("text", "identity", "capface", "unet", "vae")
 
 
 def sampler(
@@ -87,9 +86,7 @@ def conditions(model: ModelConfig, count: int) -> dict[str, Any]:
     one photo.
     """
     encoder, side, length = model.image_encoder, model.image_size, model.text.length
-    tokens = (
-        (encoder.image_size // encoder.patch) ** 2 + 1 if encoder else 49
-    )  # the recognizer's last feature map has 7 × 7
+    tokens = (encoder.image_size // encoder.patch) ** 2 + 1 if encoder else FEATURE_TOKENS
     array = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.float32)
     ids = jax.ShapeDtypeStruct((count, length), jnp.int32)
     return {

@@ -5,22 +5,16 @@ is made.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from caphuman_jax.cli import console, head_arguments
 from caphuman_jax.diffusion.sampling_params import image_size
 from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.head.models.registry import HEADS
 from caphuman_jax.io import atomic
-
-if TYPE_CHECKING:
-    from caphuman_jax.config import ModelConfig
-    from caphuman_jax.head.base import HeadEstimator, HeadModel
-    from caphuman_jax.person.person import Person
 
 log = logging.getLogger("caphuman_jax")
 
@@ -124,33 +118,15 @@ def _check(args) -> None:
                 )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Measure:
-    """What measures the heads of photos: the same as in generating with this model."""
-
-    model: HeadModel
-    config: ModelConfig
-    head_of: HeadEstimator | None
-
-    def person(self, photo, face) -> Person:
-        """The person of a photo or of an identity file."""
-        from caphuman_jax.person import identity_file
-        from caphuman_jax.person.identity import Identifier
-        from caphuman_jax.person.person import analyze_photo
-
-        if identity_file.is_identity_file(photo):
-            name = self.model.name + (f" by {self.head_of.name}" if self.head_of else "")
-            return identity_file.load(photo, name, Identifier(self.config).name)
-        return analyze_photo(self.model, photo, self.config.image_size, face, head_of=self.head_of)
-
-
 def _start(args):
-    """What measures, the person of the reference (or None), the head with its numbers, the wanted
-    head, and the size.
+    """What reads persons, the person of the reference (or None), the head with its numbers, the
+    wanted head, and the size.
     """
     from caphuman_jax.head import head_json
     from caphuman_jax.head.hints import fit_to_aspect
     from caphuman_jax.head.models.registry import load_head
+    from caphuman_jax.person.identity import Identifier
+    from caphuman_jax.person.person_reader import PersonReader
     from caphuman_jax.pipeline.head_target import HeadTarget
     from caphuman_jax.runtime.compile_cache import keep_compiled
     from caphuman_jax.weights import model_folder
@@ -164,17 +140,25 @@ def _start(args):
     wanted.check(model)
     size = _size(args.size, config.image_size)
     numbers = head_json.read(args.numbers) if args.numbers else {}
-    measure = _Measure(model, config, _estimator(path, config, name, model))
-    person = measure.person(args.reference, args.face) if args.reference else None
+    # Heads alone do not need the model's own recognizer.
+    read = PersonReader(
+        config.name,
+        config.image_size,
+        model,
+        _estimator(path, config, name),
+        Identifier(),
+        Identifier(config).name,
+    )
+    person = read(args.reference, args.face) if args.reference else None
     if person is None:
         square = (config.image_size,) * 2
         head = head_json.build(model, numbers, square if size[0] == size[1] else size)
     else:
         head = head_json.apply(model, fit_to_aspect(person.head, *size), numbers)
-    return measure, person, head, wanted, size
+    return read, person, head, wanted, size
 
 
-def _estimator(path, config, name, model):
+def _estimator(path, config, name):
     """What estimates heads, where the model folder holds the networks that it needs."""
     import jax
 
@@ -183,25 +167,25 @@ def _estimator(path, config, name, model):
     from caphuman_jax.models import registry
     from caphuman_jax.weights import model_folder
 
-    source, place = heads.find(name)
+    source, _ = heads.find(name)
     stored = set(source.networks) & set(metadata.checksums(path))
     networks = {}
     for network in stored:
         graph, shapes = registry.abstract(config, only=[network])[network]
         params = model_folder.load_params(path, {network: shapes})[network]
         networks[network] = graph, jax.device_put(params)
-    return source.estimator(model, place, networks)
+    return heads.load_estimator(name, networks)
 
 
-def _one(args, measure, person, head, wanted, size) -> list[Path]:
+def _one(args, read, person, head, wanted, size) -> list[Path]:
     """A single head."""
     import numpy as np
 
     from caphuman_jax.head import mesh_export, visualize
     from caphuman_jax.head.hints import render_hints
 
-    model = measure.model
-    source = None if wanted.photo is None else measure.person(wanted.photo, wanted.photo_face)
+    model = read.head_model
+    source = None if wanted.photo is None else read(wanted.photo, wanted.photo_face)
     head = wanted.apply(model, head, source)
     hints = np.asarray(render_hints(model, head, *size))
     paths = []
@@ -241,7 +225,7 @@ def _one(args, measure, person, head, wanted, size) -> list[Path]:
     return paths
 
 
-def _sequence(args, measure, person, head, wanted, size) -> list[Path]:
+def _sequence(args, read, person, head, wanted, size) -> list[Path]:
     """Many heads: numbered hints, overlays over the frames where there are any, sequence.gif and
     sequence.json.
     """
@@ -253,9 +237,9 @@ def _sequence(args, measure, person, head, wanted, size) -> list[Path]:
     from caphuman_jax.head import head_json, mesh_export, sequence, visualize
     from caphuman_jax.io import frames
 
-    model, rows = measure.model, sequence.read_table(args.sequence)
+    model, rows = read.head_model, sequence.read_table(args.sequence)
     if rows is None:
-        heads, track, fps = _lent_heads(args, measure, head, wanted)
+        heads, track, fps = _lent_heads(args, read, head, wanted)
     else:
         unused = [name for name in (*head_arguments.OF_THE_PHOTO, "smooth") if getattr(args, name)]
         if unused:
@@ -316,7 +300,7 @@ def _sequence(args, measure, person, head, wanted, size) -> list[Path]:
     return paths
 
 
-def _lent_heads(args, measure, head, wanted):
+def _lent_heads(args, read, head, wanted):
     """The heads of a video or of photos, the track that they come from, and frames a second."""
     from tqdm import tqdm
 
@@ -326,20 +310,20 @@ def _lent_heads(args, measure, head, wanted):
     with tqdm(unit="frame", desc="fitting", file=sys.stderr) as bar:
         track = sequence.fit_frames(
             args.sequence,
-            measure.model,
+            read.head_model,
             face=args.head_face,
             every=args.every,
             fps=args.fps,
-            head_of=measure.head_of,
+            head_of=read.head_of,
             progress=lambda done, total: bar.update(done - bar.n),
         )
     if args.missing == "error":
         sequence.refuse_missing(track, args.sequence)
     lent = sequence.complete(
-        sequence.place(track, measure.model, wanted.framing), track, args.smooth
+        sequence.place(track, read.head_model, wanted.framing), track, args.smooth
     )
-    heads = [editing.mix(measure.model, head, one, wanted.take) for one in lent]
-    heads = [wanted.adjust(measure.model, one) for one in heads]
+    heads = [editing.mix(read.head_model, head, one, wanted.take) for one in lent]
+    heads = [wanted.adjust(read.head_model, one) for one in heads]
     seconds = track.times[-1] - track.times[0]
     return heads, track, (len(heads) - 1) / seconds if seconds > 0 else frames.FPS
 

@@ -11,7 +11,7 @@ before its first cross-attention is the same for all branches, and is computed o
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -33,6 +33,18 @@ from caphuman_jax.models.unet import control_shapes
 from caphuman_jax.nn import quantization
 from caphuman_jax.nn.layers import fold_upsampling
 from caphuman_jax.nn.typing import Array
+
+NETWORKS = ("text", "identity", "capface", "unet", "vae")
+"""The networks that `generate` runs, besides ControlNets."""
+
+
+def networks_of(params: Mapping[str, dict]) -> dict[str, dict]:
+    """Of a model's {network: parameters}, those that `generate` takes."""
+    return {
+        name: tree
+        for name, tree in params.items()
+        if name in NETWORKS or name.startswith("controlnet_")
+    }
 
 
 @functools.partial(

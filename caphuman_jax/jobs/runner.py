@@ -22,8 +22,9 @@ from caphuman_jax.jobs.order import Picture, Plan
 from caphuman_jax.jobs.outputs import Files, Shards
 from caphuman_jax.jobs.prefetch import Conditionings, Hints, People, reason_of
 from caphuman_jax.jobs.run_folder import RunFolder
+from caphuman_jax.pipeline.batches import filled_up, to_bytes
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress
-from caphuman_jax.pipeline.pipeline import Pipeline, to_bytes
+from caphuman_jax.pipeline.pipeline import Pipeline
 
 log = logging.getLogger("caphuman_jax")
 
@@ -243,7 +244,7 @@ class Runner:
 
     def _make(self, rows: list[_Row], waiting: collections.deque) -> None:
         """Begin a batch, filled up with its last picture, and collect those before it."""
-        filled = [*rows, *[rows[-1]] * (self.batch - len(rows))]
+        filled = filled_up(rows, self.batch)
         try:
             conditionings = self._hints([row.conditioned for row in filled])
             pictures, _ = self.pipe.make(

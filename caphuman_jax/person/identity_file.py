@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +65,7 @@ def save(path: str | os.PathLike, person: Person, head_model: str) -> None:
     atomic.write_bytes(path, document)
 
 
-def is_identity_file(source) -> bool:
+def is_identity_file(source) -> TypeGuard[str | os.PathLike]:
     """Whether a photo's place is taken by the path of an identity file."""
     return isinstance(source, (str, os.PathLike)) and Path(source).suffix == ENDING
 

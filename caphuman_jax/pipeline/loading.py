@@ -16,8 +16,9 @@ from caphuman_jax.io import metadata
 from caphuman_jax.models import registry
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.nn.compute_config import ComputeConfig
-from caphuman_jax.pipeline.pipeline import Pipeline, WeightSource
+from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.pipeline.program import ShardFn
+from caphuman_jax.pipeline.weights_in_use import WeightSource
 from caphuman_jax.runtime.compile_cache import keep_compiled
 from caphuman_jax.weights import embeddings, model_folder
 from caphuman_jax.weights.placement import MEMORY, TILES, packed, put, put_stored

@@ -12,14 +12,12 @@ import numpy as np
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion.sampling_loop import picture_key
-from caphuman_jax.diffusion.text_to_image import generate
+from caphuman_jax.diffusion.text_to_image import generate, networks_of
 from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.person.person import stack_people
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress, encode_prompts
+from caphuman_jax.pipeline.vocabulary import Vocabulary
 from caphuman_jax.runtime import compiler
-
-NETWORKS = ("text", "identity", "capface", "unet", "vae")
-"""The networks that `generate` runs, besides ControlNets."""
 
 Row = tuple[Conditioning, int]
 """An image to be made: its conditioning and its number."""
@@ -32,26 +30,24 @@ devices."""
 def program_arguments(
     config: ModelConfig,
     params: Mapping[str, dict],
-    encode: PromptEncoder,
+    vocabulary: Vocabulary,
     rows: Sequence[Row],
     tile: int,
-    embeddings: np.ndarray | None = None,
 ) -> tuple[tuple, dict[str, Any]]:
     """The arguments of `generate` for one batch.
 
     Args:
         config: the model's.
         params: {network: parameters}.
-        encode: prompts for the text encoder.
+        vocabulary: words of prompts.
         rows: one of each image; their conditionings have equal `batch_key`s.
         tile: see `Pipeline`.
-        embeddings: (E, n) float32 that are added to the text encoder's.
 
     Returns:
         The arguments, and those that are static.
     """
     conditionings = [conditioning for conditioning, _ in rows]
-    each = {id(one): _conditions(one, encode, config) for one in conditionings}
+    each = {id(one): _conditions(one, vocabulary.encode, config) for one in conditionings}
     conditions = jax.tree.map(
         lambda *leaves: jnp.stack(leaves), *(each[id(one)] for one in conditionings)
     )
@@ -63,17 +59,12 @@ def program_arguments(
     settings, coefficients, static = request.params.program_inputs(
         config, {control.name: control.scale for control in request.controls}, request.photo
     )
-    if embeddings is not None and _needs_embeddings(each.values(), config.text.vocabulary):
-        settings["embeddings"] = jnp.asarray(embeddings)
+    if vocabulary.added and _needs_embeddings(each.values(), config.text.vocabulary):
+        settings["embeddings"] = jnp.asarray(vocabulary.vectors)
     if not request.subjects:
         settings["strength"] = jnp.float32(0)
     static["tile"] = tile if max(request.params.shape) > tile else 0
-    used = {
-        name: tree
-        for name, tree in params.items()
-        if name in NETWORKS or name.startswith("controlnet_")
-    }
-    return (used, conditions, keys, settings, coefficients), static
+    return (networks_of(params), conditions, keys, settings, coefficients), static
 
 
 class ProgramCache:

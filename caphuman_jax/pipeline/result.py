@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy as np
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.io.picture import Picture, PictureWriter
 from caphuman_jax.pipeline.canvas import Canvas
-from caphuman_jax.pipeline.conditioning import Subject
+from caphuman_jax.pipeline.conditioning import Conditioning, Subject
 from caphuman_jax.pipeline.contact_sheet import contact_sheet, edit_sheet
+from caphuman_jax.pipeline.program import Row
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,3 +85,40 @@ class Result:
         """
         writer = PictureWriter(folder, overwrite)
         return [writer.write(np.asarray(one), one.settings or {}) for one in self.pictures]
+
+
+def collect(
+    first: Conditioning,
+    made: Iterable[tuple[Row, np.ndarray, np.ndarray]],
+    seconds: dict[str, float],
+    head_model: HeadModel,
+    on_image: Callable[[np.ndarray, dict], object] | None,
+    keep: int | None,
+) -> Result:
+    """The result of images as they are made.
+
+    Args:
+        first: the conditioning of the first.
+        made: see `batches.make_images`.
+        seconds: time by stage; may be filled in while the images are made.
+        head_model: of the heads in them.
+        on_image: called with each image and its settings.
+        keep: how many of them the result has; None: all.
+    """
+    images, masks = [], []
+    for (one, number), image, mask in made:
+        if keep is None or len(images) < keep:
+            images.append(image)
+            masks.append(mask)
+        if on_image is not None:
+            on_image(image, {**one.settings, "index": number})
+    return Result(
+        np.stack(images),
+        np.stack(masks),
+        first.subjects,
+        first.controls,
+        first.settings,
+        seconds,
+        head_model,
+        first.canvas,
+    )

@@ -119,8 +119,7 @@ class Measurer:
             graphs = {name: graph for name, (graph, _) in networks.items()}
             self._identify = Identifier(config, params, graphs)
             found = {name: (graphs[name], params[name]) for name in params}
-        source, path = head_models.find(settings.head_model)
-        self._head_of = source.estimator(self._head_model, path, found)
+        self._head_of = head_models.load_estimator(settings.head_model, found)
         self._encode = Encoder(settings) if settings.encode else None
         self._tokenize = ClipTokenizer(
             model_folder.tokenizer_files(folder) if folder is not None else None

@@ -54,12 +54,12 @@ def test_a_huge_lora_is_refused_before_anything_is_multiplied():
 def test_a_changed_identity_file_is_damaged(pipe, person, tmp_path):
     path = tmp_path / "me.identity"
     identity_file.save(path, person, pipe.head_name)
-    assert identity_file.load(path, pipe.head_name, pipe.identify.name).name == person.name
+    assert identity_file.load(path, pipe.head_name, pipe.person.known_by).name == person.name
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(PhotoError, match="damaged"):
-        identity_file.load(path, pipe.head_name, pipe.identify.name)
+        identity_file.load(path, pipe.head_name, pipe.person.known_by)
 
 
 def test_too_many_jobs_are_counted_before_they_are_made(pipe, tmp_path):

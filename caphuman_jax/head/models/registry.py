@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from caphuman_jax.errors import HeadError
 
@@ -47,6 +49,21 @@ def load_head(name: str = SHIPPED):
     """A `HeadModel` as NumPy arrays; no device is touched. `name`: see `find`. Raises HeadError."""
     source, path = find(name)
     return source.load(path)
+
+
+def load_estimator(name: str, networks: Mapping[str, tuple[Any, dict]]):
+    """The `HeadEstimator` of a head model; None where it has none, or a network is missing.
+
+    Args:
+        name: see `find`.
+        networks: {network of a model folder: (graphdef, parameters)}.
+
+    Raises:
+        HeadError: there is no such model.
+    """
+    source, path = find(name)
+    there = {network: networks[network] for network in source.networks if network in networks}
+    return source.estimator(load_head(name), path, there)
 
 
 def estimated_by(network: str) -> str | None:

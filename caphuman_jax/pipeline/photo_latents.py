@@ -1,0 +1,45 @@
+"""What the diffusion networks take of a photo that is edited."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caphuman_jax.config import ModelConfig
+from caphuman_jax.diffusion.text_to_image import encode_photos
+from caphuman_jax.pipeline.conditioning import Conditioning
+from caphuman_jax.pipeline.edit_mask import latent_mask
+
+_GRAY = 128
+
+
+def photo_latents(
+    conditioning: Conditioning, config: ModelConfig, vae: dict, graph
+) -> dict[str, dict[str, jax.Array]]:
+    """See `Conditioning.latents`; {} where there is no photo and the model needs none.
+
+    Args:
+        conditioning: with its canvas.
+        config: the model's.
+        vae, graph: parameters and graphdef of the autoencoder.
+    """
+    canvas, factor = conditioning.canvas, config.vae.downsampling
+    size, found = conditioning.request.params.shape, {}
+    mask = np.ones((size[0] // factor, size[1] // factor, 1), np.float32)
+
+    def encode(image: np.ndarray) -> jax.Array:
+        pixels = jnp.asarray(image[None], jnp.float32) / 255
+        return encode_photos(vae, pixels, cfg=config, graph=graph)[0]
+
+    if canvas is not None:
+        mask = latent_mask(canvas.mask, factor)
+        # An inpainting model sees the photo, and fits what it makes to it by itself.
+        kept = np.ones_like(mask) if config.inpainting else mask
+        found["known"] = {"latents": encode(canvas.rough), "mask": kept}
+    if config.inpainting:
+        image = np.full((*size, 3), _GRAY, np.uint8)
+        if canvas is not None:
+            image = np.where(canvas.mask[..., None] > 1 / 255, image, canvas.image)
+        found["visible"] = {"latents": encode(image), "mask": mask}
+    return jax.tree.map(jnp.asarray, found)
