@@ -2,8 +2,9 @@
 
 A pickle is a small program; Python's own reader calls whatever function it names. Here a name is
 looked up in a fixed table (`pickles.NAMES`) of inert builders that make containers, numbers and
-arrays, and every other name ends the reading. Nothing is imported on a file's behalf, and no method
-of an object that the file made is called."""
+arrays. Every other name ends the reading; or, where only a part of the content is wanted, it and
+all that is made of it become an `Inert`, which the wanted part must not hold. Nothing is imported
+on a file's behalf, and no method of an object that the file made is called."""
 
 from __future__ import annotations
 
@@ -29,17 +30,36 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class Name:
     """What a pickle gets where it names a class or function. `call(reader, *args)` builds; None: a
-    mere marker, never called.
+    mere marker, never called. unknown: it is not in the table.
     """
 
     name: str
     call: Callable[..., Any] | None = field(default=None, compare=False)
     value: Any = field(default=None, compare=False)
+    unknown: bool = field(default=False, compare=False)
+
+
+class Inert:
+    """In place of what a pickle makes of a name that is not known. It has no state and no methods;
+    whatever the pickle does to it is left out.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+
+def unknown_name(value: Any) -> str | None:
+    """The name behind an `Inert` or an unknown `Name`; None for anything else."""
+    if isinstance(value, Inert) or (isinstance(value, Name) and value.unknown):
+        return value.name
+    return None
 
 
 class Reader(pickle._Unpickler):
     """Python's reader in Python, whose every way of reaching code is replaced; `names` is {(module,
-    name): Name}.
+    name): Name}; `inert`: whether other names become markers, instead of ending the reading.
     """
 
     dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
@@ -55,9 +75,10 @@ class Reader(pickle._Unpickler):
         names: Mapping[tuple[str, str], Name],
         size: int,
         persistent: Callable[[Any], Any] | None = None,
+        inert: bool = False,
     ):
         super().__init__(stream, fix_imports=False, encoding="latin1")
-        self.names, self.persistent = names, persistent
+        self.names, self.persistent, self.inert = names, persistent, inert
         self.budget = min(
             8 * size + 2**26, 2**31
         )  # bytes that builders may copy: a small file must not become a large one
@@ -72,10 +93,10 @@ class Reader(pickle._Unpickler):
         if module.startswith("numpy.core."):
             module = "numpy._core." + module.removeprefix("numpy.core.")
         found = self.names.get((module, name))
+        if found is None and self.inert:
+            return Name(f"{module}.{name}", unknown=True)
         if found is None:
-            raise Refused(
-                f"it names {module}.{name}, which is neither a tensor nor a container nor a number"
-            )
+            raise Refused(f"it names {module}.{name}, which {NOT_BUILT}")
         return found
 
     def persistent_load(self, pid: Any) -> Any:
@@ -87,8 +108,13 @@ class Reader(pickle._Unpickler):
         raise Refused(f"it uses extension code {code}")
 
     def invoke(self, function: Any, args: Any) -> Any:
+        name = unknown_name(function)
+        if name is not None:
+            return Inert(name)
         if not isinstance(function, Name):
             raise Damaged(f"a {type(function).__name__} is called")
+        if function.call is None and self.inert and function.value is None:
+            return Inert(function.name)
         if function.call is None:
             raise Refused(f"it calls {function.name}")
         if type(args) is not tuple:
@@ -109,7 +135,7 @@ class Reader(pickle._Unpickler):
 
     def load_newobj_ex(self) -> None:
         keywords = self.stack.pop()
-        if keywords:
+        if keywords and unknown_name(self.stack[-2]) is None:
             raise Refused("it builds an object from keyword arguments")
         self.load_reduce()
 
@@ -119,7 +145,7 @@ class Reader(pickle._Unpickler):
         if isinstance(target, Built):
             target.set_state(self, state)
         elif (
-            type(target) is not dict
+            type(target) is not dict and unknown_name(target) is None
         ):  # attributes of an ordered dict (a state dict's versions) are left out
             name = target.name if isinstance(target, Name) else type(target).__name__
             raise Refused(f"it sets the state of {name}")
@@ -138,6 +164,8 @@ class Reader(pickle._Unpickler):
 
     def _set_items(self, items: list) -> None:
         target = self.stack[-1]
+        if isinstance(target, Inert):
+            return
         if type(target) is not dict or len(items) % 2:
             raise Damaged("entries of something that is not a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -145,18 +173,24 @@ class Reader(pickle._Unpickler):
 
     def load_appends(self) -> None:
         items = self.pop_mark()
+        if isinstance(self.stack[-1], Inert):
+            return
         if type(self.stack[-1]) is not list:
             raise Damaged("items of something that is not a list")
         self.stack[-1].extend(items)
 
     def load_append(self) -> None:
         item = self.stack.pop()
+        if isinstance(self.stack[-1], Inert):
+            return
         if type(self.stack[-1]) is not list:
             raise Damaged("items of something that is not a list")
         self.stack[-1].append(item)
 
     def load_additems(self) -> None:
         items = self.pop_mark()
+        if isinstance(self.stack[-1], Inert):
+            return
         if type(self.stack[-1]) is not set:
             raise Damaged("items of something that is not a set")
         self.stack[-1].update(checked_key(item) for item in items)
@@ -195,12 +229,13 @@ class Reader(pickle._Unpickler):
     )
 
 
+NOT_BUILT = "is neither a tensor nor a container nor a number"
 _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # Python 2's names
 
 
 def checked_key(key: Any) -> Any:
     """Keys that are hashed fast; nested tuples that share parts would take exponential time."""
-    simple = (str, bytes, int, float, type(None), Name)
+    simple = (str, bytes, int, float, type(None), Name, Inert)
     if isinstance(key, simple) or (
         type(key) is tuple and all(isinstance(part, simple) for part in key)
     ):
@@ -223,13 +258,14 @@ def load(
     size: int,
     names: Mapping[tuple[str, str], Name],
     persistent: Callable[[Any], Any] | None = None,
+    inert: bool = False,
 ) -> Any:
     """One pickle from `stream` (read, readline; never asked for more than it has), which stands
     behind it afterwards.
 
-    `size`: bytes of the stream, which bound what builders may take. Raises Refused, or whatever a
-    damaged pickle leads to."""
-    return _resolved(Reader(stream, names, size, persistent).load())
+    `size`: bytes of the stream, which bound what builders may take; `inert`: see `Reader`. Raises
+    Refused, or whatever a damaged pickle leads to."""
+    return _resolved(Reader(stream, names, size, persistent, inert).load())
 
 
 def _resolved(value: Any) -> Any:

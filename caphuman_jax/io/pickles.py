@@ -15,6 +15,7 @@ import numpy as np
 from caphuman_jax.io.pickle_reader import (
     Built,
     Damaged,
+    Inert,
     Name,
     Reader,
     Refused,
@@ -22,6 +23,7 @@ from caphuman_jax.io.pickle_reader import (
     guarded,
     load,
     mapped,
+    unknown_name,
 )
 
 _LARGEST_DENSE = 2**30  # bytes of a sparse matrix written out
@@ -126,6 +128,9 @@ def _scalar(reader, dtype, data=None):
 
 
 def _reconstruct(reader, kind, shape, typecode):
+    name = unknown_name(kind)
+    if name is not None:
+        return Inert(name)
     if not isinstance(kind, Name) or kind.name != "numpy.ndarray":
         raise Refused("it reconstructs an array of another class")
     return _Array()
@@ -172,6 +177,9 @@ def _bytes(reader, *args):
 
 def _reconstructor(reader, kind, base, state):
     """copyreg's way to an object of protocols 0 and 1."""
+    name = unknown_name(kind)
+    if name is not None:
+        return Inert(name)
     if (
         not isinstance(kind, Name)
         or kind.call is None

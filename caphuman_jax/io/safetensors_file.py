@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from caphuman_jax.io import json_reader
+from caphuman_jax.io.binary_file import File
 from caphuman_jax.io.pickle_reader import Damaged
-from caphuman_jax.io.torch_pickle import File
 
 DTYPES = {
     "F64": np.float64,

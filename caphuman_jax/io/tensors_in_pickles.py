@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 
-from caphuman_jax.io import pickles, torch_pickle
+from caphuman_jax.io import pickles, torch_tensors
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -28,7 +28,7 @@ def _storage_from_bytes(reader, data) -> _Storage:
         return _Storage(pid[1].value, pid[4])
 
     parts = [
-        pickles.load(stream, len(data), torch_pickle.NAMES, storage) for _ in range(5)
+        pickles.load(stream, len(data), torch_tensors.NAMES, storage) for _ in range(5)
     ]  # magic number, protocol, system, content, keys
     if parts[0] != _TORCH_MAGIC:
         raise pickles.Refused("it has a tensor in a form that is not known")

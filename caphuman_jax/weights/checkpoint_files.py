@@ -12,7 +12,8 @@ import numpy as np
 
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.io import json_reader, pickles, safetensors_file, torch_pickle
-from caphuman_jax.io.pickle_reader import Damaged, Name, Refused, guarded
+from caphuman_jax.io.binary_file import File
+from caphuman_jax.io.pickle_reader import NOT_BUILT, Damaged, Name, Refused, guarded, unknown_name
 
 _FILES = [
     f"{stem}{variant}.{suffix}{index}"
@@ -112,7 +113,7 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _open_file(path: Path, part: str | None) -> Checkpoint:
-    file = torch_pickle.File(path)
+    file = File(path)
     try:
         start = file.read(0, min(64, file.size)).tobytes()
         metadata: dict[str, Any] = {}
@@ -201,6 +202,9 @@ def _named(content: Any, part: str | None) -> tuple[dict[str, Any], dict[str, An
                 key = key.name if isinstance(key, Name) else str(key)
                 walk(item, f"{name}.{key}" if name else key, depth + 1)
             return
+        unknown = unknown_name(value)
+        if unknown is not None:
+            raise Refused(f"{name or 'all of it'} is made of {unknown}, which {NOT_BUILT}")
         place = tensors if hasattr(value, "read") or isinstance(value, np.ndarray) else extra
         if name in place:
             raise Refused(f"two of its entries are named {name}")

@@ -23,8 +23,8 @@ from caphuman_jax.diffusion import samplers, schedule
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.head.models import registry as heads
 from caphuman_jax.io import atomic, finite, json_reader, safetensors_file
+from caphuman_jax.io.binary_file import File
 from caphuman_jax.io.pickle_reader import guarded
-from caphuman_jax.io.torch_pickle import File
 from caphuman_jax.weights import requirements
 
 FORMAT, FORMAT_VERSION = "caphuman_jax", 1

@@ -2,12 +2,20 @@
 is one clear error.
 """
 
+import argparse
+import collections
+import datetime
+import decimal
+import fractions
 import io
 import os
+import pathlib
 import pickle
 import struct
 import subprocess
 import sys
+import types
+import uuid
 import zipfile
 
 import numpy as np
@@ -17,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.io.pickle_reader import Inert
 from caphuman_jax.io.pickles import read_pickle
 from caphuman_jax.weights.checkpoint_files import open_checkpoint
 
@@ -172,9 +181,89 @@ def test_attacks_inside_of_torch_files(tmp_path, monkeypatch, name, form):
     else:
         raw = file.read_bytes()
         file.write_bytes(raw[: end_of_pickles(raw, 3)] + data + raw[end_of_pickles(raw, 3) :])
-    with pytest.raises(ModelFolderError, match="x.pt"):
-        open_checkpoint(file)
+    if (name, form) == (
+        "default factory",
+        "new",
+    ):  # where only a part is wanted, the rest may name anything
+        assert len(open_checkpoint(file)) == 0
+    else:
+        with pytest.raises(ModelFolderError, match="x.pt"):
+            open_checkpoint(file)
     assert not (tmp_path / TOUCH).exists()
+
+
+class DictConfig:
+    """As omegaconf's: its state is a dict that holds others of its kind."""
+
+    def __init__(self, content):
+        self._content = content
+
+
+DictConfig.__module__ = "omegaconf.dictconfig"
+
+
+def settings_that_training_leaves() -> dict:
+    """Objects of ten classes that nobody needs, next to the weights."""
+    state = np.random.RandomState(0)
+    return {
+        "args": argparse.Namespace(lr=1e-4, out=pathlib.PurePosixPath("/tmp/x"), inner=[1, {}]),
+        "date": datetime.datetime(2023, 4, 5),
+        "delta": datetime.timedelta(days=2),
+        "path": pathlib.PosixPath("/tmp/x"),
+        "random": state,
+        "generator": np.random.default_rng(0),
+        "hyper_parameters": DictConfig({"model": DictConfig({"steps": 3}), "list": [1, 2]}),
+        "fraction": fractions.Fraction(1, 3),
+        "decimal": decimal.Decimal("0.1"),
+        "id": uuid.UUID(int=5),
+        "counter": collections.Counter("aab"),
+        "callbacks": {datetime.date: 1, datetime.date(2023, 1, 1): {datetime.date(2023, 1, 2)}},
+    }
+
+
+@pytest.mark.parametrize("form", ["new", "old"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_settings_next_to_a_clean_state_dict_become_markers(tmp_path, monkeypatch, form, protocol):
+    module = types.ModuleType("omegaconf.dictconfig")
+    module.DictConfig = DictConfig
+    monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+    monkeypatch.setitem(sys.modules, "omegaconf.dictconfig", module)
+    monkeypatch.chdir(tmp_path)
+    content = {
+        **settings_that_training_leaves(),
+        "bad": Call(os.system, f"touch {TOUCH}"),
+        "worse": Call(getattr, Call(__import__, "os"), "system"),
+        "state_dict": {"a.weight": torch.arange(3.0)},
+        "global_step": 7,
+    }
+    torch.save(
+        content,
+        "x.ckpt",
+        _use_new_zipfile_serialization=form == "new",
+        pickle_protocol=protocol,
+    )
+    (tmp_path / TOUCH).unlink(missing_ok=True)
+    with open_checkpoint("x.ckpt") as checkpoint:
+        assert list(checkpoint) == ["a.weight"] and checkpoint.extra["global_step"] == 7
+        np.testing.assert_array_equal(checkpoint["a.weight"], [0, 1, 2])
+    for part in ("args", "bad", ""):
+        with pytest.raises(ModelFolderError, match="which is neither a tensor nor"):
+            open_checkpoint("x.ckpt", part)
+    assert not (tmp_path / TOUCH).exists()
+
+
+def test_a_marker_in_the_wanted_part_is_refused_by_its_name(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(1), "b": datetime.date(2023, 1, 1)}}, tmp_path / "x")
+    with pytest.raises(ModelFolderError, match=r"b is made of datetime\.date, which is neither"):
+        open_checkpoint(tmp_path / "x")
+
+
+def test_markers_have_no_methods():
+    made = Inert("x.y")
+    own = {name for name in dir(type(made)) if name not in dir(object)}
+    assert own - {"__module__"} == {"__slots__", "name"}
+    with pytest.raises(AttributeError):
+        made.anything = 1
 
 
 def end_of_pickles(raw: bytes, count: int) -> int:
