@@ -203,7 +203,7 @@ class Pipeline:
     ) -> Conditioning:
         """What the images of a request are made from; see `conditioning.create_conditioning`."""
         if warn:
-            warn_of_prompt(request.prompt, request.params.prompt_syntax, self.encode)
+            warn_of_prompt(request.prompt, request.params.prompt_syntax, self._vocabulary.encode)
             warn_if_other_size(request.params, self.config)
         model = {"model": self.config.name, **self.record}
         ran_by = {"version": __version__, "jax": jax.__version__, "backend": jax.default_backend()}
