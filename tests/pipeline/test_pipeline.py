@@ -1,6 +1,5 @@
 """The whole way on a tiny untrained model: what depends on what, and how photos are framed."""
 
-import copy
 import dataclasses
 import json
 import logging
@@ -20,7 +19,6 @@ from caphuman_jax.head import editing
 from caphuman_jax.io import metadata
 from caphuman_jax.io.images import read_png_metadata
 from caphuman_jax.io.picture import PictureWriter
-from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.pipeline.head_target import HeadTarget
 from caphuman_jax.pipeline.pipeline import Pipeline
@@ -304,8 +302,8 @@ def test_words_that_the_model_was_not_trained_with_are_noticed(pipe, person, cap
     condition = lambda one, prompt, **more: one.condition(
         one.request(reference=person, prompt=prompt, **more), with_hints=False
     )
-    known = copy.copy(pipe)
-    known.encode = PromptEncoder(ClipTokenizer(trained_words="a photo of person on blue".split()))
+    tokenizer = ClipTokenizer(trained_words="a photo of person on blue".split())
+    known = Pipeline(pipe.config, pipe.params, pipe.graphs, tokenizer=tokenizer)
     condition(known, "a (Photo:1.2) of the person, on a [blue] moon's bookshelf, 3D moon's")
     assert caplog.messages == [
         "the model was not trained with these words of the prompt, so they have little effect: "
