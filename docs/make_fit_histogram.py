@@ -1,5 +1,5 @@
 """Measures how well heads fit a folder of photos: docs/images/fit_histogram.png and the figures in
-docs/heads.md.
+docs/notes/heads.md.
 
     python docs/make_fit_histogram.py --photos DIR [--count 300] [--seed 0] [--out FILE.png]
 

@@ -59,6 +59,11 @@ def write_downloads(folder: Path) -> None:
     vae = {name.removeprefix(PREFIXES["vae"]): tensor for name, tensor in vae.items()}
     torch.save({"state_dict": vae}, folder / "vae-ft-mse-840000-ema-pruned.ckpt")
 
+    write_face_networks(folder)
+
+
+def write_face_networks(folder: Path) -> None:
+    """The files of the networks that read photos. CAPHUMAN_FLAME must name a folder of FLAME."""
     faces = json.loads((PARITY / "face_network_parameters.json").read_text())
     facenet = _tensors(faces["facenet"], torch.float32)
     facenet |= {"logits.weight": torch.zeros(8631, 512), "logits.bias": torch.zeros(8631)}

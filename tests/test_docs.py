@@ -260,6 +260,26 @@ def test_pictures_are_made(block, words, desk, capsys):
     assert out.is_file() or list(out.glob("picture_*.png"))
 
 
+@of_verb("edit")
+def test_photos_are_edited(block, words, desk, capsys):
+    text = " ".join(words)
+    folder = desk(text.replace("--repeat", ""))
+    for name in re.findall(r"--repeat (\S+)", text):
+        Path(name).parent.mkdir(exist_ok=True)
+        assert app.main(["edit", "--photo", "me.jpg", "--yaw", "5", "--out", "made"]) == 0
+        (folder / "made" / "picture_00.png").rename(name)
+    if "--face 2" in text:
+        photo = Image.open(folder / "me.jpg")
+        group = Image.new("RGB", (3 * photo.width, photo.height))
+        for number in range(3):
+            group.paste(photo, (number * photo.width, 0))
+        group.save(folder / "team.jpg")
+    words = [str(ROOT / word) if word.startswith("caphuman_jax/") else word for word in words]
+    before = {path.name for path in folder.glob("out/*")}
+    assert app.main(words) == 0, capsys.readouterr().err
+    assert {path.name for path in folder.glob("out/picture_*.png")} - before
+
+
 @of_verb("sample")
 def test_jobs_are_checked(block, words, desk, capsys):
     desk(" ".join(words))

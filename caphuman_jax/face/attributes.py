@@ -17,7 +17,7 @@ DRAWING_SCORE = 3.5
 """Score of the probe "drawing" above which a picture is called drawn or painted. At 0 it called 53
 of 773 ordinary photos drawn, of women far more often than of men; above 3 it called none of them
 (the limit was chosen on them), and still 14 of 222 portraits from before 1947, most of these drawn
-or painted (docs/data.md).
+or painted (docs/notes/data.md).
 """
 
 

@@ -85,8 +85,8 @@ def hair_word(colors: np.ndarray) -> str | None:
     """ "dark", "brown" or "grey" where a photo shows it clearly, else None.
 
     Rules by eye on 120 portraits, revised on 653 others, where each word was then right for nine in
-    ten of the photos that it was said of (docs/data.md). Lightness counts relative to the face, so
-    that the photo's exposure does not matter. Black cannot be distinguished from
+    ten of the photos that it was said of (docs/notes/data.md). Lightness counts relative to the
+    face, so that the photo's exposure does not matter. Black cannot be distinguished from
     dark brown; white, fair and red hair were too rare, or too similar to lit skin, to be measured.
 
     Args:

@@ -3,7 +3,8 @@
 The landmark network guesses what it cannot see, so a head that fits its landmarks well
 (`Head.confidence`) may still be a guess. The photo itself says more.
 
-The thresholds were set on 437 old and new portraits; docs/heads.md says how many each one names.
+The thresholds were set on 437 old and new portraits; docs/notes/heads.md says how many each one
+names.
 """
 
 from __future__ import annotations

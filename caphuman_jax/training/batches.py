@@ -138,7 +138,7 @@ class RecordBatches:
         if records.size != model.image_size:
             raise DataError(
                 f"{records.path} is for pictures of {records.size} pixels, the model {model.name} "
-                f"makes {model.image_size}; prepare again with --model"
+                f"makes {model.image_size}; prepare again with --size {model.image_size}"
             )
         latent = model.image_size // model.vae.downsampling
         wanted = {
