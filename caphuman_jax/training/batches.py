@@ -26,6 +26,7 @@ from data_pipeline.loading import augment
 from data_pipeline.loading.augment import AugmentConfig
 from data_pipeline.loading.augment_sampling import Drops
 from data_pipeline.loading.loader import make_loader
+from data_pipeline.records import schema
 from data_pipeline.records.reader import RecordsFolder
 
 COMPUTED = {"moments": "vae", "text": "text", "image_tokens": "image_encoder"}
@@ -187,22 +188,11 @@ class RecordBatches:
         )
 
 
-PASSED_ON = (
-    "index",
-    "weight",
-    "moments",
-    "text",
-    "image_tokens",
-    "recognition",
-    "without_text",
-    "without_identity",
-)
-
-
 def make_batch(rows: Mapping, head_model: HeadModel | None, size: int) -> Batch:
     """The batch of a step, made of rows of records. Pure, to be compiled.
 
-    Photos and heads are changed together and hints rendered; stored moments are those of the mirror
+    Photos and heads are changed together and hints rendered; entries of other fields of `Batch` are
+    passed on as they are. Stored moments are those of the mirror
     image already. Rendering takes all triangles of a batch at once: over a mesh call this by
     `sharding.over_batch`, each device for its own rows.
 
@@ -233,15 +223,16 @@ def make_batch(rows: Mapping, head_model: HeadModel | None, size: int) -> Batch:
         photo = jnp.minimum(_warped(rows["picture"], coordinates, side) * gain, 1) * 2 - 1
         most = jnp.inf if raw else 1.0
         hints = jnp.concatenate([hints[..., :3], jnp.minimum(hints[..., 3:] * gain, most)], axis=-1)
-    return Batch(
-        hints=hints,
-        region=_warped(rows["region"], coordinates, side),
-        photo=photo,
-        token_ids=rows["caption_ids"],
-        identity_input=identity_input,
-        area=augment.valid_area(coordinates, rows["covered"] * side[:, None]),
-        **{name: rows[name] for name in PASSED_ON if name in rows},
-    )
+    made = {
+        "hints": hints,
+        "region": _warped(rows["region"], coordinates, side),
+        "photo": photo,
+        "token_ids": rows["caption_ids"],
+        "identity_input": identity_input,
+        "area": augment.valid_area(coordinates, rows["covered"] * side[:, None]),
+    }
+    fields = {field.name for field in dataclasses.fields(Batch)}
+    return Batch(**{name: value for name, value in rows.items() if name in fields} | made)
 
 
 def stored_batch(model: ModelConfig, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -259,6 +250,7 @@ def stored_batch(model: ModelConfig, batch: int) -> dict[str, jax.ShapeDtypeStru
         "recognition": array((model.identity.recognition_width,), jnp.float32),
         "without_text": array((), bool),
         "without_identity": array((), bool),
+        **{feature.name: array(feature.shape, feature.dtype) for feature in schema.TRAINED},
     }
 
 

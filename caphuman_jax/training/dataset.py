@@ -106,6 +106,7 @@ def build(
         "empty": encode([""])[0].astype(np.int32),
         "features": features,
         "person": person,
+        "trained": part.trained,
         "background_ids": background_ids,
         "background_rgb": background_rgb,
         "heads": heads,
@@ -183,7 +184,7 @@ def without_color(heads, grey: Bool[np.ndarray, " n"]):
 def render(
     model: HeadModel,
     heads: Head,
-    partner: Int[np.ndarray, " n"],
+    partner: Int[np.ndarray, "n sources"],
     grey: Bool[np.ndarray, " n"],
     size: int,
     *,

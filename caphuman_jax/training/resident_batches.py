@@ -27,6 +27,7 @@ ON_DEVICE = (
     "grey",
     "features",
     "person",
+    "trained",
     "background_ids",
     "background_rgb",
 )
@@ -97,7 +98,7 @@ def _make_batch(data: dict, chosen: dict, size: int) -> Batch:
     plain = augment.plain_background(
         data["background_rgb"][chosen["word"], chosen["shade"]], chosen["slope"], size
     )
-    behind = (1 - person) * chosen["replaced"][:, None, None, None]
+    behind = (1 - person) * chosen["replaced"][:, None, None, None].astype(jnp.float32)
     pictures = (pictures * (1 - behind) + plain * behind) * 2 - 1
     shares = jnp.asarray([0.299, 0.587, 0.114], jnp.float32)
     luma = jnp.sum(pictures * shares[None, None, None], axis=-1, keepdims=True)
@@ -122,6 +123,7 @@ def _make_batch(data: dict, chosen: dict, size: int) -> Batch:
         recognition=data["vectors"][chosen["identity_source"], chosen["face"]],
         token_ids=caption,
         without_text=chosen["dropped"],
+        **{name: column[index] for name, column in data["trained"].items()},
     )
 
 

@@ -125,6 +125,9 @@ def make_train_step(
 ) -> Callable[[TrainState, Tree, dict], tuple[TrainState, Metrics]]:
     """The step (state, frozen, rows) → (state, metrics); pure, can be compiled.
 
+    Metrics are those of the loss and the global L2 norms of the gradient (before clipping), of the
+    update and of the parameters after it.
+
     Args:
         inputs: makes the arguments of the loss of a batch, or of a micro-batch.
         gradients: of the loss, see `gradients_of`.
@@ -162,21 +165,16 @@ def make_train_step(
     def train_step(state: TrainState, frozen: Tree, rows: dict) -> tuple[TrainState, Metrics]:
         compute = batch_gradients if accumulate == 1 else accumulated_gradients
         metrics, grads = compute(state.params, frozen, rows, keys(state.step), state.step)
-        params, opt_state = apply_gradients(optimizer, grads, state.opt_state, state.params)
+        # Optax itself relies on promotion between integer counts and weak floats.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = cast(Tree, optax.apply_updates(state.params, updates))
         ema = average.update(state.ema, params, state.step) if average else state.ema
         metrics["grad_norm"] = optax.tree.norm(grads)
+        metrics["update_norm"] = optax.tree.norm(updates)
+        metrics["param_norm"] = optax.tree.norm(params)
         if learning_rate is not None:
             metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
     return train_step
-
-
-def apply_gradients(
-    optimizer: optax.GradientTransformation, grads: Tree, opt_state: Any, params: Tree
-) -> tuple[Tree, Any]:
-    """(new parameters, new optimizer state)."""
-    # Optax itself relies on promotion between integer counts and weak floats.
-    with jax.numpy_dtype_promotion("standard"):
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-    return cast(Tree, optax.apply_updates(params, updates)), opt_state

@@ -15,6 +15,7 @@ from data_pipeline.loading.augment_sampling import (
     sample_augmentations,
 )
 from data_pipeline.loading.shuffle import Share, records_of
+from data_pipeline.records import schema
 from data_pipeline.records.reader import RecordsFolder
 
 HEAD = ("identity", "expression", "rotation", "scale", "translation", "light", "albedo")
@@ -57,6 +58,7 @@ class Content:
             "caption_ids",
             *head,
             *(["text"] if self.text else []),
+            *(feature.name for feature in schema.TRAINED),
         )
 
     @property

@@ -67,6 +67,7 @@ def make_loader(
     * caption_ids: int32 (b, 77) and text: float16 (b, 77, W), of one of the photo's captions, also
       where without_text.
     * without_text, without_identity: bool.
+    * what `records.schema.TRAINED` lists, of the photo's own record.
 
     Args:
         folder: of the records.

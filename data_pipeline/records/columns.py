@@ -13,6 +13,7 @@ import numpy as np
 from caphuman_jax.errors import DataError
 from caphuman_jax.head.head import Head
 from caphuman_jax.io import json_reader
+from data_pipeline.records import schema
 from data_pipeline.records.reader import RecordsFolder, array_record_reader
 from data_pipeline.records.schema import MASK_SIZE, PARTNERS
 
@@ -42,6 +43,7 @@ class Records:
         attributes: dicts, see `captions.attributes`.
         heads: `Head` with a leading axis, in pixels of the square.
         partners: (N, 3), numbers of other photos of the person among these, or -1.
+        trained: {name: (N, …)} of `schema.TRAINED`.
     """
 
     name: np.ndarray
@@ -57,6 +59,7 @@ class Records:
     attributes: np.ndarray
     heads: Head
     partners: np.ndarray
+    trained: dict[str, np.ndarray]
 
     def __len__(self) -> int:
         return len(self.name)
@@ -108,6 +111,7 @@ def load_records(folder: str | os.PathLike, size: int | None = None) -> Records:
         "partners",
         *_COLUMNS.values(),
         *(f"head/{name}" for name in HEAD_FIELDS),
+        *(feature.name for feature in schema.TRAINED),
     }
     places = [(split, index) for split in splits for index in range(source.splits[split])]
     source.require(only)
@@ -117,6 +121,7 @@ def load_records(folder: str | os.PathLike, size: int | None = None) -> Records:
         ours: np.empty((count, *wanted[theirs]), np.float32) for ours, theirs in _COLUMNS.items()
     }
     heads = {name: np.empty((count, *wanted[f"head/{name}"]), np.float32) for name in HEAD_FIELDS}
+    trained = {f.name: np.empty((count, *f.shape), f.dtype) for f in schema.TRAINED}
     pictures, person = (
         np.empty((count, stored, stored, 3), np.uint8),
         np.empty((count, MASK_SIZE, MASK_SIZE), np.uint8),
@@ -144,6 +149,8 @@ def load_records(folder: str | os.PathLike, size: int | None = None) -> Records:
             columns[column][i] = record[name]
         for name, column in heads.items():
             column[i] = record[f"head/{name}"]
+        for name, column in trained.items():
+            column[i] = record[name]
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(decode, range(count)))
@@ -156,6 +163,7 @@ def load_records(folder: str | os.PathLike, size: int | None = None) -> Records:
         attributes=attributes,
         heads=Head(size=np.full((count, 2), stored, np.float32), **heads),
         partners=partners,
+        trained=trained,
         **columns,
     )
 

@@ -55,6 +55,12 @@ class Feature:
         return cls(**fields | {"shape": tuple(fields["shape"])})
 
 
+TRAINED: tuple[Feature, ...] = ()
+"""Arrays that both trainings hand to the loss as they are, in the field of the same name of
+`caphuman_jax.training.objective.Batch`. Records, loaders and batches follow from this list.
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """What decides the shapes of a dataset's records.
@@ -208,6 +214,7 @@ def features(layout: Layout) -> tuple[Feature, ...]:
             low=-1,
             meaning="numbers of other records of the split that show the same person; -1: none",
         ),
+        *TRAINED,
     ]
     for name in ("mobilefacenet", "dlib", layout.recognizer):
         if name and not any(f.name == f"recognition/{name}" for f in found):

@@ -95,6 +95,7 @@ def data():
         "empty": np.full(77, 99, np.int32),
         "features": np.where(rng.random((n, size, size)) < 0.2, 255, 0).astype(np.uint8),
         "person": np.zeros((n, size, size), np.uint8),
+        "trained": {},
         "background_ids": np.array(
             [[[5, 6, 99, 99], [6, 99, 99, 99]], [[5, 7, 99, 99], [7, 99, 99, 99]]], np.int32
         ),

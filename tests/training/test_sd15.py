@@ -164,8 +164,12 @@ def test_rows_that_fill_up_a_batch_do_not_count_in_the_held_out_error(recipe_of,
     assert first["loss_by_time"].sum() / BATCH == pytest.approx(first["denoise"], rel=1e-5)
 
 
-def test_metrics(plain):
-    metrics = plain[1]
+def test_metrics(plain, recipe_of):
+    state, metrics = plain
+    norm = lambda tree: np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
+    moved = jax.tree.map(np.subtract, state.params, recipe_of().init_params())
+    assert metrics["param_norm"] == pytest.approx(norm(state.params), rel=1e-5)
+    assert metrics["update_norm"] == pytest.approx(norm(moved), rel=1e-4)
     assert metrics["loss"] == pytest.approx(metrics["denoise"] + metrics["mask"], rel=1e-5)
     assert metrics["loss_by_time"].sum() / BATCH == pytest.approx(metrics["denoise"], rel=1e-5)
     assert (
@@ -203,7 +207,8 @@ def parts(model, base, empty):
 def test_no_arithmetic_for_gradients_of_the_frozen_encoder(model, parts, batch):
     graphs, trained, frozen = parts
     noise = noise_of_pictures(jax.random.split(jax.random.key(0), BATCH), model, 0.0)
-    loss, batch = make_loss(model, graphs, Objective(), jnp.float32), Batch(**batch)
+    batch = Batch(**jax.tree.map(jnp.asarray, batch))
+    loss = make_loss(model, graphs, Objective(), jnp.float32)
     backward_of = lambda **more: (
         flops.count(jax.grad(lambda t, f: loss(t, f, batch, noise)[0], **more), trained, frozen)
         - forward
