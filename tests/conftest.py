@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # flame_standin, shape_checks, t
 
 # Shapes of annotations are checked at every call. Before anything of these rooms is imported.
 jaxtyping.install_import_hook(
-    [f"caphuman_jax.{room}" for room in ("nn", "models", "diffusion", "head")],
+    [f"caphuman_jax.{room}" for room in ("nn", "models", "diffusion", "head", "training")],
     "shape_checks.check",
 )
 
@@ -106,8 +106,8 @@ def modest_memory():
         getattr(ctypes.CDLL(None), "malloc_trim", int)(0)  # glibc keeps what was freed otherwise
 
 
-SHAPES_CHECKED = ("nn", "models", "diffusion", "head", "person", "face")
-RANKS_CHECKED = ("nn", "models", "head")
+SHAPES_CHECKED = ("nn", "models", "diffusion", "head", "person", "face", "training")
+RANKS_CHECKED = ("nn", "models", "head", "training", "face")
 """Rooms in whose tests shapes are checked, and arrays of fewer axes are broadcast explicitly."""
 
 
