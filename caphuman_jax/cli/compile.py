@@ -11,6 +11,7 @@ from pathlib import Path
 
 from caphuman_jax.errors import SettingError
 from caphuman_jax.io import atomic
+from caphuman_jax.runtime.versions import versions
 
 
 def add_arguments(parser) -> None:
@@ -292,10 +293,9 @@ def write(path: Path, outcomes) -> None:
             json.loads(path.read_text()) if path.suffix == ".json" and path.is_file() else []
         )
     }
-    rows |= {
-        _key(row): row
-        for row in ({**dataclasses.asdict(o), "versions": _versions()} for o in outcomes)
-    }
+    found = versions("jax", "jaxlib", "libtpu", "caphuman-jax")
+    new = ({**dataclasses.asdict(outcome), "versions": found} for outcome in outcomes)
+    rows |= {_key(row): row for row in new}
     text = (
         json.dumps(list(rows.values()), indent=1) + "\n"
         if path.suffix == ".json"
@@ -338,15 +338,3 @@ def _key(row: dict) -> str:
     return json.dumps(
         [row[name] for name in ("what", "target", "batch_per_device", "settings")], sort_keys=True
     )
-
-
-def _versions() -> dict[str, str]:
-    from importlib import metadata
-
-    found = {}
-    for name in ("jax", "jaxlib", "libtpu", "caphuman-jax"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import platform
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 from caphuman_jax.cli.argument_types import positive_int
 from caphuman_jax.errors import CapHumanError, DataError
 from caphuman_jax.evaluation import prompt_suite
+from caphuman_jax.runtime.versions import versions
+from caphuman_jax.version import __version__
 
 _FEWEST = 2  # people: identity is compared with that of others
 
@@ -275,10 +276,8 @@ def _joined(checksums: dict[str, str]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("jax", "flax", "numpy", "onnxruntime", "opencv-python-headless")
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    from caphuman_jax.version import __version__
-
-    return {"caphuman_jax": __version__, "python": platform.python_version()} | {
-        p: installed[p] for p in packages if p in installed
+    return {
+        "caphuman_jax": __version__,
+        "python": platform.python_version(),
+        **versions("jax", "flax", "numpy", "onnxruntime", "opencv-python-headless"),
     }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from caphuman_jax.config import DiffusionConfig, ModelConfig
 from caphuman_jax.errors import SettingError
+from caphuman_jax.io.checks import number, whole
 
 if TYPE_CHECKING:
     from caphuman_jax.diffusion.samplers import SamplerCoefficients
@@ -433,28 +434,6 @@ def image_size(value: Any, config: ModelConfig | None = None) -> tuple[int, int]
 def side_step(config: ModelConfig) -> int:
     """Pixels that sides of images are multiples of: the autoencoder's step times the UNet's."""
     return config.vae.downsampling * 2 ** (len(config.unet.channel_multipliers) - 1)
-
-
-def number(name: str, value: Any, low: float, high: float) -> float:
-    """A finite number from `low` to `high`. Raises SettingError."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        found = float(value)
-    except (TypeError, ValueError):
-        raise SettingError(f"{name} must be a number, not {value!r}") from None
-    if not math.isfinite(found) or not low <= found <= high:
-        wanted = f"lie between {low:g} and {high:g}" if high < math.inf else f"be at least {low:g}"
-        raise SettingError(f"{name} must {wanted}, not {found:g}")
-    return found
-
-
-def whole(name: str, value: Any, low: float, high: float) -> int:
-    """A whole number from `low` to `high`. Raises SettingError."""
-    found = number(name, value, low, high)
-    if found != int(found):
-        raise SettingError(f"{name} must be a whole number, not {value}")
-    return int(found)
 
 
 def _word(name: str, value: Any, spec: FieldSpec) -> str:

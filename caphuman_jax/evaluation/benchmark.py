@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.head import Head
 from caphuman_jax.io import metadata
 from caphuman_jax.io.images import write_png
+from caphuman_jax.runtime.batches import batches, filled_up
 
 _log = logging.getLogger("caphuman_jax")
 
@@ -98,20 +99,16 @@ def run_requests(
         open(folder / "outcomes.jsonl", "w") as lines,
         tqdm(total=len(requests), desc="pictures", unit="picture") as bar,
     ):
-        for part in _batches(requests, batch):
+        for part, filled in batches(requests, batch):
             heads = [
                 prompt_suite.requested_head(model, subjects[r.person].head, r, seed) for r in part
             ]
-            filled = [
-                *range(len(part)),
-                *[len(part) - 1] * (batch - len(part)),
-            ]  # the last batch keeps the compiled size
             start = time.perf_counter()
             pictures = generate(
-                [subjects[part[i].person].person for i in filled],
-                [heads[i] for i in filled],
-                [part[i].prompt for i in filled],
-                [part[i].seed for i in filled],
+                [subjects[request.person].person for request in filled],
+                filled_up(heads, batch),
+                [request.prompt for request in filled],
+                [request.seed for request in filled],
             )
             made = time.perf_counter()
             measured = measure_images(model, list(pictures), head_of)
@@ -166,8 +163,7 @@ def run_measurement_floor(
         for mirror in (False, True)
     ]
     outcomes = []
-    for part in _batches(jobs, batch):
-        filled = [*part, *[part[-1]] * (batch - len(part))]
+    for part, filled in batches(jobs, batch):
         changed = [turned(model, subjects[i], mirror, angle) for i, mirror, angle in filled]
         measured = measure_images(model, [picture for picture, _ in changed], head_of)
         outcomes += [
@@ -241,8 +237,3 @@ def head_record(model: HeadModel, numbers: HeadParams) -> dict:
 
 def _rounded(value) -> float:
     return round(float(value), 4)
-
-
-def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size
 from caphuman_jax.head.spherical_harmonics import SH_CONSTANTS
+from caphuman_jax.io import checks
 
 # What can be taken from another head. Identity and albedo are never taken: they are whose the
 # picture is.
@@ -331,13 +331,7 @@ def directional_light(direction: Sequence[float], strength: float) -> Float[np.n
 
 
 def _number(value, what: str, low: float, high: float) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise HeadError(f"{what} must be a number, not {value!r}") from None
-    if not math.isfinite(number) or not low <= number <= high:
-        raise HeadError(f"{what} must lie between {low:g} and {high:g}, not {number:g}")
-    return number
+    return checks.number(what, value, low, high, HeadError)
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:

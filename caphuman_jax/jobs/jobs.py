@@ -19,6 +19,7 @@ from caphuman_jax.errors import SettingError
 from caphuman_jax.io import json_reader, picture_formats
 from caphuman_jax.io.files import printable, read_regular
 from caphuman_jax.jobs.validate import JOB_FIELDS, Checker, nearest
+from caphuman_jax.person import identity_file
 from caphuman_jax.pipeline.request import Request
 
 MAX_JOBS = 10_000_000
@@ -191,7 +192,11 @@ def _axis(path: Path, field: str, base: Path) -> list[_Entry]:
     if path.is_dir():
         found = sorted(
             {file.name for file in picture_formats.photos_in(path)}
-            | {file.name for file in path.glob("*.identity") if not file.name.startswith(".")}
+            | {
+                file.name
+                for file in path.glob(f"*{identity_file.ENDING}")
+                if not file.name.startswith(".")
+            }
         )
         folder, rows = path, [(printable(name), {field: name}) for name in found]
     else:

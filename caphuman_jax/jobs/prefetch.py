@@ -23,10 +23,12 @@ from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.io.files import printable, read_regular
 from caphuman_jax.io.picture_formats import MAX_BYTES, reason
 from caphuman_jax.jobs.jobs import Job
+from caphuman_jax.person.identity_file import is_identity_file
 from caphuman_jax.person.person import Person, measure_references
 from caphuman_jax.pipeline.conditioning import Conditioning
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.pipeline.request import Reference, SubjectRequest
+from caphuman_jax.runtime.batches import batches
 
 log = logging.getLogger("caphuman_jax")
 
@@ -79,7 +81,7 @@ class People:
                 self._known[key] = known
                 _keep_newest(self._known, key, self._keep)
         # The same photo under another name; what an identity file says of itself stays.
-        return known if path.suffix == ".identity" else dataclasses.replace(known, name=path.name)
+        return known if is_identity_file(path) else dataclasses.replace(known, name=path.name)
 
 
 class Conditionings:
@@ -146,13 +148,8 @@ class Hints:
         }
         here = {key: self._known[key] for key in wanted if key in self._known}
         missing = [key for key in wanted if key not in here]
-        for start in range(0, len(missing), self._batch):
-            part = missing[start : start + self._batch]
-            heads = stack(
-                jax.device_get(
-                    [wanted[key] for key in [*part, *[part[-1]] * (self._batch - len(part))]]
-                )
-            )
+        for part, filled in batches(missing, self._batch):
+            heads = stack(jax.device_get([wanted[key] for key in filled]))
             here |= zip(
                 part,
                 render_hints_batch(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
 
 import jax
 import numpy as np
@@ -13,18 +12,12 @@ import numpy as np
 from caphuman_jax.errors import CapHumanError
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress
 from caphuman_jax.pipeline.program import Row
-
-T = TypeVar("T")
+from caphuman_jax.runtime.batches import filled_up
 
 
 def rows_of(conditionings: Iterable[Conditioning]) -> Iterator[Row]:
     """A row for each image of each conditioning."""
     return ((one, number) for one in conditionings for number in one.request.numbers)
-
-
-def filled_up(rows: Sequence[T], count: int) -> list[T]:
-    """The rows, and the last one again until there are `count`."""
-    return [*rows, *[rows[-1]] * (count - len(rows))]
 
 
 def make_images(

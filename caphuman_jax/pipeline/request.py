@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.diffusion import sampling_params
-from caphuman_jax.diffusion.sampling_params import SamplingParams
+from caphuman_jax.diffusion.sampling_params import SamplingParams, side_step
 from caphuman_jax.errors import SettingError
 from caphuman_jax.head.base import HeadModel
+from caphuman_jax.io import checks
 from caphuman_jax.io.files import printable, valid_text
 from caphuman_jax.io.images import PhotoSource
 from caphuman_jax.models.prompt import PromptEncoder, parse
@@ -228,7 +228,7 @@ def create_edit(
     given = {name: value for name, value in edit.items() if value is not None}
     changed = EditRequest(**given)
     if changed.face is not None:
-        sampling_params.whole("face", changed.face, 0, 10_000)
+        checks.whole("face", changed.face, 0, 10_000)
     if not changed.person and (reference is not None or changed.face is not None):
         raise SettingError("without a person, an edit takes neither reference nor face")
     if not changed.person and not changed.paints and not changed.whole:
@@ -237,7 +237,7 @@ def create_edit(
             "picture"
         )
     own = changed.whole and sampling.get("size") is None
-    step = sampling_params.side_step(config)
+    step = side_step(config)
     return dataclasses.replace(changed, size_step=step if own else 0)
 
 
@@ -267,7 +267,7 @@ def create_controls(controls: Sequence[Mapping], config: ModelConfig) -> tuple[C
             raise SettingError(
                 f"the model {config.name} has no ControlNet named {name!r}; it has {there}"
             )
-        scale = sampling_params.number("scale of a control", scale, 0, 10)
+        scale = checks.number("scale of a control", scale, 0, 10)
         checked.append(ControlRequest(name, control["picture"], scale))
     names = [control.name for control in checked]
     if len(set(names)) < len(names):

@@ -20,6 +20,7 @@ from caphuman_jax.evaluation.outcome import HeadParams, Outcome, Subject
 from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline.pipeline import Pipeline
+from caphuman_jax.runtime.batches import batches
 from caphuman_jax.runtime.sharding import on_host
 from caphuman_jax.training.recipe import Evaluation
 from caphuman_jax.training.step import Tree
@@ -114,16 +115,13 @@ class Previews:
             prompt_suite.requested_head(head_model, subjects[r.person].head, r) for r in requests
         ]
         pictures = []
-        for start in range(0, len(requests), pipe.batch):
-            part = [
-                min(i, len(requests) - 1) for i in range(start, start + pipe.batch)
-            ]  # the last batch keeps its size
+        for _, filled in batches(list(zip(requests, heads)), pipe.batch):
             pictures.extend(
                 generate(
-                    [subjects[requests[i].person].person for i in part],
-                    [heads[i] for i in part],
-                    [requests[i].prompt for i in part],
-                    [requests[i].seed for i in part],
+                    [subjects[request.person].person for request, _ in filled],
+                    [head for _, head in filled],
+                    [request.prompt for request, _ in filled],
+                    [request.seed for request, _ in filled],
                 )
             )
         pictures = pictures[: len(requests)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from caphuman_jax.errors import CapHumanError, DataError
+from caphuman_jax.runtime.batches import batches
 from data_pipeline.inspect import contact_sheet
 from data_pipeline.records import shard_file, tf_example
 from data_pipeline.records.schema import Feature
@@ -170,14 +171,11 @@ def render(head: str, records: Sequence[dict], side: int) -> list[np.ndarray]:
     from caphuman_jax.head.hints import render_hints_batch
 
     model, rendered = _load_head(head), []
-    for start in range(0, len(records), _BATCH):
-        rows = [
-            records[min(i, len(records) - 1)] for i in range(start, start + _BATCH)
-        ]  # of one size, so compiled once
+    for part, rows in batches(records, _BATCH):
         hints = render_hints_batch(
             model, stack([contact_sheet.head_of(record, side) for record in rows]), side, side
         )
-        rendered += list(np.asarray(hints))[: len(records) - start]
+        rendered += list(np.asarray(hints))[: len(part)]
     return rendered
 
 

@@ -1,0 +1,46 @@
+"""Checks of numbers that people give: on the command line, in files and in Python."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from caphuman_jax.errors import CapHumanError, SettingError
+
+
+def number(
+    name: str,
+    value: Any,
+    low: float,
+    high: float,
+    error: type[CapHumanError] = SettingError,
+) -> float:
+    """A finite number from `low` to `high`.
+
+    Args:
+        name: what the message calls it.
+        value: a number, or a text that is one.
+        low, high: the range; `high` may be infinite.
+        error: the kind of error.
+
+    Raises:
+        CapHumanError: of that kind, where it is something else.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        found = float(value)
+    except (TypeError, ValueError):
+        raise error(f"{name} must be a number, not {value!r}") from None
+    if not math.isfinite(found) or not low <= found <= high:
+        wanted = f"lie between {low:g} and {high:g}" if high < math.inf else f"be at least {low:g}"
+        raise error(f"{name} must {wanted}, not {found:g}")
+    return found
+
+
+def whole(name: str, value: Any, low: float, high: float) -> int:
+    """A whole number from `low` to `high`. Raises SettingError."""
+    found = number(name, value, low, high)
+    if found != int(found):
+        raise SettingError(f"{name} must be a whole number, not {value}")
+    return int(found)
