@@ -44,6 +44,7 @@ from caphuman_jax.face import recognition
 from caphuman_jax.jobs.multi_device import on_mesh, shard_over
 from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
+from caphuman_jax.person.identity import image_token_count
 from caphuman_jax.pipeline import loading, pipeline
 from caphuman_jax.pipeline.conditioning import Conditioning, Subject
 from caphuman_jax.runtime import compiler, flops
@@ -221,7 +222,7 @@ def streamed(pipe, rows, repeats: int) -> float:
 def conditioning(pipe, settings):
     """What an image is made from, with random identity tokens and hints."""
     rng, known = np.random.default_rng(0), pipe.config.identity
-    tokens = 257 if known.image_tokens == "clip" else 49
+    tokens = image_token_count(pipe.config)
     person = SimpleNamespace(
         vectors=rng.normal(0, known.recognition_width**-0.5, (1, known.recognition_width)).astype(
             np.float32

@@ -16,9 +16,9 @@ from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import sampling_loop
 from caphuman_jax.diffusion.sampling_params import SamplingParams
 from caphuman_jax.diffusion.text_to_image import NETWORKS, generate
-from caphuman_jax.face.recognition import FEATURE_TOKENS
 from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
+from caphuman_jax.person.identity import image_token_count
 from caphuman_jax.runtime import flops, sharding
 from caphuman_jax.training import trainable
 
@@ -85,15 +85,14 @@ def conditions(model: ModelConfig, count: int) -> dict[str, Any]:
     """Shapes of the conditions that `generate` takes, for `count` pictures of one person known by
     one photo.
     """
-    encoder, side, length = model.image_encoder, model.image_size, model.text.length
-    tokens = (encoder.image_size // encoder.patch) ** 2 + 1 if encoder else FEATURE_TOKENS
+    side, length = model.image_size, model.text.length
     array = lambda *shape: jax.ShapeDtypeStruct((count, *shape), jnp.float32)
     ids = jax.ShapeDtypeStruct((count, length), jnp.int32)
     return {
-        "tokens": ids,
-        "empty_tokens": ids,
+        "token_ids": ids,
+        "empty_token_ids": ids,
         "controls": {},
         "hints": array(1, side, side, model.capface.hint_channels),
-        "image_tokens": array(1, 1, tokens, model.identity.image_width),
+        "image_tokens": array(1, 1, image_token_count(model), model.identity.image_width),
         "recognition": array(1, 1, model.identity.recognition_width),
     }

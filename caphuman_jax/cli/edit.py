@@ -5,8 +5,6 @@ part made again.
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from typing import Any
 
 from caphuman_jax.cli import console, generate, head_arguments, sampling_arguments
@@ -83,33 +81,13 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         CapHumanError: wrong arguments, photos, masks or files.
     """
-    started = time.perf_counter()
     console.quiet_libraries()
     console.check_batch(args.batch)
     console.check_writable(args.out)
     if args.photo is None:
         raise SettingError("--photo PHOTO is required: the photo that is changed")
     asked = _repeated(args) if args.repeat else _asked(args)
-
-    import numpy as np
-
-    from caphuman_jax.io.picture import PictureWriter  # brings NumPy, the others JAX
-    from caphuman_jax.pipeline.contact_sheet import MOST
-    from caphuman_jax.pipeline.loading import load
-
-    with console.notices(), console.ProgressReporter() as progress:
-        pipe = load(args.model, dtype=args.dtype, batch=args.batch, memory=args.memory)
-        sampling_arguments.use_files(pipe, args)
-        loaded = time.perf_counter() - started
-        writer = PictureWriter(args.out, args.overwrite)
-        with console.keeping(writer.paths, writer.folder):
-            result = pipe.edit(progress=progress, on_image=writer.write, keep=MOST, **asked)
-        if args.repeat:
-            generate.compare(args.repeat, result.settings)
-        sheet = writer.write_sheet(np.asarray(result.sheet()))
-    print(*writer.paths, sheet, sep="\n")
-    seconds = {"start": loaded, **result.seconds, "in all": time.perf_counter() - started}
-    print("; ".join(f"{name} {value:.1f} s" for name, value in seconds.items()), file=sys.stderr)
+    generate.write_pictures(args, lambda pipe, **more: pipe.edit(**asked, **more))
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:

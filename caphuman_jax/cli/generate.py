@@ -6,12 +6,16 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caphuman_jax.cli import console, head_arguments, sampling_arguments
 from caphuman_jax.diffusion.sampling_params import FIELDS
 from caphuman_jax.errors import SettingError
+
+if TYPE_CHECKING:
+    from caphuman_jax.pipeline.result import Result
 
 _HEAD_NUMBERS = {"yaw": float, "pitch": float, "roll": float, "framing": str}
 _PERSON_KEYS = (
@@ -111,12 +115,24 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         CapHumanError: wrong arguments, photos or files.
     """
-    started = time.perf_counter()
     console.quiet_libraries()
     console.check_batch(args.batch)
     console.check_writable(args.out)
     asked = _repeated(args) if args.repeat else _asked(args)
+    write_pictures(args, lambda pipe, **more: pipe(**asked, **more))
 
+
+def write_pictures(args: argparse.Namespace, make: Callable[..., Result]) -> None:
+    """Load the model, make pictures, write them with their contact sheet, and print their paths.
+
+    Args:
+        args: of `generate` or `edit`.
+        make: (pipe, *, progress, on_image, keep) → the result, see `Pipeline`.
+
+    Raises:
+        CapHumanError: wrong photos or files.
+    """
+    started = time.perf_counter()
     import numpy as np
 
     from caphuman_jax.io.picture import PictureWriter  # brings NumPy, the others JAX
@@ -129,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
         loaded = time.perf_counter() - started
         writer = PictureWriter(args.out, args.overwrite)
         with console.keeping(writer.paths, writer.folder):
-            result = pipe(progress=progress, on_image=writer.write, keep=MOST, **asked)
+            result = make(pipe, progress=progress, on_image=writer.write, keep=MOST)
         if args.repeat:
             compare(args.repeat, result.settings)
         sheet = writer.write_sheet(np.asarray(result.sheet()))

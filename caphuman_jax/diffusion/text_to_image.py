@@ -81,7 +81,7 @@ def generate(
     Args:
         params: {name: parameters} of text, identity, capface, unet, vae and the ControlNets that
             are used; kernels may be `quantization.Int8`.
-        conditions: tokens and empty_tokens (B, C·L) int32, the ids of the prompt and of what stands
+        conditions: token_ids and empty_token_ids (B, C·L) int32, of the prompt and of what stands
             for no prompt, in C chunks of the text encoder's length L; optional weights and
             empty_weights (B, C·L) of its output, see `encode_text`; of P people: hints
             (B, P, H, W, 9), image_tokens (B, P, K, N, W) and recognition (B, P, K, R) of K photos
@@ -131,8 +131,8 @@ def generate(
         skip=clip_skip - 1,
     )
     texts = {
-        "prompt": encode(conditions["tokens"], conditions.get("weights")),
-        "empty": encode(conditions["empty_tokens"], conditions.get("empty_weights")),
+        "prompt": encode(conditions["token_ids"], conditions.get("weights")),
+        "empty": encode(conditions["empty_token_ids"], conditions.get("empty_weights")),
     }
     encoded = {name: unet.encode_context(text) for name, text in texts.items()}
     contexts = {

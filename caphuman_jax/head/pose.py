@@ -12,6 +12,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from caphuman_jax.head.angles import angles_of
 from caphuman_jax.nn.typing import Array
 
 
@@ -40,10 +41,7 @@ def angles(rotation: Float[Array, "*b 3 3"]) -> Float[Array, "*b 3"]:
     """Yaw, pitch, roll (…,3) in degrees of rotations (…,3,3): the inverse of `rotation_matrix` for
     |yaw| < 90.
     """
-    yaw = jnp.arcsin(jnp.clip(-rotation[..., 2, 0], -1, 1))
-    pitch = jnp.arctan2(-rotation[..., 2, 1], rotation[..., 2, 2])
-    roll = jnp.arctan2(-rotation[..., 1, 0], rotation[..., 0, 0])
-    return jnp.rad2deg(jnp.stack([yaw, pitch, roll], axis=-1))
+    return angles_of(rotation, jnp)
 
 
 def from_vector(vector: Float[Array, "3"]) -> Float[Array, "3 3"]:

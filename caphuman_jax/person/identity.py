@@ -170,6 +170,12 @@ class Identifier:
         return facenet_crop(view.context, view.landmarks) if found is None else found
 
 
+def image_token_count(config: ModelConfig) -> int:
+    """How many image tokens (N, W) a model knows a person by."""
+    encoder = config.image_encoder
+    return (encoder.image_size // encoder.patch) ** 2 + 1 if encoder else recognition.FEATURE_TOKENS
+
+
 def facenet_crop(image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """(160, 160, 3) uint8: the landmarks' box, which is about MTCNN's, stretched to a square as
     MTCNN's is.

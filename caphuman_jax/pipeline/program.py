@@ -110,8 +110,8 @@ def _conditions(
     weights = {"weights": prompt.weights, "empty_weights": negative.weights}
     people = stack_people([subject.person for subject in subjects]) if subjects else nobody(config)
     conditions = {
-        "tokens": prompt.token_ids,
-        "empty_tokens": negative.token_ids,
+        "token_ids": prompt.token_ids,
+        "empty_token_ids": negative.token_ids,
         **{name: value for name, value in weights.items() if value is not None},
         "controls": {
             name: picture.astype(np.float32) / 255
@@ -128,7 +128,7 @@ def _conditions(
 
 def _needs_embeddings(conditions: Iterable[dict[str, Any]], vocabulary: int) -> bool:
     """Whether a prompt has ids that are not the vocabulary's."""
-    ids = [np.asarray(one[name]) for one in conditions for name in ("tokens", "empty_tokens")]
+    ids = [np.asarray(one[name]) for one in conditions for name in ("token_ids", "empty_token_ids")]
     return any((row >= vocabulary).any() for row in ids)
 
 

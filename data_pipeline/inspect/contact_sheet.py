@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from caphuman_jax.head import visualize
+from caphuman_jax.head.angles import angles_of
 from caphuman_jax.head.head import Head
-from data_pipeline.inspect.statistics import angles
 from data_pipeline.records import tf_example
 from data_pipeline.records.columns import HEAD_FIELDS
 from data_pipeline.records.schema import Feature
@@ -116,7 +116,7 @@ def _masks(photo, region, person):
 
 
 def _lines(record):
-    yaw, pitch, roll = angles(record["head/rotation"])
+    yaw, pitch, roll = angles_of(record["head/rotation"], np)
     facts = [
         record["key"],
         *([f"person {record['person']}"] if record["person"] else []),

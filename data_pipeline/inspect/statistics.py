@@ -13,6 +13,7 @@ import numpy as np
 
 from caphuman_jax.face import colors
 from caphuman_jax.face.landmarks import expression_names
+from caphuman_jax.head.angles import angles_of
 from caphuman_jax.head.spherical_harmonics import SH_CONSTANTS
 
 FEATURES = (
@@ -73,7 +74,7 @@ class Tally:
         expression = np.asarray(record["expression"])
         by_name = dict(zip(expression_names(), expression.tolist()))
         values = (
-            *angles(record["head/rotation"]),
+            *angles_of(record["head/rotation"], np).tolist(),
             record["face_px"],
             record["sharpness"],
             record["head/residual"],
@@ -141,20 +142,6 @@ class Tally:
         for panel in panels:
             panel.axis("off")
         figure.savefig(path, dpi=100)
-
-
-def angles(rotation: np.ndarray) -> tuple[float, float, float]:
-    """Yaw, pitch and roll in degrees of one rotation (3, 3): `head.pose.angles` in NumPy."""
-    yaw = np.arcsin(np.clip(-rotation[2, 0], -1, 1))
-    return tuple(
-        np.rad2deg(
-            [
-                yaw,
-                np.arctan2(-rotation[2, 1], rotation[2, 2]),
-                np.arctan2(-rotation[1, 0], rotation[0, 0]),
-            ]
-        ).tolist()
-    )
 
 
 def _bin(edges, value):

@@ -81,8 +81,8 @@ def conditions(people, controls):
     rng = np.random.default_rng(people)
     normal = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
     return {
-        "tokens": jnp.asarray(rng.integers(0, 50, (BATCH, 7))),
-        "empty_tokens": jnp.asarray(rng.integers(0, 50, (BATCH, 7))),
+        "token_ids": jnp.asarray(rng.integers(0, 50, (BATCH, 7))),
+        "empty_token_ids": jnp.asarray(rng.integers(0, 50, (BATCH, 7))),
         "hints": normal(BATCH, people, *SIZE, 9),
         "image_tokens": normal(BATCH, people, 2, 3, 5),
         "recognition": normal(BATCH, people, 2, 6),
@@ -102,7 +102,7 @@ def plain_branch(networks, params, given, numbers, hard_gate, branch, x, t):
     """One branch's prediction, nothing shared with another's."""
     run = lambda name: nnx.merge(dict(networks)[name], params[name])
     times = jnp.full((BATCH,), t)
-    text = run("text")(given["tokens" if branch == "text" else "empty_tokens"])[0]
+    text = run("text")(given["token_ids" if branch == "text" else "empty_token_ids"])[0]
     if branch == "none":
         return run("unet")(x, times, text)
     faces = []
@@ -300,7 +300,7 @@ def test_reuse_of_deep_features(networks, default, saving):
     def plain_step(x, t, deep, recomputes):
         """Guidance's two predictions apart, deep features of each kept."""
         outputs, kept = [], []
-        for branch, old in zip(("empty_tokens", "tokens"), deep):
+        for branch, old in zip(("empty_token_ids", "token_ids"), deep):
             run = lambda name: nnx.merge(graphs[name], params[name])
             times, text = jnp.full((BATCH,), t), run("text")(given[branch])[0]
             tokens = jnp.concatenate(

@@ -93,8 +93,8 @@ def ours(config: ModelConfig, graphs, params, photo, sampler, masked, monkeypatc
     known = np.ones_like(mask) if config.inpainting or not masked else mask
     zeros = lambda *shape: jnp.zeros((1, 1, *shape), jnp.float32)
     conditions = {
-        "tokens": jnp.asarray(TOKENS),
-        "empty_tokens": jnp.asarray(EMPTY),
+        "token_ids": jnp.asarray(TOKENS),
+        "empty_token_ids": jnp.asarray(EMPTY),
         "hints": zeros(SIDE, SIDE, 9),
         "image_tokens": zeros(1, 5, 24),
         "recognition": zeros(1, 8),
