@@ -79,7 +79,7 @@ class VAEConfig:
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
     """CLIP text transformer. `embed_width` below `width` stores token embeddings narrow and
-    projects them up.
+    projects them up. `activation`: a name of `nn.layers.ACTIVATIONS`.
     """
 
     vocabulary: int = 49408
@@ -89,6 +89,7 @@ class TextConfig:
     heads: int = 12
     mlp_width: int = 3072
     embed_width: int | None = None
+    activation: str = "quick_gelu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,7 @@ class ImageEncoderConfig:
     layers: int = 24
     heads: int = 16
     mlp_width: int = 4096
+    activation: str = "quick_gelu"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,11 @@ MODEL_RANGES: Mapping[str, Range] = {
 }
 """Smallest and largest value of entries by name; other numbers are from 1 to 65,536."""
 _LARGEST = 65_536
-_CHOICES = {"prediction_type": ("epsilon", "v"), "image_tokens": ("clip", "recognizer")}
+_CHOICES = {
+    "activation": ("quick_gelu", "gelu", "gelu_tanh"),
+    "image_tokens": ("clip", "recognizer"),
+    "prediction_type": ("epsilon", "v"),
+}
 _LONGEST_LIST = 32
 _NAME = re.compile(r"\w[\w.-]{0,99}")
 

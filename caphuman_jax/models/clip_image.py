@@ -49,6 +49,7 @@ class ImageEncoder(nnx.Module):
             cfg.heads,
             cfg.mlp_width,
             causal=False,
+            activation=cfg.activation,
             compute=compute,
             rngs=rngs,
         )

@@ -34,7 +34,14 @@ class TextEncoder(nnx.Module):
         )
         self.positions = nnx.Param(normal(rngs.params(), (cfg.length, cfg.width), jnp.float32))
         self.transformer = Transformer(
-            cfg.width, cfg.layers, cfg.heads, cfg.mlp_width, causal=True, compute=compute, rngs=rngs
+            cfg.width,
+            cfg.layers,
+            cfg.heads,
+            cfg.mlp_width,
+            causal=True,
+            activation=cfg.activation,
+            compute=compute,
+            rngs=rngs,
         )
         self.norm_out = LayerNorm(cfg.width)
 

@@ -4,7 +4,7 @@ are float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -228,6 +228,18 @@ def depth_to_space(
     )
 
 
+def _gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return jax.nn.gelu(x, approximate=False)
+
+
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """CLIP's activation, x · sigmoid(1.702 x)."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": _gelu,
+    "gelu_tanh": jax.nn.gelu,
+}
+"""Activations of CLIP's encoders by the name that a configuration gives them."""

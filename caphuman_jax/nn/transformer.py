@@ -1,6 +1,4 @@
-"""CLIP's transformer (Radford et al. 2021, arXiv 2103.00020): norms come first, the activation is
-quick-GELU.
-"""
+"""CLIP's transformer (Radford et al. 2021, arXiv 2103.00020): norms come first."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ from jaxtyping import Array, Float
 
 from caphuman_jax.nn.attention import attention
 from caphuman_jax.nn.compute_config import ComputeConfig
-from caphuman_jax.nn.layers import LayerNorm, linear, quick_gelu
+from caphuman_jax.nn.layers import ACTIVATIONS, LayerNorm, linear
 from caphuman_jax.nn.typing import Rngs
 
 
@@ -24,13 +22,20 @@ class Transformer(nnx.Module):
         mlp_width: int,
         *,
         causal: bool,
+        activation: str = "quick_gelu",
         compute: ComputeConfig,
         rngs: Rngs,
     ):
         self.layers = nnx.Dict(
             {
                 str(i): TransformerLayer(
-                    width, heads, mlp_width, causal=causal, compute=compute, rngs=rngs
+                    width,
+                    heads,
+                    mlp_width,
+                    causal=causal,
+                    activation=activation,
+                    compute=compute,
+                    rngs=rngs,
                 )
                 for i in range(layers)
             }
@@ -44,7 +49,9 @@ class Transformer(nnx.Module):
 
 
 class TransformerLayer(nnx.Module):
-    """Self-attention, then two layers with quick-GELU between them, each added to its input."""
+    """Self-attention, then two layers with an activation between them (`layers.ACTIVATIONS`), each
+    added to its input.
+    """
 
     def __init__(
         self,
@@ -53,12 +60,14 @@ class TransformerLayer(nnx.Module):
         mlp_width: int,
         *,
         causal: bool,
+        activation: str = "quick_gelu",
         compute: ComputeConfig,
         rngs: Rngs,
     ):
         self.heads = heads
         self.compute = compute
         self.causal = causal
+        self.activation = activation
         self.norm_1 = LayerNorm(width)
         self.query = linear(width, width, compute=compute, rngs=rngs)
         self.key = linear(width, width, compute=compute, rngs=rngs)
@@ -81,4 +90,4 @@ class TransformerLayer(nnx.Module):
                 compute=self.compute,
             )
         )
-        return x + self.down(quick_gelu(self.up(self.norm_2(x))))
+        return x + self.down(ACTIVATIONS[self.activation](self.up(self.norm_2(x))))

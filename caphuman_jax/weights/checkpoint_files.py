@@ -4,6 +4,7 @@ for.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,11 @@ from typing import Any
 import numpy as np
 
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.io import json_reader, pickles, safetensors_file, torch_pickle
+from caphuman_jax.io import json_reader, msgpack_file, pickles, safetensors_file, torch_pickle
 from caphuman_jax.io.binary_file import File
 from caphuman_jax.io.pickle_reader import NOT_BUILT, Damaged, Name, Refused, guarded, unknown_name
+from caphuman_jax.weights import flax_names, folder_files
 
-_FILES = [
-    f"{stem}{variant}.{suffix}{index}"
-    for index in ("", ".index.json")
-    for variant in ("", ".fp16")
-    for stem, suffix in (
-        ("diffusion_pytorch_model", "safetensors"),
-        ("model", "safetensors"),
-        ("diffusion_pytorch_model", "bin"),
-        ("pytorch_model", "bin"),
-    )
-]
-"""Names of weight files in folders of diffusers and transformers, best first."""
 _MOST_ENTRIES = 1_000_000
 _DEEPEST = 32
 
@@ -34,9 +24,9 @@ _DEEPEST = 32
 class Checkpoint(Mapping[str, np.ndarray]):
     """Name → array, read at each look-up; close it, or use it in `with`.
 
-    path: the file; files: all that belong to it; format: "safetensors", "torch", "old torch" or
-    "pickle"; metadata: a safetensors file's; extra: all but arrays (numbers, texts), by dotted
-    name. bfloat16 is `ml_dtypes.bfloat16`."""
+    path: the file; files: all that belong to it; format: "safetensors", "torch", "old torch",
+    "flax" (with the names and layouts of PyTorch) or "pickle"; metadata: a safetensors file's;
+    extra: all but arrays (numbers, texts), by dotted name. bfloat16 is `ml_dtypes.bfloat16`."""
 
     def __init__(
         self,
@@ -88,28 +78,21 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
 def open_checkpoint(path: str | Path, part: str | None = None) -> Checkpoint:
     """Open a weight file: safetensors (or the index of a sharded one), .ckpt/.pt/.pth/.bin of
-    torch.save in both of its forms, a pickle of arrays; or a folder of diffusers or transformers
-    that holds one.
+    torch.save in both of its forms, Flax's .msgpack, a pickle of arrays; or a folder of diffusers
+    or transformers (or of the hub's cache) that holds one.
 
     Nested dicts have dotted names. part: the dotted name of the dict to open ("E_flame"), "" for
     all; by default "state_dict" where there is one, else all. Nothing in a pickle is run. Raises
     ModelFolderError: missing, damaged, refused (by name), no such part."""
     path = Path(path).expanduser()
     if path.is_dir():
-        path = _weights_in(path)
-    if path.name.endswith(".index.json"):
+        files = folder_files.weights_in(folder_files.snapshot(path))
+        if len(files) > 1:
+            return guarded(path, lambda: _open_shards(files, part))
+        path = files[0]
+    if re.search(r"\.index\.([\w-]+\.)?json$", path.name):
         return guarded(path, lambda: _open_sharded(path, part))
     return guarded(path, lambda: _open_file(path, part))
-
-
-def _weights_in(folder: Path) -> Path:
-    for name in _FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise ModelFolderError(
-        f"{folder} has no weight file; looked for {_FILES[0]}, model.safetensors, "
-        f"pytorch_model.bin and the like"
-    )
 
 
 def _open_file(path: Path, part: str | None) -> Checkpoint:
@@ -123,6 +106,9 @@ def _open_file(path: Path, part: str | None) -> Checkpoint:
             kind, content = "old torch", torch_pickle.read_legacy(file)
         elif safetensors_file.looks_like(start):
             kind, (content, metadata) = "safetensors", safetensors_file.read_header(file)
+        elif msgpack_file.looks_like(start):
+            kind, content = "flax", msgpack_file.read_tree(file)
+            content = content["params"] if set(content) == {"params"} else content
         elif start.startswith(b"version https://git-lfs"):
             raise ModelFolderError(
                 f"{path} is only git's pointer to the weights; fetch them with: git lfs pull"
@@ -134,6 +120,8 @@ def _open_file(path: Path, part: str | None) -> Checkpoint:
         else:
             kind, content = "pickle", pickles.read_pickle(path)
         tensors, extra = _named(content, part)
+        if kind == "flax":
+            tensors = flax_names.to_pytorch(tensors)
     except BaseException:
         file.close()
         raise
@@ -151,6 +139,11 @@ def _open_sharded(path: Path, part: str | None) -> Checkpoint:
         for name in names:
             shards[name] = open_checkpoint(path.parent / name, part)
         tensors = {}
+        if all(shard.format == "flax" for shard in shards.values()):
+            places = {
+                flax_names.pytorch_name(name.replace("/", ".")): place
+                for name, place in places.items()
+            }
         for name, place in places.items():
             if name not in shards[place]:
                 raise Damaged(f"{place} lacks {name}")
@@ -171,6 +164,25 @@ def _open_sharded(path: Path, part: str | None) -> Checkpoint:
         index.get("metadata") or {},
         [file for shard in shards.values() for file in shard._open],
     )
+
+
+def _open_shards(paths: list[Path], part: str | None) -> Checkpoint:
+    """Shards without an index."""
+    shards: list[Checkpoint] = []
+    tensors: dict[str, Any] = {}
+    try:
+        for path in paths:
+            shards.append(open_checkpoint(path, part))
+            twice = [name for name in shards[-1] if name in tensors]
+            if twice:
+                raise Damaged(f"{path.name} holds {twice[0]}, which another part holds too")
+            tensors |= shards[-1]._tensors
+    except BaseException:
+        for shard in shards:
+            shard.close()
+        raise
+    files = [file for shard in shards for file in shard._open]
+    return Checkpoint(paths[0], shards[0].format, tensors, {}, shards[0].metadata, files)
 
 
 def _named(content: Any, part: str | None) -> tuple[dict[str, Any], dict[str, Any]]:

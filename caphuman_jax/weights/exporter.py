@@ -57,6 +57,10 @@ class _Weight:
         )
 
 
+_HIDDEN_ACT = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+"""Activations as transformers calls them."""
+
+
 def export_model(
     model: str | Path, out: str | Path, to: str, *, dtype: str = "keep", overwrite: bool = False
 ) -> list[str]:
@@ -335,7 +339,7 @@ def _clip(cfg) -> dict[str, Any]:
         "intermediate_size": cfg.mlp_width,
         "num_hidden_layers": cfg.layers,
         "num_attention_heads": cfg.heads,
-        "hidden_act": "quick_gelu",
+        "hidden_act": _HIDDEN_ACT[cfg.activation],
         "layer_norm_eps": 1e-5,
     }
 

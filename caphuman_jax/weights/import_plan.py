@@ -5,6 +5,7 @@ Whatever does not fit is reported before any weight is read."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,12 +57,17 @@ class Piece:
     checkpoint: Checkpoint | None = None
     key: str = ""
     value: np.ndarray | None = None
+    scale: str | None = None  # key of what a weight in fp8 is multiplied by
 
     def read(self) -> np.ndarray:
         if self.value is not None:
             return self.value
         assert self.checkpoint is not None
-        return convert.to_ours(self.path, self.checkpoint[self.key], self.shape)
+        array = self.checkpoint[self.key]
+        if self.scale is not None:
+            scale = self.checkpoint[self.scale].astype(np.float32).reshape(-1)
+            array = array.astype(np.float32) * scale.reshape(-1, *[1] * (array.ndim - 1))
+        return convert.to_ours(self.path, array, self.shape)
 
 
 Pieces = dict[str, Piece]
@@ -224,7 +230,13 @@ def make_plan(
                     )
                 elif dtype not in _FLOATS:
                     misshapen.append(f"{key} of type {dtype}")
-                pieces[path] = Piece(path, ours, dtype, f.checkpoint, key)
+                scale = f.scales.get(name) if key == f.keys[name] else None
+                if scale is not None:
+                    dtype = np.dtype(np.float32)
+                    used.add((f.path, scale))
+                    if math.prod(f.checkpoint.shape(scale)) not in (1, shape[0] if shape else 1):
+                        misshapen.append(f"{scale} {_shape(f.checkpoint.shape(scale))}")
+                pieces[path] = Piece(path, ours, dtype, f.checkpoint, key, scale=scale)
                 used.add((f.path, key))
         if missing or surplus or misshapen:
             kind = (
@@ -233,10 +245,7 @@ def make_plan(
                 else None
             )
             if kind:
-                raise ModelFolderError(
-                    f"{f.path} is {kind}; only Stable Diffusion 1 and what was trained from it can "
-                    f"be used"
-                )
+                raise ModelFolderError(sources.refusal(f.path, kind))
             said = [
                 _some("missing", missing),
                 _some("surplus", surplus),

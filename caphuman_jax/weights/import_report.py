@@ -28,7 +28,7 @@ def _short(path: Path) -> str:
     """A file's name; with that of its folder where all files are called alike."""
     return (
         f"{path.parent.name}/{path.name}"
-        if path.name.startswith(("diffusion_pytorch_model", "model.", "pytorch_model"))
+        if path.name.startswith(("diffusion_", "model.", "model-", "pytorch_model", "flax_model"))
         else path.name
     )
 

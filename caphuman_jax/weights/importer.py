@@ -24,6 +24,7 @@ from caphuman_jax.weights import (
     import_report,
     lora,
     model_folder,
+    network_configs,
     requirements,
     sources,
     tokenizer_files,
@@ -147,6 +148,7 @@ def import_model(
             )
             config = config or found or SD15
             chosen = import_plan.choose(opened, config, init)
+            config = network_configs.follow(config, chosen)
             controls = import_plan.find_controlnets(controlnets, opened)
             opened += [source for source, _ in controls.values() if source not in opened]
             identified = {path: Identification(path) for path in _files(opened, loras, faces)}

@@ -79,7 +79,8 @@ def modern_name(name: str, network: str = "") -> str:
     """A name as some files in the diffusers form have it → the one in `table`; any other name as it
     is.
 
-    Early diffusers files name the parts of the VAE's attention query, key, value and proj_attn.
+    Early diffusers files name the parts of the VAE's attention query, key, value and proj_attn;
+    some converters write diffusers' names of these parts into files of the original's names.
     With `network` "text" or "image_encoder": transformers 5 leaves out the `text_model.` or
     `vision_model.` that every CLIP name began with before."""
     if network in _CLIP_TOPS and name.split(".")[0] in (
@@ -90,11 +91,21 @@ def modern_name(name: str, network: str = "") -> str:
         "post_layernorm",
     ):
         return _CLIP_TOPS[network] + name
+    if network == "vae":
+        found = re.fullmatch(r"(.*\.mid\.attn_1)\.(.+)\.(weight|bias)", name)
+        if found:
+            return f"{found[1]}.{_LDM_ATTENTION.get(found[2], found[2])}.{found[3]}"
     found = re.fullmatch(r"(.*\battentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)", name)
     return f"{found[1]}.{_EARLY_ATTENTION[found[2]]}.{found[3]}" if found else name
 
 
 _CLIP_TOPS = {"text": "text_model.", "image_encoder": "vision_model."}
+_LDM_ATTENTION = {
+    **{name: part for part in "qkv" for name in (f"to_{part}", f"{part}_proj")},
+    **{"query": "q", "key": "k", "value": "v", "group_norm": "norm"},
+    **dict.fromkeys(("to_out.0", "to_out", "proj_attn"), "proj_out"),
+}
+"""The VAE's attention in files of the original's names, as converters since 2023 write it."""
 _EARLY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 # A norm's weight is our scale, a dense layer's or convolution's our kernel, an embedding's our

@@ -14,7 +14,7 @@ from typing import Any
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.io import json_reader
-from caphuman_jax.weights import scheduler_settings
+from caphuman_jax.weights import folder_files, scheduler_settings
 from caphuman_jax.weights.checkpoint_files import Checkpoint, open_checkpoint
 from caphuman_jax.weights.names import PREFIXES, modern_name
 
@@ -27,6 +27,7 @@ EXTRAS = {
     "CLIP's projections": r"(.+\.)?(logit_scale|(text|visual)_projection(\.weight)?)",
     "prediction kind": r"v_pred|ztsnr",
     "control strengths": r"control_scales",
+    "scales of fp8 inputs": r"(.+\.)?(scaled_fp8|scale_input|input_scale)",
 }
 """What published files hold besides weights of the networks: what it is → regular expression of
 whole keys. It is left out.
@@ -46,12 +47,14 @@ FOLDERS = {
 @dataclass
 class Found:
     """A network in a file. keys: its names without prefix, as in `names.table` → key; form: "ldm"
-    or "diffusers".
+    or "diffusers"; scales: the same names of weights in scaled fp8 → key of what they are
+    multiplied by.
     """
 
     checkpoint: Checkpoint
     form: str
     keys: dict[str, str]
+    scales: dict[str, str] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -75,6 +78,7 @@ class Source:
     trained_with_head: str | None = None
     tokenizer: Path | None = None
     heads: int | None = None
+    described: dict[str, dict[str, Any]] = field(default_factory=dict)  # network → its config.json
     vae_scale: float | None = None
 
     def close(self) -> None:
@@ -86,13 +90,15 @@ def read(option: str, path: str | Path) -> Source:
     """Open what was given as `option` (caphuman, base, vae, clip, image-encoder, controlnet).
     Raises ModelFolderError.
     """
-    path = Path(path).expanduser()
+    path = folder_files.snapshot(Path(path).expanduser())
     source = Source(option, path)
     try:
         if path.is_dir() and any((path / name).is_dir() for name in FOLDERS):
             _read_pipeline(source)
         else:
             _read_weights(source, open_checkpoint(path))
+            if path.is_dir():
+                _describe(source, path)
             if path.is_dir() and option == "clip" and (path / "vocab.json").is_file():
                 source.tokenizer = path
             if path.is_dir() and option == "vae":
@@ -121,6 +127,7 @@ def _read_pipeline(source: Source) -> None:
         if source.option == "base" and folder.name == "image_encoder":
             continue  # of another use: diffusers' own image prompts
         _read_weights(source, open_checkpoint(folder), network)
+        source.described[network] = _json(folder / "config.json")
     if "unet" in source.networks:
         _check_heads(source)
     source.vae_scale = _json(source.path / "vae" / "config.json").get("scaling_factor")
@@ -134,8 +141,18 @@ def _read_pipeline(source: Source) -> None:
         _take_description(source, source.path / "caphuman.json", exported)
 
 
+def _describe(source: Source, folder: Path) -> None:
+    """config.json of a folder that is one network, or CLIP with both of its encoders."""
+    whole = _json(folder / "config.json")
+    for network in source.networks:
+        own = whole.get({"text": "text_config", "image_encoder": "vision_config"}.get(network, ""))
+        source.described[network] = own if isinstance(own, dict) else whole
+    if "unet" in source.networks:
+        _check_heads(source)
+
+
 def _check_heads(source: Source) -> None:
-    described = _json(source.path / "unet" / "config.json")
+    described = source.described.get("unet", {})
     heads = described.get("attention_head_dim", 8)
     if (
         isinstance(heads, list)
@@ -197,12 +214,14 @@ def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = 
             if any(re.match(r"((en|de)coder\.)?(down|up|mid)_block", part) for part in found)
             else "ldm"
         )
+        scales = _take_scales(found)
         modern = {modern_name(part, name): key for part, key in found.items()}
+        scales = {modern_name(part, name): key for part, key in scales.items()}
         if len(modern) != len(found):
             raise ModelFolderError(
                 f"{checkpoint.path} holds {name} twice, under two kinds of names"
             )
-        source.networks[name] = Found(checkpoint, form, modern)
+        source.networks[name] = Found(checkpoint, form, modern, scales)
     if "v_pred" in checkpoint or checkpoint.metadata.get("modelspec.prediction_type") == "v":
         source.diffusion = {"prediction_type": "v", "zero_terminal_snr": "ztsnr" in checkpoint}
     if "caphuman_jax" in checkpoint.metadata:
@@ -213,6 +232,16 @@ def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = 
                 f"{checkpoint.path}: the configuration in its header cannot be read: {error}"
             ) from error
         _take_description(source, checkpoint.path, described)
+
+
+def _take_scales(found: dict[str, str]) -> dict[str, str]:
+    """Removes the scales of fp8 weights from the keys of a network; {name of the weight: key}."""
+    scales = {}
+    for name in list(found):
+        base = re.sub(r"\.(scale_weight|weight_scale)$", ".weight", name)
+        if base != name and base in found:
+            scales[base] = found.pop(name)
+    return scales
 
 
 def _take_description(source: Source, path: Path, described: Any) -> None:
@@ -259,6 +288,20 @@ def _place(key: str, option: str, control: str, keys: list[str]) -> tuple[str, s
     return (bare[0], key) if bare and re.match(bare[1], key) else None
 
 
+DISTILLED = "a guidance-distilled model (LCM)"
+
+
+def refusal(path: Path, kind: str) -> str:
+    """Why a file of `another_kind` cannot be used, and what can."""
+    advice = "only Stable Diffusion 1 and what was trained from it can be used"
+    if kind == DISTILLED:
+        advice = (
+            "its UNet takes the guidance as an input (time_cond_proj_dim). Take the model that it "
+            "was made from, and the LCM-LoRA with --lora"
+        )
+    return f"{path} is {kind}; {advice}"
+
+
 def moving_averages(found: Found, names: list[str], network: str) -> dict[str, str]:
     """{name: key of its moving average}: LDM's `model_ema.` followed by the name as its module
     knows it, without dots.
@@ -283,6 +326,8 @@ def another_kind(found: Found, cfg: ModelConfig) -> str | None:
     tell.
     """
     shape = found.checkpoint.shape
+    if any(name.endswith(".cond_proj.weight") for name in found.keys):
+        return DISTILLED
     for key in found.checkpoint:
         for start, kind in (
             ("conditioner.embedders.", "SDXL"),

@@ -31,3 +31,25 @@ def caphuman(tmp_path_factory) -> Path:
         {"epoch": 2, "global_step": 5, "state_dict": state_dict() | EXTRAS, "callbacks": {}}, file
     )
     return file
+
+
+@pytest.fixture(scope="module")
+def shapes_once():
+    """Shapes of TINY are asked for in every test; making them takes a second or two."""
+    from caphuman_jax.models import registry
+
+    made: dict[str, dict] = {}
+    original = registry.abstract
+
+    def abstract(cfg, dtype=None, *, only=None):
+        key = json.dumps(
+            [{**cfg.to_dict(), "name": "", "diffusion": 0, "head": 0}, sorted(only or ())]
+        )
+        if key not in made:
+            made[key] = original(cfg, only=only)
+        return made[key]
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(registry, "abstract", abstract)
+    yield
+    patch.undo()

@@ -28,27 +28,8 @@ from caphuman_jax.weights.import_plan import control_name
 from caphuman_jax.weights.lora import parse
 from caphuman_jax.weights.names import PREFIXES, table
 
+pytestmark = pytest.mark.usefixtures("shapes_once")
 UNET, VAE, TEXT = PREFIXES["unet"], PREFIXES["vae"], PREFIXES["text"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def shapes_once():
-    """Shapes of TINY are asked for in every test; making them takes a second or two."""
-    made: dict[ModelConfig, dict] = {}
-    original = registry.abstract
-
-    def abstract(cfg, dtype=None, *, only=None):
-        key = json.dumps(
-            [{**cfg.to_dict(), "name": "", "diffusion": 0, "head": 0}, sorted(only or ())]
-        )
-        if key not in made:
-            made[key] = original(cfg, only=only)
-        return made[key]
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(registry, "abstract", abstract)
-    yield
-    patch.undo()
 
 
 def stored(path, network="*") -> dict[str, np.ndarray]:

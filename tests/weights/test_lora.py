@@ -4,6 +4,7 @@ weights and the same pictures.
 
 import copy
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -415,6 +416,137 @@ def two(layers):
     return lora.read(file, TINY), lora.read(half, TINY)
 
 
+def peft_network(torch_networks, config, seed=0):
+    """A copy of a network with PEFT's adapter, whose numbers are random, magnitudes near the
+    norms."""
+    import peft
+
+    network = copy.deepcopy(torch_networks)
+    with warnings.catch_warnings():  # PEFT asks transformers for something that it deprecates
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = peft.get_peft_model(network, config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.3 * torch.randn_like(parameter))
+            elif parameter.requires_grad:
+                parameter.copy_(0.3 * torch.randn_like(parameter))
+    return adapted
+
+
+def assert_merged(merged, network, params, names):
+    """Our parameters are those of PEFT's merged module."""
+    flat = traverse_util.flatten_dict(params[network], sep=".")
+    sd = {names.get(key, key): x.numpy() for key, x in merged.state_dict().items()}
+    rows = table(network, TINY, flat.keys(), "diffusers")
+    for name, path in rows.items():
+        name = name if name in sd else name.removeprefix("text_model.")
+        expected = to_ours(path, sd[name], flat[path].shape)
+        np.testing.assert_allclose(flat[path], expected, atol=2e-6, err_msg=path)
+
+
+TARGETS = ["to_q", "to_v", "to_out.0", "conv1", "proj_in", "ff.net.2", "time_emb_proj"]
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("rslora", [False, True], ids=["", "rslora"])
+def test_folders_of_peft_equal_its_merged_weights(torch_networks, base, tmp_path, dora, rslora):
+    """UNet (dense layers and convolutions) and text encoder, each in a folder of its own."""
+    from peft import LoraConfig
+
+    settings = {"use_dora": dora, "use_rslora": rslora, "r": 4, "lora_alpha": 6}
+    adapted = {
+        "unet": peft_network(
+            torch_networks["unet"],
+            LoraConfig(target_modules=TARGETS, alpha_pattern={"proj_in": 3}, **settings),
+        ),
+        "text": peft_network(
+            torch_networks["text"],
+            LoraConfig(target_modules=["q_proj", "fc1"], rank_pattern={"fc1": 2}, **settings),
+        ),
+    }
+    for network, module in adapted.items():
+        folder = {"unet": "unet", "text": "text_encoder"}[network]
+        module.save_pretrained(tmp_path / folder)
+    read = lora.read_file(tmp_path, TINY)
+    assert {n: len(parts) for n, parts in read.parts.items()}["text"] == 4
+    assert any(p.magnitude is not None for p in read.parts["unet"].values()) is dora
+    params = lora.apply(base, [(read, 1.0)])
+    for network, module in adapted.items():
+        assert_merged(module.merge_and_unload(), network, params, {})
+    # One of them alone, and its weights file with adapter_config.json next to it.
+    for given in (tmp_path / "unet", tmp_path / "unet" / "adapter_model.safetensors"):
+        alone = lora.apply(base, [(lora.read_file(given, TINY), 1.0)])
+        jax.tree.map(np.testing.assert_array_equal, alone["unet"], params["unet"])
+        jax.tree.map(np.testing.assert_array_equal, alone["text"], base["text"])
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
+def test_folders_of_pefts_other_kinds(torch_networks, base, tmp_path, kind):
+    import peft
+
+    config = getattr(peft, f"{kind}Config")(r=3, alpha=5, target_modules=["to_q", "conv1"])
+    adapted = peft_network(torch_networks["unet"], config)
+    adapted.save_pretrained(tmp_path / "x")
+    params = lora.apply(base, [(lora.read_file(tmp_path / "x", TINY), 1.0)])
+    assert_merged(adapted.merge_and_unload(), "unet", params, {})
+
+
+def test_dora_files_of_kohya_and_lycoris(base):
+    """dora_scale of the outputs (out, 1) and, in early files, of the inputs (1, in), against the
+    formula in double precision."""
+    path = "encoder.middle.attention.self_attention.query.kernel"
+    key = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    up, down = normal("up", 32, RANK), normal("down", RANK, 32)
+    weight = traverse_util.flatten_dict(base["unet"], sep=".")[path].astype(np.float64).T
+    total = weight + up.astype(np.float64) @ down * (ALPHA / RANK)
+    for axis, scale in ((1, np.abs(normal("m", 32, 1)) + 1), (0, np.abs(normal("n", 1, 32)) + 1)):
+        file = {
+            f"{key}.lora_up.weight": up,
+            f"{key}.lora_down.weight": down,
+            f"{key}.alpha": np.float32(ALPHA),
+            f"{key}.dora_scale": scale,
+        }
+        read = lora.read(file, TINY)
+        expected = scale * total / np.linalg.norm(total, axis=axis, keepdims=True)
+        for strength in (1.0, 0.25):
+            merged = traverse_util.flatten_dict(
+                lora.apply(base, [(read, strength)])["unet"], sep="."
+            )[path]
+            wanted = weight + strength * (expected - weight)
+            np.testing.assert_allclose(merged, wanted.T, atol=1e-5)
+    with pytest.raises(ModelFolderError, match="5 magnitudes, this model's layer has 32 outputs"):
+        lora.apply(base, [(lora.read({**file, f"{key}.dora_scale": np.ones((5, 1))}, TINY), 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "without its alpha; its adapter_config.json has to lie next to it"),
+        ({"peft_type": "IA3"}, "a PEFT adapter of type IA3"),
+        ({"peft_type": "LORA", "r": 4, "lora_alpha": "4"}, "alpha in its header is '4'"),
+        ([], "is not a JSON object"),
+    ],
+)
+def test_peft_folders_that_cannot_be_used_are_one_line(tmp_path, config, message):
+    key = "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    save_file(
+        {
+            f"{key}.lora_A.weight": normal("a", 4, 32),
+            f"{key}.lora_B.weight": normal("b", 32, 4),
+        },
+        tmp_path / "adapter_model.safetensors",
+    )
+    if config is not None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelFolderError, match=message):
+        lora.read_file(tmp_path, TINY)
+    with pytest.raises(ModelFolderError, match="holds no LoRA"):
+        (tmp_path / "empty").mkdir()
+        lora.read_file(tmp_path / "empty", TINY)
+
+
 def test_strengths_add_up_and_are_separate_for_the_networks(base, two):
     whole, half = two
     assert_same(lora.apply(base, [(whole, 0.5), (half, 1.0)]), lora.apply(base, [(whole, 1.0)]))
@@ -493,7 +625,8 @@ def test_pytorch_files_too(small, tmp_path):
             lambda x: x | {f"lora_unet_{i}.alpha": 0 for i in range(50)},
             "lora_unet_19.alpha and 30 more",
         ),
-        (lambda x: x | {f"{KEY}.dora_scale": np.ones(32)}, "is a DoRA"),
+        (lambda x: x | {f"{KEY}.dora_scale": np.ones(())}, "damaged: .*dora_scale has the shape"),
+        (lambda x: x | {f"{KEY}.oft_blocks": 0}, "is an OFT"),
         (lambda x: x | {"lora_unet_x.diff": 0}, "a full difference"),
         (
             lambda x: x | {"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": 0},

@@ -252,7 +252,8 @@ def test_control_branches_of_a_new_capface_see_the_latents_alone(tmp_path):
     first = f"{PREFIXES['unet']}input_blocks.0.0.weight"
     weights[first] = value("inpainting", (32, 9, 3, 3))
     safetensors.torch.save_file(weights, tmp_path / "base.safetensors")
-    config = dataclasses.replace(TINY, image_encoder=None)
+    identity = dataclasses.replace(TINY.identity, image_tokens="recognizer")
+    config = dataclasses.replace(TINY, image_encoder=None, identity=identity)
     import_model(tmp_path / "m", base=tmp_path / "base.safetensors", init=True, config=config)
     shapes = {"capface": registry.abstract(model_folder.read_config(tmp_path / "m"))["capface"][1]}
     made = model_folder.load_params(tmp_path / "m", shapes)["capface"]
