@@ -95,10 +95,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--suite",
-        choices=("requests", "edit"),
+        choices=("requests", "edit", "small-faces"),
         default="requests",
         help="requests: pictures made from noise (default); edit: the photos themselves with "
-        "their heads changed, as caphuman edit does (--heads, --prompts and --batch do not apply)",
+        "their heads changed, as caphuman edit does; small-faces: faces of 48 to 192 pixels, the "
+        "small ones with and without --detail (--heads, --prompts and --batch are for requests)",
+    )
+    parser.add_argument(
+        "--detail",
+        type=float,
+        metavar="X",
+        help="of --suite small-faces: share of the steps that small faces are sampled again with; "
+        "default: 0.45",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier report")
 
@@ -138,8 +146,8 @@ def run(args: argparse.Namespace) -> int:
             f"are needed "
             f"({reasons or 'give more photos'})"
         )
-    if args.suite == "edit":
-        return _edit_suite(args, pipe, photos, subjects, source, skipped)
+    if args.suite != "requests":
+        return _suite(args, pipe, photos, subjects, source, skipped)
     read_seconds = (time.perf_counter() - start) / len(photos)
     heads, prompts = tuple(args.heads), tuple(args.prompts)
     prompt_suite.check_heads(model, subjects[0].head, heads)
@@ -203,16 +211,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _edit_suite(args, pipe, photos, subjects, source, skipped) -> int:
-    """Evaluate edits: report.json and sheets edits_NN.png."""
-    from caphuman_jax.evaluation import edits, report, statistics
+def _suite(args, pipe, photos, subjects, source, skipped) -> int:
+    """Evaluate one of `suites.SUITES`: report.json and sheets."""
+    from caphuman_jax.evaluation import report, statistics
+    from caphuman_jax.evaluation.suites import SUITES
 
+    suite = SUITES[args.suite]
     named = {photo.name: photo for photo in photos}
     shown = [named[subject.name] for subject in subjects]
-    sampling = {"steps": args.steps, "guidance_scale": args.guidance_scale}
+    taken = ("steps", "guidance_scale", *suite.samples)
+    sampling = {name: getattr(args, name) for name in taken}
     args.report.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    made = edits.run_edits(
+    made = suite.run(
         pipe,
         shown,
         subjects,
@@ -221,15 +232,15 @@ def _edit_suite(args, pipe, photos, subjects, source, skipped) -> int:
         seed=args.seed,
         **{name: value for name, value in sampling.items() if value is not None},
     )
-    results = edits.compute(pipe, subjects, made)
+    results = suite.compute(pipe, subjects, made)
     document = {
-        "format": "caphuman_jax evaluation of edits",
+        "format": f"caphuman_jax evaluation of {args.suite}",
         "format_version": 1,
         "settings": {"model": str(args.model), **source, "per_person": args.per_person, **sampling},
         "versions": _versions(),
-        "goals": statistics.goals(results, edits.GOALS),
+        "goals": statistics.goals(results, suite.goals),
         "results": results,
-        "seconds": {"edit_and_measure": (time.perf_counter() - start) / len(made)},
+        "seconds": {"make_and_measure": (time.perf_counter() - start) / len(made)},
         "skipped": skipped,
     }
     report.write_json(args.report / "report.json", document)

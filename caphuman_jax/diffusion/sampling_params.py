@@ -108,6 +108,14 @@ class SamplingParams:
         1,
         flag=False,
     )
+    detail: float = _field(
+        0.0,
+        "sample each small face (under 0.4 of the model's size) again, enlarged, with this share "
+        "of the steps, such as 0.45; default 0: not at all",
+        "float",
+        0,
+        1,
+    )
     spacing: str | None = _field(None, "how timesteps are spaced", "spacing", flag=False)
     eta: float | None = _field(
         None,

@@ -78,6 +78,16 @@ def posed(model: HeadModel, head) -> tuple[Float[Array, "v 3"], Float[Array, "v 
     )
 
 
+def landmarks_in_picture(model: HeadModel, head) -> np.ndarray:
+    """A head's landmarks (478, 2) in pixels of its picture; those that the model lacks lie in the
+    middle of the others.
+    """
+    points = np.array(model.landmarks(posed(model, head)[0])[:, :2], np.float64)
+    valid = np.asarray(model.landmark_valid)
+    points[~valid] = points[valid].mean(axis=0)
+    return points
+
+
 def sample(image: Float[Array, "h w c"], xy: Float[Array, "n 2"]) -> Float[Array, "n c"]:
     """Bilinear samples (N,C) of an image (H,W,C) at positions (N,2) in pixels; positions outside
     take the border's value.

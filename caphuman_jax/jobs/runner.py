@@ -265,7 +265,12 @@ class Runner:
             raise
 
     def _collect(self, rows: list[_Row], made: jax.Array) -> None:
-        pictures = np.asarray(made)
+        filled = filled_up(rows, self.batch)
+        pictures = self.pipe.detailed(
+            [(row.conditioned, row.picture.number) for row in filled],
+            np.asarray(made),
+            self._progress,
+        )
         for row, picture in zip(rows, pictures):
             while not self._room.acquire(timeout=0.2):
                 if self._broken is not None:

@@ -22,6 +22,7 @@ def rows_of(conditionings: Iterable[Conditioning]) -> Iterator[Row]:
 
 def make_images(
     program: Callable[[Sequence[Row], Progress], tuple[jax.stages.Compiled, tuple]],
+    detailed: Callable[[Sequence[Row], np.ndarray], np.ndarray],
     rows: Iterable[Row],
     total: int,
     batch: int,
@@ -32,6 +33,7 @@ def make_images(
 
     Args:
         program: of the rows of one batch, and its arguments.
+        detailed: see `Pipeline.detailed`.
         rows: one for each image.
         total: how many rows there are.
         batch: images at a time; fewer if there are not as many.
@@ -47,11 +49,13 @@ def make_images(
     count, rows, made = min(batch, total), iter(rows), 0
     started = time.perf_counter()
     while part := list(itertools.islice(rows, count)):
-        run, arguments = program(filled_up(part, count), progress)
+        filled = filled_up(part, count)
+        run, arguments = program(filled, progress)
         if not made:
             seconds["compile"], started = time.perf_counter() - started, time.perf_counter()
             progress("pictures", 0, total)
         images, masks = (np.asarray(array) for array in run(*arguments))
+        images = detailed(filled, images)
         check_finite(images[: len(part)])
         for row, image, mask in zip(part, images, masks):
             yield row, row[0].finish(to_bytes(image)), mask

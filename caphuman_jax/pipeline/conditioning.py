@@ -262,10 +262,15 @@ def control_picture(
     """The picture (H, W, 3) uint8 of a ControlNet: the landmarks of the wanted heads as dots, or a
     photo cut to the images' shape about its center. Raises PhotoError.
     """
-    if isinstance(picture, str) and picture == LANDMARKS:
+    if shows_landmarks(picture):
         return landmark_picture(model, heads, height, width)
     photo = Image.fromarray(read_photo(picture))
     return np.asarray(ImageOps.fit(photo, (width, height), Image.Resampling.BICUBIC))
+
+
+def shows_landmarks(picture: PhotoSource) -> bool:
+    """Whether a ControlNet's picture is `LANDMARKS` instead of a photo."""
+    return isinstance(picture, str) and picture == LANDMARKS
 
 
 def _measure(
@@ -313,7 +318,7 @@ def _edit_to_json(edit: EditRequest) -> dict[str, Any]:
 
 def _control_to_json(control: ControlRequest) -> dict[str, Any]:
     picture = control.picture
-    if not (isinstance(picture, str) and picture == LANDMARKS):
+    if not shows_landmarks(picture):
         name = os.path.basename(photo_name(picture))
         picture = {"name": name, "sha256": checksum(picture)}
     return {"name": control.name, "scale": control.scale, "picture": picture}

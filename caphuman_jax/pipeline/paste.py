@@ -16,12 +16,13 @@ _ALIKE = 0.12  # differences of this much count little: another thing is there, 
 _DETAIL, _SAME = 1.2, 0.08
 
 
-def paste(canvas: Canvas, made: np.ndarray) -> np.ndarray:
+def paste(canvas: Canvas, made: np.ndarray, keep_detail: bool = True) -> np.ndarray:
     """The photo (H, W, 3) uint8 with a made canvas (h, w, 3) uint8 in it.
 
     The photo's own pixels are moved and lit first (`Canvas.motion`), at the photo's resolution;
     what was made is blended over them by the mask. Where neither reaches, the pixels are the
-    photo's.
+    photo's. With `keep_detail` the photo's detail that is too fine for the model stays where the
+    model made the same thing.
     """
     photo, (height, width) = canvas.photo, made.shape[:2]
     back = align.invert(canvas.place)
@@ -43,7 +44,9 @@ def paste(canvas: Canvas, made: np.ndarray) -> np.ndarray:
         weight = canvas.photo_mask[part]
     weight = np.where(weight > 1 / 255, weight, 0)[..., None]
     matched = match_colors(made, canvas.rough, canvas.mask)
-    matched = _enlarged(matched, back, size) + _detail(canvas, made, moved, back, size)
+    matched = _enlarged(matched, back, size)
+    if keep_detail:
+        matched = matched + _detail(canvas, made, moved, back, size)
     mixed = np.rint(weight * matched + (1 - weight) * moved).clip(0, 255).astype(np.uint8)
     result = photo.copy()
     result[part] = np.where(changed[..., None] | (weight > 0), mixed, photo[part])

@@ -21,6 +21,7 @@ from caphuman_jax.io.picture import Picture
 from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person.person_reader import PersonReader
+from caphuman_jax.pipeline import small_faces
 from caphuman_jax.pipeline.batches import make_images, rows_of
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress, create_conditioning
 from caphuman_jax.pipeline.photo_latents import photo_latents
@@ -217,9 +218,7 @@ class Pipeline:
             with_hints,
             warn,
         )
-        vae, graph = self.params["vae"], dict(self.graphs)["vae"]
-        latents = photo_latents(conditioning, self.config, vae, graph)
-        return dataclasses.replace(conditioning, latents=latents)
+        return self._with_latents(conditioning)
 
     def conditionings(
         self, requests: Sequence[Request], progress: Progress | None = None
@@ -257,7 +256,22 @@ class Pipeline:
     ) -> Iterator[tuple[Row, np.ndarray, np.ndarray]]:
         """Make any number of images, `batch` at a time; see `batches.make_images`."""
         seconds = {} if seconds is None else seconds
-        return make_images(self.program, rows, total, self.batch, progress or _silent, seconds)
+        detailed = lambda rows, images: self.detailed(rows, images, progress)
+        progress = progress or _silent
+        return make_images(self.program, detailed, rows, total, self.batch, progress, seconds)
+
+    def detailed(
+        self, rows: Sequence[Row], images: np.ndarray, progress: Progress | None = None
+    ) -> np.ndarray:
+        """Images (B, H, W, 3) in [0, 1] of these rows with their small faces sampled again, where
+        `detail` asks for it; see `small_faces.detailed`.
+        """
+        if not rows[0][0].request.params.detail:
+            return images
+        make = lambda rows: self.make(rows, progress)
+        return small_faces.detailed(
+            rows, images, self.head_model, self.config, self._with_latents, make
+        )
 
     def program(
         self, rows: Sequence[Row], progress: Progress | None = None
@@ -273,6 +287,12 @@ class Pipeline:
     def hints(self, head: Head, size: tuple[int, int] | None = None) -> jax.Array:
         """Hints (H, W, 9) of a head for images of `size` (height, width)."""
         return render_hints(self.head_model, head, *(size or (self.config.image_size,) * 2))
+
+    def _with_latents(self, conditioning: Conditioning) -> Conditioning:
+        """With what the diffusion networks take of the photo that is edited."""
+        vae, graph = self.params["vae"], dict(self.graphs)["vae"]
+        latents = photo_latents(conditioning, self.config, vae, graph)
+        return dataclasses.replace(conditioning, latents=latents)
 
     def with_params(self, params: dict[str, dict]) -> Pipeline:
         """This pipeline with other weights of the same shapes for sampling; photos are measured as

@@ -243,10 +243,9 @@ class Engine:
                     work.listener("stage", {"stage": "pictures" if done else "compile"})
 
         try:
-            images, _ = self.pipe.make(
-                [(work.conditioned, number) for work, number in filled_up(rows, size)], progress
-            )
-            made = np.asarray(images)[: len(rows)]
+            filled = [(work.conditioned, number) for work, number in filled_up(rows, size)]
+            images, _ = self.pipe.make(filled, progress)
+            made = self.pipe.detailed(filled, np.asarray(images), progress)[: len(rows)]
             check_finite(made)
         except Exception as error:  # noqa: BLE001 - the other requests are made all the same
             self._fail(works, error)
