@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from caphuman_jax.cli import console, generate, head_arguments, sampling_arguments
+from caphuman_jax.cli import console, generate, head_arguments, repeat, sampling_arguments
 from caphuman_jax.diffusion.sampling_params import FIELDS
 from caphuman_jax.errors import SettingError
 
@@ -132,7 +132,7 @@ def _repeated(args: argparse.Namespace) -> dict[str, Any]:
         raise SettingError(
             f"--repeat takes its settings from the picture; leave out {generate.flag(given[0])}"
         )
-    made = generate.recorded(args.repeat)
+    made = repeat.recorded(args.repeat)
     if "edit" not in made:
         raise SettingError(
             f"{args.repeat} is not an edited photo; repeat it with caphuman generate --repeat"
@@ -158,7 +158,7 @@ def _repeated(args: argparse.Namespace) -> dict[str, Any]:
     another = person["reference"]["sha256"] != edit["photo"]["sha256"]
     if another and not args.reference:
         raise SettingError(f"name the photo of {person['reference']['name']} with --reference")
-    head = generate.repeated_head(args.repeat, person, args.head_from, "--head-from")
+    head = repeat.repeated_head(args.repeat, person, args.head_from, "--head-from")
     if not another:
         return asked | {"head": head}
     face = person["reference"]["face"]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caphuman_jax.cli import console, head_arguments, sampling_arguments
+from caphuman_jax.cli import console, head_arguments, repeat, sampling_arguments
 from caphuman_jax.diffusion.sampling_params import FIELDS
 from caphuman_jax.errors import SettingError
 
@@ -22,8 +21,6 @@ _PERSON_KEYS = (
     "ref, face, head, head-face, take, framing, numbers, yaw, pitch, roll, expression, light and "
     "position"
 )
-# A picture whose record lacks one of these was not made by this version's settings.
-_RECORDED = ("prompt", "combine", "seed", "sampler", "steps", "guidance_scale", "size")
 
 EXAMPLES = """examples:
   caphuman generate --reference me.jpg --prompt "a photo of a smiling person" --yaw 20 --expression smile=0.8
@@ -147,7 +144,7 @@ def write_pictures(args: argparse.Namespace, make: Callable[..., Result]) -> Non
         with console.keeping(writer.paths, writer.folder):
             result = make(pipe, progress=progress, on_image=writer.write, keep=MOST)
         if args.repeat:
-            compare(args.repeat, result.settings)
+            repeat.compare(args.repeat, result.settings)
         sheet = writer.write_sheet(np.asarray(result.sheet()))
     print(*writer.paths, sheet, sep="\n")
     seconds = {"start": loaded, **result.seconds, "in all": time.perf_counter() - started}
@@ -276,7 +273,7 @@ def _repeated(args) -> dict[str, Any]:
         raise SettingError(
             f"--repeat takes its settings from the picture; leave out {flag(given[0])}"
         )
-    made = recorded(args.repeat)
+    made = repeat.recorded(args.repeat)
     if "edit" in made:
         raise SettingError(
             f"{args.repeat} is an edited photo; repeat it with caphuman edit --repeat"
@@ -295,36 +292,6 @@ def _repeated(args) -> dict[str, Any]:
         raise SettingError(
             f"{args.repeat} does not record all that is needed to repeat it ({error})"
         ) from error
-
-
-def recorded(picture: str) -> dict[str, Any]:
-    """The settings in a picture of ours, with all that is needed to make it again. Raises
-    SettingError, PhotoError.
-    """
-    from caphuman_jax.io import metadata
-
-    made = metadata.read_settings(picture)
-    missing = [name for name in _RECORDED if name not in made]
-    if missing:
-        raise SettingError(
-            f"{picture} does not record all that is needed to repeat it (missing: "
-            f"{', '.join(missing)}); it was made by another version"
-        )
-    return made
-
-
-def repeated_head(picture: str, person: dict, photo: str | None, how: str) -> dict[str, Any]:
-    """The head that was asked for of a person in a picture, with the head photo that is given again
-    with the option `how`. Raises SettingError.
-    """
-    head = dict(person["asked_head"])
-    if "photo" in head:
-        if photo is None:
-            raise SettingError(
-                f"{picture} took its head from {head['photo']['name']}; name that photo with {how}"
-            )
-        head |= {"photo": photo, "photo_face": head["photo"]["face"]}
-    return head
 
 
 def _repeated_controls(args, made) -> list[dict[str, Any]]:
@@ -359,38 +326,10 @@ def _repeated_people(args, made) -> list[dict[str, Any]]:
         if not photos["reference"]:
             raise SettingError(f"name the photo of {person['reference']['name']} with --reference")
         how = "head=PHOTO in --person" if args.person else "--head-from"
-        head = repeated_head(args.repeat, person, photos["head"].get("photo"), how)
+        head = repeat.repeated_head(args.repeat, person, photos["head"].get("photo"), how)
         face = person["reference"]["face"]
         people.append({"reference": photos["reference"], "face": face, "head": head})
     return people
-
-
-def compare(picture: str, now: dict[str, Any]) -> None:
-    """A notice for everything that has changed since the picture was made."""
-    from caphuman_jax.io import metadata
-
-    before = metadata.read_settings(picture)
-    references = lambda settings: [person["reference"]["sha256"] for person in settings["people"]]
-    photos = lambda settings: [
-        person["asked_head"].get("photo", {}).get("sha256") for person in settings["people"]
-    ]
-    first, second = (settings.get("edit", {}) for settings in (before, now))
-    for what, old, new in (
-        ("the reference photo", references(before), references(now)),
-        ("the head photo", photos(before), photos(now)),
-        *((f"the edited {k}", first.get(k), second.get(k)) for k in ("photo", "mask")),
-        ("a ControlNet's picture", before["controls"], now["controls"]),
-        ("the model", before.get("weights"), now.get("weights")),
-        ("what measured the heads", before.get("head_by"), now.get("head_by")),
-        *(
-            (f"the {key}", before.get(key), now.get(key))
-            for key in ("loras", "embeddings", "dtype", "memory", "version", "jax", "backend")
-        ),
-    ):
-        if old != new:
-            logging.getLogger("caphuman_jax").warning(
-                "%s is not the one that %s was made with; the picture may differ", what, picture
-            )
 
 
 def flag(name: str) -> str:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from caphuman_jax.cli import console, head_arguments
-from caphuman_jax.diffusion.sampling_params import image_size
-from caphuman_jax.errors import CapHumanError, SettingError
+from caphuman_jax.cli.head_files import save_gif, save_hints, save_png, write_file
+from caphuman_jax.cli.head_sequence import GIF_SIDE, write_sequence
+from caphuman_jax.diffusion.sampling_field import image_size
+from caphuman_jax.errors import SettingError
 from caphuman_jax.head.models.registry import HEADS
-from caphuman_jax.io import atomic
 
 log = logging.getLogger("caphuman_jax")
 
 _FROM, _SMALLEST, _LARGEST = ("reference", "numbers"), 16, 4096
-_GIF_SIDE, _GIF_FRAMES = 256, 240  # a longer sequence is thinned out in its GIF
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +101,11 @@ def run(args: argparse.Namespace) -> None:
     _check(args)
     console.check_writable(args.out)
     with console.notices():
-        paths = _sequence(args, *_start(args)) if args.sequence else _one(args, *_start(args))
+        read, person, head, wanted, size = _start(args)
+        if args.sequence:
+            paths = write_sequence(args, read, head, wanted, size)
+        else:
+            paths = _one(args, read, person, head, wanted, size)
     print(*paths, sep="\n")
 
 
@@ -195,25 +199,25 @@ def _one(args, read, person, head, wanted, size) -> list[Path]:
         if args.numbers and path.exists() and path.samefile(args.numbers):
             log.warning("%s is left as it is, since the numbers were read from it", path)
             return
-        _write(path, how)
+        write_file(path, how)
         paths.append(path)
 
     write("head.json", lambda path: path.write_text(_record(model, head, person), encoding="utf-8"))
-    write("hints.png", lambda path: _save_png(path, visualize.hint_strip(hints)))
+    write("hints.png", lambda path: save_png(path, visualize.hint_strip(hints)))
     if person is not None:
         write(
             "overlay.png",
-            lambda path: _save_png(
+            lambda path: save_png(
                 path, visualize.overlay(model, person.head, person.square, person.landmarks)
             ),
         )
     if args.npz:
-        write("hints.npz", lambda path: _save_hints(path, hints))
+        write("hints.npz", lambda path: save_hints(path, hints))
     if args.turntable:
         write(
             "turntable.gif",
             lambda path: save_gif(
-                path, mesh_export.turntable(model, head, _GIF_SIDE), 12, dither=False
+                path, mesh_export.turntable(model, head, GIF_SIDE), 12, dither=False
             ),
         )
     if args.obj:
@@ -223,136 +227,6 @@ def _one(args, read, person, head, wanted, size) -> list[Path]:
         )
     print(_summary(model, head, person), file=sys.stderr)
     return paths
-
-
-def _sequence(args, read, person, head, wanted, size) -> list[Path]:
-    """Many heads: numbered hints, overlays over the frames where there are any, sequence.gif and
-    sequence.json.
-    """
-    import json
-
-    import numpy as np
-    from tqdm import tqdm
-
-    from caphuman_jax.head import head_json, mesh_export, sequence, visualize
-    from caphuman_jax.io import frames
-
-    model, rows = read.head_model, sequence.read_table(args.sequence)
-    if rows is None:
-        heads, track, fps = _lent_heads(args, read, head, wanted)
-    else:
-        unused = [name for name in (*head_arguments.OF_THE_PHOTO, "smooth") if getattr(args, name)]
-        if unused:
-            raise SettingError(
-                f"--{unused[0].replace('_', '-')} is for photos and videos; {args.sequence} is a "
-                f"table"
-            )
-        heads, track, fps = (
-            sequence.read(args.sequence, model, wanted.apply(model, head, None)),
-            None,
-            args.fps or frames.FPS,
-        )
-    over = iter(()) if track is None else _overlays(args, model, track, size[0])
-
-    height, width = size
-    small = (max(1, round(width * _GIF_SIDE / height)), _GIF_SIDE)
-    digits, step, gif = max(4, len(str(len(heads)))), -(-len(heads) // _GIF_FRAMES), []
-    made = mesh_export.rendered(model, heads, height, width)
-    for i, (hints, picture) in enumerate(
-        tqdm(made, total=len(heads), unit="head", desc="rendering", file=sys.stderr)
-    ):
-        _write(
-            args.out / f"hints_{i:0{digits}}.png",
-            lambda path: _save_png(path, visualize.hint_strip(hints)),
-        )
-        if args.npz:
-            _write(
-                args.out / f"hints_{i:0{digits}}.npz",
-                lambda path: _save_hints(path, hints),
-            )
-        parts = [_scaled(picture, small), _scaled(visualize.hint_pictures(hints)[0], small)]
-        if track is not None:
-            overlay = next(over)
-            _write(args.out / f"overlay_{i:0{digits}}.png", lambda path: _save_png(path, overlay))
-            parts.insert(
-                0,
-                _scaled(
-                    overlay, (round(overlay.shape[1] * _GIF_SIDE / overlay.shape[0]), _GIF_SIDE)
-                ),
-            )
-        if i % step == 0:
-            gif.append(np.concatenate(parts, axis=1))
-    numbers = [
-        json.dumps({"frame": i, **head_json.of(model, one, whose=False)})
-        for i, one in enumerate(heads)
-    ]
-    paths = [args.out / "sequence.gif", args.out / "sequence.json"]
-    _write(paths[0], lambda path: save_gif(path, np.stack(gif), fps / step))
-    _write(
-        paths[1],
-        lambda path: path.write_text("[\n" + ",\n".join(numbers) + "\n]\n", encoding="utf-8"),
-    )
-    print(
-        f"{len(heads)} heads: hints_{0:0{digits}}.png to hints_{len(heads) - 1:0{digits}}.png in "
-        f"{args.out}",
-        file=sys.stderr,
-    )
-    return paths
-
-
-def _lent_heads(args, read, head, wanted):
-    """The heads of a video or of photos, the track that they come from, and frames a second."""
-    from tqdm import tqdm
-
-    from caphuman_jax.head import editing, sequence
-    from caphuman_jax.io import frames
-
-    with tqdm(unit="frame", desc="fitting", file=sys.stderr) as bar:
-        track = sequence.fit_frames(
-            args.sequence,
-            read.head_model,
-            face=args.head_face,
-            every=args.every,
-            fps=args.fps,
-            head_of=read.head_of,
-            progress=lambda done, total: bar.update(done - bar.n),
-        )
-    if args.missing == "error":
-        sequence.refuse_missing(track, args.sequence)
-    lent = sequence.complete(
-        sequence.place(track, read.head_model, wanted.framing), track, args.smooth
-    )
-    heads = [editing.mix(read.head_model, head, one, wanted.take) for one in lent]
-    heads = [wanted.adjust(read.head_model, one) for one in heads]
-    seconds = track.times[-1] - track.times[0]
-    return heads, track, (len(heads) - 1) / seconds if seconds > 0 else frames.FPS
-
-
-def _overlays(args, model, track, height):
-    """The fitted heads over the frames of a video, or over the squares around the heads of photos:
-    of one shape, so compiled once.
-    """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    from caphuman_jax.face.crop import crop_square
-    from caphuman_jax.head import sequence, visualize
-    from caphuman_jax.io import frames
-
-    placed = sequence.place(track, model) if track.still else track.heads
-    for head, square, frame in zip(
-        placed, track.squares, frames.frames(args.sequence, args.every, args.fps)
-    ):
-        if not track.still:
-            picture = _scaled(
-                frame.image, (round(frame.image.shape[1] * height / frame.image.shape[0]), height)
-            )
-        elif head is not None:
-            center, side = square
-            picture = crop_square(frame.image, center, side, height)[0]
-        else:
-            picture = np.asarray(ImageOps.pad(Image.fromarray(frame.image), (height, height)))
-        yield picture if head is None else visualize.overlay(model, head, picture)
 
 
 def _record(model, head, person) -> str:
@@ -393,32 +267,6 @@ def _summary(model, head, person) -> str:
     return "; ".join(filter(None, words))
 
 
-def save_gif(path: Path, pictures, fps: float, dither: bool = True) -> None:
-    """Pictures (N, H, W, 3) uint8 as an endless GIF, one palette for all of them; skin alone needs
-    no dithering.
-    """
-    import numpy as np
-    from PIL import Image
-
-    some = pictures[:: max(1, len(pictures) // 8)]
-    palette = Image.fromarray(np.concatenate(list(some), axis=0)).quantize(
-        255, Image.Quantize.MEDIANCUT
-    )
-    method = Image.Dither.FLOYDSTEINBERG if dither else Image.Dither.NONE
-    pages = [
-        Image.fromarray(picture).quantize(palette=palette, dither=method) for picture in pictures
-    ]
-    pages[0].save(
-        path,
-        format="GIF",
-        save_all=True,
-        append_images=pages[1:],
-        duration=max(20, round(1000 / fps)),
-        loop=0,
-        optimize=False,
-    )
-
-
 def _size(text, default) -> tuple[int, int]:
     """(height, width) in pixels."""
     sides = image_size(default if text is None else text)
@@ -427,37 +275,3 @@ def _size(text, default) -> tuple[int, int]:
             f"--size {text}: a side, or WIDTHxHEIGHT, from {_SMALLEST} to {_LARGEST} pixels"
         )
     return sides[1], sides[0]
-
-
-def _write(path: Path, how) -> None:
-    """Write a file whole or not at all; `how` writes the path that it is given."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic.file(path) as part:
-            how(part)
-    except OSError as error:
-        raise CapHumanError(f"{path} cannot be written ({error.strerror or error})") from error
-
-
-def _save_png(path: Path, picture) -> None:
-    from caphuman_jax.io.images import encode_png
-
-    path.write_bytes(encode_png(picture))
-
-
-def _save_hints(path: Path, hints) -> None:
-    import numpy as np
-
-    with open(path, "wb") as file:  # NumPy would add .npz to a path
-        np.savez_compressed(file, hints=hints)
-
-
-def _scaled(picture, size):
-    import numpy as np
-    from PIL import Image
-
-    return (
-        picture
-        if picture.shape[1::-1] == tuple(size)
-        else np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
-    )

@@ -2,7 +2,8 @@
 
 A field of `SamplingParams` is declared once. Its metadata (kind, range, help) makes the flag of
 `caphuman generate`, the check of a job's field and the entry in a picture's settings, so that a new
-number needs a field here, its use in the program, and a line in docs/generate.md.
+number needs a field here, its use in the program (here, in `program_inputs`, and in
+`text_to_image.py` or `guidance.py`), and a line in docs/generate.md.
 """
 
 from __future__ import annotations
@@ -10,51 +11,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from caphuman_jax.config import DiffusionConfig, ModelConfig
+from caphuman_jax.diffusion.sampling_field import TIMESTEPS, FieldSpec, check, field
 from caphuman_jax.errors import SettingError
-from caphuman_jax.io.checks import number, whole
 
 if TYPE_CHECKING:
     from caphuman_jax.diffusion.samplers import SamplerCoefficients
 
-LARGEST_SIDE = 4096
-_TIMESTEPS = "num_timesteps"  # an upper limit that the model's noise schedule sets
 # Blocks of the UNet's decoder that run at every step with cache_interval > 1.
 _DEEP_BLOCKS_KEPT = 1
-
-
-def _field(default, help, kind, low=None, high=None, flag=True, per_image=False, **more):
-    spec = FieldSpec(kind, help, low, high, flag=flag, per_image=per_image, **more)
-    return dataclasses.field(default=default, metadata={"spec": spec})
-
-
-@dataclasses.dataclass(frozen=True)
-class FieldSpec:
-    """What is known of a field besides its default.
-
-    Attributes:
-        kind: "text", "switch" (bool), "int", "float", "choice", "interval" (two timesteps), "size",
-            "sampler" or "spacing".
-        help: one sentence for `--help`.
-        low, high: range, both ends included; "num_timesteps" is the model's.
-        choices: values of a "choice".
-        metavar: names of the values in `--help`.
-        flag: whether the command line has it.
-        per_image: whether images of one batch may differ in it.
-    """
-
-    kind: str
-    help: str
-    low: float | None = None
-    high: float | str | None = None
-    choices: tuple[str, ...] = ()
-    metavar: str | tuple[str, ...] | None = None
-    flag: bool = True
-    per_image: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +32,15 @@ class SamplingParams:
     Raises SettingError for a value of the wrong type or out of its range.
     """
 
-    negative_prompt: str = _field("", "what the picture does not show", "text", per_image=True)
-    prompt_syntax: bool = _field(
+    negative_prompt: str = field("", "what the picture does not show", "text", per_image=True)
+    prompt_syntax: bool = field(
         True,
         "whether (word:1.3), [word] and BREAK in prompts have their meaning; "
         "--no-prompt-syntax: brackets are literal",
         "switch",
         per_image=True,
     )
-    clip_skip: int = _field(
+    clip_skip: int = field(
         1,
         "which layer of the text encoder is its output, counted from the end; default 1, the last",
         "int",
@@ -80,7 +48,7 @@ class SamplingParams:
         24,
         metavar="N",
     )
-    num_images: int = _field(
+    num_images: int = field(
         1,
         "number of pictures, default 1; each depends on the seed and its own number alone",
         "int",
@@ -88,18 +56,18 @@ class SamplingParams:
         10_000,
         per_image=True,
     )
-    first_image: int = _field(
+    first_image: int = field(
         0, "number of the first picture", "int", 0, 2**32 - 10_001, flag=False, per_image=True
     )
-    seed: int = _field(0, "default 0", "int", 0, 2**32 - 1, per_image=True)
-    sampler: str | None = _field(
+    seed: int = field(0, "default 0", "int", 0, 2**32 - 1, per_image=True)
+    sampler: str | None = field(
         None,
         "ddim, dpmpp_2m, dpmpp_2m_karras, euler_a, unipc or lcm; default: the model's own",
         "sampler",
         metavar="NAME",
     )
-    steps: int | None = _field(None, "default: the model's own", "int", 1, _TIMESTEPS)
-    denoise: float | None = _field(
+    steps: int | None = field(None, "default: the model's own", "int", 1, TIMESTEPS)
+    denoise: float | None = field(
         None,
         "of a photo that is edited: how much of it may change, from 0 (nothing) to 1 (all of what "
         "the mask covers); that share of the steps is computed",
@@ -108,7 +76,7 @@ class SamplingParams:
         1,
         flag=False,
     )
-    detail: float = _field(
+    detail: float = field(
         0.0,
         "sample each small face (under 0.4 of the model's size) again, enlarged, with this share "
         "of the steps, such as 0.45; default 0: not at all",
@@ -116,8 +84,8 @@ class SamplingParams:
         0,
         1,
     )
-    spacing: str | None = _field(None, "how timesteps are spaced", "spacing", flag=False)
-    eta: float | None = _field(
+    spacing: str | None = field(None, "how timesteps are spaced", "spacing", flag=False)
+    eta: float | None = field(
         None,
         "noise added again at each step of ddim, from 0 (none) to 1 (as DDPM); default: the "
         "model's own",
@@ -125,7 +93,7 @@ class SamplingParams:
         0,
         1,
     )
-    guidance_scale: float | None = _field(
+    guidance_scale: float | None = field(
         None,
         "how strongly the prompt is followed; 1 is no guidance; default: the model's own",
         "float",
@@ -133,13 +101,13 @@ class SamplingParams:
         100,
         metavar="G",
     )
-    identity_guidance: float = _field(
+    identity_guidance: float = field(
         1.0, "the same for the identity, default 1: as trained", "float", 0, 100, metavar="G"
     )
-    head_guidance: float = _field(
+    head_guidance: float = field(
         1.0, "the same for the head, default 1: as trained", "float", 0, 100, metavar="G"
     )
-    guidance_rescale: float | None = _field(
+    guidance_rescale: float | None = field(
         None,
         "0 to 1: reduces the contrast that strong guidance adds (arXiv 2305.08891); default: the "
         "model's own",
@@ -148,49 +116,49 @@ class SamplingParams:
         1,
         metavar="PHI",
     )
-    control_scale: float = _field(
+    control_scale: float = field(
         1.0, "weight of CapFace's residuals, which carry face and head; default 1", "float", 0, 10
     )
-    identity_max_timestep: float = _field(
+    identity_max_timestep: float = field(
         0.0,
         "the identity is used at timesteps up to T (999 is noise, 0 the picture); 0, the default: "
         "at all of them; negative: at none",
         "float",
         -1,
-        _TIMESTEPS,
+        TIMESTEPS,
         metavar="T",
     )
-    guidance_interval: tuple[float, float] | None = _field(
+    guidance_interval: tuple[float, float] | None = field(
         None,
         "guidance only at timesteps between A and B (999 to 0; arXiv 2404.07724); the other steps "
         "take half the time",
         "interval",
         0,
-        _TIMESTEPS,
+        TIMESTEPS,
         metavar=("A", "B"),
     )
-    cache_interval: int = _field(
+    cache_interval: int = field(
         1,
         "run the deep part of the UNet at every N-th step only and reuse its features in between "
         "(DeepCache, arXiv 2312.00858); default 1",
         "int",
         1,
-        _TIMESTEPS,
+        TIMESTEPS,
         metavar="N",
     )
-    gate: str = _field(
+    gate: str = field(
         "hard",
         "CapFace's mask: cut at one half (hard, the default) or multiplied (soft)",
         "choice",
         choices=("hard", "soft"),
     )
-    size: tuple[int, int] | None = _field(
+    size: tuple[int, int] | None = field(
         None, "pixels, width by height; default: the model's own", "size", metavar="SIDE|WxH"
     )
 
     def __post_init__(self):
         for name in FIELDS:
-            object.__setattr__(self, name, check_field(name, getattr(self, name)))
+            object.__setattr__(self, name, check(name, getattr(self, name), FIELDS[name]))
 
     @classmethod
     def create(cls, config: ModelConfig, **given: Any) -> SamplingParams:
@@ -204,7 +172,7 @@ class SamplingParams:
             SettingError: an unknown name, or a value that this model cannot be sampled with.
         """
         for name in FIELDS.keys() & given:  # with the model's limits in the message
-            check_field(name, given[name], config)
+            check(name, given[name], FIELDS[name], config)
         return cls.from_json(given).resolve(config)
 
     @classmethod
@@ -253,7 +221,7 @@ class SamplingParams:
         missing = {name: value for name, value in own.items() if getattr(self, name) is None}
         resolved = dataclasses.replace(self, **missing)
         for name in FIELDS:
-            check_field(name, getattr(resolved, name), config)
+            check(name, getattr(resolved, name), FIELDS[name], config)
         if resolved.clip_skip > config.text.layers:
             raise SettingError(
                 f"clip_skip is {resolved.clip_skip}, but the text encoder of {config.name} has "
@@ -369,90 +337,3 @@ FIELDS: dict[str, FieldSpec] = {
     field.name: field.metadata["spec"] for field in dataclasses.fields(SamplingParams)
 }
 """The fields of `SamplingParams` by name, in their order."""
-
-
-def check_field(name: str, value: Any, config: ModelConfig | None = None) -> Any:
-    """One field's value in its own type, checked.
-
-    Args:
-        name: of the field.
-        value: as given; None only where the field's default is None, and passed on.
-        config: the model's, for limits that depend on it.
-
-    Raises:
-        SettingError: the value is of the wrong type or out of its range.
-    """
-    spec = FIELDS[name]
-    if value is None:
-        return None
-    if spec.kind == "switch":
-        if not isinstance(value, bool):
-            raise SettingError(f"{name} must be true or false, not {value!r}")
-        return value
-    if spec.kind in ("text", "choice", "sampler", "spacing"):
-        return _word(name, value, spec)
-    if spec.kind == "size":
-        return image_size(value, config)
-    low, high = spec.low, spec.high
-    if high == _TIMESTEPS:
-        high = math.inf if config is None else config.diffusion.num_timesteps
-    assert low is not None and not isinstance(high, str | None), "every number has a range"
-    if spec.kind == "interval":
-        if isinstance(value, str) or not hasattr(value, "__len__") or len(value) != 2:
-            raise SettingError(f"{name} is two timesteps, such as 200 and 800, not {value!r}")
-        return tuple(sorted(number(name, end, low, high) for end in value))
-    return whole(name, value, low, high) if spec.kind == "int" else number(name, value, low, high)
-
-
-def image_size(value: Any, config: ModelConfig | None = None) -> tuple[int, int]:
-    """(width, height) in pixels from a side, a pair, or a text such as "256" or "256x320".
-
-    Raises:
-        SettingError: something else, or with `config` a size that the model cannot make.
-    """
-    sides = value
-    if isinstance(value, str):
-        sides = value.lower().split("x")
-        if not all(side.strip().isdigit() for side in sides):
-            raise SettingError(
-                f"size is a side in pixels or WIDTHxHEIGHT, such as 256 or 256x320, not {value!r}"
-            )
-        sides = [int(side) for side in sides]
-    sides = list(sides) if hasattr(sides, "__len__") else [sides]
-    sides = sides * 2 if len(sides) == 1 else sides
-    whole_numbers = all(hasattr(side, "__index__") and side is not True for side in sides)
-    step = 1
-    if config is not None:  # of the autoencoder and the UNet
-        step = side_step(config)
-    if (
-        len(sides) != 2
-        or not whole_numbers
-        or any(side < step or side > LARGEST_SIDE or side % step for side in sides)
-    ):
-        made = "" if config is None else f" multiples of {step}"
-        best = "" if config is None else f"; best {config.image_size}"
-        raise SettingError(
-            f"size {value} cannot be made; sides are{made} from {step} to {LARGEST_SIDE} pixels"
-            f"{best}"
-        )
-    width, height = (int(side) for side in sides)
-    return width, height
-
-
-def side_step(config: ModelConfig) -> int:
-    """Pixels that sides of images are multiples of: the autoencoder's step times the UNet's."""
-    return config.vae.downsampling * 2 ** (len(config.unet.channel_multipliers) - 1)
-
-
-def _word(name: str, value: Any, spec: FieldSpec) -> str:
-    if not isinstance(value, str):
-        raise SettingError(f"{name} must be a text, not {type(value).__name__}")
-    choices = spec.choices
-    if spec.kind in ("sampler", "spacing"):
-        # Brings NumPy, which `--help` does not need.
-        from caphuman_jax.diffusion import samplers, schedule
-
-        choices = tuple(samplers.SAMPLERS if spec.kind == "sampler" else schedule.SPACINGS)
-    if choices and value not in choices:
-        raise SettingError(f"there is no {name} {value!r}; choose one of {', '.join(choices)}")
-    return value

@@ -12,7 +12,7 @@ from typing import Any
 
 from caphuman_jax.config import SD15, ModelConfig
 from caphuman_jax.diffusion.samplers import SAMPLERS
-from caphuman_jax.diffusion.sampling_params import LARGEST_SIDE, side_step
+from caphuman_jax.diffusion.sampling_field import LARGEST_SIDE, side_step
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.head.models import registry as heads
 from caphuman_jax.models import registry

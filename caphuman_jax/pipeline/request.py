@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.diffusion.sampling_params import SamplingParams, side_step
+from caphuman_jax.diffusion.sampling_field import side_step
+from caphuman_jax.diffusion.sampling_params import SamplingParams
 from caphuman_jax.errors import SettingError
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.io import checks

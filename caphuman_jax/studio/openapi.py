@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from caphuman_jax.diffusion.sampling_params import FIELDS, FieldSpec, SamplingParams
+from caphuman_jax.diffusion.sampling_field import FieldSpec
+from caphuman_jax.diffusion.sampling_params import FIELDS, SamplingParams
 from caphuman_jax.head import editing
 from caphuman_jax.jobs.validate import JOB_FIELDS
 from caphuman_jax.person.person import COMBINE

@@ -30,6 +30,7 @@ CAPTIONS = 12  # different captions kept for each photo
 FACES = 4  # recognition crops for each photo: as it is, mirrored, and two a little off
 SHADES = 32  # of each background color that is put behind people
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""Shares of red, green and blue in the brightness of a pixel (Rec. 601)."""
 
 
 def build(

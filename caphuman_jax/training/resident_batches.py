@@ -12,6 +12,7 @@ from jaxtyping import Int
 from caphuman_jax.head.hints import unpack_hints
 from caphuman_jax.nn.typing import Array
 from caphuman_jax.runtime import sharding
+from caphuman_jax.training.dataset import LUMA
 from caphuman_jax.training.objective import Batch
 from data_pipeline.loading import augment
 
@@ -100,8 +101,7 @@ def _make_batch(data: dict, chosen: dict, size: int) -> Batch:
     )
     behind = (1 - person) * chosen["replaced"][:, None, None, None].astype(jnp.float32)
     pictures = (pictures * (1 - behind) + plain * behind) * 2 - 1
-    shares = jnp.asarray([0.299, 0.587, 0.114], jnp.float32)
-    luma = jnp.sum(pictures * shares[None, None, None], axis=-1, keepdims=True)
+    luma = jnp.sum(pictures * jnp.asarray(LUMA)[None, None, None], axis=-1, keepdims=True)
     pictures = jnp.where(grey[:, None, None, None], luma, pictures)
     hints = unpack_hints(hints, lambda normals: augment.turn_normals(normals, change))
     replaced = chosen["replaced"][:, None]

@@ -9,7 +9,8 @@ import pytest
 from caphuman_jax.cli.sampling_arguments import add_sampling_arguments, sampling_given
 from caphuman_jax.config import MINI, SD15
 from caphuman_jax.diffusion import samplers
-from caphuman_jax.diffusion.sampling_params import FIELDS, SamplingParams, image_size
+from caphuman_jax.diffusion.sampling_field import image_size
+from caphuman_jax.diffusion.sampling_params import FIELDS, SamplingParams
 from caphuman_jax.errors import SettingError
 
 
