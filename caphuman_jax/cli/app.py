@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from caphuman_jax.cli import failures
 from caphuman_jax.errors import INTERRUPTED, RESTART, CapHumanError, Terminated
+from caphuman_jax.runtime import distributed
 from caphuman_jax.runtime.platforms import spare_libtpu
 from caphuman_jax.version import __version__
 
@@ -61,6 +62,22 @@ _VERBS = {
         "check records and show their contents: counts, histograms, a contact sheet",
     ),
     "train": ("caphuman_jax.cli.train", "train a model"),
+    "launch": (
+        "caphuman_jax.cli.launch",
+        "start, follow, stop and resume a command on this machine, Slurm, GKE, TPU VMs or Docker",
+    ),
+    "status": (
+        "caphuman_jax.cli.status",
+        "show how a training run is doing: step, rate, hosts, checkpoints, restarts, goodput",
+    ),
+    "config": (
+        "caphuman_jax.cli.config",
+        "show a configuration: every entry, where it comes from, the batch and its memory",
+    ),
+    "doctor": (
+        "caphuman_jax.cli.doctor",
+        "check this machine: devices, versions, disk, clock, connections, buckets, one face",
+    ),
     "compile": (
         "caphuman_jax.cli.compile",
         "compile the training step and the sampler for other hardware: memory, speed limits",
@@ -82,7 +99,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command.
+    """Run the command; see `run` for the exit codes."""
+    code = run(arguments)
+    distributed.leave(code)
+    return code
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command, and report what went wrong.
 
     Returns:
         The exit code: 0; 2 for an error, 70 for one that was not expected, 130 after Ctrl-C and 75
@@ -183,7 +207,8 @@ def _joined(arguments):
     `--override=NAME=VALUE`; argparse would misread both.
     """
     joined = []
-    for argument in arguments:
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for argument in arguments[:end]:
         if argument.startswith("--config."):
             argument = "--override=" + argument.removeprefix("--config.")
         if (
@@ -195,7 +220,7 @@ def _joined(arguments):
             joined[-1] += "=" + argument
         else:
             joined.append(argument)
-    return joined
+    return joined + arguments[end:]
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 from caphuman_jax.cli.console import resumable
+from caphuman_jax.errors import RESTART
 
 
 def add_arguments(parser) -> None:
@@ -80,14 +82,59 @@ def _train(args) -> int:
         if not args.multihost
         else {}
     )
+    with distributed.left_on_error():
+        try:
+            return _train_here(args)
+        except Exception as error:
+            if distributed.is_lost_host(error):
+                _leave_after_loss(error)
+            raise
+
+
+def _leave_after_loss(error: BaseException) -> None:
+    from caphuman_jax.runtime import distributed
+
+    why = " ".join(str(error).split())[:200]
+    print(
+        f"caphuman: another host was lost ({why}); the same command resumes from the last "
+        f"checkpoint",
+        file=sys.stderr,
+    )
+    distributed.leave(RESTART, failed=True)
+
+
+def _quiet_orbax(record: logging.LogRecord) -> bool:
+    """Leaves Orbax's tracebacks out: what went wrong is reported in one line.
+
+    Where one host of several cannot write, its threads wait for the others and these for it. So the
+    thread that writes ends the process.
+    """
+    import jax
+
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and record.threadName == "async_save" and jax.process_count() > 1:
+        from caphuman_jax.runtime import distributed
+
+        if distributed.is_lost_host(error):
+            _leave_after_loss(error)
+        why = " ".join(str(error).split())[:300]
+        print(
+            f"caphuman: error: a checkpoint cannot be written ({why}); is the disk full? "
+            f"Make room, and run the same command again",
+            file=sys.stderr,
+        )
+        distributed.leave(2, failed=True)
+    return record.levelno >= logging.CRITICAL
+
+
+def _train_here(args) -> int:
     import jax
 
     from caphuman_jax.runtime.compile_cache import keep_compiled
     from caphuman_jax.training import run, run_config
 
     keep_compiled()  # a run that resumes compiles the same step, which takes a minute or more
-    # Orbax's tracebacks: what went wrong is reported in one line.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").addFilter(_quiet_orbax)
     config = run_config.read_config(args.config, args.overrides)
     on_cpu = jax.default_backend() == "cpu" and config.recipe in run_config.RECIPES
     if on_cpu and jax.process_index() == 0:

@@ -4,12 +4,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Generator, Mapping
 from typing import Any
 
-from caphuman_jax.errors import SettingError
+from caphuman_jax.errors import CapHumanError, SettingError
+
+_LINGER = 3.0  # seconds
+_failed = False
 
 
 def distributed_arguments(
@@ -44,7 +50,24 @@ def distributed_arguments(
         or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1
     ):
         return {}
+    _check_alone(environment)
     return None
+
+
+def _check_alone(environment: Mapping[str, str]) -> None:
+    """Raises SettingError where one process of several would train for itself."""
+    nodes = int(environment.get("SLURM_JOB_NUM_NODES", 1))
+    if nodes > 1 and "SLURM_STEP_ID" not in environment:
+        raise SettingError(
+            f"the Slurm job has {nodes} nodes, but this process was not started by srun, so it "
+            f"would train alone; launch/slurm.sh does it right"
+        )
+    if int(environment.get("JOB_COMPLETION_INDEX", 0)) > 0:
+        raise SettingError(
+            "this is a pod of several (JOB_COMPLETION_INDEX), but CAPHUMAN_COORDINATOR and "
+            "CAPHUMAN_PROCESS_COUNT are missing, so each would train for itself; `caphuman launch "
+            "--on gke` sets them"
+        )
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
@@ -112,15 +135,83 @@ def join(arguments: dict[str, Any] | None, environment: Mapping[str, str] = os.e
     """Joins the other processes; to be called before anything else of JAX. On CPUs they talk
     through gloo.
 
-    A process that sends no sign of life for $CAPHUMAN_HEARTBEAT seconds (default 60) counts as
-    dead, and the others end. Raises SettingError where that is not a number of seconds.
+    A process that sends no sign of life for $CAPHUMAN_HEARTBEAT seconds (default 30) counts as
+    dead, and the others end with code 134. Raises SettingError where that is not a number of
+    seconds, and where another number of hosts than $CAPHUMAN_HOSTS have met.
     """
+    expected = environment.get("CAPHUMAN_HOSTS") or "1"
+    if not expected.isdigit():
+        raise SettingError(f"CAPHUMAN_HOSTS is {expected!r}; a number of hosts is wanted")
     if arguments is None:
+        _check_hosts(1, int(expected))
         return
-    heartbeat = environment.get("CAPHUMAN_HEARTBEAT") or "60"
+    heartbeat = environment.get("CAPHUMAN_HEARTBEAT") or "30"
     if not heartbeat.isdigit() or not 1 <= int(heartbeat) <= 86400:
         raise SettingError(f"CAPHUMAN_HEARTBEAT is {heartbeat!r}; whole seconds are wanted")
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=int(heartbeat))
+    if int(expected) > 1:
+        _check_hosts(jax.process_count(), int(expected))
+
+
+@contextlib.contextmanager
+def left_on_error() -> Generator[None]:
+    """A process of several that fails in the block ends at once after the command has reported it
+    (`leave`): whatever waits for the others at the end of a process would wait for hosts that wait
+    for this one. They notice that it is gone, and end with 134.
+    """
+    global _failed
+    try:
+        yield
+    except BaseException:
+        import jax
+
+        _failed = jax.process_count() > 1
+        raise
+
+
+_LOST = re.compile(
+    r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|Connection (reset|closed|refused)|Socket "
+    r"closed|coordination service|\bbarrier\b",
+    re.IGNORECASE,
+)
+
+
+def is_lost_host(error: BaseException) -> bool:
+    """Whether an error means that this process of several has lost another: what is sent to a host
+    or waits for it may fail before its missing heartbeat is noticed.
+    """
+    import jax
+
+    if jax.process_count() == 1 or isinstance(error, OSError | CapHumanError):
+        return False
+    return bool(_LOST.search(str(error)))
+
+
+def leave(code: int, failed: bool = False) -> None:
+    """Ends the process with `code`, from any thread, if it has failed as one of several (`failed`,
+    or in `left_on_error`); else does nothing.
+    """
+    if not (failed or _failed):
+        return
+    import jax
+
+    if jax.process_index() == 0:
+        # What all hosts found wrong is reported by all before the coordinator is gone.
+        time.sleep(_LINGER)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _check_hosts(found: int, expected: int) -> None:
+    """Raises SettingError where fewer or more hosts have met than were launched."""
+    if found != expected:
+        raise SettingError(
+            f"{expected} hosts were launched (CAPHUMAN_HOSTS), but this one has found "
+            f"{'no other' if found == 1 else f'{found} in all'}: each would train for itself. Give "
+            f"--coordinator, --process-id and --process-count, or --multihost on TPU VMs"
+        )

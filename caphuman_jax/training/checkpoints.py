@@ -28,6 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.nn.typing import Array
+from caphuman_jax.runtime.distributed import is_lost_host
 from caphuman_jax.runtime.sharding import path_name, place
 from caphuman_jax.training.run_folder import check_same_run, differences
 from caphuman_jax.training.step import TrainState
@@ -129,6 +130,11 @@ class Checkpoints:
             self.manager.save(
                 step, args=ocp.args.Composite(**items), metrics=dict(metrics or {}), force=True
             )
+
+    def check(self) -> None:
+        """Raises DataError if the last one could not be written; does not wait for it."""
+        with self._report_errors(None):
+            self.manager.check_for_errors()
 
     def wait(self) -> None:
         """Until everything is written. Raises DataError if it could not be."""
@@ -274,6 +280,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if is_lost_host(error):
+                raise
             whole = (
                 sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
                 if self.folder.exists()

@@ -15,7 +15,6 @@ import collections
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from caphuman_jax.errors import INTERRUPTED, SettingError
-from caphuman_jax.runtime import compiler, sharding
+from caphuman_jax.runtime import compiler, profiling, sharding
 from caphuman_jax.runtime.preemption import Preemption
-from caphuman_jax.training import compiled_step, run_folder
+from caphuman_jax.training import compiled_step, room, run_folder
 from caphuman_jax.training.checkpoints import Checkpoints
 from caphuman_jax.training.feed import Feed
+from caphuman_jax.training.host_log import HostLog
 from caphuman_jax.training.metric_writer import MetricWriter, quotients
 from caphuman_jax.training.recipe import Log, Recipe, RowSource
 from caphuman_jax.training.step import TrainState
@@ -131,11 +131,18 @@ def run(
             loop = _Loop(recipe, cfg, mesh, checkpoints, workdir, log)
             try:
                 loop.init(source, config)
-                return loop.run_steps(stop, profile)
+                result = loop.run_steps(stop, profile)
             finally:
                 loop.close()
-    finally:
+    except BaseException:
+        # Closing waits for the other hosts, which do not know yet; `runtime.distributed.leave`
+        # ends this process without them.
+        if jax.process_count() > 1:
+            raise
         checkpoints.close()
+        raise
+    checkpoints.close()
+    return result
 
 
 class _Loop:
@@ -150,6 +157,7 @@ class _Loop:
         self.eval_metrics: dict[int, dict[str, float]] = {}
         self.feed: Feed | None = None
         self.writer: MetricWriter | None = None
+        self.host_log: HostLog | None = None
 
     def init(self, source: RowSource | None, config: dict | None) -> None:
         """The state restored or initialized, the step compiled, the first batch on its way."""
@@ -157,6 +165,7 @@ class _Loop:
         shapes = recipe.abstract_state()
         shardings = sharding.state_shardings(self.mesh, shapes, mode)
         identity = run_folder.identity(recipe)
+        room.check_disk(self.workdir, room.checkpoint_bytes(shapes))
         restored = self.checkpoints.restore(shapes, shardings, identity, self.log)
         if restored is None:
             self.state = compiled_step.init_sharded_state(recipe, shardings)
@@ -178,6 +187,7 @@ class _Loop:
         began = time.perf_counter()
         rows = self.feed.peek()
         self.compiled = compiled_step.compile_step(recipe, self.mesh, mode, self.frozen, rows)
+        room.check_memory(self.compiled)
         self.log(f"step compiled in {time.perf_counter() - began:.1f} s")
         self.writer = MetricWriter(
             self.workdir,
@@ -190,6 +200,8 @@ class _Loop:
             settings=config,
             log=self.log,
         )
+        self.host_log = HostLog(self.workdir)
+        self.host_log.write(self.step, f"starts; {len(jax.local_devices())} devices")
         if jax.process_index() == 0:
             run_folder.log_run_start(self.workdir, self.step)
 
@@ -203,7 +215,8 @@ class _Loop:
         """Steps until the end, or until a signal or the time asks to stop."""
         steps, first = self.recipe.steps, self.first_step
         trace_from = first + 10 if steps > first + 10 + profile else first + 1
-        trace = _Trace(self.workdir / "profile", trace_from, profile, self.drain)
+        mark = self.workdir / profiling.MARK
+        trace = profiling.Trace(self.workdir / "profile", mark, trace_from, profile, self.drain)
         stopping = False
         try:
             while True:
@@ -220,8 +233,9 @@ class _Loop:
                 rows = self.fetch()
                 self.take_step(rows)
                 if self.step % self.cfg.log_every == 0 or self.step in (first + 1, steps):
+                    self.checkpoints.check()
                     self.drain()
-                    self.metric_writer.write(self.step)
+                    self.report(trace)
             self.checkpoints.wait()
         except NotFinite as error:
             self.log(str(error))
@@ -234,6 +248,14 @@ class _Loop:
                 f"{why}: saved at step {self.step} of {steps}; rerun the same command to resume"
             )
         return Result(self.state, self.step, stop.exit_code)
+
+    def report(self, trace: profiling.Trace) -> None:
+        """Writes the metrics since the last time."""
+        speed = self.metric_writer.write(self.step)
+        assert self.host_log is not None, "init comes first"
+        told = ", ".join(f"{name} {value:.4g}" for name, value in speed.items())
+        self.host_log.write(self.step, told)
+        trace.look()
 
     def due(self, every: int) -> bool:
         """Whether something is due before the next step that happens every so often and at the end;
@@ -344,7 +366,7 @@ class _Loop:
         )
 
     def close(self) -> None:
-        for part in (self.feed, self.writer):
+        for part in (self.feed, self.writer, self.host_log):
             if part is not None:
                 part.close()
 
@@ -355,28 +377,6 @@ class NotFinite(Exception):
     def __init__(self, text: str, step: int):
         super().__init__(text)
         self.step = step
-
-
-class _Trace:
-    """A trace of `count` steps from `first` on; `drain` waits for the steps in flight."""
-
-    def __init__(self, folder: Path, first: int, count: int, drain: Callable[[], None]):
-        self.folder, self.first, self.count, self.drain = folder, first, count, drain
-        self.running = False
-
-    def at(self, step: int) -> None:
-        """Starts or stops before step `step`."""
-        if self.count and step == self.first:
-            jax.profiler.start_trace(str(self.folder))
-            self.running = True
-        if self.running and step == self.first + self.count:
-            self.drain()
-            self.close()
-
-    def close(self) -> None:
-        if self.running:
-            self.running = False
-            jax.profiler.stop_trace()
 
 
 def _of_first_host(values: dict[str, Any]) -> dict[str, Any]:

@@ -80,13 +80,16 @@ class MetricWriter:
             self._sums[name] = self._sums.get(name, 0) + np.asarray(value, np.float64)
         self._count += 1
 
-    def write(self, step: int) -> None:
-        """The means since the last time, and the line; `step` steps were taken."""
+    def write(self, step: int) -> dict[str, float]:
+        """The means since the last time, and the line; `step` steps were taken. Returns this host's
+        speed.
+        """
         if not self._count:
-            return
+            return {}
         seconds = max(time.perf_counter() - self._since, 1e-9)
         means = quotients(self._sums, self._count)
         speed = {
+            "seconds": seconds,
             "samples_per_second": self.batch_size * (step - self._from) / seconds,
             "data_wait": self._waited / seconds,
         }
@@ -97,6 +100,7 @@ class MetricWriter:
             self._write(step, means | speed)
             self.log(progress_line(step, self.steps, means, speed, self.batch_size))
         self._begin(step)
+        return speed
 
     def write_evaluation(
         self,
@@ -189,10 +193,10 @@ class _Lines:
         self.file = open(path, "a")
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        self.file.write(
-            json.dumps({"step": step, **{name: _number(value) for name, value in values.items()}})
-            + "\n"
-        )
+        numbers = {name: _number(value) for name, value in values.items()}
+        # `caphuman status` reads when steps were taken, and in what time.
+        stamp = {"time": round(time.time(), 3)} if "seconds" in values else {}
+        self.file.write(json.dumps({"step": step, **stamp, **numbers}) + "\n")
         self.file.flush()
 
     def images(self, step: int, images) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +16,7 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 from caphuman_jax.errors import CapHumanError, DataError
-from caphuman_jax.runtime import sharding
+from caphuman_jax.runtime import agreement, sharding
 from caphuman_jax.training import loop, metric_writer, run_folder
 from caphuman_jax.training.checkpoints import Checkpoints
 from caphuman_jax.training.loop import LoopConfig
@@ -51,6 +53,7 @@ def train(
     """
     log = log if jax.process_index() == 0 else lambda line: None
     module = recipe_module(config)
+    agreement.check("start", _facts(name, config, workdir))
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     with run_folder.locked(workdir):
         run_folder.keep_config(workdir, name, config)
@@ -76,6 +79,7 @@ def _train_stages(
                 continue
             mesh = sharding.make_mesh(cfg.fsdp)
             recipe, source = stage.build(mesh, log)
+            agreement.check(f"stage {stage.name}", run_folder.identity(recipe))
             result = loop.run(
                 recipe,
                 source,
@@ -152,6 +156,20 @@ def held_out_metadata(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     data = config.get("data")
     return {"held_out": held_out_rule(data)} if data else {}
+
+
+def _facts(name: str, config: ml_collections.ConfigDict, workdir: Path) -> dict[str, Any]:
+    """What has to be the same on all hosts before anything is read. Records may lie elsewhere."""
+    entries = json.loads(json.dumps(config.to_dict()))
+    data = entries.pop("data", None)
+    return {
+        "version": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")},
+        "code": agreement.code_hash(),
+        "--config": name,
+        "--workdir": str(workdir),
+        "config": entries,
+        "records": held_out_rule(data)["sha256"] if data else None,
+    }
 
 
 def _metadata(config, settings: Mapping[str, Any], steps: int) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def read_config(
     Raises:
         CapHumanError: for an unknown name or entry, or a value of another type.
     """
-    config = _get_config(name)
+    config = raw_config(name)
     for entry in overrides:
         key, equals, value = entry.partition("=")
         path = key.split(".")
@@ -173,7 +173,8 @@ def _limits(name: str) -> config_rules.Range:
     return next((limits for form, limits in _ENDINGS if re.fullmatch(form, name)), everything)
 
 
-def _get_config(name: str) -> ml_collections.ConfigDict:
+def raw_config(name: str) -> ml_collections.ConfigDict:
+    """The configuration as its file has it. Raises CapHumanError as `read_config` does."""
     module = _find_config(name)
     if not callable(getattr(module, "get_config", None)):
         raise CapHumanError(f"{name} is not a configuration: it has no function get_config()")

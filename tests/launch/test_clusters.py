@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from caphuman_jax.errors import SettingError
+from caphuman_jax.launch import clusters, job
 from caphuman_jax.runtime.distributed import distributed_arguments
 
-LAUNCH = Path(__file__).parents[1] / "launch"
+LAUNCH = Path(__file__).parents[2] / "launch"
 ODD = ['--config.name=it\'s "a" $(test) `b` {x} ü', "--workdir", "/data/runs/1"]
 
 
@@ -24,21 +25,11 @@ def test_scripts_pass_shellcheck(script):
     subprocess.run([Path(sys.executable).with_name("shellcheck"), script], check=True)
 
 
-def manifest(kind, *arguments, **settings):
-    environment = {
-        **os.environ,
-        "RUN": "run-1",
-        "IMAGE": "registry/caphuman",
-        "BUCKET": "bucket",
-        "ACCELERATOR": "kind",
-        "NODES": "4",
-        **settings,
-    }
-    made = subprocess.run(
-        [LAUNCH / "gke.sh", kind, *arguments], env=environment, capture_output=True, text=True
-    )
-    assert made.returncode == 0, made.stderr
-    return yaml.safe_load(made.stdout)
+def manifest(*arguments, **settings):
+    """The JobSet that `caphuman launch --on gke` prints."""
+    given = {"nodes": 4, "accelerator": "kind", "image": "registry/caphuman", "bucket": "bucket"}
+    made = job.Job(command=("train", *arguments), on="gke", name="run-1", **(given | settings))
+    return yaml.safe_load(clusters.manifest(made))
 
 
 def job_of(jobset):
@@ -49,7 +40,7 @@ def job_of(jobset):
 
 
 def test_gpu_pods_know_who_they_are():
-    jobset = manifest("gpu", *ODD, GPUS="8", SPOT="true")
+    jobset = manifest(*ODD, devices=8, spot=True)
     replicated, job, pod, container = job_of(jobset)
     name = jobset["metadata"]["name"]
     environment = {entry["name"]: entry["value"] for entry in container["env"]} | {
@@ -68,20 +59,22 @@ def test_gpu_pods_know_who_they_are():
     }
 
 
-@pytest.mark.parametrize("kind, more", [("gpu", {"GPUS": "8"}), ("tpu", {"CHIPS": "4"})])
-def test_arguments_arrive_as_they_were_typed(kind, more):
-    jobset = manifest(kind, *ODD, TOPOLOGY="4x4", **more)
+@pytest.mark.parametrize("topology", ["", "4x4"])
+def test_arguments_arrive_as_they_were_typed(topology):
+    jobset = manifest(*ODD, topology=topology)
     _, job, pod, container = job_of(jobset)
-    assert container["command"] == ["caphuman", "train"] and container["args"] == ODD
+    assert container["command"] == ["caphuman"] and container["args"] == ["train", *ODD]
     assert "cloud.google.com/gke-spot" not in pod["nodeSelector"]
-    # 75 and a node that is taken away start all pods again without counting; the rest counts.
+    # 75, the loss of another host, and a node that is taken away start all pods again without
+    # counting; the rest counts.
     assert job["backoffLimit"] == 0 and pod["restartPolicy"] == "Never"
     rules = job["podFailurePolicy"]["rules"]
     assert {rule["action"] for rule in rules} == {"FailJob"}
-    assert rules[0]["onExitCodes"]["values"] == [75]
+    assert rules[0]["onExitCodes"]["values"] == [75, 134]
     policy = jobset["spec"]["failurePolicy"]
     assert policy["maxRestarts"] == 10 and policy["rules"] == [
         {
+            "name": "startAgain",
             "action": "RestartJobSetAndIgnoreMaxRestarts",
             "onJobFailureReasons": ["PodFailurePolicy"],
         }
@@ -89,7 +82,7 @@ def test_arguments_arrive_as_they_were_typed(kind, more):
 
 
 def test_tpu_slices_have_a_node_pool_each():
-    jobset = manifest("tpu", TOPOLOGY="4x4", CHIPS="4", SLICES="2", QUEUE="team")
+    jobset = manifest(*ODD, topology="4x4", devices=4, slices=2, queue="team")
     replicated, job, pod, container = job_of(jobset)
     assert replicated["replicas"] == 2 and job["completions"] == 4
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
@@ -97,7 +90,8 @@ def test_tpu_slices_have_a_node_pool_each():
     assert jobset["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "team"}
     (topology,) = jobset["metadata"]["annotations"].values()
     assert topology == "cloud.google.com/gke-nodepool"
-    assert not any(entry["name"].startswith("CAPHUMAN_P") for entry in container["env"])
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment == {"CAPHUMAN_CACHE": "/data/cache", "CAPHUMAN_HOSTS": "8"}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +155,7 @@ def test_slurm_requeues_what_another_start_can_finish(
     program(stand_ins, "scontrol", 'echo "$@" >>"$LOG.scontrol"')
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
-    done = subprocess.run([LAUNCH / "slurm.sh", *ODD], cwd=tmp_path)
+    done = subprocess.run([LAUNCH / "slurm.sh", "train", *ODD], cwd=tmp_path)
     assert done.returncode == code
     said = (tmp_path / "log").read_text().splitlines()
     assert said[-len(ODD) :] == ODD and said[-len(ODD) - 1] == "train"
@@ -171,7 +165,7 @@ def test_slurm_requeues_what_another_start_can_finish(
 
 def test_tpu_vms_are_asked_for_and_made_again(stand_ins, tmp_path, monkeypatch):
     """The first machines are taken away while training; on the second, training asks once to be
-    started again, and ends.
+    started again, loses another host once, and ends.
     """
     project = tmp_path / "caphuman_jax"
     (project / ".venv" / "bin").mkdir(parents=True)
@@ -180,7 +174,7 @@ def test_tpu_vms_are_asked_for_and_made_again(stand_ins, tmp_path, monkeypatch):
         project / ".venv" / "bin",
         "caphuman",
         'python3 -c "import json, sys; print(json.dumps(sys.argv[1:]))" "$@" >>"$LOG.train"\n'
-        'test "$(wc -l <"$LOG.train")" -ge 2 || exit 75\n',
+        'case $(wc -l <"$LOG.train") in 1) exit 75 ;; 2) exit 134 ;; esac\n',
     )
     for name in ("git", "uv", "gcsfuse", "sudo"):
         program(stand_ins, name, "")
@@ -201,7 +195,7 @@ esac
     states = ["WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"]
     (tmp_path / "log.states").write_text("\n".join(states) + "\n")
     done = subprocess.run(
-        [LAUNCH / "tpu_vm.sh", *ODD],
+        [LAUNCH / "tpu_vm.sh", "train", *ODD],
         env={
             **os.environ,
             "NAME": "run-1",
@@ -220,4 +214,36 @@ esac
     calls = (tmp_path / "log").read_text()
     assert "queued-resources delete run-1" in calls
     starts = [json.loads(line) for line in (tmp_path / "log.train").read_text().splitlines()]
-    assert starts == [["train", "--multihost", *ODD]] * 2
+    assert starts == [["train", *ODD, "--multihost"]] * 3
+
+
+MANIFESTS = [{"devices": 8, "spot": True}, {"topology": "4x4", "devices": 4, "slices": 2}]
+
+
+@pytest.mark.parametrize("settings", MANIFESTS, ids=["gpu", "tpu"])
+def test_manifests_fit_the_published_schemas(settings):
+    """JobSet's by the models that Kubeflow generates from it, which drop what they do not know;
+    Job's by the JSON schema of Kubernetes, which refuses it.
+    """
+    models = pytest.importorskip("kubeflow_trainer_api.models")
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    jobset = manifest(*ODD, **settings)
+    read = models.JobsetV1alpha2JobSet.from_dict(jobset)
+    assert read.to_dict() == jobset
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}}
+    job["spec"] = replicated["template"]["spec"]
+    newest = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(job, newest, strict=True)
+    job["spec"]["backofflimit"] = 0
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, newest, strict=True)
+
+
+def test_the_dockerfile_passes_hadolint():
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("hadolint is not installed")
+    # Versions of Debian's packages and pip's are those of the image's day and of constraints.txt.
+    ignored = ["--ignore", "DL3008", "--ignore", "DL3013"]
+    subprocess.run([hadolint, *ignored, LAUNCH / "Dockerfile"], check=True)
