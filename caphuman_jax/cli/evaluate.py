@@ -95,18 +95,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--suite",
-        choices=("requests", "edit", "small-faces"),
+        choices=("requests", "edit", "small-faces", "people"),
         default="requests",
         help="requests: pictures made from noise (default); edit: the photos themselves with "
         "their heads changed, as caphuman edit does; small-faces: faces of 48 to 192 pixels, the "
-        "small ones with and without --detail (--heads, --prompts and --batch are for requests)",
+        "small ones with and without --detail; people: 2, 3 and 4 people in one picture, each with "
+        "words of their own (--heads, --prompts and --batch are for requests)",
     )
     parser.add_argument(
         "--detail",
         type=float,
         metavar="X",
-        help="of --suite small-faces: share of the steps that small faces are sampled again with; "
-        "default: 0.45",
+        help="share of the steps that small faces are sampled again with; default: 0.45 with "
+        "--suite small-faces, and 0 with people",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier report")
 

@@ -9,18 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caphuman_jax.cli import console, head_arguments, repeat, sampling_arguments
+from caphuman_jax.cli import console, head_arguments, person_argument, repeat, sampling_arguments
 from caphuman_jax.diffusion.sampling_params import FIELDS
 from caphuman_jax.errors import SettingError
 
 if TYPE_CHECKING:
     from caphuman_jax.pipeline.result import Result
 
-_HEAD_NUMBERS = {"yaw": float, "pitch": float, "roll": float, "framing": str}
-_PERSON_KEYS = (
-    "ref, face, head, head-face, take, framing, numbers, yaw, pitch, roll, expression, light and "
-    "position"
-)
 
 EXAMPLES = """examples:
   caphuman generate --reference me.jpg --prompt "a photo of a smiling person" --yaw 20 --expression smile=0.8
@@ -48,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the head: ref=PHOTO (repeat it for more photos), face=N, head=PHOTO, take=pose+expression, "  # noqa: E501
         "framing=photo, numbers=FILE.json, yaw=DEG, pitch=DEG, roll=DEG, "
         "expression=smile:0.8+jawOpen:0.3, light=left:0.8, position=X/Y/SIZE; people without a "
-        "position stand side by side",
+        "position stand side by side; prompt=TEXT is what this person's part of the picture shows, "
+        "box=X0/Y0/X1/Y1 (parts of the picture) or mask=FILE where it is",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what the picture shows")
     parser.add_argument(
@@ -187,7 +183,7 @@ def _people(args) -> list[dict[str, Any]]:
             raise SettingError(
                 f"with --person, each person has their own head: leave out {flag(given[0])}"
             )
-        return [_person(text) for text in args.person]
+        return [person_argument.parse(text) for text in args.person]
     if not args.reference:
         raise SettingError("--reference PHOTO is required: the photo of the person")
     check_head_photo_options(args)
@@ -201,45 +197,6 @@ def check_head_photo_options(args: argparse.Namespace) -> None:
         for name in head_arguments.OF_THE_PHOTO:
             if getattr(args, name) is not None:
                 raise SettingError(f"{flag(name)} needs --head-from PHOTO")
-
-
-def _person(text: str) -> dict[str, Any]:
-    """ "ref=me.jpg,yaw=15,expression=smile:0.8+jawOpen:0.3" → one of the request's people."""
-    references, face, head, numbers = [], None, {}, None
-    for entry in text.split(","):
-        key, equals, value = entry.partition("=")
-        key = key.strip()
-        if not equals or not value:
-            raise SettingError(f"--person takes entries such as ref=me.jpg,yaw=15, not {entry!r}")
-        if key == "ref":
-            references.append(value)
-        elif key == "face":
-            face = _typed(int, value, key)
-        elif key == "head-face":
-            head["photo_face"] = _typed(int, value, key)
-        elif key in _HEAD_NUMBERS:
-            head[key] = _typed(_HEAD_NUMBERS[key], value, key)
-        elif key == "head":
-            head["photo"] = value
-        elif key == "numbers":
-            numbers = value
-        elif key == "take":
-            head["take"] = value.replace("+", ",")
-        elif key == "expression":
-            head["expression"] = value.replace(":", "=").replace("+", ",")
-        elif key == "light":
-            head["light"] = value.replace(":", "=").replace("/", ",")
-        elif key == "position":
-            head["position"] = head_arguments.floats(value, "position of --person", "/")
-        else:
-            raise SettingError(f"--person has no entry {key!r}; it has {_PERSON_KEYS}")
-    if not references:
-        raise SettingError(f"--person {text} names no photo: begin with ref=PHOTO")
-    return {
-        "reference": references,
-        "face": face,
-        "head": head_arguments.with_numbers(head, numbers),
-    }
 
 
 def _control(text: str) -> dict[str, Any]:
@@ -313,7 +270,7 @@ def _repeated_controls(args, made) -> list[dict[str, Any]]:
 def _repeated_people(args, made) -> list[dict[str, Any]]:
     """The people of a picture with the photos that are given for them, in their order."""
     if args.person:
-        given = [_person(text) for text in args.person]
+        given = [person_argument.parse(text) for text in args.person]
     else:
         given = [{"reference": args.reference, "head": {"photo": args.head_from}}]
     if len(given) != len(made):
@@ -327,17 +284,13 @@ def _repeated_people(args, made) -> list[dict[str, Any]]:
             raise SettingError(f"name the photo of {person['reference']['name']} with --reference")
         how = "head=PHOTO in --person" if args.person else "--head-from"
         head = repeat.repeated_head(args.repeat, person, photos["head"].get("photo"), how)
-        face = person["reference"]["face"]
-        people.append({"reference": photos["reference"], "face": face, "head": head})
+        again = {"reference": photos["reference"], "face": person["reference"]["face"]}
+        again |= {name: person[name] for name in ("prompt", "box") if name in person}
+        if "mask" in person and photos.get("mask") is None:
+            raise SettingError(f"name the mask {person['mask']['name']} with mask=FILE in --person")
+        people.append({**again, "head": head, "mask": photos.get("mask")})
     return people
 
 
 def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _typed(kind, value, key):
-    try:
-        return kind(value)
-    except ValueError:
-        raise SettingError(f"{key} of --person takes a number, not {value!r}") from None

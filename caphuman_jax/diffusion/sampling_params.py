@@ -84,6 +84,14 @@ class SamplingParams:
         0,
         1,
     )
+    bind_until: float = field(
+        0.5,
+        "people with prompts of their own: share of the steps at which each region of the picture "
+        "sees its own prompt alone; default 0.5",
+        "float",
+        0,
+        1,
+    )
     spacing: str | None = field(None, "how timesteps are spaced", "spacing", flag=False)
     eta: float | None = field(
         None,
@@ -265,6 +273,7 @@ class SamplingParams:
         config: ModelConfig,
         control_scales: Mapping[str, float] | None = None,
         photo: Literal["whole", "masked"] | None = None,
+        regions: bool = False,
     ) -> tuple[dict[str, Any], SamplerCoefficients, dict[str, Any]]:
         """What `text_to_image.generate` takes of these parameters; only once `resolve`d.
 
@@ -273,6 +282,7 @@ class SamplingParams:
             control_scales: weight of each ControlNet that is used.
             photo: what images begin with besides noise: a whole photo, or one whose mask hides a
                 part. Where nothing is left of that part (denoise 1), it begins with noise alone.
+            regions: whether parts of the image have prompts of their own.
 
         Returns:
             Its `settings` (float32 scalars and masks over the steps), its sampler coefficients, and
@@ -280,6 +290,7 @@ class SamplingParams:
         """
         # Brings JAX, which `--help` does not need.
         import jax.numpy as jnp
+        import numpy as np
 
         from caphuman_jax.diffusion import acceleration
         from caphuman_jax.diffusion.guidance import branch_weights, guided_steps
@@ -307,6 +318,9 @@ class SamplingParams:
         if self.cache_interval > 1:
             mask = acceleration.recompute_mask(coefficients, self.cache_interval, guided, first)
             settings["recompute_mask"] = jnp.asarray(mask)
+        if regions:
+            share = np.arange(coefficients.steps) < self.bind_until * coefficients.steps
+            settings["bound"] = jnp.asarray(share)
         if photo:
             level = coefficients.alpha_t[first], coefficients.sigma_t[first]
             alpha, sigma = (0.0, 1.0) if photo == "masked" and self.denoise == 1 else level

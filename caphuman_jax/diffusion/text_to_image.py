@@ -27,6 +27,7 @@ from caphuman_jax.diffusion.guidance import (
     concatenated_or_shared,
     guided,
 )
+from caphuman_jax.diffusion.regions import RegionWeights, texts_of_regions
 from caphuman_jax.models.capface import gates, scale_control, sum_controls
 from caphuman_jax.models.identity_projector import keeps_identity
 from caphuman_jax.models.unet import control_shapes
@@ -89,7 +90,9 @@ def generate(
             photo: known, its latents (B, h, w, C) of `encode_photos` and mask (B, h, w, 1), see
             `sampling_loop.Known`. Of an inpainting model, whose UNet sees 2C + 1 channels: visible,
             the mask (B, h, w, 1), 1 where the photo is hidden, and the latents (B, h, w, C) of the
-            photo that is gray there.
+            photo that is gray there. Optional, for people with words of their own: regions, the
+            token_ids and weights (B, P, C·L) of their prompts, and masks (B, P, h, w) in [0, 1]
+            that do not overlap, see `regions.RegionWeights`.
         keys: (B,) random keys, one an image (`sampling_loop.picture_keys`).
         settings: float32 scalars: strength (of CapFace), identity_until (identity tokens are kept
             where the timestep is at most this; 0: always), weights {branch: weight} of
@@ -99,7 +102,8 @@ def generate(
             `guidance.rescale_guidance`); guided (S,) bool, the steps with guidance (the others take
             the prediction of "text" alone); embeddings (E, n) that are added to the text encoder's;
             recompute_mask (S,) bool, the steps that run the whole
-            UNet (`acceleration.recompute_mask`).
+            UNet (`acceleration.recompute_mask`). With regions: bound (S,) bool, the steps at which
+            they are bound hard.
         sampler: Of `samplers.make_sampler`.
         cfg: The model's configuration.
         graphs: ((name, graphdef), …), the static halves of the networks.
@@ -134,7 +138,11 @@ def generate(
         "prompt": encode(conditions["token_ids"], conditions.get("weights")),
         "empty": encode(conditions["empty_token_ids"], conditions.get("empty_weights")),
     }
-    encoded = {name: unet.encode_context(text) for name, text in texts.items()}
+    regional, seen_texts = None, texts
+    if "regions" in conditions:
+        regional = RegionWeights(conditions["regions"]["masks"], cfg.unet)
+        seen_texts = texts_of_regions(encode, conditions["regions"], texts)
+    encoded = {name: unet.encode_context(text) for name, text in seen_texts.items()}
     contexts = {
         chosen: concatenated([encoded[BRANCHES[branch].text] for branch in chosen])
         for chosen in branch_sets
@@ -154,7 +162,8 @@ def generate(
         "time_biases": jax.tree.map(lambda x: x[:, None], time_biases),
         "keeps_identity": keeps_identity(sampler.timesteps, settings["identity_until"]),
     }
-    steps |= {name: settings[name] for name in ("guided", "recompute_mask") if name in settings}
+    by_step = ("guided", "recompute_mask", "bound")
+    steps |= {name: settings[name] for name in by_step if name in settings}
 
     def inputs(branches, latents, step):
         """The UNet, and what it takes besides the latents for these branches."""
@@ -165,7 +174,10 @@ def generate(
         if "visible" in conditions:  # of the UNet alone: control branches see 4 channels
             visible = conditions["visible"]
             latents = jnp.concatenate([latents, visible["mask"], visible["latents"]], axis=-1)
-        return unet, latents, step["time_biases"]["unet"], contexts[branches], control
+        context = contexts[branches]
+        if regional is not None:
+            context = regional.bind(context, step["bound"])
+        return unet, latents, step["time_biases"]["unet"], context, control
 
     def predict(branches, latents, _, step, cached_features):
         unet, latents, biases, context, control = inputs(branches, latents, step)

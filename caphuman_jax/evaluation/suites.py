@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from caphuman_jax.evaluation import edits, small_faces
+from caphuman_jax.evaluation import edits, people, small_faces
 from caphuman_jax.evaluation.metrics.base import Goal
 
 
@@ -26,6 +26,7 @@ class Suite(NamedTuple):
 
 
 SUITES = {
+    "people": Suite(people.run_people, people.compute, people.GOALS, ("detail",)),
     "edit": Suite(edits.run_edits, edits.compute, edits.GOALS),
     "small-faces": Suite(
         small_faces.run_small_faces, small_faces.compute, small_faces.GOALS, ("detail",)

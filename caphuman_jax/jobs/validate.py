@@ -20,12 +20,15 @@ from caphuman_jax.pipeline.head_target import HeadTarget
 from caphuman_jax.pipeline.request import (
     EDIT_PROMPT,
     LANDMARKS,
+    PERSON_FIELDS,
+    REGION_FIELDS,
     SUBJECT_FIELDS,
     ControlRequest,
     EditRequest,
     Request,
     SubjectRequest,
     check_prompts,
+    check_region,
     create_controls,
     create_edit,
     edit_denoise,
@@ -164,12 +167,16 @@ class Checker:
                 "20}}"
             )
             return []
-        return [self._subject(one, folder, f"people[{i}].", wrong) for i, one in enumerate(people)]
+        syntax = fields.get("prompt_syntax", True) is not False
+        return [
+            self._subject(one, folder, f"people[{i}].", wrong, syntax=syntax)
+            for i, one in enumerate(people)
+        ]
 
-    def _subject(self, one, folder, prefix, wrong, edited=False) -> SubjectRequest:
+    def _subject(self, one, folder, prefix, wrong, edited=False, syntax=True) -> SubjectRequest:
         """Where something is wrong, without it."""
-        for name in set(one) - set(SUBJECT_FIELDS):
-            wrong.append(f"{prefix}{name}: there is no such field{nearest(name, SUBJECT_FIELDS)}")
+        for name in set(one) - set(PERSON_FIELDS):
+            wrong.append(f"{prefix}{name}: there is no such field{nearest(name, PERSON_FIELDS)}")
         references = one.get("reference")
         references = references if isinstance(references, list) else [references]
         if edited and references == [None]:
@@ -181,7 +188,13 @@ class Checker:
         target = self._head(one.get("head"), folder, f"{prefix}head", wrong)
         face = self._face(one.get("face"), f"{prefix}face", wrong)
         found = tuple(photo for photo in photos if photo is not None)
-        return SubjectRequest(found, target or HeadTarget(), face)
+        region = {name: one[name] for name in REGION_FIELDS if one.get(name) is not None}
+        if "mask" in region:
+            region["mask"] = self._photo(region["mask"], folder, f"{prefix}mask", wrong)
+        check = lambda value: check_region(value, syntax)
+        problem, checked = self._once(f"region {syntax}", region, check)
+        wrong += [f"{prefix}{problem}"] if problem else []
+        return SubjectRequest(found, target or HeadTarget(), face, **(checked or {}))
 
     def _photo(self, photo, folder, name, wrong) -> str | None:
         if not isinstance(photo, str):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,6 +16,20 @@ from caphuman_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
 from caphuman_jax.nn.typing import Rngs
 
 KeysValues = tuple[Array, Array]
+
+
+class RegionKeysValues(NamedTuple):
+    """The keys and values of R texts of S tokens each, and how much each position takes of each.
+
+    Attributes:
+        keys, values: (kB, R·S, width), the texts one after another.
+        weights: (B, R, L) float32, which sum to 1 over the texts; the same for all k contexts of a
+            picture.
+    """
+
+    keys: Array
+    values: Array
+    weights: Array
 
 
 class ResBlock(nnx.Module):
@@ -92,13 +108,30 @@ class Attention(nnx.Module):
         return self.key(context), self.value(context)
 
     def __call__(
-        self, x: Float[Array, "b l w"], context: Float[Array, "b s d"] | KeysValues
+        self,
+        x: Float[Array, "b l w"],
+        context: Float[Array, "b s d"] | KeysValues | RegionKeysValues,
     ) -> Float[Array, "b l w"]:
         """x (B, L, width), context (B, S, cross_attention_dim) or its `keys_values` → (B, L,
-        width).
+        width). With regions, the weighted mean of the attention to each text.
         """
+        if isinstance(context, RegionKeysValues):
+            return self.out(self._by_region(self.query(x), context))
         key, value = context if isinstance(context, tuple) else self.keys_values(context)
         return self.out(attention(self.query(x), key, value, self.heads, compute=self.compute))
+
+    def _by_region(
+        self, query: Float[Array, "b l w"], context: RegionKeysValues
+    ) -> Float[Array, "b l w"]:
+        regions = context.weights.shape[1]
+        texts = zip(*(jnp.split(x, regions, axis=1) for x in (context.keys, context.values)))
+        weights = repeated(context.weights, query.shape[0]).astype(query.dtype)
+        parts = [
+            weights[:, number, :, None]
+            * attention(query, key, value, self.heads, compute=self.compute)
+            for number, (key, value) in enumerate(texts)
+        ]
+        return sum(parts[1:], parts[0])
 
 
 class FeedForward(nnx.Module):
@@ -146,10 +179,12 @@ class TransformerBlock(nnx.Module):
         self.proj_out = linear(width, width, compute=compute, rngs=rngs, zero=True)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], context: Float[Array, "kb s d"] | KeysValues
+        self,
+        x: Float[Array, "b h w c"],
+        context: Float[Array, "kb s d"] | KeysValues | RegionKeysValues,
     ) -> Float[Array, "kb h w c"]:
         """x (B, H, W, width), context (kB, S, cross_attention_dim) or its keys and values
-        (`Attention.keys_values`) → (kB, H, W, width).
+        (`Attention.keys_values`), by region or not → (kB, H, W, width).
 
         With k > 1 each picture meets k contexts, those of all pictures lying together k times over:
         what comes before the cross-attention does not know the context and is computed once."""

@@ -29,7 +29,7 @@ from caphuman_jax.person.person import (
     stack_people,
 )
 from caphuman_jax.pipeline import canvas as canvases
-from caphuman_jax.pipeline import edit_mask, rough_edit
+from caphuman_jax.pipeline import edit_mask, regions, rough_edit
 from caphuman_jax.pipeline.canvas import Canvas
 from caphuman_jax.pipeline.head_target import HeadTarget, place_side_by_side, warn_if_unusual
 from caphuman_jax.pipeline.paste import paste
@@ -73,12 +73,15 @@ class Conditioning:
     Attributes:
         request: what was asked for.
         subjects: the people in the images.
-        prompts: prompt and negative prompt, if they were encoded.
+        prompts: prompt, negative prompt and, with regions, that of each person, if they were
+            encoded.
         controls: {ControlNet: its picture (H, W, 3) uint8}.
         settings: everything that the images are made with, JSON types; see `pipeline.Result`.
         canvas: the part of a photo that is made again; None: images are made from noise.
         latents: {"known", "visible"}: what `text_to_image.generate` takes of the photo, without a
             batch axis.
+        regions: (P, h, w) float32 in [0, 1], the parts of the image that are the people's, at the
+            latents' size; None: nobody has words of their own.
     """
 
     request: Request
@@ -88,6 +91,7 @@ class Conditioning:
     prompts: tuple[EncodedPrompt, ...] | None = None
     canvas: Canvas | None = None
     latents: dict[str, dict[str, jax.Array]] = dataclasses.field(default_factory=dict)
+    regions: np.ndarray | None = None
 
     @property
     def batch_key(self) -> tuple:
@@ -133,7 +137,8 @@ def create_conditioning(
     height, width = request.params.shape
     prompts = encode_prompts(request, encode)
     cast = [_measure(subject, request.combine, analyze, progress) for subject in request.subjects]
-    targets = place_side_by_side([one.head for one in request.subjects], height, width)
+    in_boxes = [regions.placed(one.head, one.box, height, width) for one in request.subjects]
+    targets = place_side_by_side(in_boxes, height, width)
     progress("hints", 0, 1)
     subjects = []
     for (person, source), target in zip(cast, targets):
@@ -171,6 +176,7 @@ def _assembled(
             },
             "asked_head": target.to_json(subject.head_source),
             "head": to_numbers(subject.head, head_model),
+            **_region_to_json(asked),
         }
         for asked, subject, target in zip(request.subjects, subjects, targets)
     ]
@@ -188,8 +194,15 @@ def _assembled(
 
 
 def encode_prompts(request: Request, encode: PromptEncoder) -> tuple[EncodedPrompt, ...]:
-    """Prompt and negative prompt of a request. Raises SettingError."""
-    texts = request.prompt, request.params.negative_prompt
+    """Prompt and negative prompt of a request, and with regions that of each person. Raises
+    SettingError.
+    """
+    texts = [request.prompt, request.params.negative_prompt]
+    if request.has_regions:
+        texts += [
+            request.prompt if subject.prompt is None else subject.prompt
+            for subject in request.subjects
+        ]
     encoded = tuple(encode(texts, request.params.prompt_syntax))
     chunks = len(encoded[0].token_ids) // encode.length
     if chunks > 1:
@@ -314,6 +327,19 @@ def _edit_to_json(edit: EditRequest) -> dict[str, Any]:
         "mask": mask,
         "person": edit.person,
     }
+
+
+def _region_to_json(asked: SubjectRequest) -> dict[str, Any]:
+    """What is recorded of a person's part of the picture; {} where they have none."""
+    region: dict[str, Any] = {
+        "prompt": asked.prompt,
+        "box": asked.box and list(asked.box),
+        "mask": asked.mask,
+    }
+    if asked.mask is not None:
+        name = os.path.basename(photo_name(asked.mask))
+        region["mask"] = {"name": name, "sha256": checksum(asked.mask)}
+    return {name: value for name, value in region.items() if value is not None}
 
 
 def _control_to_json(control: ControlRequest) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from caphuman_jax.io.picture import Picture
 from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person.person_reader import PersonReader
-from caphuman_jax.pipeline import small_faces
+from caphuman_jax.pipeline import regions, small_faces
 from caphuman_jax.pipeline.batches import make_images, rows_of
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress, create_conditioning
 from caphuman_jax.pipeline.photo_latents import photo_latents
@@ -218,7 +218,7 @@ class Pipeline:
             with_hints,
             warn,
         )
-        return self._with_latents(conditioning)
+        return self._with_latents(self._with_regions(conditioning))
 
     def conditionings(
         self, requests: Sequence[Request], progress: Progress | None = None
@@ -287,6 +287,16 @@ class Pipeline:
     def hints(self, head: Head, size: tuple[int, int] | None = None) -> jax.Array:
         """Hints (H, W, 9) of a head for images of `size` (height, width)."""
         return render_hints(self.head_model, head, *(size or (self.config.image_size,) * 2))
+
+    def _with_regions(self, conditioning: Conditioning) -> Conditioning:
+        """With the people's parts of the picture, where they have words of their own."""
+        request, heads = conditioning.request, [one.head for one in conditioning.subjects]
+        if not request.has_regions:
+            return conditioning
+        size, factor = request.params.shape, self.config.vae.downsampling
+        latents = (size[0] // factor, size[1] // factor)
+        areas = regions.region_masks(self.head_model, request.subjects, heads, size, latents)
+        return dataclasses.replace(conditioning, regions=areas)
 
     def _with_latents(self, conditioning: Conditioning) -> Conditioning:
         """With what the diffusion networks take of the photo that is edited."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,7 +57,10 @@ def program_arguments(
     )
     request = conditionings[0].request
     settings, coefficients, static = request.params.program_inputs(
-        config, {control.name: control.scale for control in request.controls}, request.photo
+        config,
+        {control.name: control.scale for control in request.controls},
+        request.photo,
+        request.has_regions,
     )
     if vocabulary.added and _needs_embeddings(each.values(), config.text.vocabulary):
         settings["embeddings"] = jnp.asarray(vocabulary.vectors)
@@ -106,7 +109,7 @@ def _conditions(
 ) -> dict[str, Any]:
     """A conditioning as the networks take it, without a batch axis."""
     request, subjects = conditioning.request, conditioning.subjects
-    prompt, negative = conditioning.prompts or encode_prompts(request, encode)
+    prompt, negative, *own = conditioning.prompts or encode_prompts(request, encode)
     weights = {"weights": prompt.weights, "empty_weights": negative.weights}
     people = stack_people([subject.person for subject in subjects]) if subjects else nobody(config)
     conditions = {
@@ -120,15 +123,23 @@ def _conditions(
         **people,
         **conditioning.latents,
     }
+    if conditioning.regions is not None:
+        weights = [one.weights for one in own if one.weights is not None]
+        conditions["regions"] = {
+            "token_ids": np.stack([one.token_ids for one in own]),
+            "masks": conditioning.regions,
+            **({"weights": np.stack(weights)} if weights else {}),
+        }
     blank = np.zeros((*request.params.shape, config.capface.hint_channels), np.float32)
     rendered = [subject.hints for subject in subjects if subject.hints is not None]
     hints = jnp.stack(rendered or [blank])
     return jax.tree.map(jnp.asarray, conditions) | {"hints": hints}
 
 
-def _needs_embeddings(conditions: Iterable[dict[str, Any]], vocabulary: int) -> bool:
+def _needs_embeddings(conditions: Collection[dict[str, Any]], vocabulary: int) -> bool:
     """Whether a prompt has ids that are not the vocabulary's."""
     ids = [np.asarray(one[name]) for one in conditions for name in ("token_ids", "empty_token_ids")]
+    ids += [np.asarray(one["regions"]["token_ids"]) for one in conditions if "regions" in one]
     return any((row >= vocabulary).any() for row in ids)
 
 

@@ -25,6 +25,9 @@ log = logging.getLogger("caphuman_jax")
 LANDMARKS = "landmarks"
 """In place of a control's photo: the 68 landmarks of the wanted heads as dots."""
 SUBJECT_FIELDS = ("reference", "head", "face")
+REGION_FIELDS = ("prompt", "box", "mask")
+PERSON_FIELDS = SUBJECT_FIELDS + REGION_FIELDS
+"""What each of several people has."""
 EDIT_FIELDS = ("photo", "mask", "face", "person")
 CONTROL_FIELDS = ("name", "picture", "scale")
 
@@ -48,11 +51,23 @@ class SubjectRequest:
         head: the head that is wanted.
         face: number of the face in the photos, 0 the largest; None: the largest, with a warning
             where there are several.
+        prompt: what this person's part of the picture shows; None: what the picture does.
+        box: that part, (x0, y0, x1, y1) in widths and heights of the picture.
+        mask: or a picture of the same shape that is white there. Without either, it is the head and
+            what is below it.
     """
 
     references: tuple[Reference, ...]
     head: HeadTarget = HeadTarget()
     face: int | None = None
+    prompt: str | None = None
+    box: tuple[float, float, float, float] | None = None
+    mask: PhotoSource | None = None
+
+    @property
+    def has_region(self) -> bool:
+        """Whether a part of the picture is this person's."""
+        return any(getattr(self, name) is not None for name in REGION_FIELDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +140,12 @@ class Request:
     def program_key(self) -> tuple:
         """What requests share whose images can be made in one batch: hashable."""
         controls = tuple((control.name, control.scale) for control in self.controls)
-        return len(self.subjects), self.params.shared, controls, self.photo
+        return len(self.subjects), self.params.shared, controls, self.photo, self.has_regions
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether parts of the picture have prompts of their own."""
+        return any(subject.has_region for subject in self.subjects)
 
     @property
     def photo(self) -> Literal["whole", "masked"] | None:
@@ -157,8 +177,9 @@ def create_request(
         head: None (the reference's own), a photo, a `HeadTarget`, or a dict of its fields such as
             {"yaw": 20}.
         face: number of the face in the reference photo, 0 the largest.
-        people: instead of these three, for several people in one picture: a dict of them each.
-            Those whose position is not asked for stand side by side.
+        people: instead of these three, for several people in one picture: a dict of them each,
+            which may also have a prompt, and a box or a mask (see `SubjectRequest`). Those whose
+            position is not asked for stand in their box, or side by side.
         combine: "mean" of the identity tokens of several photos, or "stack", which gives the model
             the tokens of all of them.
         controls: ControlNets of the model, a {"name", "picture", "scale"} each.
@@ -195,7 +216,8 @@ def create_request(
     if changed is not None:
         params.first_step(config)
     shown = people or ([alone] if changed is None or changed.person else [])
-    subjects = tuple(_subject(one, head_model, changed is not None) for one in shown)
+    syntax = params.prompt_syntax
+    subjects = tuple(_subject(one, head_model, syntax, changed is not None) for one in shown)
     checked = create_controls(controls, config)
     return Request(prompt, params, subjects, combine, checked, changed)
 
@@ -303,11 +325,46 @@ def warn_if_other_size(params: SamplingParams, config: ModelConfig) -> None:
         )
 
 
-def _subject(one: Mapping, head_model: HeadModel, edited: bool = False) -> SubjectRequest:
-    unknown = set(one) - set(SUBJECT_FIELDS)
+def check_region(one: Mapping, syntax: bool) -> dict[str, Any]:
+    """The fields of a person that say what their part of the picture shows, and where it is.
+
+    Args:
+        one: the person's fields.
+        syntax: see `prompt_syntax` of `SamplingParams`.
+
+    Raises:
+        SettingError: a wrong prompt or box, or a box and a mask.
+    """
+    region = {name: one[name] for name in REGION_FIELDS if one.get(name) is not None}
+    prompt, box = region.get("prompt"), region.get("box")
+    if prompt is not None:
+        if not isinstance(prompt, str) or prompt != valid_text(prompt):
+            raise SettingError(f"the prompt of a person must be a text, not {prompt!r}")
+        if syntax:
+            parse(prompt)
+    if box is not None:
+        if "mask" in region:
+            raise SettingError("a person has a box or a mask, not both")
+        region["box"] = _box(box)
+    return region
+
+
+def _box(box: Any) -> tuple[float, float, float, float]:
+    if isinstance(box, str) or not hasattr(box, "__len__") or len(box) != 4:
+        raise SettingError(f"box is x0, y0, x1, y1 in parts of the picture, not {box!r}")
+    x0, y0, x1, y1 = (checks.number("box", value, 0, 1) for value in box)
+    if x0 >= x1 or y0 >= y1:
+        raise SettingError(f"box {box} is empty: x0 must be less than x1, and y0 less than y1")
+    return x0, y0, x1, y1
+
+
+def _subject(
+    one: Mapping, head_model: HeadModel, syntax: bool, edited: bool = False
+) -> SubjectRequest:
+    unknown = set(one) - set(PERSON_FIELDS)
     if unknown:
         raise SettingError(
-            f"a person has a reference, a head and a face, not {', '.join(sorted(unknown))}"
+            f"a person has {', '.join(PERSON_FIELDS)}, not {', '.join(sorted(unknown))}"
         )
     references = one.get("reference")
     references = tuple(references) if isinstance(references, (list, tuple)) else (references,)
@@ -317,4 +374,4 @@ def _subject(one: Mapping, head_model: HeadModel, edited: bool = False) -> Subje
         raise SettingError("a reference photo is needed for each person")
     target = HeadTarget.of(one.get("head"))
     target.check(head_model)
-    return SubjectRequest(references, target, one.get("face"))
+    return SubjectRequest(references, target, one.get("face"), **check_region(one, syntax))

@@ -125,9 +125,14 @@ def enlarged_faces(
             size=(side, side),
             seed=(request.params.seed + 1 + number) % 2**32,
         )
+        alone = dataclasses.replace(asked, prompt=None, box=None, mask=None)
         own = dataclasses.replace(
-            request, params=params, subjects=(asked,), edit=EditRequest(image, mask="whole")
+            request, params=params, subjects=(alone,), edit=EditRequest(image, mask="whole")
         )
+        prompts = conditioning.prompts
+        if conditioning.regions is not None and prompts is not None:
+            _, negative, *words = prompts  # a crop shows one person, in their own words
+            prompts = words[number], negative
         canvas = Canvas(image, place, crop, np.ones((side, side), np.float32))
         controls = {
             control.name: landmark_picture(head_model, [moved], side, side)
@@ -138,6 +143,8 @@ def enlarged_faces(
         face = dataclasses.replace(
             conditioning,
             request=own,
+            prompts=prompts,
+            regions=None,
             subjects=(shown,),
             controls=controls,
             canvas=canvas,

@@ -34,6 +34,17 @@ _LIGHT = {
     "description": "a preset, `preset=strength`, `x,y,z,strength`, or 27 numbers",
     "oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "number"}}],
 }
+_REGION_FIELDS: dict[str, dict[str, Any]] = {
+    "prompt": {"type": "string", "description": "what this person's part of the picture shows"},
+    "box": {
+        "type": "array",
+        "items": {"type": "number", "minimum": 0, "maximum": 1},
+        "minItems": 4,
+        "maxItems": 4,
+        "description": "that part: x0, y0, x1, y1 in widths and heights of the picture",
+    },
+    "mask": {**_PHOTO, "description": "or a picture of the same shape, white there"},
+}
 _HEAD_FIELDS: dict[str, dict[str, Any]] = {
     "photo": _PHOTO,
     "take": {
@@ -130,7 +141,7 @@ def schemas() -> dict[str, Any]:
         "id": {"type": "string", "description": "answered as `job`"},
         "prompt": {"type": "string", "description": "what the pictures show"},
         **person,
-        "people": {"type": "array", "items": _object(person)},
+        "people": {"type": "array", "items": _object({**person, **_REGION_FIELDS})},
         "combine": {"enum": list(COMBINE)},
         "controls": {"type": "array", "items": _ref("Control")},
         "edit": _ref("Edit"),
