@@ -126,12 +126,15 @@ def theirs(folder, config: ModelConfig, photo, sampler, masked, monkeypatch):
     schedulers = {
         "ddim": diffusers.DDIMScheduler,
         "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+        "dpmpp_2m_karras": diffusers.DPMSolverMultistepScheduler,
+        "lcm": diffusers.LCMScheduler,
         "unipc": diffusers.UniPCMultistepScheduler,
         "euler_a": diffusers.EulerAncestralDiscreteScheduler,
     }
-    pipeline.scheduler = schedulers[sampler].from_config(
-        pipeline.scheduler.config, timestep_spacing="leading", steps_offset=1, clip_sample=False
-    )
+    settings = {"timestep_spacing": "leading", "steps_offset": 1, "clip_sample": False}
+    if sampler == "dpmpp_2m_karras":
+        settings["use_karras_sigmas"] = True
+    pipeline.scheduler = schedulers[sampler].from_config(pipeline.scheduler.config, **settings)
     to_torch = lambda x: torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
     shape = (SIDE // 8, SIDE // 8, 4)
     first = STEPS - int(STEPS * DENOISE)
@@ -188,7 +191,11 @@ slow = pytest.mark.slow
     [
         ("unipc", True),
         pytest.param("unipc", False, marks=slow),
-        *(pytest.param(s, m, marks=slow) for s in ("ddim", "dpmpp_2m", "euler_a") for m in (0, 1)),
+        *(
+            pytest.param(sampler, masked, marks=slow)
+            for sampler in ("ddim", "dpmpp_2m", "dpmpp_2m_karras", "euler_a", "lcm")
+            for masked in (False, True)
+        ),
     ],
 )
 def test_every_step_is_diffusers(models, photo, sampler, masked, monkeypatch):
