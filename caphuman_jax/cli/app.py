@@ -28,11 +28,11 @@ _VERBS = {
     ),
     "head": (
         "caphuman_jax.cli.head",
-        "fit, edit and show a head: numbers, hints, turntable, OBJ, sequences; no pictures",
+        "fit, edit and show heads: numbers, hints, turntable, mesh, sequences",
     ),
     "identity": (
         "caphuman_jax.cli.identity",
-        "save what is known of a person to a file that can be used instead of photos",
+        "write an identity file, which replaces the photos of a person",
     ),
     "sample": (
         "caphuman_jax.cli.sample",
@@ -53,7 +53,7 @@ _VERBS = {
     ),
     "check": (
         "caphuman_jax.cli.check",
-        "say what a model folder can do, what it lacks, and whether its files are sound",
+        "report what a model folder can do, what it lacks, and whether its files are intact",
     ),
     "export": ("caphuman_jax.cli.export", "convert a model folder to files for PyTorch programs"),
     "prepare": ("caphuman_jax.cli.prepare", "convert photos to records for training"),
@@ -80,7 +80,7 @@ _VERBS = {
     ),
     "compile": (
         "caphuman_jax.cli.compile",
-        "compile the training step and the sampler for other hardware: memory, speed limits",
+        "compile training and sampling for hardware that you do not have: memory, speed limits",
     ),
 }
 """Each verb's module, with add_arguments(parser) and run(args), and its line in the help."""
@@ -188,7 +188,7 @@ def _parser(chosen: str | None) -> tuple[_Parser, _Parser]:
     """The command's parser and the chosen verb's, which alone has its arguments."""
     parser = verb = _Parser(
         prog="caphuman",
-        description="A photo of a face, a sentence and a head in; pictures of that person out.",
+        description="Make pictures of a person from a photo of the face, a prompt and a head.",
     )
     parser.add_argument("--version", action="version", version=f"caphuman {__version__}")
     parser.add_argument("--debug", action="store_true", help="show where an error comes from")

@@ -19,7 +19,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--config",
         default="sd15",
-        help="name of a file in configs/, without .py, or the path of a file of one's own",
+        help="name of a file in configs/ (without .py), or the path of your own",
     )
     parser.add_argument(
         "--topology",
@@ -34,15 +34,17 @@ def add_arguments(parser) -> None:
         nargs="+",
         choices=("train", "sample"),
         default=["train"],
-        help="the training step, the sampler with its decoder",
+        help="train: the training step (default); sample: the sampler with its decoder",
     )
     parser.add_argument(
         "--batch",
         nargs="+",
         default=None,
         metavar="N",
-        help="pictures a device, or auto: the most that fit; default: the configuration's batch "
-        "over all devices (sample: 1)",
+        help=(
+            "pictures per device, or auto for the most that fit; default: the "
+            "configuration's batch over all devices (sample: 1)"
+        ),
     )
     parser.add_argument(
         "--steps", type=int, default=None, help="of the sampler; default: the model's own"
@@ -59,13 +61,15 @@ def add_arguments(parser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the compiler, such as xla_tpu_…=…; once for each",
+        help="an option of the compiler, such as xla_tpu_…=…; may be repeated",
     )
     parser.add_argument(
         "--out",
         type=Path,
-        help="write the results here too: .json, or a table for any other ending; the rows that "
-        "are there stay",
+        help=(
+            "also write the results to this file: .json, or a table with any other ending; "
+            "its other rows are kept"
+        ),
     )
     parser.add_argument(
         "--override",
@@ -207,7 +211,7 @@ def _batch(text: str) -> int | str:
     if text == "auto":
         return text
     if not text.isdigit() or int(text) < 1:
-        raise SettingError(f"--batch {text}: a number of pictures a device, or auto")
+        raise SettingError(f"--batch {text}: a number of pictures per device, or auto")
     return int(text)
 
 

@@ -100,7 +100,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
     mask = args.mask or "auto"
     if not (head or args.reference or args.prompt or args.no_person or args.mask):
         raise SettingError(
-            "nothing is to change: ask for a head (--yaw 20, --expression smile=0.8, --light "
+            "nothing to change: ask for a head (--yaw 20, --expression smile=0.8, --light "
             "left), a --reference, a --mask or a --prompt"
         )
     asked = {"photo": args.photo, "mask": mask, "face": args.face, "person": not args.no_person}

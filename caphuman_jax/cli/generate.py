@@ -32,35 +32,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference",
         metavar="PHOTO",
         nargs="+",
-        help="photo of the person, or several, or an identity file",
+        help="one photo or several of the person, or an identity file",
     )
     add_combine_argument(parser, default=None)
     parser.add_argument(
         "--person",
         metavar="ref=PHOTO,…",
         action="append",
-        help="one of several people; repeat it for each, instead of --reference and the options of "
-        "the head: ref=PHOTO (repeat it for more photos), face=N, head=PHOTO, take=pose+expression, "  # noqa: E501
-        "framing=photo, numbers=FILE.json, yaw=DEG, pitch=DEG, roll=DEG, "
-        "expression=smile:0.8+jawOpen:0.3, light=left:0.8, position=X/Y/SIZE; people without a "
-        "position stand side by side; prompt=TEXT is what this person's part of the picture shows, "
-        "box=X0/Y0/X1/Y1 (parts of the picture) or mask=FILE where it is",
+        help=(
+            "one of several people, once for each, instead of --reference and the options "
+            "of the head: ref=PHOTO (repeat for more photos), face=N, head=PHOTO, "
+            "take=pose+expression, framing=photo, numbers=FILE.json, yaw=DEG, pitch=DEG, "
+            "roll=DEG, expression=smile:0.8+jawOpen:0.3, light=left:0.8, position=X/Y/SIZE; "
+            "people without a position are placed next to each other; prompt=TEXT: what this "
+            "person's part of the picture shows, and where it is: box=X0/Y0/X1/Y1 (parts of the "
+            "picture) or mask=FILE"
+        ),
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what the picture shows")
     parser.add_argument(
         "--repeat",
         metavar="PICTURE",
-        help="make this picture again: prompt, head and settings are read from the file",
+        help="make this picture again; prompt, head and settings are read from its file",
     )
     parser.add_argument(
-        "--face", type=int, metavar="N", help="which face of the photo, 0 the largest"
+        "--face", type=int, metavar="N", help="number of the face in the photo, 0 the largest"
     )
     head = head_arguments.add_head_arguments(parser)
     head.add_argument(
         "--sequence",
         metavar="FILE",
-        help="--num-images pictures for each head of a table: a CSV, or the sequence.json of "
-        "`caphuman head`",
+        help=(
+            "make --num-images pictures for each row of a table of heads: a CSV, or the "
+            "sequence.json of `caphuman head`"
+        ),
     )
 
     sampling = parser.add_argument_group("sampling")
@@ -69,8 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--control",
         metavar="NAME=PICTURE[:S]",
         action="append",
-        help="a ControlNet of the model, its picture and its weight S (default 1); the picture "
-        "`landmarks` shows the 68 landmarks of the wanted heads as dots",
+        help=(
+            "a ControlNet of the model, its picture and its weight S (default 1); the "
+            "picture `landmarks` shows the 68 landmarks of the requested heads as dots"
+        ),
     )
 
     model = parser.add_argument_group("model")
@@ -87,7 +94,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--overwrite",
         action="store_true",
-        help="start at picture_00.png even if it exists; otherwise numbers follow the last one",
+        help=("start at picture_00.png even if it exists; default: continue after the last number"),
     )
 
 
@@ -97,8 +104,10 @@ def add_combine_argument(parser: argparse.ArgumentParser, default: str | None) -
         "--combine",
         choices=("mean", "stack"),
         default=default,
-        help="several photos of the person: mean of their identity tokens (default), or stack: "
-        "all of them",
+        help=(
+            "with several photos of the person: use the mean of their identity tokens "
+            "(default), or stack them all"
+        ),
     )
 
 

@@ -25,15 +25,16 @@ _FROM, _SMALLEST, _LARGEST = ("reference", "numbers"), 16, 4096
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `caphuman head`."""
     parser.description = (
-        "Fits a head to a photo, changes it as is asked for, and writes head.json (its numbers), "
-        "hints.png (normals, albedo, "
-        "render) and overlay.png (the fitted head over the photo)."
+        "Fit a head to a photo, edit it, and write head.json (its numbers), hints.png (normals, "
+        "albedo, render) and overlay.png (the fitted head over the photo)."
     )
     parser.add_argument(
         "--reference",
         metavar="PHOTO",
-        help="photo of the person, or an identity file; whose shape and colors the head has "
-        "(without it, --numbers has them)",
+        help=(
+            "photo or identity file of the person, which gives the head its shape and "
+            "colors (without it, the file of --numbers does)"
+        ),
     )
     parser.add_argument(
         "--sequence",
@@ -41,34 +42,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="many heads: a CSV of numbers, a video, a GIF or a folder of photos",
     )
     parser.add_argument(
-        "--face", type=int, metavar="N", help="which face of the photo, 0 the largest"
+        "--face", type=int, metavar="N", help="number of the face in the photo, 0 the largest"
     )
     head_arguments.add_head_arguments(parser)
 
-    many = parser.add_argument_group(
-        "sequences of photos and frames (what is taken of them: --take)"
-    )
+    many = parser.add_argument_group("sequences (--take says what is taken from each frame)")
     many.add_argument(
-        "--every", type=int, default=1, metavar="N", help="every Nth frame, default 1: all"
+        "--every", type=int, default=1, metavar="N", help="use every N-th frame, default 1"
     )
     many.add_argument(
         "--fps",
         type=float,
         metavar="N",
-        help="frames a second; default: the video's own, 25 for photos and tables",
+        help="frames per second; default: the video's own, 25 for photos and tables",
     )
     many.add_argument(
         "--smooth",
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="time constant of a two-sided mean, default 0: none",
+        help="smooth over this time (a two-sided mean); default 0: not at all",
     )
     many.add_argument(
         "--missing",
         choices=("interpolate", "error"),
         default="interpolate",
-        help="frames without a face, default interpolate",
+        help="what happens to frames without a face; default interpolate",
     )
 
     parser.add_argument(
@@ -77,15 +76,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--npz",
         action="store_true",
-        help="also hints.npz: the nine channels as numbers, hints (H, W, 9)",
+        help="also write hints.npz: the nine channels as floats, hints (H, W, 9)",
     )
-    parser.add_argument("--turntable", action="store_true", help="also turntable.gif")
-    parser.add_argument("--obj", action="store_true", help="also head.obj, with vertex colors")
+    parser.add_argument("--turntable", action="store_true", help="also write turntable.gif")
+    parser.add_argument(
+        "--obj", action="store_true", help="also write head.obj, with vertex colors"
+    )
     parser.add_argument(
         "--model",
         default="mini",
         metavar="NAME|FOLDER",
-        help="the model whose head and size are used, default mini",
+        help="the model whose head model and size are used, default mini",
     )
     parser.add_argument(
         "--head-model",

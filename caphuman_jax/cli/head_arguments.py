@@ -38,23 +38,31 @@ def add_head_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     head.add_argument(
         "--numbers",
         metavar="FILE.json",
-        help="a head.json of `caphuman head`, edited or not, or a few of its entries; the options "
-        "below replace them",
+        help=(
+            "a head.json of `caphuman head`, or any of its entries; the options below override it"
+        ),
     )
     head.add_argument(
         "--take",
         default=None,
         metavar="PARTS",
-        help="position,pose,expression,lighting or all (default position,pose)",
+        help=(
+            "what is taken from the head of --head-from: position,pose,expression,lighting "
+            "or all; default position,pose"
+        ),
     )
     head.add_argument(
         "--framing",
         choices=("head", "photo"),
         default=None,
-        help="frame the head photo around its head (default), or keep the head where it stands in "
-        "that photo",
+        help=(
+            "head: crop the photo of --head-from around its head (default); photo: keep the "
+            "head where it is in that photo"
+        ),
     )
-    head.add_argument("--head-face", type=int, metavar="N", help="which face of the head photo")
+    head.add_argument(
+        "--head-face", type=int, metavar="N", help="number of the face in the photo of --head-from"
+    )
     head.add_argument(
         "--yaw", type=float, metavar="DEG", help="positive: towards the right of the picture"
     )
@@ -70,16 +78,20 @@ def add_head_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
     head.add_argument(
         "--light",
         metavar="LIGHT",
-        help="soft, front, left, right, top, bottom, top-left, top-right, back, with a strength "
-        "from 0 to 1 (left=0.8), or X,Y,Z,STRENGTH: direction right, up, towards the viewer; or 27 "
-        "SH numbers (9 × red, green, "
-        "blue): a list, or a JSON file of one",
+        help=(
+            "soft, front, left, right, top, bottom, top-left, top-right or back, with a "
+            "strength from 0 to 1 (left=0.8); or X,Y,Z,STRENGTH, a direction to the right, "
+            "up and towards the viewer; or 27 SH coefficients (9 × red, green, blue) as a "
+            "list or a JSON file"
+        ),
     )
     head.add_argument(
         "--position",
         metavar="X,Y,SIZE",
-        help="where the head's center is (X in widths of the picture, Y in heights) and how tall "
-        "the face is (in heights): 0.5,0.5,0.5",
+        help=(
+            "center of the head (X in widths of the picture, Y in heights) and height of "
+            "the face (in heights): 0.5,0.5,0.5"
+        ),
     )
 
     return head

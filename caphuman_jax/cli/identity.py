@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="photos of one person; the head is the first photo's",
     )
     parser.add_argument(
-        "--face", type=int, metavar="N", help="which face of the photos, 0 the largest"
+        "--face", type=int, metavar="N", help="number of the face in the photos, 0 the largest"
     )
     add_combine_argument(parser, default="mean")
     parser.add_argument(

@@ -26,14 +26,16 @@ def add_arguments(parser) -> None:
     """The command's options."""
     parser.add_argument("out", metavar="OUT", help="the model folder to make")
     parts = parser.add_argument_group(
-        "from what (.ckpt, .pth, .bin, .safetensors; diffusers or transformers folders)"
+        "sources (.ckpt, .pth, .bin, .safetensors; diffusers or transformers folders)"
     )
     parts.add_argument(
         "--from",
         dest="folder",
         metavar="DIR",
-        help="find the files in this folder by what is in them, down to four levels; the options "
-        "below decide instead where they are given",
+        help=(
+            "find the files in this folder by their content, down to four levels; the "
+            "options below override what it finds"
+        ),
     )
     parts.add_argument(
         "--caphuman",
@@ -49,7 +51,7 @@ def add_arguments(parser) -> None:
     parts.add_argument(
         "--clip",
         metavar="FILE|DIR",
-        help="CLIP ViT-L/14: text encoder, and image encoder if it is in it",
+        help="CLIP ViT-L/14: text encoder, and image encoder if the files hold it",
     )
     parts.add_argument("--image-encoder", metavar="FILE|DIR", help="CLIP ViT-L/14's image encoder")
     parts.add_argument(
@@ -57,57 +59,67 @@ def add_arguments(parser) -> None:
         metavar="FILE[:S[,T]]",
         action="append",
         default=[],
-        help="add a LoRA for good, at strength S (default 1), or S for the UNet and T for the text "
-        "encoder; repeat for more",
+        help=(
+            "merge a LoRA at strength S (default 1), or S for the UNet and T for the text "
+            "encoder; may be repeated"
+        ),
     )
     parts.add_argument(
         "--controlnet",
         metavar="FILE[=NAME]",
         action="append",
         default=[],
-        help="bring a ControlNet along; repeat for more",
+        help="add a ControlNet; may be repeated",
     )
     parts.add_argument(
         "--facenet",
         metavar="FILE",
-        help="FaceNet, 20180402-114759-vggface2.pt: the recognizer that CapHuman was trained "
-        "with; no photo can be used without it",
+        help=(
+            "FaceNet, 20180402-114759-vggface2.pt: the recognizer that CapHuman was trained "
+            "with; without it no photo can be used"
+        ),
     )
     parts.add_argument(
         "--face-parsing",
         metavar="FILE",
-        help="BiSeNet, 79999_iter.pth: what is face in a photo; default: what the landmarks say",
+        help=(
+            "BiSeNet, 79999_iter.pth: finds the pixels of the face; default: the landmarks decide"
+        ),
     )
     parts.add_argument(
         "--mtcnn",
         metavar="DIR",
-        help="folder of pnet.pt, rnet.pt, onet.pt: how FaceNet's crops are cut; default: by the "
-        "landmarks",
+        help=(
+            "folder of pnet.pt, rnet.pt and onet.pt, which cut FaceNet's crops; default: "
+            "the landmarks decide"
+        ),
     )
     parts.add_argument(
         "--deca",
         metavar="FILE",
-        help="DECA, deca_model.tar: heads are estimated and rendered as CapHuman was trained with "
-        "them; brings "
-        "--head flame along",
+        help=(
+            "DECA, deca_model.tar: estimates heads as in CapHuman's training; implies --head flame"
+        ),
     )
     parts.add_argument(
         "--flame",
         metavar="DIR",
-        help="FLAME's folder: checked whether all is there; brings --head flame along. It stays "
-        "where it is, and CAPHUMAN_FLAME names it in use",
+        help=(
+            "FLAME's folder, which is checked and not copied: CAPHUMAN_FLAME must name it "
+            "when the model is used; implies --head flame"
+        ),
     )
     parts.add_argument(
         "--init",
         action="store_true",
-        help="without --caphuman: CapFace begins as a copy of the UNet's encoder, to be trained",
+        help=("without --caphuman: CapFace begins as a copy of the UNet's encoder, to be trained"),
     )
     how = parser.add_argument_group("how")
     how.add_argument(
         "--dtype",
         choices=_DTYPES,
         default="keep",
-        help="type of the stored weights; default: each as it comes",
+        help="type of the stored weights; default: as in the files",
     )
     how.add_argument(
         "--ema", action="store_true", help="take the moving averages of a training file"
@@ -139,12 +151,12 @@ def add_arguments(parser) -> None:
         metavar="PREFIX",
         action="append",
         default=[],
-        help="leave out keys that begin so; repeat for more",
+        help="leave out tensors whose names begin with PREFIX; may be repeated",
     )
     how.add_argument(
         "--partial",
         action="store_true",
-        help="make the folder even if something is missing that photos or heads need",
+        help="make the folder even if it lacks something that photos or heads need",
     )
     how.add_argument("--name", help="name of the model, default sd15")
     how.add_argument("--overwrite", action="store_true", help="replace an existing model folder")

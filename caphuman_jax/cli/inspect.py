@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     what = "numbers" if args.fast else "numbers, pictures and files"
     print(
         f"checked {total:,} records ({what}) in {seconds:.1f} s, {total / max(seconds, 1e-9):,.0f} "
-        f"a second: "
+        f"per second: "
         + (f"{len(found.problems):,} problems" if found.problems else "nothing wrong")
         + ("; the rest was not checked" if len(found.problems) > check.ENOUGH else "")
     )

@@ -69,13 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--person",
         metavar="folder|FILE",
-        help="who the photos show, where SRC does not say: folder (the first directory of the "
-        "path), or a file of keys and persons",
+        help=(
+            "who the photos show, if SRC does not say: folder (the first directory of the "
+            "path), or a file of keys and persons"
+        ),
     )
     parser.add_argument(
         "--captions-from",
         metavar="FILE",
-        help="captions, where SRC has none: JSON {key: text}, or lines of a key and a text",
+        help="captions, if SRC has none: JSON {key: text}, or lines of a key and a text",
     )
     parser.add_argument(
         "--limit", type=positive_int, metavar="N", help="only the first N photos by key"
@@ -187,7 +189,7 @@ def _add_threshold_arguments(group, default: QualityThresholds) -> None:
         "--faces",
         choices=FACES,
         default=default.faces,
-        help="one: drop photos of several faces (default); largest: take the largest",
+        help="one: drop photos of several faces (default); largest: take the largest face",
     )
     for field in dataclasses.fields(QualityThresholds):
         name, value = "--" + field.name.replace("_", "-"), getattr(default, field.name)
@@ -212,7 +214,7 @@ def _add_threshold_arguments(group, default: QualityThresholds) -> None:
         "--duplicates",
         choices=KEEP,
         default=default.duplicates,
-        help="photos that repeat another; default %(default)s",
+        help="photos that repeat another one; default drop",
     )
 
 

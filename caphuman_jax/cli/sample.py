@@ -29,34 +29,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--jobs",
         type=Path,
         metavar="FILE.jsonl",
-        help='a job a line: {"reference": "me.jpg", "prompt": "a photo", '
-        '"head": {"yaw": 20}, "num_images": 4, …}, with any setting of generate',
+        help=(
+            'one job per line: {"reference": "me.jpg", "prompt": "a photo", "head": {"yaw": '
+            '20}, "num_images": 4, …}, with any setting of generate'
+        ),
     )
     what.add_argument(
         "--identities",
         type=Path,
         metavar="DIR|FILE",
-        help="photos or identity files: a folder, or one a line",
+        help="photos or identity files: a folder, or a file with one path per line",
     )
-    what.add_argument("--prompts", type=Path, metavar="FILE", help="a prompt a line")
+    what.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="a file with one prompt per line"
+    )
     what.add_argument(
         "--heads",
         type=Path,
         metavar="FILE.jsonl|json",
-        help='a head a line, such as {"yaw": 20}; {} is the person\'s own; or a sequence.json of '
-        "`caphuman head`",
+        help=(
+            'a file with one head per line, such as {"yaw": 20}, where {} is the person\'s '
+            "own head; or a sequence.json of `caphuman head`"
+        ),
     )
     what.add_argument(
         "--default",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a field of the jobs that do not have it: num_images=3, steps=20, guidance_scale=5 …",
+        help=(
+            "value of a field for all jobs that do not set it: num_images=3, steps=20, "
+            "guidance_scale=5 …"
+        ),
     )
     what.add_argument(
         "--check",
         action="store_true",
-        help="report errors in the jobs, or the number of pictures; make none",
+        help="only check the jobs and report errors, or the number of pictures",
     )
 
     how = parser.add_argument_group("model and devices")
@@ -65,13 +74,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--fsdp",
         action="store_true",
-        help="divide the weights between this machine's devices: less memory, more communication",
+        help=(
+            "divide the weights among the devices of this machine: less memory, more communication"
+        ),
     )
     how.add_argument(
         "--share",
         metavar="I/N",
-        help="make only the I-th of N parts, from 1; needed only where the shared folder has no "
-        "file locks",
+        help=(
+            "make only part I of N (from 1); needed only where the shared folder has no file locks"
+        ),
     )
 
     output = parser.add_argument_group("output")
@@ -84,7 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--format", choices=("png", "jpeg", "array_record"), default="png", help="default png"
     )
-    output.add_argument("--retry-failed", action="store_true", help="retry what failed before")
+    output.add_argument(
+        "--retry-failed", action="store_true", help="try again to make the pictures that failed"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -63,8 +63,10 @@ def add_model_arguments(group: argparse._ArgumentGroup, batch: str) -> None:
         "--embedding",
         metavar="FILE[=WORD]",
         action="append",
-        help="a textual-inversion file; WORD in prompts stands for it (default: the word that the "
-        "file names); may be repeated",
+        help=(
+            "a textual-inversion file; WORD stands for it in prompts (default: the word "
+            "that the file names); may be repeated"
+        ),
     )
     group.add_argument(
         "--dtype",
@@ -76,6 +78,9 @@ def add_model_arguments(group: argparse._ArgumentGroup, batch: str) -> None:
         "--memory",
         choices=("full", "normal", "low", "least"),
         default="normal",
-        help="full: weights in float32; normal: in the compute dtype; low: networks that read "
-        "photos wait in the computer's memory, one picture at a time; least: also 8-bit weights",
+        help=(
+            "full: weights in float32; normal: in the compute dtype (default); low: "
+            "networks that read photos stay in the computer's memory, one picture at a "
+            "time; least: also 8-bit weights"
+        ),
     )

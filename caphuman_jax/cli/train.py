@@ -18,7 +18,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--config",
         default="mini",
-        help="name of a file in configs/, without .py, or the path of a file of one's own",
+        help="name of a file in configs/ (without .py), or the path of your own",
     )
     parser.add_argument(
         "--workdir",
@@ -140,7 +140,7 @@ def _train_here(args) -> int:
     if on_cpu and jax.process_index() == 0:
         print(
             f"training on a CPU, in {config.training.dtype}: enough to try out a small "
-            "configuration. The full model wants a GPU; on a CPU a step of mini takes minutes and "
+            "configuration. The full model needs a GPU; on a CPU a step of mini takes minutes and "
             "its 6,000 steps more than a week (docs/training.md)",
             flush=True,
         )

@@ -35,14 +35,16 @@ class SamplingParams:
     negative_prompt: str = field("", "what the picture does not show", "text", per_image=True)
     prompt_syntax: bool = field(
         True,
-        "whether (word:1.3), [word] and BREAK in prompts have their meaning; "
-        "--no-prompt-syntax: brackets are literal",
+        (
+            "read (word:1.3), [word] and BREAK in prompts as syntax (default), or all "
+            "brackets as literal text"
+        ),
         "switch",
         per_image=True,
     )
     clip_skip: int = field(
         1,
-        "which layer of the text encoder is its output, counted from the end; default 1, the last",
+        ("use the output of the text encoder's N-th layer from the end; default 1, the last"),
         "int",
         1,
         24,
@@ -50,7 +52,7 @@ class SamplingParams:
     )
     num_images: int = field(
         1,
-        "number of pictures, default 1; each depends on the seed and its own number alone",
+        ("number of pictures, default 1; each depends only on the seed and on its own number"),
         "int",
         1,
         10_000,
@@ -69,8 +71,10 @@ class SamplingParams:
     steps: int | None = field(None, "default: the model's own", "int", 1, TIMESTEPS)
     denoise: float | None = field(
         None,
-        "of a photo that is edited: how much of it may change, from 0 (nothing) to 1 (all of what "
-        "the mask covers); that share of the steps is computed",
+        (
+            "how much of an edited photo may change inside the mask, from 0 (nothing) to 1 "
+            "(everything); this share of the steps is computed"
+        ),
         "float",
         0.01,
         1,
@@ -110,10 +114,20 @@ class SamplingParams:
         metavar="G",
     )
     identity_guidance: float = field(
-        1.0, "the same for the identity, default 1: as trained", "float", 0, 100, metavar="G"
+        1.0,
+        "how strongly the identity is followed; default 1: as trained",
+        "float",
+        0,
+        100,
+        metavar="G",
     )
     head_guidance: float = field(
-        1.0, "the same for the head, default 1: as trained", "float", 0, 100, metavar="G"
+        1.0,
+        "how strongly the head is followed; default 1: as trained",
+        "float",
+        0,
+        100,
+        metavar="G",
     )
     guidance_rescale: float | None = field(
         None,
@@ -129,8 +143,10 @@ class SamplingParams:
     )
     identity_max_timestep: float = field(
         0.0,
-        "the identity is used at timesteps up to T (999 is noise, 0 the picture); 0, the default: "
-        "at all of them; negative: at none",
+        (
+            "use the identity only at timesteps up to T (999 is noise, 0 the picture); "
+            "default 0: at all of them; negative: at none"
+        ),
         "float",
         -1,
         TIMESTEPS,
@@ -138,8 +154,10 @@ class SamplingParams:
     )
     guidance_interval: tuple[float, float] | None = field(
         None,
-        "guidance only at timesteps between A and B (999 to 0; arXiv 2404.07724); the other steps "
-        "take half the time",
+        (
+            "guide only at timesteps between A and B (999 to 0; arXiv 2404.07724); the "
+            "other steps take half the time"
+        ),
         "interval",
         0,
         TIMESTEPS,
@@ -147,8 +165,10 @@ class SamplingParams:
     )
     cache_interval: int = field(
         1,
-        "run the deep part of the UNet at every N-th step only and reuse its features in between "
-        "(DeepCache, arXiv 2312.00858); default 1",
+        (
+            "run the deep part of the UNet only at every N-th step and reuse its features "
+            "in between (DeepCache, arXiv 2312.00858); default 1"
+        ),
         "int",
         1,
         TIMESTEPS,
@@ -156,7 +176,10 @@ class SamplingParams:
     )
     gate: str = field(
         "hard",
-        "CapFace's mask: cut at one half (hard, the default) or multiplied (soft)",
+        (
+            "how CapFace's mask gates its output: hard: thresholded at one half (default); "
+            "soft: multiplied"
+        ),
         "choice",
         choices=("hard", "soft"),
     )

@@ -56,7 +56,8 @@ class ArcFace:
             )
         except Exception as error:  # onnxruntime's own exceptions have no common base
             raise ModelFolderError(
-                f"{self.path} is damaged or no ONNX file; fetch it again ({_first_line(error)})"
+                f"{self.path} is damaged or not an ONNX file; download it again "
+                f"({_first_line(error)})"
             ) from error
         self.sha256 = hashlib.sha256(document).hexdigest()
         self._input, self._batch = _check(self._session, self.path)

@@ -239,12 +239,12 @@ def _read_albedo(model, coded):
         )
     except Exception as error:  # whatever a damaged picture makes Pillow raise
         raise HeadError(
-            f"the albedo of these numbers is damaged ({error}); take it out to have a grey head"
+            f"the albedo of these numbers is damaged ({error}); remove it to get a gray head"
         ) from error
     if pixels.shape[0] == 1:
         pixels = pixels[0]
     if not model.accepts_albedo(pixels.shape):
         raise HeadError(
-            "the albedo of these numbers is of another head model; take it out to have a grey head"
+            "the albedo of these numbers is of another head model; remove it to get a gray head"
         )
     return pixels

@@ -150,7 +150,7 @@ def read_table(source: Source) -> list[dict] | None:
         raise HeadError(
             f"row {next(i for i, row in enumerate(rows, 1) if None in row)} of {path} has more "
             f"cells than there are columns; "
-            "put quotes round a cell with commas in it"
+            "put quotes around a cell with commas in it"
         )
     return [_filled(row) for row in rows]
 

@@ -40,7 +40,7 @@ def converter(picture: Image.Image, name: str) -> Callable[[Image.Image], Image.
         return _unchanged
     transform = _transform(bytes(profile), mode)
     if isinstance(transform, str):
-        log.warning("%s: %s; its colors are taken for sRGB", name, transform)
+        log.warning("%s: %s; its colors are read as sRGB", name, transform)
     if transform is None or isinstance(transform, str):
         return _unchanged
     return functools.partial(_converted, transform=transform, mode=mode)

@@ -54,9 +54,9 @@ def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator
         HeadError: `every` or `fps` is out of range.
     """
     if every < 1:
-        raise HeadError(f"every how many frames must be at least 1, not {every}")
+        raise HeadError(f"--every must be at least 1, not {every}")
     if fps is not None and not 0 < fps <= 1000:
-        raise HeadError(f"frames a second must lie between 0 and 1000, not {fps:g}")
+        raise HeadError(f"frames per second must lie between 0 and 1000, not {fps:g}")
     if not isinstance(source, (str, os.PathLike)) or Path(source).is_dir():
         photos = (
             _photos_of(Path(source)) if isinstance(source, (str, os.PathLike)) else list(source)

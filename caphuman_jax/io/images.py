@@ -67,8 +67,8 @@ def read_photo(source: PhotoSource) -> np.ndarray:
     picture = _shrink(picture)
     if min(picture.size) < MIN_SIDE:
         raise PhotoError(
-            f"{name} is only {picture.width}x{picture.height} pixels; use a photo of at least "
-            f"{MIN_SIDE} a side"
+            f"{name} is only {picture.width}x{picture.height} pixels; use a photo with sides of "
+            f"at least {MIN_SIDE}"
         )
     return np.array(picture)
 

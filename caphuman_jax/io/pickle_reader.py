@@ -316,7 +316,7 @@ def guarded(path: Path, read: Callable[[], Any]) -> Any:
             isinstance(error, LookupError) or not str(error).strip()
         )  # an unknown opcode or an empty stack: the bare number explains nothing
         said = "its content makes no sense" if empty else " ".join(str(error).split())[:200]
-        raise ModelFolderError(f"{path} is damaged or no file of this kind: {said}") from error
+        raise ModelFolderError(f"{path} is damaged or not a file of this kind: {said}") from error
 
 
 def mapped(file) -> mmap.mmap | io.BytesIO:

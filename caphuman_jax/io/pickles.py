@@ -42,7 +42,7 @@ class _DType(Built):
         ):
             raise Refused("it has arrays of records")
         if state[1] not in ("<", ">", "=", "|"):
-            raise Damaged("a byte order that there is not")
+            raise Damaged("an unknown byte order")
         self.dtype = self.dtype.newbyteorder(state[1])
 
     def finish(self, resolve):
@@ -299,7 +299,7 @@ def _names() -> dict[tuple[str, str], Name]:
 
 def _order(order: Any) -> Literal["C", "F"]:
     if order not in ("C", "F"):
-        raise Damaged("an array in an order that there is not")
+        raise Damaged("an array in an unknown order")
     return order
 
 

@@ -68,7 +68,7 @@ def read_header(file: File) -> tuple[dict[str, Tensor], dict[str, str]]:
     """{name: tensor} and the file's metadata. Raises Damaged where header and file disagree."""
     length = int.from_bytes(file.read(0, 8).tobytes(), "little")
     if length > _LONGEST_HEADER:
-        raise Damaged("its header is too long to be true")
+        raise Damaged("its header is implausibly long")
     header = json_reader.parse(file.read(8, length).tobytes(), pairs_hook=_unique)
     if not isinstance(header, dict):
         raise Damaged("its header is not a JSON object")

@@ -153,7 +153,7 @@ def _tensor(
         if last >= count or math.prod(size) > max(count, _LARGEST_EXPANDED):
             raise Damaged("a tensor larger than its storage")
     elif math.prod(n for n in size if n) > 2**40:
-        raise Damaged("a tensor too large to be true")
+        raise Damaged("an implausibly large tensor")
     return Tensor(dtype, size, strides, offset, storage)
 
 

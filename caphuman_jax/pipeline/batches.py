@@ -70,7 +70,7 @@ def check_finite(images: np.ndarray) -> None:
         raise CapHumanError(
             "the picture contains numbers that are not finite: the weights, a LoRA or the identity "
             "are damaged, or the precision does not suffice (--dtype float32, a lower "
-            "guidance_scale); nothing was written of it"
+            "guidance_scale); it was not written"
         )
 
 

@@ -73,7 +73,9 @@ def _check_alone(environment: Mapping[str, str]) -> None:
 def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
     missing = [name for name, value in given.items() if value in (None, "")]
     if missing:
-        raise SettingError(f"{', '.join(missing)} missing: {', '.join(given)} are given together")
+        raise SettingError(
+            f"{', '.join(missing)} missing: {', '.join(given)} must be given together"
+        )
     address, number, count = given.values()
     try:
         number, count = int(number), int(count)
@@ -81,7 +83,7 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
         raise SettingError(f"{', '.join(list(given)[1:])} are whole numbers: {error}") from error
     if not re.fullmatch(r".+:\d+", str(address)):
         raise SettingError(
-            f"{next(iter(given))} is {address!r}; HOST:PORT of process 0 is wanted, such as "
+            f"{next(iter(given))} is {address!r}; it must be HOST:PORT of process 0, such as "
             f"10.0.0.1:8476"
         )
     if not 0 <= number < count:
@@ -147,7 +149,7 @@ def join(arguments: dict[str, Any] | None, environment: Mapping[str, str] = os.e
         return
     heartbeat = environment.get("CAPHUMAN_HEARTBEAT") or "30"
     if not heartbeat.isdigit() or not 1 <= int(heartbeat) <= 86400:
-        raise SettingError(f"CAPHUMAN_HEARTBEAT is {heartbeat!r}; whole seconds are wanted")
+        raise SettingError(f"CAPHUMAN_HEARTBEAT is {heartbeat!r}; it must be whole seconds")
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

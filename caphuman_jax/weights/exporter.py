@@ -231,7 +231,7 @@ def _described(config: ModelConfig) -> dict[str, dict[str, Any]]:
     ):
         raise ModelFolderError(
             f"{config.name} has networks that diffusers does not: its autoencoder or text encoder "
-            f"is of another make; --to ldm works"
+            f"is built differently; --to ldm works"
         )
     return {
         "unet": {

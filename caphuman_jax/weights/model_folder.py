@@ -45,7 +45,7 @@ def find_model(name_or_path: str | os.PathLike) -> Path:
         raise ModelFolderError(f"{path} is not a model folder: it has no config.json")
     known = ", ".join(shipped) or "none"
     raise ModelFolderError(
-        f"no model named {name_or_path} and no folder of that path; shipped models: {known}"
+        f"no model named {name_or_path} and no folder at that path; shipped models: {known}"
     )
 
 

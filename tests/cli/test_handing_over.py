@@ -80,8 +80,10 @@ READERS = {
     "identity → evaluate": "evaluate --photos {here}/people --per-person 1 --steps 2",
     "generate → generate again": "generate --reference {photo} --repeat " + PICTURES["generate"],
     "sample → generate again": "generate --reference {photo} --repeat " + PICTURES["sample"],
-    "edit → edit again": "edit --photo {photo} --repeat " + PICTURES["edit"],
-    "sample → edit again": "edit --photo {photo} --repeat " + PICTURES["sample an edit"],
+    "edit → edit again": "edit --photo {photo} --mask {here}/corner.png --repeat "
+    + PICTURES["edit"],
+    "sample → edit again": "edit --photo {photo} --mask {here}/corner.png --repeat "
+    + PICTURES["sample an edit"],
 } | {
     f"{writer} → {reader}, as a photo": text.replace("{picture}", PICTURES[writer])
     .replace("{picture_list}", "{here}/" + writer.replace(" ", "_") + ".txt")
@@ -147,7 +149,14 @@ def test_the_table_has_every_pair():
     used = {text.split()[0] for text in READERS.values()}
     used |= {verb for commands in WRITERS.values() for verb in commands}
     used |= {"train", "import", "export", "check", "inspect", "compile"}  # below
-    others = {"serve", "launch", "doctor", "status", "config"}  # hand nothing over, or to services
+    others = {
+        "serve",
+        "studio",
+        "launch",
+        "doctor",
+        "status",
+        "config",
+    }  # hand nothing over, or to services
     assert set(app._VERBS) - others <= used
 
 

@@ -272,7 +272,7 @@ def test_compiled_programs_are_kept_on_any_device(monkeypatch, tmp_path, capsys)
     assert app.main(["train", f"--config.data={tmp_path}", "--workdir", str(tmp_path / "w")]) == 2
     said = capsys.readouterr()
     assert "no records there" in said.err and found == [1]
-    assert said.out.startswith("training on a CPU, in float32") and "wants a GPU" in said.out
+    assert said.out.startswith("training on a CPU, in float32") and "needs a GPU" in said.out
 
 
 def test_each_type_of_cpu_has_a_folder_of_compiled_programs(monkeypatch):

@@ -494,7 +494,7 @@ def test_controlnets(tmp_path, caphuman):
             ours[f"{network}/encoder.time_1.kernel"],
             sd["control_model.time_embed.0.weight"].numpy().T,
         )
-    with pytest.raises(ModelFolderError, match="is taken or no name"):
+    with pytest.raises(ModelFolderError, match="is taken or not a name"):
         import_model(
             tmp_path / "n",
             caphuman=caphuman,

@@ -172,7 +172,7 @@ def from_arrays(
     if template is not None:
         uv, uv_triangles, theirs = template
         if not np.array_equal(theirs, triangles):
-            raise HeadError(f"the template does not belong to {source}: its triangles are others")
+            raise HeadError(f"the template does not belong to {source}: its triangles differ")
         uv, uv_triangles = single(uv), uv_triangles.astype(np.int32)
     return Flame(
         mean=single(mean),
@@ -314,7 +314,7 @@ def read_template(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
             raise ValueError("faces that are not triangles with texture coordinates")
         uv = np.asarray(uv, np.float64)
         if corners.min() < 1 or corners[..., 1].max() > len(uv) or not np.isfinite(uv).all():
-            raise ValueError("a face with a corner that there is not")
+            raise ValueError("a face with a corner that does not exist")
     except OSError as problem:
         raise HeadError(f"{path} cannot be read: {problem.strerror or problem}") from problem
     except ValueError as problem:
