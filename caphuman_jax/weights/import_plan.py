@@ -146,7 +146,7 @@ def find_controlnets(given, opened: list[Source]) -> dict[str, tuple[Source, Fou
         if not re.fullmatch(r"\w[\w.-]*", network) or network in found:
             raise ModelFolderError(
                 f"--controlnet {path}: the name {network.removeprefix('controlnet_')!r} is taken "
-                f"or no name; give FILE=NAME"
+                f"or not a name; give FILE=NAME"
             )
         found[network] = source, source.networks["controlnet"]
     return found

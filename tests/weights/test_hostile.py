@@ -392,7 +392,7 @@ def tensor_pickle(
         ({"count": "L1152921504606846976L\n"}, "missing or cut short"),
         (
             {"size": "(L1152921504606846976L\nK\x00t", "strides": "(K\x01K\x01t"},
-            "too large to be true",
+            "implausibly large",
         ),
     ],
 )
