@@ -79,12 +79,12 @@ class Api:
 
     async def health(self, request: Request) -> Response:
         """200 while the process runs."""
-        return JSONResponse({"status": "ok", "version": __version__})
+        facts = {"status": "ok", "model": self._stage, "version": __version__}
+        return JSONResponse(facts)
 
     async def readiness(self, request: Request) -> Response:
         """200 once the model has made its first picture; 503 before."""
-        status = "ready" if self.ready else "warming up" if self.engine else "loading"
-        return JSONResponse({"status": status}, 200 if self.ready else 503)
+        return JSONResponse({"status": self._stage}, 200 if self.ready else 503)
 
     async def metric_text(self, request: Request) -> Response:
         """Counters for Prometheus."""
@@ -143,15 +143,16 @@ class Api:
         return Response(self._head_model, media_type="application/json", headers=headers)
 
     async def create_session(self, request: Request) -> Response:
-        """A new session, also as a cookie."""
-        return self._with_cookie({}, self.sessions.create(), 201)
+        """What the client's session keeps; a new session where it has none, also as a cookie."""
+        session = self._known_session(request)
+        if session is not None:
+            return self._with_cookie(_kept(session), session, 200)
+        session = self.sessions.create()
+        return self._with_cookie(_kept(session), session, 201)
 
     async def show_session(self, request: Request) -> Response:
         """What the session keeps."""
-        session = self._session(request)
-        pictures = [answers.picture_facts(one) for one in list(session.pictures.values())]
-        photos = [{"id": one.id, **one.facts} for one in list(session.uploads.values())]
-        return JSONResponse({"photos": photos, "pictures": pictures})
+        return JSONResponse(_kept(self._session(request)))
 
     async def end_session(self, request: Request) -> Response:
         """Delete the session, its photos and pictures, and cancel its requests."""
@@ -245,6 +246,10 @@ class Api:
         }
         return Response(data, media_type="image/png", headers=headers)
 
+    @property
+    def _stage(self) -> str:
+        return "ready" if self.ready else "warming up" if self.engine else "loading"
+
     def _engine(self) -> Engine:
         """Raises RequestError while the model is loading."""
         if self.engine is None:
@@ -336,3 +341,9 @@ class Api:
             return await answers.answer(request, accepted, events, kept, "image/png" in accepts)
         finally:
             close()
+
+
+def _kept(session: Session) -> dict[str, Any]:
+    pictures = [answers.picture_facts(one) for one in list(session.pictures.values())]
+    photos = [{"id": one.id, **one.facts} for one in list(session.uploads.values())]
+    return {"photos": photos, "pictures": pictures}

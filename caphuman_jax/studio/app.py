@@ -32,7 +32,8 @@ if TYPE_CHECKING:  # brings JAX, which the page does not wait for
 log = logging.getLogger("caphuman_jax")
 
 _CLEANING = 30.0  # seconds between looks for sessions that nobody uses
-PAGE = Path(str(files("caphuman_jax"))) / "studio" / "page"
+_PACKAGE = Path(str(files("caphuman_jax")))
+PAGE, SAMPLE = _PACKAGE / "studio" / "page", _PACKAGE / "assets" / "astronaut_nasa.png"
 
 Load = Callable[[], "tuple[Pipeline, int]"]
 """load() → a pipeline, and how many pictures it makes at a time."""
@@ -91,8 +92,11 @@ def create_app(
 
     routes: list[Route | Mount] = [*api.routes()]
     if options.page:
-        routes += [Route("/", _page), Mount("/page", StaticFiles(directory=PAGE))]
-
+        routes += [
+            Route("/", _page),
+            Route("/sample.png", _sample),
+            Mount("/page", StaticFiles(directory=PAGE)),
+        ]
     count = lambda route, status: api.metrics.requests.labels(route, str(status)).inc()
     app = Starlette(
         routes=routes,
@@ -111,6 +115,10 @@ def create_app(
 
 async def _page(_: Request) -> Response:
     return FileResponse(PAGE / "index.html")
+
+
+async def _sample(_: Request) -> Response:
+    return FileResponse(SAMPLE)
 
 
 async def _failure(_: Request, error: Exception) -> Response:
@@ -135,8 +143,7 @@ def _warm_up(api: Api) -> None:
     """Make one picture of the shipped portrait as any other request."""
     assert api.engine is not None
     session, ended = api.sessions.create(), threading.Event()
-    photo = files("caphuman_jax") / "assets" / "astronaut_nasa.png"
-    session.add_upload("warm-up.png", photo.read_bytes())
+    session.add_upload("warm-up.png", SAMPLE.read_bytes())
 
     def listen(kind: str, _: dict[str, Any]) -> None:
         if kind in ("done", "failed", "cancelled"):

@@ -4,10 +4,10 @@ import base64
 import io
 import json
 import threading
-import time
 
 import numpy as np
 import pytest
+from http_server import held, until
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -25,8 +25,8 @@ def served(pipe, tmp_path_factory):
     """A server of the tiny model: (application, folder of its sessions)."""
     folder = tmp_path_factory.mktemp("sessions")
     app = create_app(ServerOptions(queue=4), lambda: (pipe, 1), folder, warm_up=False)
-    with TestClient(app, BASE) as client:
-        _until_ready(client)
+    with TestClient(app, BASE):
+        until(lambda: app.state.api.ready)
         yield app, folder
 
 
@@ -39,14 +39,6 @@ def client(served):
 @pytest.fixture(scope="module")
 def photo(astronaut_file):
     return astronaut_file.read_bytes()
-
-
-def _until_ready(client):
-    for _ in range(600):
-        if client.get("/ready").status_code == 200:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the server does not become ready")
 
 
 def _form(photo, job=None, path="me.png"):
@@ -242,7 +234,7 @@ def test_edits_keep_the_photo_outside_the_mask(client, photo, astronaut):
 def test_a_full_queue_and_a_client_that_leaves(served, client, photo, monkeypatch):
     """Four requests are taken, the fifth is refused; cancelled ones make room."""
     api, answers = served[0].state.api, []
-    hold = _held(monkeypatch, api.engine.pipe)
+    hold = held(monkeypatch, api.engine.pipe)
     cancelled = lambda: float(
         client.get("/metrics").text.split("\ncaphuman_cancelled_total ")[1].split()[0]
     )
@@ -257,12 +249,12 @@ def test_a_full_queue_and_a_client_that_leaves(served, client, photo, monkeypatc
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    _until(lambda: api.engine.waiting == 4)
+    until(lambda: api.engine.waiting == 4)
     full = client.post("/v1/images", **_form(photo))
     assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1
     for work_id in list(api._works)[:3]:
         assert client.delete(f"/v1/images/{work_id}").status_code == 204
-    _until(lambda: api.engine.waiting == 1)
+    until(lambda: api.engine.waiting == 1)
     hold.set()
     for thread in threads:
         thread.join()
@@ -272,39 +264,24 @@ def test_a_full_queue_and_a_client_that_leaves(served, client, photo, monkeypatc
     assert client.delete("/v1/images/none").status_code == 404
 
 
-def _until(true):
-    for _ in range(400):
-        if true():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it does not happen")
-
-
-def _held(monkeypatch, pipe):
-    """Pictures are made only once this event is set."""
-    hold, make = threading.Event(), type(pipe).make
-    monkeypatch.setattr(type(pipe), "make", lambda *args: (hold.wait(30), make(*args))[1])
-    return hold
-
-
 def test_requests_of_several_clients_share_batches(pipe, photo, tmp_path, monkeypatch):
     """Eight clients at once, four pictures at a time: each gets its own pictures."""
     wide = pipe.with_params(pipe.params)
     wide.batch = 4
     app = create_app(ServerOptions(), lambda: (wide, 4), tmp_path, warm_up=False)
     with TestClient(app, BASE) as client:
-        _until_ready(client)
+        until(lambda: app.state.api.ready)
         answers = {}
 
         def ask(seed):
             answers[seed] = client.post("/v1/images", **_form(photo, {"seed": seed})).json()
 
         threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
-        hold = _held(monkeypatch, pipe)
+        hold = held(monkeypatch, pipe)
         for thread in threads:
             thread.start()
         prepared = lambda: 'seconds_count{stage="prepare"} 8.0' in client.get("/metrics").text
-        _until(prepared)
+        until(prepared)
         hold.set()
         for thread in threads:
             thread.join()

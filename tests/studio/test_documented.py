@@ -1,16 +1,13 @@
 """The commands and the client of docs/serve.md, against a real server."""
 
-import contextlib
 import shlex
 import shutil
-import socket
 import subprocess
-import threading
 from pathlib import Path
 
 import documentation
 import pytest
-import uvicorn
+from http_server import running
 
 from caphuman_jax.io.images import read_photo, read_png_metadata
 from caphuman_jax.studio.app import create_app
@@ -20,28 +17,11 @@ PAGE = documentation.ROOT / "docs" / "serve.md"
 BLOCKS = documentation.blocks(PAGE)
 
 
-@contextlib.contextmanager
-def running(app):
-    """The address of an application that a server in this process serves."""
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def address(pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sessions")
     app = create_app(ServerOptions(), lambda: (pipe, 1), folder, warm_up=False)
     with running(app) as address:
-        ready = threading.Event()
-        while not app.state.api.ready:
-            ready.wait(0.05)
         yield address
 
 
