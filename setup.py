@@ -136,6 +136,7 @@ setup(
         "jaxtyping>=0.3",
         "safetensors>=0.5",
         "tokenizers>=0.21",
+        "huggingface_hub>=0.30",
         "onnxruntime>=1.20",
         "opencv-python-headless>=4.10",
         "pillow>=11",

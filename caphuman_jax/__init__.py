@@ -16,13 +16,16 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 __all__ = ["__version__", "load"]
 
 
-def load(model="mini", **options):
-    """Load a shipped model ("mini") or a model folder as a `pipeline.pipeline.Pipeline`; see
-    `pipeline.loading.load` for the options.
+def load(model="mini", *, download=False, **options):
+    """Load a shipped model ("mini"), a model folder, or one of the Hugging Face hub ("ORG/NAME") as
+    a `pipeline.pipeline.Pipeline`; see `pipeline.loading.load` for the options.
+
+    The hub's local cache is looked up; `download=True` fetches what it does not hold.
     """
     from caphuman_jax.runtime.platforms import spare_libtpu
 
     spare_libtpu()
     from caphuman_jax.pipeline import loading  # brings JAX, which `caphuman --help` does not need
+    from caphuman_jax.weights import model_folder
 
-    return loading.load(model, **options)
+    return loading.load(model_folder.find_model(model, download), **options)

@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read every file and compare its checksum; a few seconds for each GB",
     )
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch a model that is named as ORG/NAME from the Hugging Face hub; every command "
+        "finds it afterwards",
+    )
     parser.add_argument("--json", action="store_true", help="the report as JSON")
 
 
@@ -36,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
         0 if the model makes pictures of photos, else 2.
     """
     from caphuman_jax.pipeline.model_report import inspect_model, report_lines
+    from caphuman_jax.weights import model_folder
 
+    if args.download:
+        model_folder.find_model(args.model, download=True)
     found = inspect_model(args.model, args.verify)
     print(json.dumps(found, indent=1) if args.json else "\n".join(report_lines(found)))
     return _PHOTOS if found["photos"] else _NO_PHOTOS

@@ -26,7 +26,8 @@ def add_arguments(parser) -> None:
     """The command's options."""
     parser.add_argument("out", metavar="OUT", help="the model folder to make")
     parts = parser.add_argument_group(
-        "sources (.ckpt, .pth, .bin, .safetensors; diffusers or transformers folders)"
+        "sources (.ckpt, .pth, .bin, .safetensors, .msgpack; folders of diffusers, transformers "
+        "and Flax; ORG/NAME of the Hugging Face hub)"
     )
     parts.add_argument(
         "--from",
@@ -158,13 +159,24 @@ def add_arguments(parser) -> None:
         action="store_true",
         help="make the folder even if it lacks something that photos or heads need",
     )
+    how.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch what is named as ORG/NAME from the Hugging Face hub; without it only the hub's "
+        "local cache is used",
+    )
+    how.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="report what would be taken from where, what is left out and what is wrong",
+    )
     how.add_argument("--name", help="name of the model, default sd15")
     how.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
 
 
 def run(args) -> None:
     """Makes the folder and prints the report."""
-    from caphuman_jax.weights import folder_search, lora
+    from caphuman_jax.weights import folder_search, hub, lora
     from caphuman_jax.weights.importer import import_model, read_configuration
 
     config = read_configuration(args.config) if args.config else None
@@ -172,7 +184,8 @@ def run(args) -> None:
     parts |= {"controlnets": [_controlnet(text) for text in args.controlnet]}
     if args.folder:
         given = [name for name, value in parts.items() if value]
-        found = folder_search.find(args.folder, config, [*given, *_unused(args.head)])
+        folder = hub.locate(args.folder, args.download)
+        found = folder_search.find(folder, config, [*given, *_unused(args.head)])
         print(f"found in {args.folder}:", *found.lines(), sep="\n", flush=True)
         controls = [(path, None) for path in found.taken.pop("controlnets", ())]
         parts = parts | found.taken | {"controlnets": parts["controlnets"] or controls}
@@ -191,6 +204,8 @@ def run(args) -> None:
         ignore=args.ignore,
         partial=args.partial,
         overwrite=args.overwrite,
+        download=args.download,
+        dry_run=args.dry_run,
     )
     print("\n".join(report))
 

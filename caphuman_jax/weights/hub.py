@@ -21,7 +21,7 @@ _SUFFIXES = (".safetensors", ".bin", ".msgpack", ".ckpt", ".pt", ".pth")
 
 def is_name(given: str | os.PathLike) -> bool:
     """Whether something that is neither a file nor a folder may be a name of the hub."""
-    return isinstance(given, str) and bool(_NAME.fullmatch(given)) and not Path(given).exists()
+    return bool(_NAME.fullmatch(os.fspath(given))) and not Path(given).exists()
 
 
 def locate(given: str | os.PathLike, download: bool = False) -> Path:
@@ -37,41 +37,45 @@ def locate(given: str | os.PathLike, download: bool = False) -> Path:
     if not is_name(given):
         return folder_files.snapshot(Path(given).expanduser())
     name, _, revision = str(given).partition("@")
-    # Takes half a second, which a path does not need.
-    from huggingface_hub import errors, snapshot_download
-
-    wanted = None
     if download:
-        wanted = _wanted(name, revision or None)
-    try:
-        found = snapshot_download(
-            name,
-            revision=revision or None,
-            local_files_only=not download,
-            allow_patterns=wanted,
-        )
-    except errors.LocalEntryNotFoundError as error:
-        if download:
-            raise _unreachable(given, error) from error
+        return _fetch(name, revision or None)
+    # Takes a tenth of a second, which a path does not need.
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    if revision:
+        branch = folder / "refs" / revision
+        commit = branch.read_text().strip()[:64] if branch.is_file() else revision
+        found = folder / "snapshots" / commit
+    else:
+        found = folder_files.snapshot(folder)
+    if not found.is_dir():
         raise ModelFolderError(
             f"there is no file or folder {given}, and the hub's cache does not hold it; --download "
             f"(in Python download=True) fetches it"
-        ) from error
-    except (errors.HfHubHTTPError, OSError, ValueError) as error:
-        raise _unreachable(given, error) from error
-    return Path(found)
+        )
+    return found
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=_wanted(name, revision))
+        )
+    except Exception as error:  # noqa: BLE001 - of the hub, its HTTP library, the network, the disk
+        text = " ".join(str(error).split())[:200]
+        raise ModelFolderError(f"{name} cannot be fetched from the hub: {text}") from error
 
 
 def _wanted(name: str, revision: str | None) -> list[str]:
     """Which files of a repository are fetched: settings, and of each folder the weights that would
     be read there.
     """
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
 
-    try:
-        files = HfApi().list_repo_files(name, revision=revision)
-    except (errors.HfHubHTTPError, OSError, ValueError) as error:
-        raise _unreachable(name, error) from error
+    files = HfApi().list_repo_files(name, revision=revision)
     folders: dict[str, list[str]] = {}
     for file in files:
         folder, _, file_name = file.rpartition("/")
@@ -92,8 +96,3 @@ def _wanted(name: str, revision: str | None) -> list[str]:
             chosen = [one for one in names if one.endswith(_SUFFIXES)]
         wanted += [f"{folder}/{one}".lstrip("/") for one in chosen]
     return wanted
-
-
-def _unreachable(given: object, error: BaseException) -> ModelFolderError:
-    text = " ".join(str(error).split())[:200]
-    return ModelFolderError(f"{given} cannot be fetched from the hub: {text}")

@@ -125,7 +125,9 @@ def _holds(source: Source) -> str:
     )
 
 
-def find_controlnets(given, opened: list[Source]) -> dict[str, tuple[Source, Found]]:
+def find_controlnets(
+    given, opened: list[Source], download: bool
+) -> dict[str, tuple[Source, Found]]:
     """Network "controlnet_NAME" → its source and what is there; those of an exported folder come
     along.
     """
@@ -136,13 +138,13 @@ def find_controlnets(given, opened: list[Source]) -> dict[str, tuple[Source, Fou
         if name.startswith("controlnet_")
     }
     for path, name in given:
-        source = sources.read("controlnet", path)
+        source = sources.read("controlnet", path, download)
         opened.append(source)  # so that it is closed
         if "controlnet" not in source.networks:
             raise ModelFolderError(
                 f"--controlnet {path} holds no ControlNet; it holds {_holds(source)}"
             )
-        network = f"controlnet_{name or control_name(source.path)}"
+        network = f"controlnet_{name or control_name(Path(path))}"
         if not re.fullmatch(r"\w[\w.-]*", network) or network in found:
             raise ModelFolderError(
                 f"--controlnet {path}: the name {network.removeprefix('controlnet_')!r} is taken "
@@ -155,7 +157,10 @@ def find_controlnets(given, opened: list[Source]) -> dict[str, tuple[Source, Fou
 def control_name(path: Path) -> str:
     """control_v11p_sd15_openpose.pth → openpose."""
     stem = re.sub(r"\W+", "_", path.name if path.is_dir() else path.name.split(".")[0])
-    return re.sub(r"^(lllyasviel_)?(control(net)?_?)?(v\d+\w*?_)?(sd\d*_)?", "", stem) or stem
+    return (
+        re.sub(r"^(models_)?(lllyasviel_)?(control(net)?_?)?(v\d+\w*?_)?(sd\d*_)?", "", stem)
+        or stem
+    )
 
 
 def merge_config(config, opened, controls, prediction, zero_snr, name, head) -> ModelConfig:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from caphuman_jax.head.models import registry as heads
 from caphuman_jax.weights.import_plan import Pieces
@@ -51,8 +54,29 @@ def unused_tensors(opened, used: set, ignore) -> dict[str, dict[str, int]]:
         )
         groups = Counter({group: count for group, count in groups.items() if count})
         if groups:
-            unused[source.path.name] = dict(groups)
+            unused[source.label] = dict(groups)
     return unused
+
+
+def dry_run(out, config, plan, unused, loras, faces, lacking, flame, dtype, refusals) -> list[str]:
+    """What an import would do, line by line.
+
+    Args:
+        faces: {network to read photos with: its file}.
+        dtype: that weights would be stored in; None: each in its own.
+        refusals: why nothing would be written.
+    """
+    sizes = {
+        network: sum(
+            math.prod(piece.shape) * np.dtype(dtype or piece.dtype).itemsize
+            for piece in pieces.values()
+        )
+        for network, pieces in plan.items()
+    } | {network: path.stat().st_size for network, path in faces.items()}
+    manifest = {network: {"bytes": size} for network, size in sizes.items()}
+    lines = report(out, config, plan, [], unused, loras, manifest, lacking, flame)[:-1]
+    ending = [f"would be refused: {refusal}" for refusal in refusals]
+    return [*lines, *ending, "nothing was written (--dry-run)"]
 
 
 def report(out, config, plan, files, unused, loras, manifest, lacking, flame) -> list[str]:

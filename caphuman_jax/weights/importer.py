@@ -5,6 +5,7 @@ does not fit. Then the tensors are read, converted and written one at a time."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from caphuman_jax.io import json_reader, safetensors_file
 from caphuman_jax.models import registry
 from caphuman_jax.weights import (
     face_names,
+    hub,
     import_plan,
     import_report,
     lora,
+    model_card,
     model_folder,
     network_configs,
     requirements,
@@ -67,6 +70,8 @@ def import_model(
     ignore: Sequence[str] = (),
     partial: bool = False,
     overwrite: bool = False,
+    download: bool = False,
+    dry_run: bool = False,
 ) -> list[str]:
     """Make a model folder of PyTorch files.
 
@@ -94,6 +99,8 @@ def import_model(
         ignore: Prefixes of unknown keys to leave out.
         partial: Make the folder even if no photo can be used with it, or no head rendered.
         overwrite: Replace an existing model folder.
+        download: Fetch names of the hub (ORG/NAME) that its local cache does not hold.
+        dry_run: Only report what would be taken from where, what is left out and what is wrong.
 
     Returns:
         The report, line by line.
@@ -132,12 +139,14 @@ def import_model(
     faces = _face_files(facenet, face_parsing, mtcnn, deca)
     if flame and by_deca:
         heads.find(by_deca)[0].check(Path(flame).expanduser(), bool(deca))
-    with model_folder.writing(out, overwrite=overwrite) as folder:
+    loras = [(hub.locate(path, download), strength) for path, strength in loras]
+    writing = model_folder.writing(out, overwrite=overwrite)
+    with contextlib.nullcontext(Path(out)) if dry_run else writing as folder:
         opened: list[Source] = []
         try:
             for option, path in given.items():
                 if path:
-                    opened.append(sources.read(option, path))
+                    opened.append(sources.read(option, path, download))
             exported = next((source for source in opened if source.config), None)
             found = exported.config if exported else None
             trained_with = (
@@ -149,9 +158,8 @@ def import_model(
             config = config or found or SD15
             chosen = import_plan.choose(opened, config, init)
             config = network_configs.follow(config, chosen)
-            controls = import_plan.find_controlnets(controlnets, opened)
+            controls = import_plan.find_controlnets(controlnets, opened, download)
             opened += [source for source, _ in controls.values() if source not in opened]
-            identified = {path: Identification(path) for path in _files(opened, loras, faces)}
             config = import_plan.merge_config(
                 config, opened, controls, prediction, zero_snr, name, head
             )
@@ -162,7 +170,9 @@ def import_model(
                 head_files_checked=bool(flame),
                 importing=True,
             )
-            _refuse_partial([] if partial else lacking)
+            refusals = [] if partial else _refusals(lacking)
+            if refusals and not dry_run:
+                raise SettingError(". Nothing was written. ".join(refusals))
             scale = chosen["vae"].vae_scale
             if scale is not None and abs(scale - config.vae.scaling_factor) > 1e-6:
                 raise ModelFolderError(
@@ -191,6 +201,16 @@ def import_model(
             )
 
             stored = DTYPES[dtype]
+            unused = import_report.unused_tensors(opened, used, ignore)
+            if dry_run:
+                for network, path in faces.items():
+                    _read_face_network(network, path)
+                if Path(out).expanduser().exists() and not overwrite:
+                    refusals.append(f"{out} exists already; --overwrite replaces it")
+                return import_report.dry_run(
+                    out, config, plan, unused, loras, faces, lacking, flame, stored, refusals
+                )
+            identified = {path: Identification(path) for path in _files(opened, loras, faces)}
             # The small files first: one that is not what it should be is noticed within seconds.
             measuring = {n: _write_face_network(folder, n, path) for n, path in faces.items()}
             manifest = {n: _write(folder, n, plan[n], stored, adapters) for n in wanted} | measuring
@@ -198,7 +218,6 @@ def import_model(
             files = [
                 import_report.describe(path, identity) for path, identity in identified.items()
             ]
-            unused = import_report.unused_tensors(opened, used, ignore)
             model_folder.write_description(
                 folder,
                 config,
@@ -220,16 +239,18 @@ def import_model(
         finally:
             for source in opened:
                 source.close()
+    model_card.write(Path(out).expanduser())
     return import_report.report(out, config, plan, files, unused, loras, manifest, lacking, flame)
 
 
-def _refuse_partial(lacking: Sequence[requirements.Lack]) -> None:
+def _refusals(lacking: Sequence[requirements.Lack]) -> list[str]:
+    """What stops an import that is not partial, and what to do."""
     needed = [str(lack) for lack in lacking if lack.needed_for]
-    if needed:
-        raise SettingError(
-            f"{'; '.join(needed)}. Nothing was written. docs/published-weights.md says where the "
-            f"files are published; --partial makes the folder without them"
-        )
+    advice = (
+        "docs/published-weights.md says where the files are published; --partial makes the folder "
+        "without them"
+    )
+    return ["; ".join(needed), advice] if needed else []
 
 
 def _write(
@@ -258,10 +279,14 @@ def _face_files(facenet, face_parsing, mtcnn, deca) -> dict[str, Path]:
     return {name: Path(path).expanduser() for name, path in files.items() if path}
 
 
-def _write_face_network(folder: Path, name: str, path: Path) -> dict[str, Any]:
+def _read_face_network(name: str, path: Path) -> dict[str, Any]:
     with open_checkpoint(path) as checkpoint:
         _, params = face_names.load(name, checkpoint)
-    values = import_plan.flat(params)
+    return import_plan.flat(params)
+
+
+def _write_face_network(folder: Path, name: str, path: Path) -> dict[str, Any]:
+    values = _read_face_network(name, path)
     specs = {key: (value.dtype, value.shape) for key, value in values.items()}
     return safetensors_file.write(
         folder / f"{name}.safetensors",

@@ -1,4 +1,6 @@
-"""README.md of a model folder that a training run wrote."""
+"""README.md of a model folder that a training run or an import wrote, with the head that the
+Hugging Face hub reads.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,18 @@ from caphuman_jax.io import atomic
 from caphuman_jax.weights import model_folder
 
 NAME = "README.md"
-_MARK = "<!-- written by caphuman train; a file without this line is never replaced -->"
+_MARK = "<!-- written by caphuman; a file without this line is never replaced -->"
+_HEAD = """---
+library_name: caphuman_jax
+pipeline_tag: text-to-image
+tags:
+- caphuman
+- face
+- identity
+- jax
+- flax
+---
+"""
 
 
 def write(folder: Path) -> None:
@@ -41,17 +54,33 @@ def _text(folder: Path) -> str:
         types = {t.dtype.name for tensors in stored.values() for t in tensors.values()}
     parts = ", ".join(f"{name} {count / 1e6:.1f}" for name, count in sizes.items())
     identity = config.identity
+    trained = "steps" in metadata
     lines = [
+        _HEAD,
         f"# `{config.name}`: model card",
         _MARK,
         "",
         f"{sum(sizes.values()) / 1e6:.1f} M parameters ({parts}), stored as "
-        f"{', '.join(sorted(types))}; trained on pictures of {config.image_size} × "
+        f"{', '.join(sorted(types))}; for pictures of {config.image_size} × "
         f"{config.image_size} pixels. It knows people by {identity.recognizer}, and its head model "
         f"is {config.head}.",
         "",
-        f"**Training.** {metadata.get('steps', '?')} steps of `caphuman train`.",
+        "```python",
+        "import caphuman_jax",
+        "",
+        'pipe = caphuman_jax.load("this folder, or its name on the hub")',
+        'pipe(reference="me.jpg", prompt="a photo of a smiling person").save("pictures")',
+        "```",
     ]
+    if trained:
+        lines += ["", f"**Training.** {metadata['steps']} steps of `caphuman train`."]
+    if imported := metadata.get("imported"):
+        origins = ", ".join(f"{name} from {file}" for name, file in imported["networks"].items())
+        known = [file["known"] for file in imported["files"] if file["known"]]
+        lines += [
+            "",
+            f"**Imported.** {origins}." + (f" Known: {'; '.join(known)}." if known else ""),
+        ]
     if settings := metadata.get("training"):
         lines += ["", "```json", json.dumps(settings, indent=1, default=str), "```"]
     if "held_out" in metadata:

@@ -25,20 +25,37 @@ from caphuman_jax.head.models import registry as heads
 from caphuman_jax.io import atomic, finite, json_reader, safetensors_file
 from caphuman_jax.io.binary_file import File
 from caphuman_jax.io.pickle_reader import guarded
-from caphuman_jax.weights import requirements
+from caphuman_jax.weights import folder_files, hub, requirements
 
 FORMAT, FORMAT_VERSION = "caphuman_jax", 1
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 
-def find_model(name_or_path: str | os.PathLike) -> Path:
-    """The folder of a shipped model ("mini") or of a path. Raises ModelFolderError that says what
-    there is instead.
+def find_model(name_or_path: str | os.PathLike, download: bool = False) -> Path:
+    """The folder of a shipped model ("mini"), of a path, or of a name of the hub ("ORG/NAME") in
+    its local cache.
+
+    download: fetch a name of the hub that the cache does not hold. Raises ModelFolderError that
+    says what there is instead.
     """
     shipped = _shipped_models()
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
     path = Path(name_or_path).expanduser()
+    if hub.is_name(name_or_path):
+        try:
+            path = hub.locate(name_or_path, download)
+        except ModelFolderError as error:
+            known = ", ".join(shipped)
+            raise ModelFolderError(
+                f"no model named {name_or_path}: {error}; shipped models: {known}"
+            ) from error
+    path = folder_files.snapshot(path)
+    if (path / "model_index.json").is_file():
+        raise ModelFolderError(
+            f"{name_or_path} is a diffusers folder; make a model folder of it: caphuman import OUT "
+            f"--base {name_or_path}, with --caphuman or --init"
+        )
     if (path / "config.json").is_file():
         return path
     if path.is_dir():

@@ -14,7 +14,7 @@ from typing import Any
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.io import json_reader
-from caphuman_jax.weights import folder_files, scheduler_settings
+from caphuman_jax.weights import hub, scheduler_settings
 from caphuman_jax.weights.checkpoint_files import Checkpoint, open_checkpoint
 from caphuman_jax.weights.names import PREFIXES, modern_name
 
@@ -69,6 +69,7 @@ class Source:
 
     option: str
     path: Path
+    label: str = ""  # for reports: the file's name, or the hub's
     networks: dict[str, Found] = field(default_factory=dict)
     extras: dict[str, list[str]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
@@ -86,12 +87,13 @@ class Source:
             checkpoint.close()
 
 
-def read(option: str, path: str | Path) -> Source:
-    """Open what was given as `option` (caphuman, base, vae, clip, image-encoder, controlnet).
-    Raises ModelFolderError.
+def read(option: str, path: str | Path, download: bool = False) -> Source:
+    """Open what was given as `option` (caphuman, base, vae, clip, image-encoder, controlnet): a
+    path, or a name of the hub, see `hub.locate`. Raises ModelFolderError.
     """
-    path = folder_files.snapshot(Path(path).expanduser())
-    source = Source(option, path)
+    label = str(path) if hub.is_name(path) else Path(path).name
+    path = hub.locate(path, download)
+    source = Source(option, path, label)
     try:
         if path.is_dir() and any((path / name).is_dir() for name in FOLDERS):
             _read_pipeline(source)

@@ -12,7 +12,7 @@ def test_a_card_is_written_and_another_one_kept(tiny_params, tmp_path):
     model_card.write(folder)
     text = (folder / model_card.NAME).read_text()
     count = sum(leaf.size for leaf in _leaves(tiny_params))
-    assert text.startswith("# `tiny`: model card\n") and f"{count / 1e6:.1f} M parameters" in text
+    assert "\n# `tiny`: model card\n" in text and f"{count / 1e6:.1f} M parameters" in text
     for told in ("250 steps", '"batch_size": 4', "float32", "64 × 64", "AI-generated", "license"):
         assert told in text
     metadata["steps"] = 500
