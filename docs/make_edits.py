@@ -1,6 +1,7 @@
-"""Makes docs/images/edits.jpg: the shipped portrait edited, with before, mask and after in a row.
+"""Makes docs/images/edits.jpg, the shipped portrait edited, with before, mask and after in a row, and
+docs/images/edits_row.jpg, before and every after in one row.
 
-python docs/make_edits.py [--out FILE.jpg]
+python docs/make_edits.py [--out DIR]
 """
 
 import argparse
@@ -23,7 +24,7 @@ HEADS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images" / "edits.jpg")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images")
     args = parser.parse_args()
     pipe, rows = caphuman_jax.load("mini"), []
     for head in HEADS:
@@ -32,7 +33,10 @@ def main() -> None:
         mask = np.repeat(np.rint(canvas.changed * 255).astype(np.uint8)[..., None], 3, axis=-1)
         after = align.warp(result.images[0], canvas.place, mask.shape[:2], border="repeat")
         rows.append(np.concatenate([canvas.image, mask, after], axis=1))
-    Image.fromarray(np.concatenate(rows)).save(args.out, quality=88)
+    Image.fromarray(np.concatenate(rows)).save(args.out / "edits.jpg", quality=88)
+    side = rows[0].shape[0]
+    row = [rows[0][:, :side], *(row[:, 2 * side :] for row in rows)]
+    Image.fromarray(np.concatenate(row, axis=1)).save(args.out / "edits_row.jpg", quality=88)
 
 
 if __name__ == "__main__":

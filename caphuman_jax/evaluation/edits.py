@@ -16,6 +16,7 @@ from tqdm import tqdm
 from caphuman_jax.evaluation import statistics
 from caphuman_jax.evaluation.measure import measure_images
 from caphuman_jax.evaluation.metrics.base import Goal
+from caphuman_jax.evaluation.metrics.expression import smile_and_jaw
 from caphuman_jax.evaluation.outcome import HeadParams, Outcome, Subject
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.evaluation.prompt_suite import Request
@@ -48,6 +49,7 @@ GOALS = (
     Goal("seam, over the photo's own", "edit.seam", "<=", 1.3),
 )
 _ROWS_A_SHEET = 10
+_CHANGED = 0.2  # weight of an expression
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,19 +162,38 @@ def seam(canvas: Canvas, after: np.ndarray) -> float:
     return across(made) / max(across(canvas.image), 1e-6)
 
 
+def copied(asked: np.ndarray, measured: np.ndarray, own: np.ndarray) -> float:
+    """How much of the photo's expression is left where another was asked for: the median over the
+    edits of (measured − asked) / (own − asked). 0: it is the one asked for; 1: it is the photo's.
+
+    Args:
+        asked, measured, own: (N,) weights of an expression; edits that change it by less than
+            `_CHANGED` do not count.
+    """
+    counts = (np.abs(own - asked) >= _CHANGED) & np.isfinite(measured)
+    left = (measured - asked)[counts] / (own - asked)[counts]
+    return float(np.median(left)) if len(left) else float("nan")
+
+
 def compute(pipe: Pipeline, subjects: Sequence[Subject], edits: Sequence[Edit]) -> dict[str, Any]:
-    """The metrics of generated images, and edit.{yaw, pitch, changed_outside, seam}: median errors
-    in degrees over all edits, the largest number of changed pixels, and the median seam.
+    """The metrics of generated images, and edit.{yaw, pitch, changed_outside, seam, copied_smile}:
+    median errors in degrees over all edits, the largest number of changed pixels, the median seam,
+    and `copied` of the smile.
     """
     outcomes = [edit.outcome for edit in edits]
     results = statistics.compute(pipe.head_model, subjects, outcomes)
     found = [outcome for outcome in outcomes if outcome.measured.faces]
     error = lambda i: [abs(o.asked.angles[i] - o.measured.head.angles[i]) for o in found]
+    head = lambda o, part: o.measured.head if part == "measured" else getattr(o, part)
+    smile = lambda part: smile_and_jaw(
+        pipe.head_model, np.stack([head(o, part).expression for o in outcomes])
+    )[0].mean(axis=1)
     median = lambda values: float(np.median(values)) if len(values) else float("nan")
     results["edit"] = {
         "edits": len(edits),
         "yaw": median(error(0)),
         "pitch": median(error(1)),
+        "copied_smile": copied(*(smile(part) for part in ("asked", "measured", "own"))),
         "changed_outside": max(edit.changed_outside for edit in edits),
         "seam": median([edit.seam for edit in edits if np.isfinite(edit.seam)]),
     }

@@ -31,7 +31,7 @@ GOALS = (
     Goal("3 people: attribute in the right face", "people.3.attribute", ">=", 0.8),
 )
 _ATTRIBUTE = "glasses"
-_PLAIN, _WITH = "a photo of a person", f"a photo of a person with {_ATTRIBUTE}"
+_PLAIN, _WITH = "a photo of a person", f"a photo of a person wearing {_ATTRIBUTE}"
 _WIDTH = 5 / 8  # of the picture's height, for each person
 _PICTURES_A_SHEET = 8
 

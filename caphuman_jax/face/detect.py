@@ -46,8 +46,9 @@ def search(image: np.ndarray, min_score: float = MIN_SCORE) -> Iterator[list[Det
     The network sees faces from about a tenth of its square up to nearly all of it. So it looks at
     the whole picture, in large pictures together with overlapping tiles of half its size; then at
     the picture with a wide margin (for a face that fills it); then at tiles of a half, a quarter
-    and an eighth. Whoever asks stops at the first list that holds what is looked for."""
-    long = max(image.shape[:2])
+    and an eighth, and in panoramas at ever smaller ones down to the shorter side. Whoever asks
+    stops at the first list that holds what is looked for."""
+    long, short = max(image.shape[:2]), min(image.shape[:2])
     found, upright = _detect_whole(image, min_score)
     large = long / 2 >= MIN_FIRST_TILE
     if large and upright:
@@ -55,7 +56,10 @@ def search(image: np.ndarray, min_score: float = MIN_SCORE) -> Iterator[list[Det
         found = found + [d for d in tiles if not any(_nose_within(d, known) for known in found)]
     yield _largest_first(found)
     yield _largest_first(_detect_tiles(image, 2 * long, min_score))
-    for parts in (2, 4, 8):
+    divisions = [2, 4, 8]
+    while long / divisions[-1] > short:
+        divisions.append(2 * divisions[-1])
+    for parts in divisions:
         if long / parts >= MIN_TILE and not (large and parts == 2):
             yield _largest_first(_detect_tiles(image, long / parts, min_score))
 

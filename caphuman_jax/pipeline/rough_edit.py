@@ -29,7 +29,7 @@ from caphuman_jax.head.spherical_harmonics import shading
 # the chin the neck does.
 _AROUND, _NECK = 0.4, 0.35
 _BORDER = 0.06  # of the canvas' side: where motion and masks fade
-_DARKEST, _BRIGHTEST = 0.35, 2.0  # factors of light
+_DARKEST, _BRIGHTEST = 0.35, 1.8  # factors of light
 _AMBIENT = 0.1  # keeps the ratio of two shadows small
 _SIDEWAYS = 0.35  # cosine to the viewer below which a photo shows too little of a surface
 
@@ -42,7 +42,7 @@ class Motion:
         flow: (H, W, 2) float32, where each pixel comes from, relative to itself, in pixels.
         mirrored: (H, W, 2) float32, the same for the mirror image of what the old view hides.
         hidden: (H, W, 1) float32 in [0, 1], how much of the mirror image is taken.
-        light: (H, W, 3) float32, what colors of the person are multiplied by.
+        light: (H, W, 3) float32, how much brighter colors of the person get, see `_lit`.
     """
 
     flow: np.ndarray
@@ -55,7 +55,7 @@ class Motion:
         part.
         """
         shown, hidden = (_moved(image, flow) for flow in (self.flow, self.mirrored))
-        return (self.hidden * hidden + (1 - self.hidden) * shown) * self.light
+        return _lit(self.hidden * hidden + (1 - self.hidden) * shown, self.light)
 
     def enlarged(self, matrix: np.ndarray, size: tuple[int, int]) -> Motion:
         """The motion in a photo's part of `size` (height, width), to which `matrix` (2, 3) takes
@@ -71,6 +71,14 @@ class Motion:
         """(H, W) bool: where anything changes."""
         moved = (np.abs(self.flow).max(axis=-1) > 0.05) | (self.hidden[..., 0] > 0.01)
         return moved | (np.abs(self.light - 1).max(axis=-1) > 0.005)
+
+
+def _lit(image: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) in [0, 255] under `light` times as much light: dark colors are multiplied
+    by it, and bright ones approach white without burning out.
+    """
+    brighter = 255 * (1 - (1 - np.clip(image / 255, 0, 1)) ** np.maximum(light, 1))
+    return np.where(light > 1, brighter, image * light)
 
 
 def motion(model: HeadModel, old: Head, new: Head, canvas: np.ndarray) -> Motion:
@@ -106,7 +114,9 @@ def motion(model: HeadModel, old: Head, new: Head, canvas: np.ndarray) -> Motion
     unlit = Motion(flow, mirrored, hidden * seed[..., None], np.ones_like(light))
     if np.abs(light - 1).max() < 1e-3:
         return unlit
-    person = person_mask(np.rint(unlit.apply(canvas)).clip(0, 255).astype(np.uint8))[..., None]
+    person = person_mask(np.rint(unlit.apply(canvas)).clip(0, 255).astype(np.uint8))
+    # The head is the person's, also where segmentation misses it.
+    person = np.maximum(person, soft(seed.astype(np.float32), 2.0) * inside[..., 0])[..., None]
     return dataclasses.replace(unlit, light=1 + (light - 1) * person)
 
 

@@ -39,6 +39,15 @@ def test_what_the_mask_reaches(canvas):
     np.testing.assert_array_equal(edits.reaches(painted), canvas.photo[..., 0] > 100)
 
 
+def test_copied_expressions():
+    """A third of the way back to the photo's own; small changes and lost faces do not count."""
+    own, asked = np.array([0.1, 0.7, 0.5, 0.9]), np.array([0.7, 0.1, 0.6, 0.0])
+    measured = np.array([0.5, 0.3, 0.0, np.nan])
+    assert edits.copied(asked, measured, own) == pytest.approx(1 / 3)
+    assert edits.copied(asked, asked, own) == 0 and edits.copied(asked, own, own) == 1
+    assert np.isnan(edits.copied(asked[2:3], measured[2:3], own[2:3]))
+
+
 def test_edits_are_measured(pipe, astronaut_file, tmp_path):
     for name in ("a.png", "b.png"):
         Image.open(astronaut_file).save(tmp_path / name)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from caphuman_jax.cli import app
 from caphuman_jax.errors import NoFaceError, PhotoError, SettingError
+from caphuman_jax.head import editing
 from caphuman_jax.io import metadata
 from caphuman_jax.jobs.validate import Checker
 from caphuman_jax.pipeline import edit_mask, rough_edit
@@ -136,6 +137,9 @@ def test_photos_of_any_kind(pipe, astronaut, tmp_path):
         upright = result.canvas.photo if upright is None else upright
         differs = changed(result, upright)
         assert differs.any() and not (differs & ~touched(result)).any()
+    result = pipe.edit(panorama, head={"yaw": 8}, steps=2)  # a small face in a wide photo
+    differs = changed(result, panorama)
+    assert differs[40:552, 7000:7512].any() and not (differs & ~touched(result)).any()
     mask = np.zeros(panorama.shape[:2], np.uint8)
     mask[200:400, 7100:7400] = 255
     result = pipe.edit(panorama, mask=mask, person=False, steps=2)
@@ -255,3 +259,29 @@ def test_jobs(pipe, astronaut_file, astronaut):
     ):
         wrong, _ = check(fields, folder)
         assert wrong and re.search(message, " ".join(wrong)), wrong
+
+
+def test_light_neither_burns_out_nor_changes_where_it_is_one():
+    """Twice the light doubles dark colors, and keeps bright ones apart and below white."""
+    image = np.repeat(np.linspace(0, 255, 64, dtype=np.float32)[None, :, None], 3, axis=-1)
+    same, dark, bright = (
+        rough_edit.Motion(*(np.zeros((1, 64, n), np.float32) for n in (2, 2, 1)), light).apply(
+            image
+        )
+        for light in (np.full((1, 64, 3), value, np.float32) for value in (1.0, 0.5, 2.0))
+    )
+    np.testing.assert_array_equal(same, image)
+    np.testing.assert_allclose(dark, image / 2)
+    assert (np.diff(bright[0, :, 0]) > 0).all() and bright.max() <= 255
+    np.testing.assert_allclose(bright[0, 1] / image[0, 1], 2, atol=0.05)
+
+
+def test_light_reaches_the_head_where_segmentation_finds_nobody(pipe, person, monkeypatch):
+    monkeypatch.setattr(
+        rough_edit, "person_mask", lambda image: np.zeros(image.shape[:2], np.float32)
+    )
+    lit = editing.from_numbers(pipe.head_model, person.head, light="left")
+    motion = rough_edit.motion(pipe.head_model, person.head, lit, person.square)
+    nose = np.round(person.landmarks[4, :2]).astype(int)
+    around = motion.light[nose[1], nose[0] - 8 : nose[0] + 9, 0]
+    assert around.max() - around.min() > 0.1 and (motion.light[0] == 1).all()
