@@ -308,6 +308,34 @@ def _home(word, folder):
     return str(folder / word[2:]) if word.startswith("~/") else word
 
 
+@of_verb("launch")
+def test_launches_are_written_out(block, words, tmp_path, monkeypatch, capsys):
+    """The commands of the platform, which tests/launch runs with stand-ins of it."""
+    monkeypatch.chdir(tmp_path)
+    at = words.index("--") if "--" in words else len(words)
+    ours = [word for word in words[:at] if word != "--run"]
+    assert app.main([*ours, "--dry-run", *words[at:]]) == 0, capsys.readouterr().err
+    name = words[words.index("--name") + 1] if "--name" in words else "JAX_PLATFORMS"
+    assert name in capsys.readouterr().out
+
+
+@of_verb("config")
+def test_configurations_are_shown(block, words, capsys):
+    assert app.main(words) == 0, capsys.readouterr().err
+    assert "training.batch_size" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@of_verb("status", "doctor")
+def test_a_run_and_a_machine_are_looked_at(block, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = str(ROOT / "tests" / "tiny_recipe.py")
+    assert app.main(["train", "--config", recipe, "--workdir", "runs/1"]) == 0
+    more = ["--no-face"] if words[0] == "doctor" else []
+    assert app.main([*words, *more]) in (0, 1), capsys.readouterr().err
+    assert "finished" in (said := capsys.readouterr().out) or "jax" in said
+
+
 @of_verb("inspect")
 def test_records_are_inspected(block, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

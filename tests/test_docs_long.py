@@ -19,8 +19,6 @@ from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.runtime import sharding
 from caphuman_jax.weights import model_folder
 
-pytestmark = pytest.mark.slow
-
 STORIES = {
     "data": ("docs/data.md", "caphuman evaluate --records"),
     "mini": ("docs/training.md", "caphuman train --config mini"),
@@ -34,7 +32,11 @@ STORIES = {
 }
 """Page and a part of a block of it."""
 
-ELSEWHERE = {"head", "identity", "sample", "inspect", "generate", "edit"}
+ELSEWHERE = {
+    *("head", "identity", "sample", "inspect", "generate", "edit"),
+    *("launch", "config", "status", "doctor"),
+    *("serve", "studio"),  # tests/studio/test_documented.py
+}
 """Verbs whose commands test_docs.py runs one by one."""
 
 
@@ -124,6 +126,7 @@ def small(words: list[str]) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("story", ["data", "mini"])
 def test_photos_to_records_to_a_model(story, desk, tiny_folder, capsys):
     photos_standin.write_people(desk / "PHOTOS")
@@ -145,6 +148,7 @@ def with_size(words: list[str]) -> list[str]:
     return small(words)
 
 
+@pytest.mark.slow
 def test_capface_on_a_base_of_ones_own(desk, capsys):
     photos_standin.write_people(desk / "PHOTOS")
     shelf_of_weights.write(desk)
@@ -152,6 +156,7 @@ def test_capface_on_a_base_of_ones_own(desk, capsys):
     assert "step 2/2 · loss" in said and (desk / "runs/sd15/model/config.json").is_file()
 
 
+@pytest.mark.slow
 def test_imports_and_exports(desk, capsys):
     shelf_of_weights.write(desk)
     for story in ("import", "import by name"):
@@ -165,6 +170,7 @@ def test_imports_and_exports(desk, capsys):
     assert (desk / "capsd.safetensors").is_file() and (desk / "capsd_diffusers").is_dir()
 
 
+@pytest.mark.slow
 def test_a_picture_by_flame_and_deca(desk, capsys):
     shelf_of_weights.write(desk)
     smaller = lambda words: [
@@ -175,6 +181,7 @@ def test_a_picture_by_flame_and_deca(desk, capsys):
     assert (desk / "out" / "picture_00.png").is_file()
 
 
+@pytest.mark.slow
 def test_compilations(desk, capsys):
     """Of a tiny model; the largest batch is not looked for."""
     pytest.importorskip("libtpu")
