@@ -223,7 +223,7 @@ def make_batch(rows: Mapping, head_model: HeadModel | None, size: int) -> Batch:
         photo = jnp.minimum(_warped(rows["picture"], coordinates, side) * gain, 1) * 2 - 1
         most = jnp.inf if raw else 1.0
         hints = jnp.concatenate([hints[..., :3], jnp.minimum(hints[..., 3:] * gain, most)], axis=-1)
-    made = {
+    made: dict[str, Any] = {
         "hints": hints,
         "region": _warped(rows["region"], coordinates, side),
         "photo": photo,

@@ -9,44 +9,22 @@ import hashlib
 import itertools
 import multiprocessing
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from caphuman_jax.errors import DataError
-from caphuman_jax.io import json_reader
-from caphuman_jax.models.tokenizer import END_ID, START_ID
 from data_pipeline.inspect import statistics
+from data_pipeline.inspect.links import check_keys, check_partners
+from data_pipeline.inspect.problem import Problem
+from data_pipeline.inspect.record_rules import check_record
 from data_pipeline.records import shard_file, tf_example
 from data_pipeline.records.schema import Feature
 
 # problems after which checking stops, so that they cannot fill the memory
 ENOUGH = 10_000
 _CHUNK = 32  # records a worker reads at a time: about 16 MB at 512²
-_MARKERS = {"jpeg": (b"\xff\xd8", b"\xff\xd9"), "png": (b"\x89PNG", b"IEND\xaeB`\x82")}
-_MAY_BE_NAN = frozenset({"colours"})
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Problem:
-    """One thing that is wrong; `number` of the record in its file, from 0, or -1 for the file."""
-
-    file: str
-    number: int
-    key: str
-    feature: str
-    what: str
-
-    def __str__(self) -> str:
-        place = [
-            self.file,
-            *([f"record {self.number}"] if self.number >= 0 else []),
-            *([f"key {self.key!r}"] if self.key else []),
-            *([self.feature] if self.feature else []),
-        ]
-        return f"{', '.join(place)}: {self.what}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +101,10 @@ def check(
     found = {split: _joined(parts[split]) for split in parts}
     place = {split: _places([run for run, _ in parts[split]]) for split in parts}
     key_of = functools.partial(_key_of, folder, manifest["file_format"], features)
-    across = [_check_keys(found, place, key_of)]
+    across = [check_keys(found, place, key_of)]
     for split in found:
         across.append(
-            _check_partners(
+            check_partners(
                 *found[split],
                 place=place[split],
                 key_of=key_of,
@@ -147,114 +125,6 @@ def check(
             for split, (_, _, partners) in found.items()
         },
     )
-
-
-def check_record(
-    features: Sequence[Feature], record: dict, pictures: bool = True
-) -> Iterator[tuple[str, str]]:
-    """(feature, what is wrong) of a decoded record; `pictures`: decode its images too."""
-    for feature in features:
-        value = record[feature.name]
-        if feature.kind == "image":
-            yield from ((feature.name, what) for what in _check_image(feature, value, pictures))
-        elif feature.kind == "array":
-            yield from ((feature.name, what) for what in _check_range(feature, value))
-        rule = _RULES.get(
-            feature.name.partition("/")[0]
-            if feature.name.startswith("recognition/")
-            else feature.name
-        )
-        what = rule(feature, value) if rule else None
-        if what:
-            yield feature.name, what
-
-
-def _check_image(feature: Feature, encoded: bytes, pictures: bool) -> Iterator[str]:
-    begin, end = _MARKERS[str(feature.encoding)]
-    if not (encoded.startswith(begin) and encoded.endswith(end)):
-        yield f"is not a whole {feature.encoding} file"
-    elif pictures:
-        try:
-            tf_example.decode_image(feature, encoded)
-        except DataError as error:
-            yield str(error).removeprefix(f"{feature.name} ")
-
-
-def _check_range(feature: Feature, array: np.ndarray) -> Iterator[str]:
-    values = np.asarray(array, np.float64)
-    odd = ~np.isfinite(values)
-    if feature.name in _MAY_BE_NAN:
-        odd &= ~np.isnan(values)
-    if odd.any():
-        first = tuple(int(i[0]) for i in np.nonzero(odd))
-        yield f"holds {int(odd.sum())} values that are not finite, the first at {first}"
-    low = -np.inf if feature.low is None else feature.low
-    high = np.inf if feature.high is None else feature.high
-    beyond = np.isfinite(values) & ((values < low) | (values > high))
-    if beyond.any():
-        yield f"holds {float(values[beyond][0]):.6g}, which is not from {low:g} to {high:g}"
-
-
-def _whole_rectangle(_, covered):
-    return (
-        None
-        if covered[0] < covered[2] and covered[1] < covered[3]
-        else f"is not a rectangle: {covered.tolist()}"
-    )
-
-
-def _in_the_square(_, landmarks):
-    outside = np.any((landmarks[:, :2] < 0) | (landmarks[:, :2] > 1), axis=1)
-    return f"{int(outside.sum())} landmarks lie outside of the square" if outside.any() else None
-
-
-def _a_rotation(_, matrix):
-    off = float(np.abs(matrix @ matrix.T - np.eye(3)).max())
-    return (
-        None
-        if off < 1e-3 and np.linalg.det(matrix) > 0
-        else f"is not a rotation: off by {off:.2g}, determinant {np.linalg.det(matrix):.3g}"
-    )
-
-
-def _a_unit_vector(feature, vector):
-    length = float(np.linalg.norm(vector))
-    if feature.name == "recognition/dlib":  # of about 1.3, never normalized
-        return None if length > 0.1 else f"has the length {length:.3g}"
-    return None if abs(length - 1) < 2e-3 else f"has the length {length:.6g}, not 1"
-
-
-def _whole_captions(_, ids):
-    if np.any(ids[:, 0] != START_ID):
-        row = int(np.argmax(ids[:, 0] != START_ID))
-        return f"row {row} does not begin with the start token {START_ID}"
-    ends = np.any(ids == END_ID, axis=1)
-    return None if ends.all() else f"row {int(np.argmin(ends))} has no end token {END_ID}"
-
-
-def _json_object(_, text):
-    try:
-        return None if isinstance(json_reader.parse(text), dict) else "is not a JSON object"
-    except ValueError as error:
-        return f"is not JSON: {error}"
-
-
-_RULES: dict[str, Callable] = {
-    "key": lambda _, text: None if text else "is empty",
-    "sha256": lambda _, text: (
-        None if re.fullmatch("[0-9a-f]{64}", text) else f"{text!r} is not a SHA-256"
-    ),
-    "captions": lambda _, texts: (
-        None if texts and all(texts) else "has no caption, or an empty one"
-    ),
-    "attributes": _json_object,
-    "caption_ids": _whole_captions,
-    "covered": _whole_rectangle,
-    "landmarks": _in_the_square,
-    "head/rotation": _a_rotation,
-    "recognition": _a_unit_vector,
-    "head/scale": lambda _, scale: None if scale > 0 else "is not above 0",
-}
 
 
 def _check_files(folder, manifest, fast):
@@ -399,75 +269,6 @@ def _key_of(folder, file_format, features, file, number, name="key"):
     if isinstance(message, DataError):
         raise message
     return tf_example.decode(features, message, {name})[name]
-
-
-def _check_keys(found, place, key_of):
-    """Keys that occur twice, and people who are in two splits."""
-    splits = list(found)
-    keys = np.concatenate([found[split][0] for split in splits])
-    persons = np.concatenate([found[split][1] for split in splits])
-    owner = np.repeat(np.arange(len(splits)), [len(found[split][0]) for split in splits])
-    index = np.concatenate([np.arange(len(found[split][0])) for split in splits])
-    where = lambda row: place[splits[owner[row]]](index[row])
-    order = np.argsort(keys, kind="stable")
-    for before, row in zip(order[:-1][_twins(keys[order])], order[1:][_twins(keys[order])]):
-        file, number = where(row)
-        first, first_number = where(before)
-        yield Problem(
-            file,
-            number,
-            key_of(file, number),
-            "key",
-            f"is also that of record {first_number} of {first}",
-        )
-    order = np.lexsort((owner, persons))
-    strangers = _twins(persons[order]) & (owner[order][1:] != owner[order][:-1])
-    for before, row in zip(order[:-1][strangers], order[1:][strangers]):
-        file, number = where(row)
-        person = key_of(file, number, "person")
-        yield Problem(
-            file,
-            number,
-            key_of(file, number),
-            "person",
-            f"{person!r} is also in the split {splits[owner[before]]}",
-        )
-
-
-def _twins(ordered):
-    return (ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)
-
-
-def _check_partners(keys, persons, partners, place, key_of, complete):
-    """Partners are other records of the split, show the same person, and name one another unless
-    their own lists are full.
-    """
-
-    def problem(row, what):
-        file, number = place(row)
-        return Problem(file, number, key_of(file, number), "partners", what)
-
-    for slot in range(partners.shape[1]):
-        named = np.flatnonzero(partners[:, slot] >= 0)
-        other = partners[named, slot]
-        beyond = (other >= len(keys)) if complete else np.zeros(len(named), bool)
-        for row in named[beyond | (other == named)]:
-            yield problem(
-                row,
-                f"names record {partners[row, slot]} of {len(keys)}"
-                + (", itself" if partners[row, slot] == row else ""),
-            )
-        sound = (other < len(keys)) & (other != named)
-        named, other = named[sound], other[sound]
-        known = keys[other] != 0 if complete else np.zeros(len(named), bool)
-        back = np.any(partners[other] == named[:, None], axis=1) | np.all(
-            partners[other] >= 0, axis=1
-        )
-        for row in named[known & ~back]:
-            yield problem(row, f"names record {partners[row, slot]}, which does not name it")
-        differ = (persons[other] != persons[named]) & (persons[other] != 0) & (persons[named] != 0)
-        for row in named[known & differ]:
-            yield problem(row, f"names record {partners[row, slot]}, which shows another person")
 
 
 class _pool:

@@ -5,7 +5,6 @@ encodings then run in batches.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -21,9 +20,9 @@ from caphuman_jax.face.crop import crop_square, head_square
 from caphuman_jax.face.face import Face, find_faces
 from caphuman_jax.face.landmarks import expression_names
 from caphuman_jax.face.onnx_runner import network, providers
-from caphuman_jax.head import hints, pose
+from caphuman_jax.head import pose
 from caphuman_jax.head.camera import transform_head
-from caphuman_jax.head.face_fitting import face_region, fit_heads
+from caphuman_jax.head.face_fitting import face_region
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.models import registry as head_models
 from caphuman_jax.io.images import read_photo
@@ -34,14 +33,11 @@ from caphuman_jax.person.identity import Identifier, View
 from caphuman_jax.weights import model_folder
 from data_pipeline.prepare import captions, quality_filter
 from data_pipeline.prepare.encode import Encoder, batches
+from data_pipeline.prepare.heads import HEADS, fit_squares, hint_pictures, middle_of
 from data_pipeline.prepare.settings import PrepareSettings
 from data_pipeline.records.schema import MASK_SIZE, features
 from data_pipeline.records.tf_example import encode_image
 from data_pipeline.sources.base import Item
-
-HEADS = 8  # fitted at a time; always the same number, so that nothing is compiled twice
-# of the picture that a head's colors are read from, at most; as `fitting.head_from_photo` does
-_FIT_SIDE = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +220,14 @@ class Measurer:
         heads = (
             [jax.device_get(candidate.head) for candidate in candidates]
             if self._head_of
-            else self._fit(candidates)
+            else fit_squares(
+                self._head_model,
+                [candidate.square for candidate in candidates],
+                [candidate.landmarks for candidate in candidates],
+                [candidate.covered for candidate in candidates],
+                [candidate.face.expression for candidate in candidates],
+                self.settings.size,
+            )
         )
         angles = np.asarray(_angles(np.stack([head.rotation for head in heads])))
         results: list = []
@@ -232,42 +235,6 @@ class Measurer:
             bad = quality_filter.by_head(self.settings, turned, float(head.confidence))
             results.append(Dropped(candidate.item.key, *bad) if bad else (candidate, *rest, head))
         return results
-
-    def _fit(self, candidates: list[_FaceCandidate]) -> list[Head]:
-        """Heads fitted to landmarks, colored from the middle of the square: of one size for all
-        photos.
-        """
-        size, stored = self.settings.size, self.settings.stored
-        side, offset = min(size, _FIT_SIDE), np.float32((stored - size) / 2)
-        scale = np.float32(side / size)
-        images, visible, marks = [], [], []
-        for candidate in candidates:
-            image = self._middle(candidate.square)
-            if side != size:
-                image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-            images.append(image)
-            marks.append((candidate.landmarks - np.array([offset, offset, 0], np.float32)) * scale)
-            seen = np.zeros((side, side), np.float32)
-            left, top, right, bottom = np.clip(
-                (candidate.covered - offset) * scale, 0, side
-            ).astype(int)
-            seen[top:bottom, left:right] = 1
-            visible.append(seen)
-        expressions = [candidate.face.expression for candidate in candidates]
-        columns = (np.stack(rows) for rows in (images, marks, expressions, visible))
-        heads: list[Head] = []
-        for parts in zip(*(batches(column, HEADS) for column in columns)):
-            count = parts[0][1]
-            heads += fit_heads(self._head_model, *(rows for rows, _ in parts))[:count]
-        return [
-            dataclasses.replace(
-                head,
-                scale=head.scale / scale,
-                translation=head.translation / scale + offset,
-                size=np.full(2, stored, np.float32),
-            )
-            for head in heads
-        ]
 
     def _recorded(self, found: list) -> list[Measured]:
         records = [self._record(*one) for one in found]
@@ -288,7 +255,8 @@ class Measurer:
                 for record, row in zip(records, rows):
                     record[name] = row
         if self.settings.hints == "pictures":
-            for record, picture in zip(records, self._hints(records)):
+            rendered = hint_pictures(self._head_model, records, self.settings.stored)
+            for record, picture in zip(records, rendered):
                 record["hints"] = self._image("hints", picture)
         for record, picture in zip(records, pictures):
             record["identity_input"] = self._image("identity_input", picture)
@@ -388,25 +356,6 @@ class Measurer:
             )
         return texts
 
-    def _hints(self, records: list[dict]):
-        """Rendered hints (3S, S, 3) uint8 of the heads as the records store them."""
-        stored, fields = self.settings.stored, [field.name for field in dataclasses.fields(Head)]
-        stacked = {
-            name: np.stack([record[f"head/{name}"] for record in records])
-            for name in fields
-            if name != "size"
-        }
-        stacked |= {
-            "albedo": stacked["albedo"].astype(np.float32) / 255,
-            "size": np.full((len(records), 2), stored, np.float32),
-        }
-        for parts in zip(*(batches(stacked[name], HEADS) for name in fields)):
-            heads, count = (
-                Head(**{name: rows for name, (rows, _) in zip(fields, parts)}),
-                parts[0][1],
-            )
-            yield from np.asarray(_hint_pictures(self._head_model, heads, stored))[:count]
-
     def _view(self, candidate: _FaceCandidate) -> View:
         """As `person.analyze_photo` gives it to the recognizers."""
         size, stored = self.settings.size, self.settings.stored
@@ -415,9 +364,7 @@ class Measurer:
         return View(self._middle(candidate.square), region, candidate.square, candidate.landmarks)
 
     def _middle(self, square: np.ndarray) -> np.ndarray:
-        """The part (size, size, 3) that training sees without shift and rotation."""
-        edge = (self.settings.stored - self.settings.size) // 2
-        return square[edge : edge + self.settings.size, edge : edge + self.settings.size]
+        return middle_of(square, self.settings.size)
 
     def _image(self, name: str, pixels: np.ndarray) -> bytes:
         return encode_image(self._features[name], pixels, self.settings.quality)
@@ -434,10 +381,3 @@ def _run(function: Callable, crops: np.ndarray) -> list[np.ndarray]:
 @jax.jit
 def _angles(rotations: Array) -> Array:
     return pose.angles(rotations)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _hint_pictures(model, heads: Head, size: int) -> Array:
-    """(B, 3·size, size, 3) uint8, see `hints.to_picture`."""
-    rendered = hints.render_hints_batch(model, heads, size, size)
-    return hints.to_picture(hints.pack_hints(rendered))

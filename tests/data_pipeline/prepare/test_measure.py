@@ -45,6 +45,7 @@ CLIP = dataclasses.replace(
         image_size=56, patch=14, width=16, layers=1, heads=2, mlp_width=16
     ),
     text=dataclasses.replace(MINI.text, width=16, layers=1, heads=2, mlp_width=16, embed_width=4),
+    unet=dataclasses.replace(MINI.unet, cross_attention_dim=16),
     identity=dataclasses.replace(MINI.identity, image_tokens="clip", image_width=16),
 )
 ORIGINAL = (files("caphuman_jax") / "assets" / "astronaut_nasa.png").read_bytes()
