@@ -107,7 +107,7 @@ def modest_memory():
 
 
 SHAPES_CHECKED = ("nn", "models", "diffusion", "head", "person", "face", "training")
-RANKS_CHECKED = ("nn", "models", "head", "training", "face")
+RANKS_CHECKED = ("nn", "models", "diffusion", "head", "training", "face", "pipeline")
 """Rooms in whose tests shapes are checked, and arrays of fewer axes are broadcast explicitly."""
 
 

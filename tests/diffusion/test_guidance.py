@@ -21,7 +21,7 @@ def arrays(*shapes):
     return [jnp.asarray(generator.standard_normal(shape, dtype=np.float32)) for shape in shapes]
 
 
-LATENTS, *SEEN = arrays((2, 4, 4, 3), *[(3,)] * 4)
+LATENTS, *SEEN = arrays((2, 4, 4, 3), *[(1, 1, 1, 3)] * 4)
 SEEN = dict(zip(BRANCHES, SEEN))
 TIME = jnp.int32(500)
 

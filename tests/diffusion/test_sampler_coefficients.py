@@ -38,7 +38,7 @@ SCHEDULERS = {
 }
 RANDOM = np.random.default_rng(0)
 INWARD, BEND, OUTWARD = (
-    RANDOM.standard_normal(shape, dtype=np.float32) for shape in ((4, 8), (8,), (8, 4))
+    RANDOM.standard_normal(shape, dtype=np.float32) for shape in ((4, 8), (1, 1, 1, 8), (8, 4))
 )
 
 
