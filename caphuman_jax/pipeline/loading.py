@@ -19,7 +19,8 @@ from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.pipeline.program import ShardFn
 from caphuman_jax.pipeline.weights_in_use import WeightSource
-from caphuman_jax.runtime.compile_cache import keep_compiled
+from caphuman_jax.runtime.compile_cache import cache_folder, keep_compiled
+from caphuman_jax.runtime.executables import ExecutableStore
 from caphuman_jax.weights import embeddings, model_folder
 from caphuman_jax.weights.placement import MEMORY, TILES, packed, put, put_stored
 
@@ -123,6 +124,7 @@ def load(
         source if rounded else None,
         shard_fn,
         compiler_options,
+        ExecutableStore(cache_folder() / "executables") if cache else None,
     )
     pipe.add_embeddings(embeddings.of_folder(path))
     return pipe

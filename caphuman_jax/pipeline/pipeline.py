@@ -36,6 +36,7 @@ from caphuman_jax.pipeline.result import Result, collect
 from caphuman_jax.pipeline.sequence import of_sequence, with_measured
 from caphuman_jax.pipeline.vocabulary import Vocabulary
 from caphuman_jax.pipeline.weights_in_use import WeightsInUse, WeightSource
+from caphuman_jax.runtime.executables import ExecutableStore
 from caphuman_jax.version import __version__
 from caphuman_jax.weights import embeddings, lora
 from caphuman_jax.weights.placement import TILES
@@ -58,6 +59,7 @@ class Pipeline:
         source: WeightSource | None = None,
         shard_fn: ShardFn | None = None,
         compiler_options: dict[str, str | bool] | None = None,
+        store: ExecutableStore | None = None,
     ):
         """Most callers want `caphuman_jax.load`.
 
@@ -73,6 +75,7 @@ class Pipeline:
             source: needed by `use_loras` where weights were rounded when they were loaded.
             shard_fn: runs the sampler on several devices, see `jobs.multi_device`.
             compiler_options: of XLA; None: those of `runtime.compiler`.
+            store: keeps compiled samplers between processes.
         """
         self.config, self.graphs = config, graphs
         self.batch = batch or (1 if jax.default_backend() == "cpu" else _BATCH_ON_ACCELERATOR)
@@ -80,7 +83,12 @@ class Pipeline:
             config, {name: (graph, params[name]) for name, graph in graphs if name in params}
         )
         self.programs = ProgramCache(
-            config, graphs, (record or {}).get("dtype") == "float32", shard_fn, compiler_options
+            config,
+            graphs,
+            (record or {}).get("dtype") == "float32",
+            shard_fn,
+            compiler_options,
+            store,
         )
         encode = PromptEncoder(
             tokenizer or ClipTokenizer(), config.text.length, config.text.vocabulary

@@ -18,6 +18,7 @@ from caphuman_jax.person.person import stack_people
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress, encode_prompts
 from caphuman_jax.pipeline.vocabulary import Vocabulary
 from caphuman_jax.runtime import compiler
+from caphuman_jax.runtime.executables import ExecutableStore
 
 Row = tuple[Conditioning, int]
 """An image to be made: its conditioning and its number."""
@@ -80,9 +81,13 @@ class ProgramCache:
         float32: bool,
         shard_fn: ShardFn | None = None,
         compiler_options: dict[str, str | bool] | None = None,
+        store: ExecutableStore | None = None,
     ):
-        """float32: compute in float32 also on devices that would shorten factors of products."""
+        """float32: compute in float32 also on devices that would shorten factors of products;
+        store: keeps programs of one device between processes.
+        """
         self.config, self.graphs, self.shard_fn = config, graphs, shard_fn
+        self.store = store if shard_fn is None else None
         self.precision = "highest" if float32 else "default"
         self.compiler_options = compiler.options() if compiler_options is None else compiler_options
         self._compiled: dict[tuple, jax.stages.Compiled] = {}
@@ -95,13 +100,20 @@ class ProgramCache:
         key = (str(shapes), *static.items())
         if key not in self._compiled:
             progress("compile", 0, 1)
+            compile = functools.partial(self._compile, arguments, static)
             with jax.default_matmul_precision(self.precision):
-                run = functools.partial(generate, cfg=self.config, graphs=self.graphs, **static)
-                run = self.shard_fn(run, arguments[0]) if self.shard_fn else run
-                lowered = jax.jit(run).lower(*arguments)
-                self._compiled[key] = lowered.compile(compiler_options=self.compiler_options)
+                if self.store is None:
+                    self._compiled[key] = compile()
+                else:
+                    all_static = (self.config, self.graphs, static, self.compiler_options)
+                    self._compiled[key] = self.store.get(compile, all_static, arguments)
             progress("compile", 1, 1)
         return self._compiled[key]
+
+    def _compile(self, arguments: tuple, static: dict[str, Any]) -> jax.stages.Compiled:
+        run = functools.partial(generate, cfg=self.config, graphs=self.graphs, **static)
+        run = self.shard_fn(run, arguments[0]) if self.shard_fn else run
+        return jax.jit(run).lower(*arguments).compile(compiler_options=self.compiler_options)
 
 
 def _conditions(

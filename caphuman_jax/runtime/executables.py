@@ -1,0 +1,174 @@
+"""Compiled programs that are loaded without being traced again.
+
+JAX's compilation cache spares the compiler, but its key is made from the lowered program, so every
+process traces and lowers first: seconds at Stable Diffusion's size. Here the key is made from what
+a program is traced from: the library's source, versions, device, options, static arguments, and
+the shapes, types and layouts of arguments.
+
+Files hold pickles, which can run code when they are read. So they are read and written only in a
+folder that belongs to the user and that nobody else can write to.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import os
+import pickle
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+from caphuman_jax.io import atomic
+from caphuman_jax.runtime.compile_cache import cpu_type
+
+log = logging.getLogger("caphuman_jax")
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_UNRELATED = re.compile(
+    "cache|_dir$|log|traceback|explain|dump|profile|pgle|color"
+)  # options of JAX
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+_HIT = "/jax/compilation_cache/cache_hits"
+_FORMAT = 1  # of the files
+
+
+class ExecutableStore:
+    """A folder of compiled programs of this process's devices.
+
+    Nothing here raises where a file cannot be read or written: the program is then compiled, as
+    without a store.
+    """
+
+    def __init__(self, folder: Path):
+        """Make the folder, if it does not exist, for this user alone."""
+        self.folder: Path | None = folder
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            self.folder = None
+        if self.folder is not None and not _is_ours(self.folder):
+            log.info("%s can be written by others; compiled programs are not kept there", folder)
+            self.folder = None
+
+    def get(
+        self, compile: Callable[[], jax.stages.Compiled], static: Any, arguments: Any
+    ) -> jax.stages.Compiled:
+        """The compiled program, from the folder or from `compile`, which is then kept.
+
+        Args:
+            compile: traces, lowers and compiles.
+            static: everything that the program depends on besides arguments, the library's source
+                and the device; its `repr` is part of the key.
+            arguments: of the program, a tree of arrays.
+        """
+        if self.folder is None or jax.process_count() > 1:
+            return compile()
+        path = self.folder / f"{key(static, arguments)}.executable"
+        if (found := self._read(path)) is not None:
+            return found
+        hits = _listen()
+        before = hits[0]
+        compiled = compile()
+        if hits[0] == before:  # one that JAX's cache gave lacks functions once it is stored again
+            self._write(path, compiled)
+        return compiled
+
+    def _read(self, path: Path) -> jax.stages.Compiled | None:
+        try:
+            data = path.read_bytes()
+            if not _is_ours(path):
+                return None
+            stored = pickle.loads(data)
+            devices = jax.devices()[:1]
+            loaded = serialize_executable.deserialize_and_load(*stored, execution_devices=devices)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # damaged, or of a runtime that does not take it
+            log.info("%s is compiled again: %s", path, error)
+            return None
+        return loaded
+
+    def _write(self, path: Path, compiled: jax.stages.Compiled) -> None:
+        try:
+            data = pickle.dumps(serialize_executable.serialize(compiled))
+            with atomic.file(path) as part:
+                part.touch(mode=0o600)
+                part.write_bytes(data)
+        except Exception as error:  # the disk, or a program that cannot be serialized
+            log.info("%s is not kept: %s", path, error)
+
+
+def key(static: Any, arguments: Any) -> str:
+    """A name for a program: 40 hexadecimal digits of everything that it is compiled from."""
+    leaves, structure = jax.tree.flatten(arguments)
+    parts = (
+        _FORMAT,
+        _environment(),
+        _ADDRESS.sub("", repr(static)),
+        structure,
+        [_described(leaf) for leaf in leaves],
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
+
+
+def _described(leaf: Any) -> tuple:
+    layout = getattr(getattr(leaf, "format", None), "layout", None)
+    order = getattr(layout, "major_to_minor", None)
+    return jax.typeof(leaf), order
+
+
+def _environment() -> tuple:
+    """What programs depend on besides their arguments."""
+    device = jax.devices()[0]
+    options = {k: v for k, v in jax.config.values.items() if not _UNRELATED.search(k)}
+    return (
+        source_hash(),
+        _versions(),
+        device.device_kind,
+        getattr(device.client, "platform_version", ""),
+        cpu_type() if device.platform == "cpu" else "",
+        os.environ.get("XLA_FLAGS", ""),
+        sorted(options.items()),
+    )
+
+
+@functools.cache
+def source_hash() -> str:
+    """Of the library's Python files: a changed file can change what is traced."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    return tuple(importlib.metadata.version(name) for name in _PACKAGES)
+
+
+@functools.cache
+def _listen() -> list[int]:
+    """A list of one number: how many programs JAX's cache has given since the first call."""
+    hits = [0]
+
+    def count(event: str, **_: Any) -> None:
+        hits[0] += event == _HIT
+
+    jax.monitoring.register_event_listener(count)
+    return hits
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a path belongs to this user and nobody else can write to it."""
+    if not hasattr(os, "getuid"):
+        return False
+    found = path.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
