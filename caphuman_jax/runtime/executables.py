@@ -121,8 +121,8 @@ def key(static: Any, arguments: Any) -> str:
 
 def _described(leaf: Any) -> tuple:
     layout = getattr(getattr(leaf, "format", None), "layout", None)
-    order = getattr(layout, "major_to_minor", None)
-    return jax.typeof(leaf), order
+    usual = tuple(range(jax.numpy.ndim(leaf)))
+    return jax.typeof(leaf), getattr(layout, "major_to_minor", usual)
 
 
 def _environment() -> tuple:
