@@ -24,6 +24,7 @@ _OWN_PROGRAMS = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _OWN_PROGRAMS = tempfile.mkdtemp(prefix="caphuman-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_PROGRAMS
+    os.environ.setdefault("CAPHUMAN_CACHE", _OWN_PROGRAMS)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # hypothesis' plugin would import it when the session ends, and Python 3.11 cannot always parse a

@@ -20,6 +20,7 @@ from caphuman_jax.head.topology import (
     TONGUE,
     UPPER_TEETH,
 )
+from caphuman_jax.runtime.kept_arrays import kept
 
 NAME = "anny"
 ASSETS = pathlib.Path(__file__).resolve().parents[2] / "assets" / "head"
@@ -31,8 +32,18 @@ _CENTER = np.asarray([0.0, 7.1, 0.5])
 @functools.cache
 def load() -> HeadModel:
     """The shipped head as NumPy arrays; no device is touched."""
-    data = np.load(ASSETS / "anny_head.npz")
     names = json.loads((ASSETS / "anny_head_names.json").read_text())
+    files = [ASSETS / "anny_head.npz", ASSETS / "anny_head_names.json"]
+    files += [ASSETS / "anny_head_landmarks478.npz"]
+    code = [pathlib.Path(__file__), pathlib.Path(topology.__file__)]
+    # Computing them takes a second.
+    arrays = kept("anny_head", [*files, *code], lambda: _arrays(names))
+    return HeadModel(**arrays, name=NAME, expression_names=tuple(names["X"]))
+
+
+def _arrays(names: dict) -> dict[str, np.ndarray]:
+    """Those of the `HeadModel`, by name."""
+    data = np.load(ASSETS / "anny_head.npz")
     base, triangles = data["v"].astype(np.float64) - _CENTER, data["t"].astype(np.int32)
     mirror = topology.mirror_map(base)
 
@@ -65,7 +76,7 @@ def load() -> HeadModel:
     eyes = np.ptp(mean[landmark_vertices[list(OUTER_EYE_CORNERS)], 0].mean(axis=1))
     spread = np.sqrt((basis[:, face_weight > 0.5] ** 2).sum(axis=(0, 2)).mean())
     basis *= 0.031 * eyes / spread
-    return HeadModel(
+    return dict(
         mean=mean.astype(np.float32),
         identity_basis=basis.astype(np.float32),
         identity_bound=np.full(len(basis), 3, np.float32),
@@ -79,8 +90,6 @@ def load() -> HeadModel:
         vertex_triangles=topology.incident_triangles(triangles, len(mean)),
         neighbors=topology.neighbors(triangles, len(mean)),
         face_weight=face_weight.astype(np.float32),
-        name=NAME,
-        expression_names=tuple(names["X"]),
     )
 
 
