@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import caphuman_jax
 from caphuman_jax.config import MINI
@@ -17,12 +18,13 @@ from caphuman_jax.runtime.executables import ExecutableStore, key
 
 
 @pytest.fixture
-def fresh(monkeypatch):
+def fresh():
     """Programs that JAX's own cache gives are not kept, so it gives none."""
-    monkeypatch.setattr(executables, "_listen", lambda: [0])
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # it asks for the option only once
     yield
     jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 class Program:
