@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError, SettingError
 from caphuman_jax.io import metadata
 from caphuman_jax.models import registry
+from caphuman_jax.models.network import Network
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline.pipeline import Pipeline
@@ -26,7 +29,7 @@ from caphuman_jax.weights.placement import MEMORY, TILES, packed, put, put_store
 
 log = logging.getLogger("caphuman_jax")
 
-_READERS = 4  # threads that read weights
+_READERS = 8  # threads that read weights and compute checksums
 
 
 def load(
@@ -79,6 +82,7 @@ def load(
     there = metadata.checksums(path)
     by_device = place is None and memory != "least" and jax.default_backend() != "cpu"
     place = place or (lambda name, host: put(name, host, memory))
+    store = ExecutableStore(cache_folder() / "executables") if cache else None
     with ThreadPoolExecutor(_READERS) as pool:
         # Checksums are computed while the networks are laid out and their weights are copied to the
         # device.
@@ -87,24 +91,24 @@ def load(
             if by_device
             else {}
         )
-        networks = registry.abstract(config, ComputeConfig(compute)) | registry.abstract(
-            config, only=[name for name in registry.OPTIONAL if name in there]
-        )
+        optional = [name for name in registry.OPTIONAL if name in there]
+        find = functools.partial(_networks, config, compute, optional)
+        networks = store.graphs(find, (config, compute, optional)) if store else find()
         source = WeightSource(
             lambda name: model_folder.load_params(path, {name: networks[name][1]})[name],
             lambda name, host: place(name, packed(name, host, compute, memory)),
         )
-        params = {}
-        for name in networks:
-            if name in checks:  # copied as stored and converted on the device
-                params[name] = put_stored(
-                    name,
-                    _as_stored(path, name, networks[name][1], checks[name].result),
-                    compute,
-                    memory,
-                )
-            else:  # one network after another, so that the host holds only one of them twice
-                params[name] = source.put(name, source.read(name))
+
+        def as_stored(name):  # copied as stored and converted on the device
+            verify = checks[name].result if name in checks else lambda: None
+            host = _as_stored(path, name, networks[name][1], verify)
+            return put_stored(name, host, compute, memory)
+
+        if by_device:
+            waiting = {name: pool.submit(as_stored, name) for name in networks}
+            params = {name: future.result() for name, future in waiting.items()}
+        else:  # one network after another, so that the host holds only one of them twice
+            params = {name: source.put(name, source.read(name)) for name in networks}
         for check in checks.values():
             check.result()
     graphs = tuple((name, graph) for name, (graph, _) in networks.items())
@@ -124,10 +128,15 @@ def load(
         source if rounded else None,
         shard_fn,
         compiler_options,
-        ExecutableStore(cache_folder() / "executables") if cache else None,
+        store,
     )
     pipe.add_embeddings(embeddings.of_folder(path))
     return pipe
+
+
+def _networks(config: ModelConfig, compute: jnp.dtype, optional: list[str]) -> dict[str, Network]:
+    networks = registry.abstract(config, ComputeConfig(compute))
+    return networks | registry.abstract(config, only=optional)
 
 
 def _as_stored(path: Path, name: str, shapes: dict, verify: Callable[[], None]) -> dict:

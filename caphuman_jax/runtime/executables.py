@@ -21,7 +21,7 @@ import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import serialize_executable
@@ -37,6 +37,7 @@ _UNRELATED = re.compile(
 )  # options of JAX
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 _HIT = "/jax/compilation_cache/cache_hits"
+T = TypeVar("T")
 _FORMAT = 1  # of the files
 
 
@@ -72,38 +73,56 @@ class ExecutableStore:
         if self.folder is None or jax.process_count() > 1:
             return compile()
         path = self.folder / f"{key(static, arguments)}.executable"
-        if (found := self._read(path)) is not None:
+        if (found := self._read(path, _loaded)) is not None:
             return found
         hits = _listen()
         before = hits[0]
         compiled = compile()
         if hits[0] == before:  # one that JAX's cache gave lacks functions once it is stored again
-            self._write(path, compiled)
+            self._write(path, lambda: pickle.dumps(serialize_executable.serialize(compiled)))
         return compiled
 
-    def _read(self, path: Path) -> jax.stages.Compiled | None:
+    def graphs(self, make: Callable[[], T], static: Any) -> T:
+        """What `make` returns, from the folder or from `make`: graphs and shapes of networks, which
+        Flax takes a second to find at Stable Diffusion's size.
+
+        Args:
+            make: returns something that can be pickled.
+            static: see `get`.
+        """
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{key(static, ())}.graphs"
+        found = self._read(path, pickle.loads)
+        if found is None:
+            found = make()
+            self._write(path, lambda: pickle.dumps(found))
+        return found
+
+    def _read(self, path: Path, load: Callable[[bytes], T]) -> T | None:
         try:
             data = path.read_bytes()
-            if not _is_ours(path):
-                return None
-            stored = pickle.loads(data)
-            devices = jax.devices()[:1]
-            loaded = serialize_executable.deserialize_and_load(*stored, execution_devices=devices)
+            return load(data) if _is_ours(path) else None
         except FileNotFoundError:
             return None
         except Exception as error:  # damaged, or of a runtime that does not take it
-            log.info("%s is compiled again: %s", path, error)
+            log.info("%s is made again: %s", path, error)
             return None
-        return loaded
 
-    def _write(self, path: Path, compiled: jax.stages.Compiled) -> None:
+    def _write(self, path: Path, dump: Callable[[], bytes]) -> None:
         try:
-            data = pickle.dumps(serialize_executable.serialize(compiled))
+            data = dump()
             with atomic.file(path) as part:
                 part.touch(mode=0o600)
                 part.write_bytes(data)
         except Exception as error:  # the disk, or a program that cannot be serialized
             log.info("%s is not kept: %s", path, error)
+
+
+def _loaded(data: bytes) -> jax.stages.Compiled:
+    devices = jax.devices()[:1]
+    stored = pickle.loads(data)
+    return serialize_executable.deserialize_and_load(*stored, execution_devices=devices)
 
 
 def key(static: Any, arguments: Any) -> str:
