@@ -45,6 +45,7 @@ OTHER_PROGRAMS = {
     "pre-commit": "its configuration must exist",
     "curl": "asks a server; tests/studio/test_documented.py runs those of docs/serve.md",
     "cd": "of the shell",
+    "ln": "the same",
     "git": "of everyone's",
 }
 """Commands besides `caphuman`, and how they are checked."""
