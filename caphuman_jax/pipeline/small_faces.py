@@ -103,8 +103,9 @@ def enlarged_faces(
     """
     request, (height, width) = conditioning.request, image.shape[:2]
     side, found = config.image_size, []
-    at_least_one = 1.5 / request.params.coefficients(config).steps  # of the steps
-    share = min(max(request.params.detail, at_least_one), 1.0)
+    steps, share = request.params.coefficients(config).steps, request.params.detail
+    if int(steps * share) == 0:
+        share = min(1.5 / steps, 1.0)  # one step at least
     for number, (subject, asked) in enumerate(zip(conditioning.subjects, request.subjects)):
         head = fit_to_size(subject.head, height, width)
         x, y, size = position_of(head_model, head)
