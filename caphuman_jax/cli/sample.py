@@ -121,9 +121,8 @@ def run(args: argparse.Namespace) -> int:
 
     share = _share(args.share)
     with console.notices(once=True):
-        asked = _jobs(
-            args, jobs, Checker(model_folder.read_config(model_folder.find_model(args.model)))
-        )
+        checker = Checker(model_folder.read_config(model_folder.find_model(args.model)))
+        asked = _jobs(args, jobs, checker)
         if asked.problems:
             shown = asked.problems if args.check else asked.problems[:_MOST_SHOWN]
             print(*(f"caphuman: {problem}" for problem in shown), sep="\n", file=sys.stderr)
@@ -136,11 +135,11 @@ def run(args: argparse.Namespace) -> int:
                 f"{len(asked.problems)} wrong "
                 f"{'entry' if len(asked.problems) == 1 else 'entries'}{rest}; nothing was made"
             )
-        plan = Plan(asked.jobs)
-        groups = f"{plan.groups} {'group' if plan.groups == 1 else 'groups'} of settings"
-        print(f"{plan.total} pictures in {len(asked.jobs)} jobs, of {groups}", file=sys.stderr)
         if args.check:
+            _announce(asked.pictures, asked.jobs, asked.groups)
             return 0
+        plan = Plan(asked.jobs)
+        _announce(plan.total, len(asked.jobs), plan.groups)
         if args.out is None:
             raise SettingError("--out DIR is required: the folder of the pictures")
         with console.resumable():
@@ -171,6 +170,16 @@ def _make(args, asked, plan, share) -> int:
     run_folder = RunFolder(args.out, facts, plan.total, plan.units)
     if args.retry_failed:
         run_folder.reopen_failed()
+    place = output(args.out, args.format)
+    # Where nothing else is left to do, every picture is read.
+    deep = len(run_folder.done_units()) == plan.units
+    reopened = run_folder.reopen_changed(lambda line: place.sound(line, deep))
+    if reopened:
+        print(
+            f"{reopened} {'unit has' if reopened == 1 else 'units have'} pictures that are missing "
+            f"or were changed; they are made again",
+            file=sys.stderr,
+        )
     numbers = {job.id: job.number for job in asked.jobs}
     started = time.perf_counter()
     with Preemption() as stop, _Progress(plan.total, run_folder) as progress:
@@ -178,7 +187,7 @@ def _make(args, asked, plan, share) -> int:
             pipe,
             plan,
             run_folder,
-            output(args.out, args.format),
+            place,
             batch,
             progress.report,
             progress.compiling,
@@ -210,18 +219,25 @@ def _make(args, asked, plan, share) -> int:
     return SOME_FAILED if failed else 0
 
 
+def _announce(pictures: int, jobs: int, groups: int) -> None:
+    kinds = f"{groups} {'group' if groups == 1 else 'groups'} of settings"
+    print(f"{pictures} pictures in {jobs} jobs, of {kinds}", file=sys.stderr)
+
+
 def _jobs(args, jobs, checker):
+    """The jobs; with --check their number alone."""
+    take = jobs.tally if args.check else jobs.collect
     defaults = jobs.parse_defaults(args.default, checker)
     lists = (args.identities, args.prompts, args.heads)
     if args.jobs is not None:
         if any(lists):
             raise SettingError("either --jobs, or --identities with --prompts and --heads")
-        return jobs.read_jobs(args.jobs, checker, defaults)
+        return take(jobs.file_entries(args.jobs), checker, defaults, args.jobs.name)
     if args.identities is None or (args.prompts is None and "prompt" not in defaults):
         raise SettingError(
             "--jobs FILE.jsonl is required, or --identities with --prompts (and --heads)"
         )
-    return jobs.product_jobs(*lists, checker, defaults)
+    return take(jobs.product_entries(*lists), checker, defaults, args.identities.name)
 
 
 def _share(text: str | None) -> tuple[int, int]:

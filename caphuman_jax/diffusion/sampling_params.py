@@ -261,6 +261,19 @@ class SamplingParams:
         resolved.coefficients(config)
         return resolved
 
+    def with_own(self, own: Mapping[str, Any]) -> SamplingParams:
+        """These parameters with other values of an image's own fields (`FieldSpec.per_image`); the
+        others, which were checked before, are not checked again.
+
+        Raises:
+            SettingError: a wrong value.
+        """
+        changed = object.__new__(type(self))
+        changed.__dict__.update(self.__dict__)
+        for name, value in own.items():
+            changed.__dict__[name] = check(name, value, FIELDS[name])
+        return changed
+
     def coefficients(self, config: ModelConfig) -> SamplerCoefficients:
         """The sampler's coefficients for all steps; only once `resolve`d. Raises SettingError."""
         return _coefficients(config.diffusion, self.sampler, self.steps, self.spacing, self.eta)

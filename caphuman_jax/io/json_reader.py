@@ -39,7 +39,10 @@ def parse(text: str | bytes, pairs_hook: Callable | None = None) -> Any:
             text = bytes(text).decode("utf-8-sig")
         text = text.removeprefix("\ufeff")
         _check_depth(text)
-        value = json.loads(text, object_pairs_hook=pairs_hook, parse_int=_whole)
+        if pairs_hook is None:
+            value = _DECODER.decode(text)
+        else:
+            value = json.loads(text, object_pairs_hook=pairs_hook, parse_int=_whole)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -75,3 +78,6 @@ def _whole(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise JsonError(f"it holds a number of {len(digits)} digits")
     return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole)

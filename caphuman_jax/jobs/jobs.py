@@ -4,6 +4,7 @@ computed.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import itertools
@@ -17,14 +18,14 @@ from pathlib import Path
 from caphuman_jax.diffusion.sampling_params import FIELDS
 from caphuman_jax.errors import SettingError
 from caphuman_jax.io import json_reader, picture_formats
-from caphuman_jax.io.files import printable, read_regular
+from caphuman_jax.io.files import open_regular, printable
 from caphuman_jax.jobs.validate import JOB_FIELDS, Checker, nearest
 from caphuman_jax.person import identity_file
 from caphuman_jax.pipeline.request import Request
 
 MAX_JOBS = 10_000_000
 """Jobs of one run."""
-_LONGEST = 2**31  # bytes of a file of jobs
+_LONGEST, _LONGEST_LINE = 2**31, 2**26  # bytes of a file of jobs, and of a line in it
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 
 
@@ -61,11 +62,29 @@ class Jobs:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Entry:
-    """A job as it is written: fields, paths relative to `folder`."""
+class Tally:
+    """What `tally` counted.
+
+    Attributes:
+        jobs, pictures: that can be made.
+        groups: programs and sets of settings among them.
+        problems: see `Jobs`.
+    """
+
+    jobs: int
+    pictures: int
+    groups: int
+    problems: list[str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """A job as it is written: fields, paths relative to `folder`; place: what comes after the
+    file's name in messages, or the number of the line there.
+    """
 
     id: str
-    where: str
+    place: str | int
     folder: Path
     fields: Mapping
 
@@ -74,12 +93,18 @@ def read_jobs(path: Path, checker: Checker, defaults: Mapping) -> Jobs:
     """The jobs of a JSON Lines file; `defaults`: fields of jobs that do not have them. Raises
     SettingError where the file cannot be read.
     """
-    return _collect(_of_lines(path), checker, defaults, path.name)
+    return collect(file_entries(path), checker, defaults, path.name)
 
 
 def product_jobs(
     identities: Path, prompts: Path, heads: Path | None, checker: Checker, defaults: Mapping
 ) -> Jobs:
+    """The jobs of `product_entries`. Raises SettingError."""
+    entries = product_entries(identities, prompts, heads)
+    return collect(entries, checker, defaults, identities.name)
+
+
+def product_entries(identities: Path, prompts: Path, heads: Path | None) -> Iterator[Entry]:
     """Every person with every prompt under every head. identities: a folder of photos and identity
     files, or a file of a path a line, or (.jsonl) of fields a line: "reference", "face", "id" …;
     prompts: a text a line, or .jsonl; heads: .jsonl of heads. Raises SettingError.
@@ -96,14 +121,14 @@ def product_jobs(
     def entries():
         for chosen in itertools.product(*axes):
             fields = {name: value for entry in chosen for name, value in entry.fields.items()}
-            yield _Entry(
+            yield Entry(
                 "_".join(entry.id for entry in chosen),
-                " × ".join(entry.where for entry in chosen),
+                " × ".join(str(entry.place) for entry in chosen),
                 folder,
                 fields,
             )
 
-    return _collect(entries(), checker, defaults, identities.name)
+    return entries()
 
 
 def _check_count(count: int, name: str) -> None:
@@ -111,36 +136,78 @@ def _check_count(count: int, name: str) -> None:
         raise SettingError(f"{printable(name)} makes more than {MAX_JOBS:,} jobs; divide it")
 
 
-def _collect(entries: Iterable, checker: Checker, defaults: Mapping, name: str) -> Jobs:
-    jobs, ids, problems, digest = [], {}, {}, hashlib.sha256()
+def collect(entries: Iterable[Entry | str], checker: Checker, defaults: Mapping, name: str) -> Jobs:
+    """All jobs of the entries of a file `name`, kept. Raises SettingError where there are none."""
+    jobs: list[Job] = []
+    problems: dict[str, None] = {}
+    digest = hashlib.sha256()
+    for entry, fields, request in _checked(entries, checker, defaults, name, problems):
+        jobs.append(Job(entry.id, _where(name, entry.place), len(jobs), request))
+        digest.update(json.dumps([entry.id, fields], sort_keys=True).encode())
+    if not jobs and not problems:
+        raise SettingError(f"{name} holds no jobs")
+    return Jobs(jobs, digest.hexdigest(), list(problems))
+
+
+def tally(entries: Iterable[Entry | str], checker: Checker, defaults: Mapping, name: str) -> Tally:
+    """The same, counted one after the other: nothing of a job is kept but a number for its id."""
+    count, pictures, groups = 0, 0, set()
+    problems: dict[str, None] = {}
+    for _, _, request in _checked(entries, checker, defaults, name, problems):
+        count += 1
+        pictures += len(request.numbers)
+        groups.add(request.program_key)
+        checker.trim()
+    if not count and not problems:
+        raise SettingError(f"{name} holds no jobs")
+    return Tally(count, pictures, len(groups), list(problems))
+
+
+def _checked(
+    entries: Iterable[Entry | str],
+    checker: Checker,
+    defaults: Mapping,
+    name: str,
+    problems: dict[str, None],
+) -> Iterator[tuple[Entry, Mapping, Request]]:
+    """The entries that can be done, with all their fields; what is wrong with others goes into
+    `problems`.
+    """
+    ids: dict[int, str | int] = {}  # by hash: the texts of a million ids would take 100 MB
     for number, entry in enumerate(entries, 1):
         _check_count(number, name)
         if isinstance(entry, str):
             problems[entry] = None
             continue
-        fields = {**defaults, **entry.fields}
+        fields = {**defaults, **entry.fields} if defaults else entry.fields
         wrong, request = checker(fields, entry.folder)
         if not _ID.fullmatch(entry.id):
             wrong.append(
                 f"id: {entry.id!r} cannot be part of a file's name; take up to 120 letters, "
                 f"digits, dots, - and _"
             )
-        if ids.setdefault(entry.id.casefold(), entry.where) is not entry.where:
-            wrong.append(f"id: {entry.id!r} is already used by {ids[entry.id.casefold()]}")
-        problems |= {f"{entry.where}: {problem}": None for problem in wrong}
-        if not wrong and request is not None:
-            jobs.append(Job(entry.id, entry.where, len(jobs), request))
-            digest.update(json.dumps([entry.id, fields], sort_keys=True).encode())
-    if not jobs and not problems:
-        raise SettingError(f"{name} holds no jobs")
-    return Jobs(jobs, digest.hexdigest(), list(problems))
+        known = len(ids)
+        first = ids.setdefault(hash(entry.id.casefold()), entry.place)
+        if len(ids) == known:
+            wrong.append(f"id: {entry.id!r} is already used by {_where(name, first)}")
+        if wrong:
+            where = _where(name, entry.place)
+            problems |= {f"{where}: {problem}": None for problem in wrong}
+        elif request is not None:
+            yield entry, fields, request
 
 
-def _of_lines(path: Path) -> Iterator[_Entry | str]:
-    """Jobs of the lines of a file, or what is wrong with a line."""
-    lines = _lines(path)
-    digits = len(str(lines[-1][0])) if lines else 1
-    for number, text in lines:
+def _where(name: str, place: str | int) -> str:
+    return f"{printable(name)}:{place}" if isinstance(place, int) else place
+
+
+def file_entries(path: Path) -> Iterator[Entry | str]:
+    """Jobs of the lines of a JSON Lines file, or what is wrong with a line, one after the other.
+    Raises SettingError where the file cannot be read.
+    """
+    last = collections.deque(_each_line(path), 1)
+    digits = len(str(last[0][0])) if last else 1
+    for number, text in _each_line(path):
         where = f"{printable(path.name)}:{number}"
         fields = _object(text)
         if isinstance(fields, str):
@@ -154,10 +221,10 @@ def _of_lines(path: Path) -> Iterator[_Entry | str]:
         if "product" in fields:
             yield from _product(fields, name, where, path.parent)
         else:
-            yield _Entry(name, where, path.parent, fields)
+            yield Entry(name, number, path.parent, fields)
 
 
-def _product(fields: dict, name: str, where: str, folder: Path) -> Iterator[_Entry | str]:
+def _product(fields: dict, name: str, where: str, folder: Path) -> Iterator[Entry | str]:
     """All combinations of the lists in the field "product", in their order."""
     axes = fields.pop("product")
     if (
@@ -177,7 +244,7 @@ def _product(fields: dict, name: str, where: str, folder: Path) -> Iterator[_Ent
     digits = [len(str(len(values) - 1)) for values in axes.values()]
     for chosen in itertools.product(*(enumerate(values) for values in axes.values())):
         numbers = "_".join(f"{i:0{width}d}" for (i, _), width in zip(chosen, digits))
-        yield _Entry(
+        yield Entry(
             f"{name}_{numbers}",
             where,
             folder,
@@ -185,7 +252,7 @@ def _product(fields: dict, name: str, where: str, folder: Path) -> Iterator[_Ent
         )
 
 
-def _axis(path: Path, field: str, base: Path) -> list[_Entry]:
+def _axis(path: Path, field: str, base: Path) -> list[Entry]:
     """The entries of one list of a product, each with an id of its own: its own, the photo's name,
     or its number. Raises SettingError.
     """
@@ -216,7 +283,7 @@ def _axis(path: Path, field: str, base: Path) -> list[_Entry]:
             name = None if stem in taken else stem
         name = f"{field[0]}{number:0{digits}d}" if name is None else str(name)
         taken.add(name)
-        entries.append(_Entry(name, where, base, _moved(fields, os.path.relpath(folder, base))))
+        entries.append(Entry(name, where, base, _moved(fields, os.path.relpath(folder, base))))
     return entries
 
 
@@ -260,20 +327,30 @@ def _moved(fields: dict, folder: str) -> dict:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, text) of the lines that are not empty and do not begin with #. Raises
-    SettingError.
+    """All of `_each_line`. Raises SettingError."""
+    return list(_each_line(path))
+
+
+def _each_line(path: Path) -> Iterator[tuple[int, str]]:
+    """(number from 1, text) of the lines that are not empty and do not begin with #, read one after
+    the other. Raises SettingError.
     """
     try:
-        text = read_regular(path, _LONGEST).decode("utf-8-sig")
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > _LONGEST:
+                raise SettingError(f"{path} has more than {_LONGEST >> 30} GB; divide it")
+            number = 0
+            while data := file.readline(_LONGEST_LINE):
+                number += 1
+                if len(data) == _LONGEST_LINE:
+                    raise SettingError(f"{path}:{number} has more than {_LONGEST_LINE >> 20} MB")
+                line = data.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n")
+                if line.strip() and not line.lstrip().startswith("#"):
+                    yield number, line
     except FileNotFoundError:
         raise SettingError(f"{path} does not exist; check the path") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"{printable(str(path))} cannot be read ({error})") from error
-    return [
-        (i, line)
-        for i, line in enumerate(text.split("\n"), 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
 
 
 def _list(path: Path) -> list[tuple[int, str]]:

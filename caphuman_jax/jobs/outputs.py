@@ -54,6 +54,22 @@ class Files:
         files.write(str(self.folder / self._name(picture)), data)
         return self._line(picture, data), None
 
+    def sound(self, line: dict, deep: bool) -> bool:
+        """Whether the file of a picture is there and, with `deep`, has its checksum. A file with
+        another one is removed, so that it is not taken for the picture.
+        """
+        path = self.folder / line["file"]
+        if not deep:
+            return _has_content(path)
+        try:
+            data = files.read_regular(path, picture_formats.MAX_BYTES)
+        except OSError:
+            return False
+        if hashlib.sha256(data).hexdigest() == line["sha256"]:
+            return True
+        path.unlink(missing_ok=True)
+        return False
+
     def finish(
         self, unit: int, units: int, lines: Sequence[dict], payloads: Sequence
     ) -> list[dict]:
@@ -74,6 +90,10 @@ class Shards:
 
     def __init__(self, folder: Path):
         self.folder = folder
+
+    def sound(self, line: dict, deep: bool) -> bool:
+        """Whether the file of a picture is there; what is in it is not read."""
+        return _has_content(self.folder / line["file"])
 
     def there(self, picture: Picture) -> None:
         """None: a file of pictures is complete or is made again."""
@@ -103,6 +123,13 @@ class Shards:
                     writer.write(message)
                 writer.close()
         return [line | {"file": name, "record": i} for i, line in enumerate(lines)]
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def output(folder: Path, kind: str) -> Files | Shards:

@@ -130,6 +130,25 @@ class RunFolder:
                     self._record(unit).unlink(missing_ok=True)
                 self._release(unit)
 
+    def reopen_changed(self, sound: Callable[[dict], bool]) -> int:
+        """Mark units as not done of which a picture is missing or was changed.
+
+        Args:
+            sound: whether the file of a picture's line is as it was made.
+
+        Returns:
+            How many units.
+        """
+        reopened = 0
+        for unit in self.done_units():
+            record = self._read(unit)
+            if record is None or all(map(sound, record["made"])) or not self._lock(unit):
+                continue
+            self._record(unit).unlink(missing_ok=True)
+            self._release(unit)
+            reopened += 1
+        return reopened
+
     def tidy(self) -> None:
         """Remove the incomplete files of killed processes, when all units are done."""
         for path in atomic.leftovers(self.out):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +10,7 @@ from typing import Any
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion.sampling_params import FIELDS, SamplingParams
-from caphuman_jax.errors import CapHumanError
+from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.head import head_json
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.person.person import COMBINE
@@ -48,6 +47,9 @@ def find_in_folder(photo: str, folder: Path) -> tuple[str | None, str]:
     return problem, str(path.absolute())
 
 
+_MOST_KNOWN = 100_000
+
+
 class Checker:
     """checker(fields, folder) → (what is wrong, the request, or None if anything is).
 
@@ -63,6 +65,14 @@ class Checker:
         self._config, self._head_model = config, load_head(config.head)
         self._find = find or find_in_folder
         self._known: dict[tuple, tuple[Any, Any]] = {}
+        self._bases: dict[str, SamplingParams] = {}  # by their settings, without an image's own
+
+    def trim(self) -> None:
+        """Forget what was checked before, if that is much. Objects of equal values are no longer
+        the same ones afterwards."""
+        if len(self._known) > _MOST_KNOWN:
+            self._known.clear()
+            self._bases.clear()
 
     def __call__(self, fields: Mapping[str, Any], folder: Path) -> tuple[list[str], Request | None]:
         wrong = [
@@ -110,6 +120,14 @@ class Checker:
 
     def _params(self, fields: Mapping[str, Any], wrong: list[str]) -> SamplingParams | None:
         given = {name: value for name, value in fields.items() if name in FIELDS}
+        shared = {name: given[name] for name in given if not FIELDS[name].per_image}
+        own = {name: given[name] for name in given if FIELDS[name].per_image}
+        key = json.dumps(shared, sort_keys=True) if shared else ""
+        if key in self._bases:  # the common case; what is wrong is explained below
+            try:
+                return self._bases[key].with_own(own)
+            except SettingError:
+                pass
         problems = []
         for name, value in given.items():
             problem, _ = self._once(
@@ -117,11 +135,10 @@ class Checker:
             )
             problems += [f"{name}: {problem}"] if problem else []
         if not problems:
-            shared = {name: given[name] for name in given if not FIELDS[name].per_image}
             problem, params = self._once("", shared, self._create)
             if problem is None:
-                own = {name: given[name] for name in given if FIELDS[name].per_image}
-                return dataclasses.replace(params, **own)
+                self._bases[key] = params
+                return params.with_own(own)
             problems.append(problem)
         wrong += problems
         return None

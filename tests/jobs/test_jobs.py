@@ -3,6 +3,7 @@ pictures are made.
 """
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -263,3 +264,69 @@ def test_plan_puts_what_belongs_together_beside_each_other(write, checker):
                 if b is None or a[:depth] != b[:depth]
             ]
             assert len(runs) == len(set(runs)) == 2**depth
+
+
+def test_counting_says_what_keeping_says_and_keeps_nothing(write, checker):
+    """--check counts the same jobs, groups and problems, one after the other."""
+    lines = [
+        *({**GOOD, "seed": i, "head": {"yaw": i}, "num_images": 1 + i % 3} for i in range(40)),
+        {**GOOD, "steps": 5, "negative_prompt": "x"},
+        {**GOOD, "steps": 0},
+        {**GOOD, "seed": -1},
+        {**GOOD, "seed": "x", "steps": 5},
+        {"product": {"prompt": ["a", "b"], "seed": [1, 2, 3]}, "reference": "b.png"},
+        {**GOOD, "id": "x"},
+        {**GOOD, "id": "X"},
+        "not json",
+    ]
+    path = write(*lines)
+    kept = jobs.read_jobs(path, checker, {"guidance_scale": 4})
+    counted = jobs.tally(jobs.file_entries(path), checker, {"guidance_scale": 4}, path.name)
+    plan = Plan(kept.jobs)
+    assert counted.problems == kept.problems and len(kept.problems) == 5
+    assert (counted.jobs, counted.pictures, counted.groups) == (
+        len(kept.jobs),
+        plan.total,
+        plan.groups,
+    )
+    assert any("'X' is already used by jobs.jsonl:46" in problem for problem in kept.problems)
+
+
+def test_a_job_that_is_counted_takes_little_memory(write):
+    path = write(*({**GOOD, "id": f"job{i:06d}", "seed": i} for i in range(20_000)))
+    checker = Checker(MINI)
+    jobs.tally(jobs.file_entries(write(GOOD, name="one.jsonl")), checker, {}, "one.jsonl")
+    tracemalloc.start()
+    found = jobs.tally(jobs.file_entries(path), checker, {}, path.name)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.jobs == 20_000 and most / found.jobs < 200
+
+
+def test_own_settings_of_a_job_are_checked_and_do_not_reach_the_next(checker, tmp_path, write):
+    write(GOOD)
+    params = []
+    for own in ({"seed": 5, "num_images": 2}, {}, {"negative_prompt": "x"}, {"seed": 2**32}):
+        wrong, request = checker({**GOOD, "steps": 7, **own}, tmp_path)
+        params.append(request and request.params)
+    assert [p and (p.seed, p.num_images, p.negative_prompt, p.steps) for p in params] == [
+        (5, 2, "", 7),
+        (0, 1, "", 7),
+        (0, 1, "x", 7),
+        None,
+    ]
+    assert "seed: seed must lie between 0 and" in wrong[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff\xfe{}\n", "cannot be read"),
+        (b'{"prompt": "a"}\n\xe9\n', "cannot be read"),
+        (b"\n\n# only a comment\n", "holds no jobs"),
+    ],
+)
+def test_files_that_are_no_jobs(tmp_path, checker, data, message):
+    (tmp_path / "x.jsonl").write_bytes(data)
+    with pytest.raises(SettingError, match=message):
+        jobs.read_jobs(tmp_path / "x.jsonl", checker, {})

@@ -1,5 +1,6 @@
 """The state of a run: units claimed once, freed by the end of a process, done once; the index."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from caphuman_jax.errors import SettingError
 from caphuman_jax.jobs import run_folder
+from caphuman_jax.jobs.outputs import Files, Shards
 from caphuman_jax.jobs.run_folder import RunFolder
 
 UNITS = 6
@@ -69,6 +71,7 @@ def test_all_units_once_and_then_the_index(open_folder, tmp_path):
 HOLDER = """
 import sys
 from pathlib import Path
+from caphuman_jax.jobs.outputs import Files, Shards
 from caphuman_jax.jobs.run_folder import RunFolder
 run = RunFolder(Path(sys.argv[1]), {"jobs": "x"}, 6, 6)
 claims = run.claims()
@@ -128,3 +131,22 @@ def test_a_folder_of_another_run_or_of_other_pictures_is_refused(open_folder, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match="not a directory"):
         open_folder(name="file")
+
+
+def test_units_whose_pictures_are_missing_or_changed_are_done_again(open_folder, tmp_path):
+    run, out = open_folder(), tmp_path / "out"
+    files = Files(out, "png")
+    for unit in run.claims():
+        data = f"picture {unit}".encode()
+        (out / f"job{unit}_00.png").write_bytes(data)
+        made = [line(unit) | {"sha256": hashlib.sha256(data).hexdigest()}]
+        run.commit(unit, {"made": made, "failed": []})
+    for deep in (True, False):
+        assert run.reopen_changed(lambda one, deep=deep: files.sound(one, deep)) == 0
+    (out / "job1_00.png").unlink()
+    (out / "job2_00.png").write_bytes(b"")
+    (out / "job4_00.png").write_bytes(b"picture 5")
+    assert run.reopen_changed(lambda one: files.sound(one, False)) == 2
+    assert run.reopen_changed(lambda one: files.sound(one, True)) == 1
+    assert sorted(run.claims()) == [1, 2, 4] and not (out / "job4_00.png").exists()
+    assert not Shards(out).sound({"file": "pictures-0.array_record"}, True)

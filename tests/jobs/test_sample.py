@@ -222,6 +222,25 @@ def test_the_command_on_all_devices(place, one_by_one, tiny_folder, tmp_path, ca
     )
 
 
+def test_pictures_that_vanish_after_the_end_are_made_again_by_the_command(
+    place, tiny_folder, tmp_path, capsys
+):
+    path, out = write(place, GOOD[:1]), tmp_path / "out"
+    command = ["sample", "--model", str(tiny_folder), "--jobs", str(path), "--out", str(out)]
+    assert app.main(command) == 0
+    pictures = {file: file.read_bytes() for file in out.glob("*.png")}
+    first = next(iter(pictures))
+    changed = bytearray(pictures[first])
+    changed[len(changed) // 2] ^= 1
+    for damage in (lambda: first.unlink(), lambda: first.write_bytes(changed)):
+        damage()
+        capsys.readouterr()
+        assert app.main(command) == 0
+        assert "missing or were changed; they are made again" in capsys.readouterr().err
+        assert {file: file.read_bytes() for file in out.glob("*.png")} == pictures
+    assert app.main(command) == 0 and "made again" not in capsys.readouterr().err
+
+
 def test_missing_and_damaged_pictures_are_made_again_and_others_are_not(
     pipe, place, one_by_one, tmp_path
 ):
