@@ -49,41 +49,63 @@ def source_of(settings: dict | None) -> str:
     return EDITED_SOURCE if settings is not None and "edit" in settings else DIGITAL_SOURCE
 
 
+_SAMPLERS = {
+    "ddim": "DDIM",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "euler_a": "Euler a",
+    "lcm": "LCM",
+    "unipc": "UniPC",
+}
+"""Samplers as Stable Diffusion web UI calls them."""
+_HASH = 10  # digits of a model's hash there
+
+
 def summary(settings: dict) -> str:
-    """A few lines for people: the prompt, then what it was made with."""
+    """How a picture was made, in the form of Stable Diffusion web UI, which many viewers read: the
+    prompt, "Negative prompt: …" if there is one, and one line of "Name: value" separated by commas;
+    values with commas or colons are JSON strings.
+    """
     width, height = settings["size"]
-    people = []
-    for person in settings["people"]:
+    sampler = settings["sampler"]
+    entries = {
+        "Steps": settings["steps"],
+        "Sampler": _SAMPLERS.get(sampler, sampler),
+        "CFG scale": f"{settings['guidance_scale']:g}",
+        "Seed": settings["seed"],
+        "Size": f"{width}x{height}",
+        "Model hash": settings.get("weights", {}).get("unet", "")[:_HASH],
+        "Model": settings["model"],
+    }
+    if "edit" in settings:
+        edit, mask = settings["edit"], settings["edit"]["mask"]
+        entries |= {
+            "Denoising strength": f"{settings['denoise']:g}",
+            "Edited photo": edit["photo"]["name"],
+            "Edited photo SHA-256": edit["photo"]["sha256"],
+            "Mask": mask if isinstance(mask, str) else mask["name"],
+        }
+    entries |= {
+        "Picture": settings["index"],
+        "Control scale": f"{settings['control_scale']:g}",
+        "Identity max timestep": f"{settings['identity_max_timestep']:g}",
+    }
+    for number, person in enumerate(settings["people"], 1):
+        more = f" {number}" if number > 1 else ""
         angles = ", ".join(
             f"{name} {person['head'][name]:.1f}" for name in ("yaw", "pitch", "roll")
         )
-        people.append(f"Reference: {person['reference']['name']}, Head: {angles}")
+        entries |= {f"Reference{more}": person["reference"]["name"], f"Head{more}": angles}
+    entries |= {"Version": f"caphuman_jax {settings['version']}", "AI-generated": "yes"}
+    line = ", ".join(f"{name}: {_quoted(value)}" for name, value in entries.items() if value != "")
     negative = settings["negative_prompt"]
     negative = f"Negative prompt: {negative}\n" if negative else ""
-    return (
-        f"{settings['prompt']}\n{negative}"
-        f"Seed: {settings['seed']}, Picture: {settings['index']}, Sampler: {settings['sampler']}, "
-        f"Steps: {settings['steps']}, Guidance scale: {settings['guidance_scale']:g}, "
-        f"Control scale: {settings['control_scale']:g}, "
-        f"Identity max timestep: {settings['identity_max_timestep']:g}, Size: {width}x{height}, "
-        f"Model: {settings['model']}, Version: {settings['version']}\n"
-        + "\n".join(people)
-        + _edited(settings)
-        + "\nAI-generated"
-    )
+    return f"{settings['prompt']}\n{negative}{line}"
 
 
-def _edited(settings: dict) -> str:
-    """The line about the photo that was edited; "" without one."""
-    if "edit" not in settings:
-        return ""
-    edit = settings["edit"]
-    mask = edit["mask"] if isinstance(edit["mask"], str) else edit["mask"]["name"]
-    photo = edit["photo"]
-    return (
-        f"\nEdited photo: {photo['name']} (SHA-256 {photo['sha256']}), Mask: {mask}, "
-        f"Denoise: {settings['denoise']:g}"
-    )
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(sign in text for sign in ",:\n") else text
 
 
 def read_settings(path: str | os.PathLike) -> dict:
