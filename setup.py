@@ -35,6 +35,7 @@ EXTRAS = {
         "matplotlib",
     ],
     "studio": ["starlette>=0.40", "uvicorn", "python-multipart", "prometheus-client"],
+    "heic": ["pillow-heif"],
     "insightface": ["insightface>=2"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
@@ -63,6 +64,7 @@ EXTRAS = {
         "diffusers",
         "transformers",
         "peft",
+        "pillow-heif",
         "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",  # caphuman compile
     ],
 }

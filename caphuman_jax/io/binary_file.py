@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
+import os
 import threading
 from pathlib import Path
 
 import numpy as np
 
+from caphuman_jax.io.files import open_regular
 from caphuman_jax.io.pickle_reader import Damaged
 
 
@@ -16,8 +17,8 @@ class File:
 
     def __init__(self, path: Path):
         self.path = path
-        self.stream = io.FileIO(path)
-        self.size = path.stat().st_size
+        self.stream = open_regular(path).detach()  # pyrefly: ignore[missing-attribute]
+        self.size = os.fstat(self.stream.fileno()).st_size
         self.lock = threading.Lock()
 
     def read(self, start: int, length: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from caphuman_jax.io.files import open_regular
 from caphuman_jax.io.pickle_reader import (
     Built,
     Damaged,
@@ -317,7 +318,7 @@ def read_pickle(path: str | Path) -> Any:
     path = Path(path)
 
     def read():
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             stream = mapped(file)
             if stream.read(6) != b"\x93NUMPY":
                 stream.seek(0)

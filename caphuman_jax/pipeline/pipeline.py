@@ -22,8 +22,8 @@ from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person.person_reader import PersonReader
 from caphuman_jax.pipeline import regions, small_faces
+from caphuman_jax.pipeline.batches import make_images, rows_of
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress, create_conditioning
-from caphuman_jax.pipeline.image_batches import make_images, rows_of
 from caphuman_jax.pipeline.photo_latents import photo_latents
 from caphuman_jax.pipeline.program import ProgramCache, Row, ShardFn, program_arguments
 from caphuman_jax.pipeline.request import (
@@ -262,7 +262,7 @@ class Pipeline:
         progress: Progress | None = None,
         seconds: dict[str, float] | None = None,
     ) -> Iterator[tuple[Row, np.ndarray, np.ndarray]]:
-        """Make any number of images, `batch` at a time; see `image_batches.make_images`."""
+        """Make any number of images, `batch` at a time; see `batches.make_images`."""
         seconds = {} if seconds is None else seconds
         detailed = lambda rows, images: self.detailed(rows, images, progress)
         progress = progress or _silent

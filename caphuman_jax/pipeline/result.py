@@ -99,7 +99,7 @@ def collect(
 
     Args:
         first: the conditioning of the first.
-        made: see `image_batches.make_images`.
+        made: see `batches.make_images`.
         seconds: time by stage; may be filled in while the images are made.
         head_model: of the heads in them.
         on_image: called with each image and its settings.

@@ -113,6 +113,10 @@ def _open_file(path: Path, part: str | None) -> Checkpoint:
             raise ModelFolderError(
                 f"{path} is only git's pointer to the weights; fetch them with: git lfs pull"
             )
+        elif start[:4] == b"GGUF":
+            raise ModelFolderError(
+                f"{path} is a GGUF file of quantized weights; take the model as safetensors"
+            )
         elif start.lstrip()[:1] == b"<":
             raise ModelFolderError(f"{path} is a web page, not weights; the download went wrong")
         elif not start:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,11 @@ def _write_diffusers(
     described = _described(config)
     lines = []
     with model_folder.writing(
-        out, overwrite=overwrite, kind="diffusers folder", marker="model_index.json"
+        out,
+        overwrite=overwrite,
+        kind="diffusers folder that caphuman export wrote",
+        marker="caphuman.json",
+        ours=_is_ours,
     ) as folder:
         for name, part in weights.items():
             place = folder / _FOLDERS.get(name, name)
@@ -204,6 +209,18 @@ def _write_diffusers(
             },
         )
     return lines
+
+
+_OURS = re.compile(
+    r"(unet|vae|text_encoder|image_encoder|capface|identity|controlnet_[^/]+)/"
+    r"(config\.json|model\.safetensors|diffusion_pytorch_model\.safetensors)"
+    r"|scheduler/scheduler_config\.json|tokenizer/[^/]+|caphuman\.json|model_index\.json"
+)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file of a diffusers folder is one that is written here."""
+    return bool(_OURS.fullmatch(path.as_posix()))
 
 
 def _description(path: Path, config: ModelConfig) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from caphuman_jax.errors import CapHumanError, HeadError, ModelFolderError, Sett
 from caphuman_jax.face import arcface
 from caphuman_jax.head.models import flame, flame_files
 from caphuman_jax.io import pickles
+from caphuman_jax.io.npz_file import open_npz
 from caphuman_jax.weights import face_names, sources
 from caphuman_jax.weights.checkpoint_files import Checkpoint, open_checkpoint
 
@@ -233,7 +234,7 @@ def _kind_of_tensors(checkpoint: Checkpoint, path: Path, config: ModelConfig) ->
 
 def _kind_of_arrays(path: Path) -> str:
     def read():
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             return set(file.files), file["v_template"].shape if "v_template" in file.files else ()
 
     names, shape = pickles.guarded(path, read)

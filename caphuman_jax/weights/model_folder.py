@@ -7,9 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -18,17 +17,11 @@ from typing import Any
 import numpy as np
 
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.config_rules import shown
-from caphuman_jax.diffusion import samplers, schedule
 from caphuman_jax.errors import ModelFolderError
-from caphuman_jax.head.models import registry as heads
-from caphuman_jax.io import atomic, finite, json_reader, safetensors_file
+from caphuman_jax.io import atomic, finite, safetensors_file
 from caphuman_jax.io.binary_file import File
 from caphuman_jax.io.pickle_reader import guarded
-from caphuman_jax.weights import folder_files, hub, requirements
-
-FORMAT, FORMAT_VERSION = "caphuman_jax", 1
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+from caphuman_jax.weights import folder_description, folder_files, hub
 
 
 def find_model(name_or_path: str | os.PathLike, download: bool = False) -> Path:
@@ -97,13 +90,15 @@ def writing(
     overwrite: bool = False,
     kind: str = "model folder",
     marker: str = "config.json",
+    ours: Callable[[Path], bool] | None = None,
 ) -> Iterator[Path]:
     """An empty folder to write into; it becomes `path` if the block ends without an exception and
     is removed otherwise.
 
     marker: the file by which an existing folder is known to be of this kind, and may be replaced
-    with `overwrite`; files in it that its description does not name are kept. Raises
-    ModelFolderError where something is in the way."""
+    with `overwrite`; ours: whether a path in it (relative) is of what is replaced, by default the
+    files that config.json names. All others are kept. Raises ModelFolderError where something is in
+    the way."""
     path = Path(path).expanduser()
     if path.exists() and not overwrite:
         raise ModelFolderError(f"{path} exists already; choose another folder or add --overwrite")
@@ -112,8 +107,8 @@ def writing(
 
     with atomic.folder(path) as part:
         yield part
-        if path.exists() and marker == "config.json":
-            _carry_over(path, part)
+        if path.exists():
+            _carry_over(path, part, ours or _named_by(path))
 
 
 def write_description(
@@ -124,8 +119,8 @@ def write_description(
 ) -> None:
     """config.json. manifest: what `safetensors_file.write` gave, for each network."""
     document = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format": folder_description.FORMAT,
+        "format_version": folder_description.FORMAT_VERSION,
         "config": config.to_dict(),
         "files": dict(manifest),
         "metadata": dict(metadata or {}),
@@ -150,9 +145,9 @@ def read_config(path: str | Path) -> ModelConfig:
             take.
     """
     try:
-        document = _read_document(Path(path))
+        document = folder_description.read_document(Path(path))
         config = ModelConfig.from_dict(document["config"])
-        _check_names(config, document["files"])
+        folder_description.check_names(config, document["files"])
     except ModelFolderError as error:
         if not str(error).startswith("config"):
             raise
@@ -162,7 +157,7 @@ def read_config(path: str | Path) -> ModelConfig:
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What `save_model` was given as `metadata`. Raises ModelFolderError."""
-    return _read_document(Path(path))["metadata"]
+    return folder_description.read_document(Path(path))["metadata"]
 
 
 def load_params(
@@ -176,7 +171,7 @@ def load_params(
     the checksum in config.json. Raises ModelFolderError for a missing or damaged file, and with
     every missing, surplus or misshapen weight named."""
     path = Path(path)
-    manifest = _read_document(path)["files"]
+    manifest = folder_description.read_document(path)["files"]
     absent = [name for name in shapes if name not in manifest]
     if absent:
         raise ModelFolderError(
@@ -195,7 +190,7 @@ def verify_model(path: str | Path) -> None:
     """Compare every file of a model folder with its checksum. Raises ModelFolderError for the first
     that differs.
     """
-    for entry in _read_document(Path(path))["files"].values():
+    for entry in folder_description.read_document(Path(path))["files"].values():
         _check_sum(Path(path), entry)
 
 
@@ -227,103 +222,17 @@ def check_network(path: str | Path, name: str, shapes: Any) -> None:
 
 def file_entries(path: str | Path) -> dict[str, dict[str, Any]]:
     """{network: its "file", "sha256" and "bytes"} of config.json. Raises ModelFolderError."""
-    return _read_document(Path(path))["files"]
+    return folder_description.read_document(Path(path))["files"]
 
 
 def verify_network(path: str | Path, name: str) -> None:
     """Compare one network's file with its checksum. Raises ModelFolderError."""
-    _check_sum(Path(path), _read_document(Path(path))["files"][name])
+    _check_sum(Path(path), folder_description.read_document(Path(path))["files"][name])
 
 
 def _shipped_models() -> dict[str, Path]:
     assets = Path(str(files("caphuman_jax") / "assets"))
     return {config.parent.name: config.parent for config in sorted(assets.glob("*/config.json"))}
-
-
-def _instead_of_run(workdir: Path) -> str:
-    """What to take instead of the work folder of a training run."""
-    model, earlier = workdir / "model", workdir / "autoencoder"
-    if (model / "config.json").is_file():
-        return f"{workdir} is the work folder of a training run; its model is {model}"
-    what = "has no checkpoint of the model yet" if earlier.is_dir() else "is not finished"
-    return (
-        f"{workdir} is the work folder of a training run that {what}; `caphuman export {workdir} "
-        "OUT` makes a model folder of its newest checkpoint"
-    )
-
-
-def _check_names(config: ModelConfig, there: Mapping[str, Any]) -> None:
-    """Names that are defined in other packages, and what follows from them; there: networks."""
-    for entry, value, known in (
-        ("head", config.head, heads.HEADS),
-        ("diffusion.beta_schedule", config.diffusion.beta_schedule, schedule.BETA_SCHEDULES),
-        ("sampling.sampler", config.sampling.sampler, samplers.SAMPLERS),
-        ("sampling.spacing", config.sampling.spacing, schedule.SPACINGS),
-    ):
-        if value not in known:
-            raise ModelFolderError(
-                f"config: {entry} is {shown(value)}; it must be one of {', '.join(known)}"
-            )
-    identity = config.identity
-    width = requirements.recognition_width(identity.recognizer)
-    usable = identity.recognizer != "facenet" or "facenet" in there  # without: identity files only
-    if usable and width not in (None, identity.recognition_width):
-        raise ModelFolderError(
-            f"config: identity.recognition_width is {identity.recognition_width}; it must be "
-            f"{width}, which is what the recognizer {identity.recognizer} gives"
-        )
-
-
-def _check_entry(path: Path, name: Any, entry: Any) -> None:
-    """An entry of "files": only regular names inside of the folder."""
-    file = entry.get("file") if isinstance(entry, dict) else None
-    if (
-        not _FILE_NAME.fullmatch(str(name))
-        or not isinstance(file, str)
-        or not _FILE_NAME.fullmatch(file)
-    ):
-        raise ModelFolderError(
-            f"{path / 'config.json'}: files.{name} is {shown(file if file else entry)}; it must "
-            f'name a file in the folder itself, such as {{"file": "unet.safetensors"}}'
-        )
-    if not re.fullmatch(r"[0-9a-f]{64}", str(entry.get("sha256"))):
-        raise ModelFolderError(
-            f"{path / 'config.json'}: files.{name}.sha256 is {shown(entry.get('sha256'))}; it must "
-            f"be 64 hexadecimal digits"
-        )
-    if type(entry.get("bytes", 0)) is not int or entry.get("bytes", 0) < 0:
-        raise ModelFolderError(
-            f"{path / 'config.json'}: files.{name}.bytes is {shown(entry['bytes'])}; it must be a "
-            f"whole number from 0 upwards"
-        )
-
-
-def _read_document(path: Path) -> dict[str, Any]:
-    try:
-        document = json_reader.read(path / "config.json")
-    except FileNotFoundError as error:
-        raise ModelFolderError(f"{path} is not a model folder: it has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise ModelFolderError(f"{path / 'config.json'} cannot be read: {error}") from error
-    if isinstance(document, dict) and isinstance(document.get("config"), dict):
-        if "recipe" in document["config"]:  # WORKDIR/config.json of `caphuman train`
-            raise ModelFolderError(_instead_of_run(path))
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ModelFolderError(f"{path / 'config.json'} is not the description of a {FORMAT} model")
-    if document.get("format_version") != FORMAT_VERSION:
-        raise ModelFolderError(
-            f"{path} has format version {document.get('format_version')}; this program reads "
-            f"{FORMAT_VERSION}: "
-            "update the program or convert the model again"
-        )
-    missing = [
-        key for key in ("config", "files", "metadata") if not isinstance(document.get(key), dict)
-    ]
-    if missing:
-        raise ModelFolderError(f"{path / 'config.json'} lacks {', '.join(missing)}")
-    for name, entry in document["files"].items():
-        _check_entry(path, name, entry)
-    return document
 
 
 def _write_network(folder: Path, name: str, tree: Any, dtype: Any) -> dict[str, Any]:
@@ -372,7 +281,7 @@ def stored_networks(path: str | Path) -> Iterator[dict[str, dict[str, safetensor
         return safetensors_file.read_header(files[-1])[0]
 
     try:
-        entries = _read_document(path)["files"]
+        entries = folder_description.read_document(path)["files"]
         yield {
             name: guarded(path / entry["file"], lambda file=path / entry["file"]: tensors(file))
             for name, entry in entries.items()
@@ -443,13 +352,20 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _carry_over(old: Path, new: Path) -> None:
-    """Copy what the new folder lacks and the old one's manifest does not name."""
-    ours = {entry["file"] for entry in _read_document(old)["files"].values()}
-    for item in old.iterdir():
-        if item.name not in ours and not (new / item.name).exists():
-            copy = shutil.copytree if item.is_dir() else shutil.copy2
-            copy(item, new / item.name)
+def _named_by(folder: Path) -> Callable[[Path], bool]:
+    named = {entry["file"] for entry in folder_description.read_document(folder)["files"].values()}
+    return lambda path: str(path) in named
+
+
+def _carry_over(old: Path, new: Path, ours: Callable[[Path], bool]) -> None:
+    """Copy what the new folder lacks and was not ours in the old one."""
+    for item in sorted(old.rglob("*")):
+        path = item.relative_to(old)
+        if item.is_dir() and not item.is_symlink():
+            continue
+        if not ours(path) and not os.path.lexists(new / path):
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(item, new / path, follow_symlinks=False)
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -192,6 +192,8 @@ def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = 
             f"{checkpoint.path} has keys that begin with module., as saved from DataParallel; save "
             f"model.module instead"
         )
+    if network is None:
+        _refuse_kinds(checkpoint)
     control = (
         "capface"
         if any(re.fullmatch(r"(control_model\.)?mask_predict\..+", key) for key in keys)
@@ -234,6 +236,30 @@ def _read_weights(source: Source, checkpoint: Checkpoint, network: str | None = 
                 f"{checkpoint.path}: the configuration in its header cannot be read: {error}"
             ) from error
         _take_description(source, checkpoint.path, described)
+
+
+_OTHER_KINDS = (
+    (
+        r"difference",
+        "a ControlNet that is stored as a difference from its base (it has the key difference); "
+        "take the whole ControlNet",
+    ),
+    (r"lora_controlnet", "a Control-LoRA; take a whole ControlNet"),
+    (r"(adapter\.)?body\.\d+\..+", "a T2I-Adapter, which is not a ControlNet; take a ControlNet"),
+    (r"(image_proj|ip_adapter)(\..+)?", "an IP-Adapter, which CapHuman's identity replaces"),
+    (
+        r".*[._](lora_(down|up|A|B)|hada_w1_a|lokr_w[12](_a)?)(\..+)?",
+        "a LoRA; give it with --lora",
+    ),
+    (r"string_to_param\..+|emb_params", "an embedding; give it to generate with --embedding"),
+)
+"""Files that look like a network's by some of their keys: a key's form, and what they are."""
+
+
+def _refuse_kinds(checkpoint: Checkpoint) -> None:
+    for form, kind in _OTHER_KINDS:
+        if any(re.fullmatch(form, key) for key in checkpoint):
+            raise ModelFolderError(f"{checkpoint.path} is {kind}")
 
 
 def _take_scales(found: dict[str, str]) -> dict[str, str]:

@@ -307,3 +307,23 @@ def test_command(tmp_path, model, capsys):
     assert main(["export", str(model), str(tmp_path / "x.ckpt"), "--to", "ldm"]) == 2
     error = capsys.readouterr().err
     assert "pickles" in error and error.count("\n") == 1
+
+
+def test_overwriting_a_diffusers_folder_keeps_what_is_not_ours(tmp_path, model):
+    out = tmp_path / "out"
+    export_model(model, out, "diffusers")
+    mine = ("notes.txt", "unet/mine.json", "pictures/a/b.png", ".hidden")
+    for name in mine:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    (out / "controlnet_old").mkdir()
+    (out / "controlnet_old" / "config.json").write_text("{}")  # of an earlier export
+    (out / "vae" / "config.json").write_text("{}")
+    export_model(model, out, "diffusers", overwrite=True)
+    assert all((out / name).read_text() == "mine" for name in mine)
+    assert not (out / "controlnet_old").exists()
+    assert json.loads((out / "vae" / "config.json").read_text())
+    # A folder that somebody else wrote is left as it is.
+    (out / "caphuman.json").unlink()
+    with pytest.raises(ModelFolderError, match="is not a diffusers folder that caphuman export"):
+        export_model(model, out, "diffusers", overwrite=True)

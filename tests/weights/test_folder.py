@@ -225,3 +225,14 @@ def test_numbers_that_are_not_finite_are_found_at_load_by_network_and_name(saved
     for stored in (np.float32, None):
         with pytest.raises(ModelFolderError, match="vae: out holds numbers that are not finite"):
             model_folder.load_params(saved, shapes_of(make_params()), dtype=stored)
+
+
+def test_overwriting_keeps_files_in_folders_too(saved):
+    mine = ("card/a.txt", "tokenizer/mine.txt", "notes.md")
+    for name in mine:
+        (saved / name).parent.mkdir(exist_ok=True)
+        (saved / name).write_text("mine")
+    (saved / "link").symlink_to("notes.md")
+    model_folder.save_model(saved, CONFIG, {"vae": make_params()["vae"]}, overwrite=True)
+    assert all((saved / name).read_text() == "mine" for name in mine)
+    assert (saved / "link").is_symlink() and not (saved / "unet.safetensors").exists()

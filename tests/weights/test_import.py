@@ -4,6 +4,7 @@ with them.
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -813,3 +814,26 @@ def test_four_gigabytes_in_a_minute_and_six_gigabytes_of_memory(tmp_path):
     seconds, kilobytes = time.monotonic() - start, int(done.stdout.split()[-1])
     print(f"{seconds:.0f} s, {kilobytes / 1e6:.2f} GB")
     assert seconds < 120 and kilobytes < 2e6  # 35 s and 0.4 GB on two busy cores
+
+
+@pytest.mark.parametrize("verb", ["import", "export --to ldm", "export --to diffusers"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, caphuman, tiny_config, verb, capsys):
+    """The system refuses to write more, in the middle of a file."""
+    name, *how = verb.split()
+    command = ["import", str(tmp_path / "m"), "--caphuman", str(caphuman)]
+    command += ["--config", str(tiny_config), "--partial", "--head", "anny"]
+    if name == "export":
+        assert main(command) == 0
+        out = tmp_path / ("x.safetensors" if "ldm" in how else "x")
+        command = ["export", str(tmp_path / "m"), str(out), *how]
+    before = sorted(path.name for path in tmp_path.iterdir())
+    capsys.readouterr()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        status = main(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert status == 2 and error.count("\n") == 1 and "File too large" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -392,3 +392,37 @@ def test_scaled_fp8_is_multiplied_out(tmp_path, caphuman, name, per):
             tmp_path / file, caphuman=caphuman, base=tmp_path / f"{file}.safetensors", config=TINY
         )
     assert_same(*(load_file(tmp_path / file / "unet.safetensors") for file in "ab"))
+
+
+@pytest.mark.parametrize(
+    ("option", "keys", "message"),
+    [
+        (
+            "controlnets",
+            ["difference", "control_model.input_hint_block.0.weight"],
+            "stored as a difference from its base",
+        ),
+        ("controlnets", ["lora_controlnet", "input_blocks.0.0.weight"], "a Control-LoRA"),
+        ("controlnets", ["body.0.block1.weight", "conv_in.weight"], "a T2I-Adapter"),
+        ("controlnets", ["adapter.body.0.resnets.0.block1.weight"], "a T2I-Adapter"),
+        ("controlnets", ["image_proj.proj.weight", "ip_adapter.1.to_k_ip.weight"], "an IP-Adapter"),
+        ("base", ["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"], "with --lora"),
+        ("vae", ["emb_params"], "with --embedding"),
+    ],
+)
+def test_other_kinds_of_files_are_refused_by_name_whatever_is_ignored(
+    tmp_path, caphuman, option, keys, message
+):
+    """No advice leads to weights that are silently wrong."""
+    file = tmp_path / "x.safetensors"
+    save_file({key: np.ones((1, 1), np.float32) for key in keys}, file)
+    given = {option: [(file, "pose")] if option == "controlnets" else file}
+    for ignore in ((), ("difference", "body", "lora")):
+        with pytest.raises(ModelFolderError, match=message):
+            import_model(tmp_path / "m", caphuman=caphuman, config=TINY, ignore=ignore, **given)
+
+
+def test_gguf_is_named(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(100))
+    with pytest.raises(ModelFolderError, match="GGUF file of quantized weights"):
+        open_checkpoint(tmp_path / "x.gguf")

@@ -22,6 +22,8 @@ from caphuman_jax.head.models.flame import JOINTS, PARENTS, VERTICES, Flame
 from caphuman_jax.head.texture import TextureSpace
 from caphuman_jax.head.topology import incident_triangles
 from caphuman_jax.io import pickles, tensors_in_pickles
+from caphuman_jax.io.files import open_regular
+from caphuman_jax.io.npz_file import open_npz
 
 MODEL_NAMES = (
     "generic_model.pkl",
@@ -241,7 +243,7 @@ def read_embedding(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path).expanduser()
 
     def read():
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             version = np.lib.format.read_magic(file)
             header = {
                 (1, 0): np.lib.format.read_array_header_1_0,
@@ -342,7 +344,7 @@ def _read_npz(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     """Those of the arrays that the file has."""
 
     def read():
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             return {name: file[name] for name in names if name in file.files}
 
     return _heads_error(lambda: pickles.guarded(path, read))
