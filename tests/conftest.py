@@ -74,6 +74,7 @@ _LONGEST = (
     "evaluation/test_command.py",
     "parity/test_control_step.py",
     "test_docs.py",
+    "studio/test_api.py",
 )
 """Files that take longest. They are run first, so that no process waits for another at the end."""
 
