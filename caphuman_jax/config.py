@@ -261,7 +261,7 @@ MINI = ModelConfig(
     text=TextConfig(width=128, layers=4, heads=4, mlp_width=512, embed_width=16),
     diffusion=DiffusionConfig(prediction_type="v", zero_terminal_snr=True),
     sampling=SamplingConfig(
-        steps=50, guidance_scale=3.0, spacing="trailing", eta=1.0, guidance_rescale=0.5
+        steps=20, guidance_scale=3.0, spacing="trailing", eta=1.0, guidance_rescale=0.5
     ),
 )
 """The shipped small model: 14.4 M parameters, 256² pictures."""

@@ -16,7 +16,7 @@ from caphuman_jax.errors import SettingError
 
 def test_the_models_own_values_fill_what_is_not_given():
     own = SamplingParams.create(MINI)
-    assert (own.steps, own.guidance_scale, own.guidance_rescale, own.eta) == (50, 3.0, 0.5, 1.0)
+    assert (own.steps, own.guidance_scale, own.guidance_rescale, own.eta) == (20, 3.0, 0.5, 1.0)
     assert own.size == (256, 256) and own.spacing == "trailing" and own.num_images == 1
     # Another sampler than the model's own takes its standard noise.
     assert SamplingParams.create(MINI, sampler="unipc", steps=5).eta == 0
