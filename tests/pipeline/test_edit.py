@@ -227,7 +227,7 @@ def test_command_and_repeating_it(tiny_folder, astronaut_file, tmp_path, capsys)
     assert (out / "sheet.png").exists()
     capsys.readouterr()
     for more, message in (
-        ([], "nothing is to change"),
+        ([], "nothing to change"),
         (["--no-person", "--yaw", "3", "--mask", "whole"], "takes neither a head"),
         (["--repeat", str(out / "picture_00.png"), "--yaw", "3"], "leave out --yaw"),
     ):
