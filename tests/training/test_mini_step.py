@@ -3,6 +3,7 @@ work: test_mini.py.
 """
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 from caphuman_jax.errors import DataError
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.runtime import sharding
-from caphuman_jax.training import loop
+from caphuman_jax.training import compiled_step, loop
 from caphuman_jax.training.recipes import mini
 from caphuman_jax.training.resident_batches import join_captions, resident, sample_batch
 
@@ -50,6 +51,24 @@ def train(
     return loop.run(
         mini.MiniRecipe(tiny, training, vae_params, data, mesh), None, cfg, folder, mesh, log=log
     ).state
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    """Every run here has the same step on the same devices; compiling it takes a quarter of a
+    minute.
+    """
+    compile_step, programs = compiled_step.compile_step, {}
+
+    def compiled(recipe, mesh, mode, frozen, rows):
+        key = json.dumps(recipe.settings, sort_keys=True), mesh, mode
+        if key not in programs:
+            programs[key] = compile_step(recipe, mesh, mode, frozen, rows)
+        return programs[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled_step, "compile_step", compiled)
+        yield
 
 
 @pytest.fixture(scope="module")
