@@ -4,6 +4,7 @@ and sizes of the published ones.
 
 import pickle
 
+import flame_landmarks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,7 +137,7 @@ def frontal_camera(model) -> np.ndarray:
     astronaut this lies 5 % of the eye distance off the face; a least-squares camera 4 %. The shift
     is in meters: 0.03 too much is a third of the eye distance (0.079 m).
     """
-    mean = np.asarray(flame.fixed_landmarks(model, jnp.asarray(model.mean)))[:, :2]
+    mean = np.asarray(flame_landmarks.fixed_landmarks(model, jnp.asarray(model.mean)))[:, :2]
     box = np.ptp(mean, axis=0)
     return np.asarray([2 / (1.25 * 1.1 * box.mean()), *-(mean.min(axis=0) + box / 2)], np.float32)
 
@@ -163,7 +164,7 @@ def deca_encoder(photo):
     model, face = load_head("flame").flame, find_faces(photo)[0]
     crop = deca.crop_of_box(deca.landmark_box(face.landmarks))
     seen = (face.landmarks[list(IBUG_68), :2] - crop[:2]) / crop[2] * 2 - 1
-    mean = np.asarray(flame.fixed_landmarks(model, jnp.asarray(model.mean)))[:, :2]
+    mean = np.asarray(flame_landmarks.fixed_landmarks(model, jnp.asarray(model.mean)))[:, :2]
     scale = np.ptp(seen[:, 1]) / np.ptp(mean[:, 1])
     camera = np.asarray([scale, *(seen * [1, -1] / scale - mean).mean(axis=0)])
     wanted = np.concatenate([np.zeros(206), camera, frontal_light().reshape(-1)])

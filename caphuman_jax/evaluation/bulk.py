@@ -92,6 +92,7 @@ def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Photo], S
             jax.device_get(person.head),
             person,
             recognition_vectors(person.square, person.landmarks, known[0]),
+            known[1],
         )
 
     return read

@@ -85,6 +85,7 @@ class Subject:
         head: fitted in it.
         person: what the generator takes.
         vectors: {recognizer: vector} of the photo.
+        features: (49, 512) of the shipped recognizer for the photo, where a suite needs them.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Subject:
     head: Head
     person: Any
     vectors: dict[str, np.ndarray]
+    features: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -102,7 +102,8 @@ def run_people(
         sampling: other fields of `SamplingParams`.
     """
     del photos
-    references = [recognition.identity(one.picture, one.person.landmarks)[1] for one in subjects]
+    references = [one.features for one in subjects if one.features is not None]
+    assert len(references) == len(subjects), "subjects are of `bulk.subject_reader`"
     wears = np.stack([_score(features) for features in references])
     made = []
     for count in COUNTS:

@@ -7,6 +7,20 @@ import pytest
 
 from caphuman_jax.evaluation import bulk, people
 from caphuman_jax.evaluation.photos import Photo
+from caphuman_jax.face import recognition
+
+
+@pytest.fixture
+def recognized(monkeypatch):
+    """Every crop that the recognition network is given."""
+    seen, network = [], recognition.mobilefacenet
+
+    def counted(crops):
+        seen.extend(crop.tobytes() for crop in crops)
+        return network(crops)
+
+    monkeypatch.setattr(recognition, "mobilefacenet", counted)
+    return seen
 
 
 @pytest.fixture
@@ -31,9 +45,21 @@ def test_groups_are_of_different_people(subjects):
     assert made == people.groups(twins, 3, 6, 0) and people.groups(twins, 4, 2, 0) == []
 
 
-def test_people_are_measured_in_their_places(pipe, subjects, tmp_path, monkeypatch):
+def test_a_reference_is_recognized_once(pipe, astronaut_file, recognized):
+    """Once as it conditions the model and once framed like a generated picture: two crops."""
+    subject = bulk.subject_reader(pipe)(Photo("a.png", astronaut_file))
+    subject.person.warnings()
+    assert len(recognized) == len(set(recognized)) == 2
+    own = recognition.mobilefacenet_crop(subject.picture, subject.person.landmarks)
+    assert own.tobytes() in recognized
+
+
+def test_people_are_measured_in_their_places(pipe, subjects, tmp_path, monkeypatch, recognized):
     monkeypatch.setattr(people, "COUNTS", (2, 3))
+    own = recognition.mobilefacenet_crop(subjects[0].picture, subjects[0].person.landmarks)
+    recognized.clear()
     made = people.run_people(pipe, [], subjects, tmp_path, steps=2)
+    assert own.tobytes() not in recognized
     assert [len(group.people) for group in made] == [2, 2, 3]
     assert {path.name for path in tmp_path.iterdir()} == {"people_2_00.png", "people_3_00.png"}
     assert people.compute(pipe, subjects, made)["people"]["2"]["pictures"] == 2

@@ -3,6 +3,7 @@
 import os
 import pickle
 
+import flame_landmarks
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,7 +69,7 @@ def test_vertices(posed, data, relative):
 
 
 def test_landmarks(model, posed, data, relative):
-    moving = jax.vmap(lambda v, p: flame.landmarks(model, v, p))(*posed)
+    moving = jax.vmap(lambda v, p: flame_landmarks.landmarks(model, v, p))(*posed)
     shifted = moving + np.pad(data["cam"][:, 1:], ((0, 0), (0, 1)))[:, None]
     assert (
         relative(
@@ -78,7 +79,10 @@ def test_landmarks(model, posed, data, relative):
         < 1e-5
     )
     assert (
-        relative(jax.vmap(lambda v: flame.fixed_landmarks(model, v))(posed[0]), data["landmarks3d"])
+        relative(
+            jax.vmap(lambda v: flame_landmarks.fixed_landmarks(model, v))(posed[0]),
+            data["landmarks3d"],
+        )
         < 1e-5
     )
 
@@ -108,19 +112,6 @@ def test_against_plain_rotations(model, data):
             rest + share * (turned - rest),
             atol=2e-6,
         )
-
-
-def test_contour_is_held_beyond_its_table(model, posed):
-    points = posed[0][0]
-    at = lambda degrees: np.asarray(
-        flame.contour_landmarks(model, points, jnp.zeros(15).at[1].set(np.deg2rad(degrees)))
-    )
-    np.testing.assert_array_equal(at(39), at(70))
-    np.testing.assert_array_equal(at(-39), at(-70))
-    np.testing.assert_array_equal(
-        at(-39), np.asarray(flame._embedded(tuple(part[78] for part in model.contour), points))
-    )
-    assert not np.array_equal(at(39), at(-39))
 
 
 class Ch:

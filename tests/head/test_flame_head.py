@@ -18,7 +18,7 @@ from caphuman_jax.head.fitting import fit, head_from_photo
 from caphuman_jax.head.hints import render_hints
 from caphuman_jax.head.landmarks68 import landmarks_68
 from caphuman_jax.head.lighting import posed
-from caphuman_jax.head.models import deca, deca_head, flame, flame_files, flame_head
+from caphuman_jax.head.models import deca, deca_head, flame, flame_files, flame_loading
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.head.pose import rotation_matrix
 from caphuman_jax.head.texture import TextureSpace
@@ -46,7 +46,7 @@ def model(entries, embedding, shipped):
     made = flame_files.from_arrays(
         entries, shapes=60, vertices=None, embedding=embedding, template=template
     )
-    return flame_head.as_head(made)
+    return flame_loading.as_head(made)
 
 
 @pytest.fixture(scope="session")
@@ -310,7 +310,7 @@ def test_head_by_deca_says_how_well_it_fits(model, space, code, monkeypatch, shi
 
 def test_without_landmarks(entries):
     with pytest.raises(HeadError, match="landmark_embedding.npy"):
-        flame_head.as_head(flame_files.from_arrays(entries, vertices=None))
+        flame_loading.as_head(flame_files.from_arrays(entries, vertices=None))
 
 
 def test_named_by_its_folder(tmp_path, entries, monkeypatch):
@@ -340,21 +340,21 @@ def test_mediapipe_table(entries, embedding, shipped, tmp_path):
     np.savez(tmp_path / "flame2023.npz", **entries)
     np.save(tmp_path / "landmark_embedding.npy", embedding, allow_pickle=True)
     np.savez(
-        tmp_path / flame_head.MEDIAPIPE,
+        tmp_path / flame_loading.MEDIAPIPE,
         landmark_indices=numbers,
         lmk_face_idx=faces,
         lmk_b_coords=weights,
     )
-    made = flame_head.load_flame_head(tmp_path, vertices=None)
+    made = flame_loading.load_flame_head(tmp_path, vertices=None)
     assert set(np.flatnonzero(made.landmark_valid)) == set(numbers) | set(IBUG_68[:17])
     np.testing.assert_array_equal(
         np.sort(made.landmark_vertices[numbers]), np.sort(shipped.landmark_vertices[numbers])
     )
     np.savez(
-        tmp_path / flame_head.MEDIAPIPE,
+        tmp_path / flame_loading.MEDIAPIPE,
         landmark_indices=numbers,
         lmk_face_idx=faces[1:],
         lmk_b_coords=weights,
     )
     with pytest.raises(HeadError, match="do not go together"):
-        flame_head.load_flame_head(tmp_path, vertices=None)
+        flame_loading.load_flame_head(tmp_path, vertices=None)

@@ -29,7 +29,8 @@ from caphuman_jax.head.head import Head
 from caphuman_jax.head.lighting import posed
 from caphuman_jax.head.models import deca, flame_files
 from caphuman_jax.head.models.deca import SIZE, FlameCode
-from caphuman_jax.head.models.flame_head import JOINT_NAMES, UNITS, FlameHead, load_flame_head
+from caphuman_jax.head.models.flame_head import JOINT_NAMES, UNITS, FlameHead
+from caphuman_jax.head.models.flame_loading import load_flame_head
 from caphuman_jax.head.texture import TextureSpace
 from caphuman_jax.models.network import Network
 from caphuman_jax.nn.typing import Array

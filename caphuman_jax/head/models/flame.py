@@ -28,8 +28,6 @@ from caphuman_jax.nn.typing import Array
 VERTICES = 5023
 JOINTS = ("root", "neck", "jaw", "left_eye", "right_eye")
 PARENTS = (-1, 0, 1, 1, 1)
-POSE = 3 * len(JOINTS)
-LARGEST_YAW = 39  # degrees, to which the contour is followed
 _HIGHEST = jax.lax.Precision.HIGHEST
 
 
@@ -133,41 +131,6 @@ def joints(
     )
 
 
-def static_landmarks(flame: Flame, points: Float[Array, "v 3"]) -> Float[Array, "51 3"]:
-    """The 51 inner landmarks (51,3) of vertices (V,3): iBUG's points 18–68."""
-    return _embedded(flame.static, points)
-
-
-def contour_landmarks(
-    flame: Flame, points: Float[Array, "v 3"], pose: Float[Array, "15"]
-) -> Float[Array, "17 3"]:
-    """The 17 landmarks (17,3) of the outline as it is seen at this pose (15,): they move with the
-    yaw, whole degrees up to ±39.
-    """
-    turns = _turns(pose[:6])
-    matrix = jnp.matmul(turns[0], turns[1], precision=_HIGHEST)
-    yaw = jnp.rad2deg(jnp.arctan2(-matrix[2, 0], jnp.hypot(matrix[0, 0], matrix[1, 0])))
-    yaw = jnp.clip(jnp.round(yaw), -LARGEST_YAW, LARGEST_YAW).astype(jnp.int32)
-    row = jnp.where(yaw < 0, LARGEST_YAW - yaw, yaw)
-    assert flame.contour is not None, "this FLAME model has no landmarks"
-    corners, weights = (jnp.asarray(part)[row] for part in flame.contour)
-    return _embedded((corners, weights), points)
-
-
-def landmarks(
-    flame: Flame, points: Float[Array, "v 3"], pose: Float[Array, "15"]
-) -> Float[Array, "68 3"]:
-    """The 68 landmarks (68,3) in iBUG's order, the outline as it is seen at this pose."""
-    return jnp.concatenate(
-        [contour_landmarks(flame, points, pose), static_landmarks(flame, points)]
-    )
-
-
-def fixed_landmarks(flame: Flame, points: Float[Array, "v 3"]) -> Float[Array, "68 3"]:
-    """The 68 landmarks (68,3) in iBUG's order, each always at the same place of the head."""
-    return _embedded(flame.full, points)
-
-
 def texture_at(
     flame: Flame,
     image: Float[Array, "s s c"],
@@ -208,8 +171,3 @@ def _skeleton(places, turns):
     return rotation, jnp.stack(position) - jnp.einsum(
         "jab,jb->ja", rotation, places, precision=_HIGHEST
     )
-
-
-def _embedded(embedding, points):
-    corners, weights = (jnp.asarray(part) for part in embedding)
-    return jnp.sum(points[corners] * weights[..., None], axis=-2)
