@@ -36,7 +36,7 @@ def write_sequence(args, read, head, wanted, size) -> list[Path]:
                 f"table"
             )
         heads, track, fps = (
-            sequence.read(args.sequence, model, wanted.apply(model, head, None)),
+            sequence.from_table(rows, model, wanted.apply(model, head, None)),
             None,
             args.fps or frames.FPS,
         )
@@ -92,7 +92,7 @@ def _lent_heads(args, read, head, wanted):
     """The heads of a video or of photos, the track that they come from, and frames a second."""
     from tqdm import tqdm
 
-    from caphuman_jax.head import editing, sequence
+    from caphuman_jax.head import sequence
     from caphuman_jax.io import frames
 
     with tqdm(unit="frame", desc="fitting", file=sys.stderr) as bar:
@@ -105,12 +105,15 @@ def _lent_heads(args, read, head, wanted):
             head_of=read.head_of,
             progress=lambda done, total: bar.update(done - bar.n),
         )
-    if args.missing == "error":
-        sequence.refuse_missing(track, args.sequence)
-    lent = sequence.complete(
-        sequence.place(track, read.head_model, wanted.framing), track, args.smooth
+    heads = sequence.from_track(
+        track,
+        read.head_model,
+        head,
+        take=wanted.take,
+        framing=wanted.framing,
+        smooth=args.smooth,
+        missing=args.missing,
     )
-    heads = [editing.mix(read.head_model, head, one, wanted.take) for one in lent]
     heads = [wanted.adjust(read.head_model, one) for one in heads]
     seconds = track.times[-1] - track.times[0]
     return heads, track, (len(heads) - 1) / seconds if seconds > 0 else frames.FPS

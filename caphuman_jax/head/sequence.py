@@ -43,7 +43,7 @@ class Track:
     """Heads fitted frame by frame. heads[i] is None where frame i shows no face; each is in its own
     frame's pixels.
     squares: center (x, y) and side of the square around each head. still: the frames are photos,
-    not a camera's.
+    not a camera's. source: in words.
     """
 
     names: list[str]
@@ -51,6 +51,7 @@ class Track:
     heads: list[Head | None]
     squares: list[tuple[np.ndarray, float] | None]
     still: bool
+    source: str
 
     @property
     def missing(self) -> list[str]:
@@ -58,58 +59,59 @@ class Track:
         return [name for name, head in zip(self.names, self.heads) if head is None]
 
 
-def read(
-    source: Source,
+def from_table(rows: Sequence[Mapping], model: HeadModel, reference: Head) -> list[Head]:
+    """A head of the reference person for each row of `read_table`; what a row does not name is as
+    in the reference. Raises HeadError.
+    """
+    return [_row(model, reference, row, i) for i, row in enumerate(rows)]
+
+
+def from_track(
+    track: Track,
     model: HeadModel,
     reference: Head,
     *,
     take: str | Iterable[str] = editing.DEFAULT_TAKE,
     framing: str = "head",
-    face: int | None = None,
-    every: int = 1,
     smooth: float = 0.0,
     missing: str = "interpolate",
-    fps: float | None = None,
-    head_of: Measure | None = None,
-    progress: Progress | None = None,
 ) -> list[Head]:
-    """Heads of the reference person, one for each row or frame of `source`.
+    """A head of the reference person for each frame of a track.
 
-    source: a table, that is a list of mappings, or a CSV (or TSV, or JSON list) file whose columns
-    are named as in `head_json`: yaw, pitch, roll, x, y, size, light, expression, or single
-    expression names; a blank cell is as in the reference. Or a video, a GIF, a folder of photos (by
-    name, 2 before 10) or a list of photos: a head is fitted to each, and lends the parts `take`
-    (see `editing.mix`).
+    Args:
+        track: of `fit_frames`.
+        model: of the heads.
+        reference: whose other parts the heads have.
+        take: the parts that frames lend, see `editing.mix`.
+        framing: see `place`.
+        smooth: time constant in seconds of a two-sided exponential mean, 0 for none.
+        missing: frames without a face are named in a notice and interpolated from their neighbors
+            ("interpolate"), or an "error".
 
-    The other arguments are for photos and frames. framing: "head", the square around the head (of a
-    video one for all frames, around where the head mostly is, so that it may move in it), or
-    "photo", the frame itself. face: number of the face in the first frame, 0 the largest; the
-    others show the face nearest to the one before. every: use every N-th frame of a video.
-    smooth: time constant in seconds of a two-sided exponential mean, 0 for none. missing: frames
-    without a face are named in a notice and interpolated from their neighbors, or an "error". fps:
-    frames a second where the source does not say. head_of(photo, landmarks): what measures the
-    heads, as in `person.measure`; None: they are fitted to the landmarks. progress(done, total or
-    None). Raises PhotoError, NoFaceError, HeadError.
+    Raises:
+        HeadError: an option is unknown.
+        NoFaceError: a frame shows no face, and `missing` is "error".
     """
-    rows = read_table(source)
-    if rows is not None:
-        return [_row(model, reference, row, i) for i, row in enumerate(rows)]
     editing.parse_take(take)
     if missing not in MISSING:
         raise HeadError(f"frames without a face are {' or '.join(MISSING)}, not {missing!r}")
-    track = fit_frames(
-        source, model, face=face, every=every, fps=fps, head_of=head_of, progress=progress
-    )
-    if missing == "error":
-        refuse_missing(track, source)
-    return [
-        editing.mix(model, reference, head, take)
-        for head in complete(place(track, model, framing), track, smooth)
-    ]
+    if track.missing and missing == "error":
+        raise NoFaceError(
+            f"no face found in {_list(track.missing)} of {track.source}; leave them out, or let "
+            f"them be interpolated"
+        )
+    heads = place(track, model, framing)
+    if track.missing:
+        log.warning("no face found in %s; interpolated", _list(track.missing))
+    heads = smoothed(interpolated(heads, track.times), track.times, smooth)
+    return [editing.mix(model, reference, head, take) for head in heads]
 
 
 def read_table(source: Source) -> list[dict] | None:
     """Rows of a table, or None where the source is photos or a video. Blank cells are left out.
+
+    A table is a list of mappings, or a CSV (or TSV, or JSON list) file whose columns are named as
+    in `head_json`: yaw, pitch, roll, x, y, size, light, expression, or single expression names.
     Raises HeadError.
     """
     if not isinstance(source, (str, os.PathLike)):
@@ -200,11 +202,15 @@ def fit_frames(
     ]
     if poor:
         log.warning("the head fits poorly in %s of %s", _list(poor), _called(source))
-    return Track(names, times, heads, places, still)
+    return Track(names, times, heads, places, still, _called(source))
 
 
 def place(track: Track, model: HeadModel, framing: str = "head") -> list[Head | None]:
-    """The track's heads in one square picture of 512 pixels, framed as `read` says."""
+    """The track's heads in one square picture of 512 pixels.
+
+    framing: "head", the square around the head (of a video one for all frames, around where the
+    head mostly is, so that it may move in it), or "photo", the frame itself.
+    """
     if framing not in FRAMINGS:
         raise HeadError(
             f"there is no framing called {framing!r}; choose from {', '.join(FRAMINGS)}"
@@ -229,24 +235,6 @@ def place(track: Track, model: HeadModel, framing: str = "head") -> list[Head | 
         )
         placed.append(transform_head(head, model, matrix, float(_SIDE), float(_SIDE)))
     return placed
-
-
-def refuse_missing(track: Track, source: Source) -> None:
-    """Raises NoFaceError where a frame has no head."""
-    if track.missing:
-        raise NoFaceError(
-            f"no face found in {_list(track.missing)} of {_called(source)}; leave them out, or let "
-            f"them be interpolated"
-        )
-
-
-def complete(heads: list[Head | None], track: Track, smooth: float = 0.0) -> list[Head]:
-    """Heads with the missing ones interpolated, named in a notice, then smoothed; `smooth` in
-    seconds.
-    """
-    if track.missing:
-        log.warning("no face found in %s; interpolated", _list(track.missing))
-    return smoothed(interpolated(heads, track.times), track.times, smooth)
 
 
 def interpolated(heads: list[Head | None], times: Sequence[float]) -> list[Head]:

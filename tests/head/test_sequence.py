@@ -37,6 +37,15 @@ def shots():
     return [*made[:2], np.full((240, 240, 3), 120, np.uint8), *made[2:]]
 
 
+def read(source, model, reference, *, face=None, every=1, fps=None, **options):
+    """Heads of a table, or of frames."""
+    rows = sequence.read_table(source)
+    if rows is not None:
+        return sequence.from_table(rows, model, reference)
+    track = sequence.fit_frames(source, model, face=face, every=every, fps=fps)
+    return sequence.from_track(track, model, reference, **options)
+
+
 def test_table(model, reference, tmp_path):
     path = tmp_path / "heads.csv"
     path.write_text(
@@ -44,7 +53,7 @@ def test_table(model, reference, tmp_path):
         'pitch,x,size,light,jawOpen,smile\n0,10,,,,,,\n1,,-5,0.25,0.4,"left=0.8",0.9,\n\n2,,,,,"-1,0,0,1",,1\n',
         encoding="utf-8",
     )
-    first, second, third = sequence.read(path, model, reference)
+    first, second, third = read(path, model, reference)
     np.testing.assert_allclose(np.asarray(first.angles), [10, 3, 1], atol=1e-3)
     np.testing.assert_array_equal(first.expression, reference.expression)
     np.testing.assert_allclose(np.asarray(second.angles), [5, -5, 1], atol=1e-3)
@@ -64,7 +73,7 @@ def test_table(model, reference, tmp_path):
         ([{"yaw": 7}], 1, 7),
         (tmp_path / "europe.csv", 1, 7.5),
     ):
-        heads = sequence.read(source, model, reference)
+        heads = read(source, model, reference)
         assert len(heads) == count and float(heads[0].angles[0]) == pytest.approx(yaw, abs=1e-3)
 
 
@@ -85,7 +94,7 @@ def test_bad_tables(name, text, told, model, reference, tmp_path):
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(HeadError, match=told):
-        sequence.read(tmp_path / name, model, reference)
+        read(tmp_path / name, model, reference)
 
 
 def test_interpolation_goes_evenly_from_one_head_to_the_other(make_head):
@@ -157,28 +166,26 @@ def video(shots, tmp_path_factory):
 
 
 def test_video(model, reference, video, caplog):
-    heads = sequence.read(video, model, reference)
+    heads = read(video, model, reference)
     check(heads, model, reference)
     assert "frame 2" in caplog.text and "interpolated" in caplog.text
-    whole = sequence.read(video, model, reference, framing="photo", every=1)
+    whole = read(video, model, reference, framing="photo", every=1)
     moved = check(whole, model, reference)
     assert (
         8 / 240 * 0.5 < np.diff(moved).max() < 8 / 240 * 2
     )  # in the frame itself: 8 of its 240 pixels, the turn besides
-    smooth = sequence.read(video, model, reference, smooth=10.0)
+    smooth = read(video, model, reference, smooth=10.0)
     assert np.ptp([float(head.angles[2]) for head in smooth]) < 3
     assert [round(frame.time, 3) for frame in sequence.frames(video, every=2)] == [0, 0.2, 0.4]
-    assert len(sequence.read(video, model, reference, take="expression", every=2)) == 3
+    assert len(read(video, model, reference, take="expression", every=2)) == 3
     with pytest.raises(NoFaceError, match="frame 2"):
-        sequence.read(video, model, reference, missing="error")
+        read(video, model, reference, missing="error")
 
 
 def test_gif_and_folder(model, reference, shots, tmp_path):
     pages = [Image.fromarray(shot) for shot in (shots[0], shots[2], shots[4])]
     pages[0].save(tmp_path / "head.gif", save_all=True, append_images=pages[1:], duration=200)
-    rolls = [
-        float(head.angles[2]) for head in sequence.read(tmp_path / "head.gif", model, reference)
-    ]
+    rolls = [float(head.angles[2]) for head in read(tmp_path / "head.gif", model, reference)]
     assert rolls[1] == pytest.approx((rolls[0] + rolls[2]) / 2, abs=0.5) and rolls[2] - rolls[
         0
     ] == pytest.approx(24, abs=2)
@@ -191,7 +198,7 @@ def test_gif_and_folder(model, reference, shots, tmp_path):
         page.save(folder / name)
     (folder / "notes.txt").write_text("no photo")
     assert [frame.name for frame in sequence.frames(folder)] == ["shot 2.png", "shot 10.png"]
-    heads = sequence.read(folder, model, reference)
+    heads = read(folder, model, reference)
     assert float(heads[1].angles[2] - heads[0].angles[2]) == pytest.approx(24, abs=2)
     sizes = [editing.position_of(model, head)[2] for head in heads]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)  # each framed around its head
@@ -209,12 +216,14 @@ def test_bad_sources(model, reference, tmp_path):
         (tmp_path / "black.gif", NoFaceError, "any of the 1 frames"),
     ):
         with pytest.raises(error, match=told):
-            sequence.read(source, model, reference)
+            read(source, model, reference)
+    track = sequence.Track(["a"], [0.0], [reference], [None], True, "a photo")
+    for options, told in (({"take": "nose"}, "nose"), ({"missing": "skip"}, "skip")):
+        with pytest.raises(HeadError, match=told):
+            sequence.from_track(track, model, reference, **options)
     for options, told in (
-        ({"take": "nose"}, "nose"),
-        ({"missing": "skip"}, "skip"),
         ({"every": 0}, "at least 1"),
         ({"fps": 0}, "second"),
     ):
         with pytest.raises(HeadError, match=told):
-            sequence.read(tmp_path / "black.gif", model, reference, **options)
+            read(tmp_path / "black.gif", model, reference, **options)

@@ -64,7 +64,7 @@ def test_the_head_is_where_it_is_asked_for(pipe, person, size):
     np.testing.assert_allclose(
         silhouette(render_hints(model, again, height, width)), silhouette(subject.hints), atol=1
     )
-    (row,) = sequence.read(
+    (row,) = sequence.from_table(
         [{"x": X, "y": Y, "size": part, "yaw": 0, "pitch": 0, "roll": 0}],
         model,
         fit_to_aspect(person.head, height, width),
