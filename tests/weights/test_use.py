@@ -88,10 +88,15 @@ def test_everything_together(tmp_path, caphuman, person):
     assert np.abs(styled.images.astype(int) - call(size=(128, 64)).images).max() <= 1
 
 
+@pytest.fixture(scope="module")
+def v_pipe(tmp_path_factory, caphuman):
+    path = tmp_path_factory.mktemp("v") / "model"
+    import_model(path, caphuman=caphuman, config=TINY, prediction="v", zero_snr=True)
+    return loading.load(path, cache=False)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "unipc"])
-def test_v_prediction_with_zero_terminal_snr(tmp_path, caphuman, person, sampler):
-    import_model(tmp_path / "v", caphuman=caphuman, config=TINY, prediction="v", zero_snr=True)
-    pipe = loading.load(tmp_path / "v", cache=False)
-    made = pipe(reference=person, prompt=PROMPT, sampler=sampler, steps=3)
+def test_v_prediction_with_zero_terminal_snr(v_pipe, person, sampler):
+    made = v_pipe(reference=person, prompt=PROMPT, sampler=sampler, steps=3)
     assert made.settings["spacing"] == "trailing" and made.settings["guidance_rescale"] == 0.7
     assert made.images.std() > 5
