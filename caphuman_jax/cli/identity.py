@@ -51,4 +51,8 @@ def run(args: argparse.Namespace) -> None:
         identity_file.save(args.out, person, pipe.head_name)
     except OSError as error:
         raise CapHumanError(f"the identity cannot be written to {args.out} ({error})") from error
-    print(f"{args.out}: {person.name}, fit {person.confidence:.2f}, known by {person.known_by}")
+    recognizer = person.known_by.partition(" and ")[0]
+    print(
+        f"{args.out}: {person.name}, fit {person.confidence:.2f}; for models with the recognizer "
+        f"{recognizer} and the head model {pipe.head_name}"
+    )

@@ -54,7 +54,7 @@ def contact_sheet(
             tiles.append(("head from", _fitted(model, subject.head_source)))
         yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(subject.head.angles))
         wanted = visualize.overlay(model, subject.head, blank, opacity=1.0, wireframe=False)
-        tiles.append((f"wanted: yaw {yaw} pitch {pitch} roll {roll}", wanted))
+        tiles.append((f"requested: yaw {yaw} pitch {pitch} roll {roll}", wanted))
         if subject.hints is not None:
             tiles += zip(("normals", "albedo", "rendered"), visualize.hint_pictures(subject.hints))
         parts.append(tiles)
@@ -95,7 +95,7 @@ def edit_sheet(
     for subject in subjects:
         yaw, pitch, roll = (round(float(angle)) for angle in np.asarray(subject.head.angles))
         wanted = visualize.overlay(model, subject.head, canvas.rough)
-        parts.append((f"wanted: yaw {yaw} pitch {pitch} roll {roll}", wanted))
+        parts.append((f"requested: yaw {yaw} pitch {pitch} roll {roll}", wanted))
     results = [
         (f"picture {settings['first_image'] + i}", shown(image))
         for i, image in enumerate(images[:MOST])

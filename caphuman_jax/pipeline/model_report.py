@@ -134,8 +134,8 @@ def report_lines(found: dict[str, Any]) -> list[str]:
         "photos": yes(found["photos"]),
         "identity files": yes(found["identity_files"]),
         "heads": f"{head['model']}, from photos by {head['from_photos_by']}{against}",
-        "knows people by": f"{found['identity']['recognizer']}, image tokens of "
-        f"{found['identity']['image_tokens']}",
+        "recognizer": f"{found['identity']['recognizer']}; image tokens by "
+        f"{found['identity']['image_tokens'].replace('recognizer', 'the same')}",
         "sizes": f"{size['best']}² is best; sides are multiples of {size['multiple_of']} up to "
         f"{size['largest']}",
         "samplers": f"{', '.join(found['samplers'])} (default {default['sampler']}, "
