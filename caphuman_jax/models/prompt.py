@@ -26,7 +26,9 @@ from caphuman_jax.errors import SettingError
 from caphuman_jax.models.tokenizer import END_ID, START_ID, ClipTokenizer
 
 _WORD = re.compile(r"[^\W\d_]{2,}(?:[-'’][^\W\d_]+)*")
-_SMALL_WORDS = frozenset("the and or on at to is are as by for from over near his her their this that".split())
+_SMALL_WORDS = frozenset(
+    "the and or on at to is are as by for from over near his her their this that".split()
+)
 _STEP = 1.1
 _COMMA_BACKTRACK = 20
 _LONGEST = 40  # chunks; attention over a prompt costs as much as its length
