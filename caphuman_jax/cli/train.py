@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
 
 from caphuman_jax.cli.console import resumable
 from caphuman_jax.errors import RESTART
@@ -23,7 +22,8 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--workdir",
         required=True,
-        help="checkpoints, metrics and the finished model go here; the same folder resumes",
+        help="checkpoints, metrics and the finished model go here: a folder, gs://… or s3://…; the "
+        "same folder resumes",
     )
     parser.add_argument(
         "--minutes",
@@ -130,6 +130,7 @@ def _quiet_orbax(record: logging.LogRecord) -> bool:
 def _train_here(args) -> int:
     import jax
 
+    from caphuman_jax.io import buckets
     from caphuman_jax.runtime.compile_cache import keep_compiled
     from caphuman_jax.training import run, run_config
 
@@ -144,10 +145,19 @@ def _train_here(args) -> int:
             "its 6,000 steps more than a week (docs/training.md)",
             flush=True,
         )
-    return run.train(
-        args.config,
-        config,
-        Path(args.workdir),
-        minutes=args.minutes,
-        profile=args.profile,
-    )
+    with buckets.local_folder(args.workdir, _is_mine) as (workdir, mirror):
+        return run.train(
+            args.config,
+            config,
+            workdir,
+            minutes=args.minutes,
+            profile=args.profile,
+            mirror=mirror,
+        )
+
+
+def _is_mine(name: str) -> bool:
+    """Whether this host copies a file of a work folder to its bucket."""
+    import jax
+
+    return jax.process_index() == 0 or name.split("/")[0] == "hosts" or name.startswith("nan-")

@@ -19,6 +19,7 @@ from typing import Any
 from etils import epath
 
 from caphuman_jax.errors import CapHumanError
+from caphuman_jax.io import buckets
 from caphuman_jax.runtime.compile_cache import cache_folder
 from caphuman_jax.training.room import available_memory
 
@@ -164,7 +165,8 @@ def _collectives() -> Finding:
 
 def _work_folder(workdir: str) -> Finding:
     """Writes, reads, lists and deletes a small file, and compares the storage's clock with ours."""
-    folder = epath.Path(workdir)
+    buckets.check(workdir)
+    folder = epath.Path(workdir.removeprefix("file://"))
     name = f".doctor-{uuid.uuid4().hex}"
     data = os.urandom(2**20).hex()
     folder.mkdir(parents=True, exist_ok=True)

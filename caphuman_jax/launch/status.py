@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.io import buckets
 
 _SILENT = 600.0
 """Seconds without a line of metrics, or three times their interval, until a run counts as not
@@ -67,7 +68,8 @@ def read(workdir: str, now: float | None = None) -> list[Status]:
     Raises:
         DataError: where there is no run.
     """
-    folder = epath.Path(workdir)
+    buckets.check(workdir)
+    folder = epath.Path(workdir.removeprefix("file://"))
     try:
         config = json.loads((folder / "config.json").read_text())["config"]
     except (OSError, ValueError, KeyError) as error:

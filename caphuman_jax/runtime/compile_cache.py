@@ -18,6 +18,7 @@ def cache_folder() -> Path:
     ~/.cache.
     """
     own = os.environ.get("CAPHUMAN_CACHE")
+    own = None if own and "://" in own else own  # only compiled programs can be kept in a bucket
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(own) if own else Path(base) / "caphuman_jax"
 
@@ -42,11 +43,13 @@ def keep_compiled() -> None:
     """
     if jax.config.jax_compilation_cache_dir:  # pyrefly: ignore[missing-attribute]
         return
-    where = cache_folder() / "compiled"
-    if jax.default_backend() == "cpu":
-        where /= cpu_type()
+    own = os.environ.get("CAPHUMAN_CACHE", "")
+    parts = ("compiled", cpu_type()) if jax.default_backend() == "cpu" else ("compiled",)
+    # JAX writes to buckets itself; Path would make a folder gs: of gs://bucket.
+    where = "/".join((own.rstrip("/"), *parts)) if "://" in own else cache_folder().joinpath(*parts)
     try:
-        where.mkdir(parents=True, exist_ok=True)
+        if isinstance(where, Path):
+            where.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         log.warning(
             "compiled programs cannot be kept in %s (%s); every run compiles again. Set "

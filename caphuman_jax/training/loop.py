@@ -124,7 +124,10 @@ def run(
     log = log if jax.process_index() == 0 else lambda line: None
     run_folder.prepare(workdir, recipe)
     checkpoints = Checkpoints(
-        workdir / "checkpoints", cfg.keep, cfg.best or None, highest=cfg.best_highest
+        run_folder.checkpoint_folder(workdir),
+        cfg.keep,
+        cfg.best or None,
+        highest=cfg.best_highest,
     )
     try:
         with Preemption(minutes) as stop:

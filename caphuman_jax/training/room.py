@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from caphuman_jax.errors import DataError, SettingError
+from caphuman_jax.io import buckets
 from caphuman_jax.training.checkpoints import PARTS
 from caphuman_jax.training.step import TrainState
 
@@ -24,7 +25,7 @@ def checkpoint_bytes(state: TrainState) -> int:
 
 def check_disk(folder: Path, needed: int) -> None:
     """Raises DataError where fewer than `needed` bytes are free. Buckets have no limit."""
-    if "://" in str(folder):
+    if buckets.url_of(folder) is not None:
         return
     free = shutil.disk_usage(folder).free
     if free < needed:

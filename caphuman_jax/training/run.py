@@ -16,6 +16,7 @@ import ml_collections
 from jax.experimental import multihost_utils
 
 from caphuman_jax.errors import CapHumanError, DataError
+from caphuman_jax.io import buckets
 from caphuman_jax.runtime import agreement, sharding
 from caphuman_jax.training import loop, metric_writer, run_folder
 from caphuman_jax.training.checkpoints import Checkpoints
@@ -33,6 +34,7 @@ def train(
     *,
     minutes: float | None = None,
     profile: int = 0,
+    mirror: buckets.Mirror | None = None,
     log: Log = print,
 ) -> int:
     """Trains what is not trained yet and writes WORKDIR/model.
@@ -43,6 +45,7 @@ def train(
         workdir: the same folder resumes; all hosts share it.
         minutes: save and stop after that long.
         profile: how many steps to write a trace of.
+        mirror: what copies `workdir` to a bucket, if it is the stand-in of one.
         log: takes the lines for people.
 
     Returns:
@@ -57,7 +60,7 @@ def train(
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     with run_folder.locked(workdir):
         run_folder.keep_config(workdir, name, config)
-        return _train_stages(module, config, workdir, deadline, profile, log)
+        return _train_stages(module, config, workdir, deadline, profile, mirror, log)
 
 
 def _train_stages(
@@ -66,6 +69,7 @@ def _train_stages(
     workdir: Path,
     deadline: float | None,
     profile: int,
+    mirror: buckets.Mirror | None,
     log: Log,
 ) -> int:
     """Every stage that is not trained yet; the exit code."""
@@ -101,7 +105,11 @@ def _train_stages(
                 )
                 model_card.write(stage.model_folder)
                 log(f"{stage.model_folder} after {result.step} steps")
+                if mirror is not None:
+                    mirror.push()
             _wait_for_all_hosts(stage.name)
+            if mirror is not None and jax.process_index() != 0:
+                mirror.pull()  # the next stage reads the model
     except CapHumanError:
         run_folder.forget_config(workdir)
         raise
@@ -128,7 +136,7 @@ def export_run(
     config = ml_collections.ConfigDict(run_folder.read_config(workdir))
     cfg = from_config(LoopConfig, config.loop, "loop")
     checkpoints = Checkpoints(
-        workdir / "checkpoints",
+        run_folder.checkpoint_folder(workdir),
         cfg.keep,
         cfg.best or None,
         highest=cfg.best_highest,
@@ -166,7 +174,7 @@ def _facts(name: str, config: ml_collections.ConfigDict, workdir: Path) -> dict[
         "version": {package: version(package) for package in ("jax", "jaxlib", "flax", "optax")},
         "code": agreement.code_hash(),
         "--config": name,
-        "--workdir": str(workdir),
+        "--workdir": buckets.url_of(workdir) or str(workdir),
         "config": entries,
         "records": held_out_rule(data)["sha256"] if data else None,
     }

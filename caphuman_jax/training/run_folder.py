@@ -22,11 +22,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from caphuman_jax import __version__
 from caphuman_jax.errors import DataError
-from caphuman_jax.io import atomic
+from caphuman_jax.io import atomic, buckets
 from caphuman_jax.training.recipe import Recipe
 
 _LOCK = ".lock"
@@ -141,7 +142,14 @@ def forget_config(workdir: Path) -> None:
 
 def is_run(path: str | os.PathLike) -> bool:
     """Whether a folder is the work folder of a training run."""
-    return (Path(path) / "checkpoints").is_dir() and (Path(path) / "config.json").is_file()
+    checkpoints = epath.Path(checkpoint_folder(Path(path)))
+    return (Path(path) / "config.json").is_file() and checkpoints.is_dir()
+
+
+def checkpoint_folder(workdir: Path) -> str | Path:
+    """Where a run's checkpoints are: in the bucket, if `workdir` is the stand-in of one."""
+    url = buckets.url_of(workdir)
+    return workdir / "checkpoints" if url is None else f"{url}/checkpoints"
 
 
 def prepare(workdir: Path, recipe: Recipe) -> None:
@@ -156,7 +164,7 @@ def prepare(workdir: Path, recipe: Recipe) -> None:
             atomic.write_text(path, json.dumps(content, indent=1))
     except OSError as error:
         raise DataError(f"the work folder {workdir} cannot be written: {error}") from error
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and buckets.url_of(workdir) is None:
         multihost_utils.sync_global_devices("workdir")
         seen = multihost_utils.process_allgather(np.int32(path.exists()))
         if not seen.all():
