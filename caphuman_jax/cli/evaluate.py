@@ -248,7 +248,7 @@ def _suite(args, pipe, photos, subjects, source, skipped) -> int:
     for name, goal in document["goals"].items():
         print(
             f"{name:36} {report.number(goal['value']):>8}   goal {goal['goal']:8} "
-            f"{report.verdict(goal['reached'], 'reached', 'not reached')}"
+            f"{report.verdict(goal, 'reached', 'not reached')}"
         )
     print(f"{args.report / 'report.json'} has all results")
     return 0

@@ -50,10 +50,12 @@ def compare(picture: str, now: dict[str, Any]) -> None:
     photos = lambda settings: [
         person["asked_head"].get("photo", {}).get("sha256") for person in settings["people"]
     ]
+    masks = lambda settings: [person.get("mask", {}).get("sha256") for person in settings["people"]]
     first, second = (settings.get("edit", {}) for settings in (before, now))
     for what, old, new in (
         ("the reference photo", references(before), references(now)),
         ("the head photo", photos(before), photos(now)),
+        ("the mask of a person", masks(before), masks(now)),
         *((f"the edited {k}", first.get(k), second.get(k)) for k in ("photo", "mask")),
         ("a ControlNet's picture", before["controls"], now["controls"]),
         ("the model", before.get("weights"), now.get("weights")),

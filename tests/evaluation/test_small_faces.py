@@ -1,8 +1,11 @@
 """The small-faces suite: what is made, and what its figures are of."""
 
+import json
+
 import numpy as np
 from PIL import Image
 
+from caphuman_jax.cli import app
 from caphuman_jax.evaluation import bulk, small_faces
 from caphuman_jax.evaluation.photos import Photo
 
@@ -29,3 +32,15 @@ def test_small_faces_are_made_with_and_without_detail(pipe, astronaut_file, tmp_
     results = small_faces.compute(pipe, subjects, made)["small_faces"]
     assert results["64"]["pictures"] == 2 and results["160"]["pictures"] == 1
     assert {"faces", "rank1", "distance", "yaw"} <= set(results["64_detail"])
+
+
+def test_the_command_reports_the_suite(tiny_folder, astronaut_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(small_faces, "SIZES", (64,))
+    for name in ("a.png", "b.png"):
+        Image.open(astronaut_file).save(tmp_path / name)
+    words = ["evaluate", "--suite", "small-faces", "--model", str(tiny_folder), "--steps", "2"]
+    words += ["--photos", str(tmp_path), "--report", str(tmp_path / "r"), "--per-person", "1"]
+    assert app.main([*words, "--detail", "0.5"]) == 0
+    assert "right person first among 50 (dlib)" in capsys.readouterr().out
+    document = json.loads((tmp_path / "r" / "report.json").read_text())
+    assert document["settings"]["detail"] == 0.5 and document["results"]["pictures"] == 2

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from caphuman_jax.cli import app
+from caphuman_jax.cli import repeat as repeat_module
 from caphuman_jax.diffusion.regions import RegionWeights
 from caphuman_jax.errors import PhotoError, SettingError
 from caphuman_jax.io import metadata
@@ -147,7 +148,7 @@ def test_what_cannot_be_a_region(pipe, person, astronaut_file, more, message):
     assert wrong and wrong[0].startswith("people[0].")
 
 
-def test_command_jobs_and_repeating(pipe, tiny_folder, astronaut_file, tmp_path):
+def test_command_jobs_and_repeating(pipe, tiny_folder, astronaut_file, tmp_path, caplog):
     base = ["generate", "--model", str(tiny_folder), "--size", "128x64"]
     Image.new("L", (128, 64), 255).save(tmp_path / "mask.png")
     people = [
@@ -166,6 +167,12 @@ def test_command_jobs_and_repeating(pipe, tiny_folder, astronaut_file, tmp_path)
     assert app.main([base[0], *base[1:3], *photos, *repeat]) == 0
     pictures = [np.asarray(Image.open(f / "picture_00.png")) for f in (first, again)]
     np.testing.assert_array_equal(*pictures)
+    caplog.clear()
+    repeat_module.compare(str(first / "picture_00.png"), made)
+    assert not caplog.messages
+    made["people"][1]["mask"]["sha256"] = "0"
+    repeat_module.compare(str(first / "picture_00.png"), made)
+    assert caplog.messages[0].startswith("the mask of a person is not the one")
     job = {
         "prompt": "x",
         "size": "128x64",
