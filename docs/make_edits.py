@@ -28,7 +28,7 @@ def main() -> None:
     args = parser.parse_args()
     pipe, rows = caphuman_jax.load("mini"), []
     for head in HEADS:
-        result = pipe.edit(PHOTO, head=head, seed=7)
+        result = pipe.edit(PHOTO, head=head, seed=7, steps=50)
         canvas = result.canvas
         mask = np.repeat(np.rint(canvas.changed * 255).astype(np.uint8)[..., None], 3, axis=-1)
         after = align.warp(result.images[0], canvas.place, mask.shape[:2], border="repeat")
