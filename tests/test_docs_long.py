@@ -63,7 +63,7 @@ def test_every_command_is_run():
 
 
 def is_pattern(block, words) -> bool:
-    """Or needs a bucket, of which tests/launch has a stand-in."""
+    """Or needs a bucket, of which tests/io has a stand-in."""
     bucket = any("gs://" in word for word in words)
     return words == ["--version"] or words[-1] in ("P", "STEPS") or "…" in words or bucket
 
