@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from caphuman_jax import config_rules
 from caphuman_jax.config import MINI, SD15, ModelConfig
+from caphuman_jax.config import rules as config_rules
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.weights import model_folder
 

@@ -27,7 +27,7 @@ from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.head import Head
 from caphuman_jax.io import metadata
 from caphuman_jax.io.images import write_png
-from caphuman_jax.runtime.batches import batches, filled_up
+from caphuman_jax.runtime.fixed_batches import batches, filled_up
 
 _log = logging.getLogger("caphuman_jax")
 

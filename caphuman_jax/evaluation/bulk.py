@@ -17,9 +17,9 @@ from caphuman_jax.head.head import Head, stack
 from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.person import identity_file
 from caphuman_jax.person.person import Person
-from caphuman_jax.pipeline.batches import check_finite, to_bytes
 from caphuman_jax.pipeline.conditioning import Conditioning
 from caphuman_jax.pipeline.conditioning import Subject as ShownSubject
+from caphuman_jax.pipeline.image_batches import check_finite, to_bytes
 from caphuman_jax.pipeline.pipeline import Pipeline
 
 

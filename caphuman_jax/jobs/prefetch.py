@@ -28,7 +28,7 @@ from caphuman_jax.person.person import Person, measure_references
 from caphuman_jax.pipeline.conditioning import Conditioning
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.pipeline.request import Reference, SubjectRequest
-from caphuman_jax.runtime.batches import batches
+from caphuman_jax.runtime.fixed_batches import batches
 
 log = logging.getLogger("caphuman_jax")
 

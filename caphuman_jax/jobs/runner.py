@@ -22,10 +22,10 @@ from caphuman_jax.jobs.order import Picture, Plan
 from caphuman_jax.jobs.outputs import Files, Shards
 from caphuman_jax.jobs.prefetch import Conditionings, Hints, People, reason_of
 from caphuman_jax.jobs.run_folder import RunFolder
-from caphuman_jax.pipeline.batches import to_bytes
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress
+from caphuman_jax.pipeline.image_batches import to_bytes
 from caphuman_jax.pipeline.pipeline import Pipeline
-from caphuman_jax.runtime.batches import filled_up
+from caphuman_jax.runtime.fixed_batches import filled_up
 
 log = logging.getLogger("caphuman_jax")
 

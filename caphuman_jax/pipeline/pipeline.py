@@ -22,8 +22,8 @@ from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.person.person_reader import PersonReader
 from caphuman_jax.pipeline import regions, small_faces
-from caphuman_jax.pipeline.batches import make_images, rows_of
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress, create_conditioning
+from caphuman_jax.pipeline.image_batches import make_images, rows_of
 from caphuman_jax.pipeline.photo_latents import photo_latents
 from caphuman_jax.pipeline.program import ProgramCache, Row, ShardFn, program_arguments
 from caphuman_jax.pipeline.request import (

@@ -23,10 +23,10 @@ from caphuman_jax.head.editing import position_of
 from caphuman_jax.head.hints import fit_to_size, render_hints
 from caphuman_jax.head.landmarks68 import landmark_picture
 from caphuman_jax.head.lighting import landmarks_in_picture
-from caphuman_jax.pipeline.batches import to_bytes
 from caphuman_jax.pipeline.canvas import Canvas
 from caphuman_jax.pipeline.conditioning import Conditioning, Subject, shows_landmarks
 from caphuman_jax.pipeline.edit_mask import feathered
+from caphuman_jax.pipeline.image_batches import to_bytes
 from caphuman_jax.pipeline.paste import paste
 from caphuman_jax.pipeline.program import Row
 from caphuman_jax.pipeline.request import EditRequest

@@ -21,8 +21,8 @@ from caphuman_jax.io.images import encode_png
 from caphuman_jax.io.metadata import metadata
 from caphuman_jax.jobs.validate import Checker
 from caphuman_jax.person.person import Person, measure_references
-from caphuman_jax.pipeline.batches import check_finite, filled_up, to_bytes
 from caphuman_jax.pipeline.conditioning import Conditioning
+from caphuman_jax.pipeline.image_batches import check_finite, filled_up, to_bytes
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.pipeline.request import Request, SubjectRequest
 from caphuman_jax.studio.failures import RequestError, reason_of, without_folder

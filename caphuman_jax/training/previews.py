@@ -20,7 +20,7 @@ from caphuman_jax.evaluation.outcome import HeadParams, Outcome, Subject
 from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline.pipeline import Pipeline
-from caphuman_jax.runtime.batches import batches
+from caphuman_jax.runtime.fixed_batches import batches
 from caphuman_jax.runtime.sharding import on_host
 from caphuman_jax.training.recipe import Evaluation
 from caphuman_jax.training.step import Tree

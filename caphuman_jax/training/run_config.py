@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import jax
 import ml_collections
 
-from caphuman_jax import config_rules
+from caphuman_jax.config import rules as config_rules
 from caphuman_jax.errors import CapHumanError, SettingError
 
 RECIPES = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.config_rules import shown
+from caphuman_jax.config.rules import shown
 from caphuman_jax.diffusion import samplers, schedule
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.head.models import registry as heads

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from caphuman_jax.errors import CapHumanError, DataError
-from caphuman_jax.runtime.batches import batches
+from caphuman_jax.runtime.fixed_batches import batches
 from data_pipeline.inspect import contact_sheet
 from data_pipeline.records import shard_file, tf_example
 from data_pipeline.records.schema import Feature

@@ -10,7 +10,7 @@ from caphuman_jax.cli import app
 from caphuman_jax.errors import SettingError
 from caphuman_jax.io import metadata
 from caphuman_jax.pipeline import small_faces
-from caphuman_jax.pipeline.batches import to_bytes
+from caphuman_jax.pipeline.image_batches import to_bytes
 
 SMALL, LARGE = (0.3, 0.5, 0.2), (0.7, 0.5, 0.5)  # 13 and 32 of 64 pixels
 

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from typing import Any, get_args, get_type_hints
 
-from caphuman_jax import config_rules
+from caphuman_jax.config import rules as config_rules
 from caphuman_jax.errors import ModelFolderError
 
 

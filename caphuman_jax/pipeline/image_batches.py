@@ -12,7 +12,7 @@ import numpy as np
 from caphuman_jax.errors import CapHumanError
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress
 from caphuman_jax.pipeline.program import Row
-from caphuman_jax.runtime.batches import filled_up
+from caphuman_jax.runtime.fixed_batches import filled_up
 
 
 def rows_of(conditionings: Iterable[Conditioning]) -> Iterator[Row]:

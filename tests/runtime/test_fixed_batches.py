@@ -4,7 +4,7 @@ import importlib.metadata
 
 import numpy as np
 
-from caphuman_jax.runtime.batches import batches, filled_up
+from caphuman_jax.runtime.fixed_batches import batches, filled_up
 from caphuman_jax.runtime.versions import versions
 
 
