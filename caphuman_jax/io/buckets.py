@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from caphuman_jax.errors import DataError, SettingError
+from caphuman_jax.errors import CapHumanError, DataError, SettingError
 
 MARK = ".bucket"
 """The file in a stand-in that names its URL."""
@@ -47,6 +47,19 @@ def check(path: str) -> None:
     os.environ.setdefault("EPATH_USE_TF", "0")
     if importlib.util.find_spec(_PACKAGES[scheme]) is None:
         raise SettingError(f"{path} needs {_PACKAGES[scheme]}: pip install {_PACKAGES[scheme]}")
+
+
+@contextlib.contextmanager
+def problems(path: str) -> Generator[None]:
+    """Raises DataError for whatever goes wrong with a bucket; errors of disks stay as they are."""
+    try:
+        yield
+    except CapHumanError:
+        raise
+    except Exception as error:  # every provider has exceptions of its own
+        if not is_url(path) or path.startswith("file://"):
+            raise
+        raise DataError(f"{path} cannot be read: {_short(error)}") from error
 
 
 def url_of(folder: Path) -> str | None:

@@ -66,23 +66,29 @@ def read(workdir: str, now: float | None = None) -> list[Status]:
         now: seconds since 1970; None: the present.
 
     Raises:
-        DataError: where there is no run.
+        DataError: where there is no run, or a bucket cannot be read.
     """
     buckets.check(workdir)
+    with buckets.problems(workdir):
+        return _read(workdir, time.time() if now is None else now)
+
+
+def _read(workdir: str, now: float) -> list[Status]:
     folder = epath.Path(workdir.removeprefix("file://"))
     try:
         config = json.loads((folder / "config.json").read_text())["config"]
     except (OSError, ValueError, KeyError) as error:
+        unreachable = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if unreachable and buckets.is_url(workdir):
+            raise
         raise DataError(
             f"{workdir} is not the work folder of a run: config.json cannot be read"
         ) from error
-    now = time.time() if now is None else now
-    stages = [
+    return [
         _status(place, _steps(config, name), now)
         for name, place in (("autoencoder", folder / "autoencoder"), ("training", folder))
         if name == "training" or (place / "starts.jsonl").exists()
     ]
-    return stages
 
 
 def lines(status: Status) -> list[str]:

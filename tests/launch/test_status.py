@@ -113,3 +113,12 @@ def test_doctor_reports_what_fails(tmp_path, capsys):
     assert app.main(["doctor", "--no-face", "--workdir", str(tmp_path / "file" / "run")]) == 1
     assert "FAIL work folder" in capsys.readouterr().out
     assert doctor._tried("x", lambda: 1 / 0).text == "ZeroDivisionError: division by zero"
+
+
+def test_bucket_that_cannot_be_reached(monkeypatch):
+    def no_network(self):
+        raise ConnectionError("cannot resolve storage.googleapis.com")
+
+    monkeypatch.setattr("etils.epath.gpath.PosixGPath.read_text", no_network)
+    with pytest.raises(DataError, match="gs://b/run cannot be read: .*cannot resolve"):
+        status.read("gs://b/run")
