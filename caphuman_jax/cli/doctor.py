@@ -35,9 +35,14 @@ def run(args: argparse.Namespace) -> int:
     from caphuman_jax.launch import doctor
     from caphuman_jax.runtime.compile_cache import keep_compiled
 
-    logging.getLogger("caphuman_jax").setLevel(logging.ERROR)
     keep_compiled()
-    found = doctor.examine(args.workdir, not args.no_face)
+    logger = logging.getLogger("caphuman_jax")
+    before = logger.level
+    logger.setLevel(logging.ERROR)  # a finding says what a warning would
+    try:
+        found = doctor.examine(args.workdir, not args.no_face)
+    finally:
+        logger.setLevel(before)
     if args.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=1))
     else:

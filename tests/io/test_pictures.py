@@ -150,7 +150,8 @@ def test_photos_are_found_by_content(tmp_path, picture, ending, kind):
     assert read_photo(path).shape == picture.shape
 
 
-def test_heic_without_its_package_is_named(tmp_path):
+def test_heic_without_its_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     path = tmp_path / "IMG_1.jpg"
     path.write_bytes(HEIC)
     with pytest.raises(PhotoError, match="IMG_1.jpg is a HEIC photo.*pillow-heif"):

@@ -326,6 +326,9 @@ def test_pictures_do_not_pile_up_before_a_slow_disk(tmp_path):
             writer.made += len(rows)
             return np.zeros((len(rows), 4, 4, 3), np.float32), None
 
+        def detailed(self, rows, images, progress):
+            return images
+
     Instant.batch = batch
     plan = Plan(many)
     folder = RunFolder(tmp_path / "out", {}, plan.total, plan.units)

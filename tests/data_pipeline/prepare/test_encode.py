@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caphuman_jax.config import MINI, ImageEncoderConfig
+from caphuman_jax.config import MINI, CapFaceConfig, ImageEncoderConfig
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.models import registry
 from caphuman_jax.models.clip_image import MEAN, STD
@@ -22,6 +22,8 @@ CONFIG = dataclasses.replace(
     image_encoder=ImageEncoderConfig(
         image_size=28, patch=14, width=16, layers=1, heads=2, mlp_width=16
     ),
+    unet=dataclasses.replace(MINI.unet, cross_attention_dim=16),
+    capface=CapFaceConfig(hint_widths=(16, 32, 64)),
     vae=dataclasses.replace(
         MINI.vae, encoder_channels=8, decoder_channels=8, channel_multipliers=(1, 2), groups=4
     ),
