@@ -547,11 +547,13 @@ def test_facenet(tmp_path, caphuman):
     )
     ours = stored(tmp_path / "m")
     np.testing.assert_array_equal(ours["facenet/embed.kernel"], sd["last_linear.weight"].numpy().T)
-    config = model_folder.read_config(tmp_path / "m")
     loaded = model_folder.load_params(
-        tmp_path / "m", {"facenet": registry.abstract(config, only=("facenet",))["facenet"][1]}
+        tmp_path / "m", {"facenet": registry.abstract(TINY, only=("facenet",))["facenet"][1]}
     )
     assert set(loaded) == {"facenet"}
+    # FaceNet gives 512 numbers and the tiny projector takes 8.
+    with pytest.raises(ModelFolderError, match="recognition_width is 8; it must be 512"):
+        model_folder.read_config(tmp_path / "m")
 
 
 def test_deca(tmp_path, caphuman, tiny_config, capsys):
