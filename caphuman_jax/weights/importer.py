@@ -21,6 +21,7 @@ from caphuman_jax.io import json_reader, safetensors_file
 from caphuman_jax.models import registry
 from caphuman_jax.weights import (
     face_names,
+    folder_description,
     hub,
     import_plan,
     import_report,
@@ -202,6 +203,7 @@ def import_model(
 
             stored = DTYPES[dtype]
             unused = import_report.unused_tensors(opened, used, ignore)
+            folder_description.check_names(config, dict.fromkeys([*wanted, *faces]))
             if dry_run:
                 for network, path in faces.items():
                     _read_face_network(network, path)

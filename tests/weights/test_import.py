@@ -15,6 +15,7 @@ import flame_standin
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 import safetensors.torch
 import torch
 from weight_standins import EXTRAS, TINY, import_model, state_dict, value
@@ -24,7 +25,7 @@ from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.head.models.deca_head import SOURCE
 from caphuman_jax.models import registry
-from caphuman_jax.weights import convert, known_files, model_folder
+from caphuman_jax.weights import convert, importer, known_files, model_folder
 from caphuman_jax.weights.import_plan import control_name
 from caphuman_jax.weights.lora import parse
 from caphuman_jax.weights.names import PREFIXES, table
@@ -539,21 +540,19 @@ def test_facenet(tmp_path, caphuman):
     }
     sd |= {"logits.weight": torch.zeros(2, 2), "last_bn.num_batches_tracked": torch.tensor(1)}
     torch.save(sd, tmp_path / "20180402-114759-vggface2.pt")
-    import_model(
-        tmp_path / "m",
-        caphuman=caphuman,
-        config=TINY,
-        facenet=tmp_path / "20180402-114759-vggface2.pt",
-    )
-    ours = stored(tmp_path / "m")
-    np.testing.assert_array_equal(ours["facenet/embed.kernel"], sd["last_linear.weight"].numpy().T)
-    loaded = model_folder.load_params(
-        tmp_path / "m", {"facenet": registry.abstract(TINY, only=("facenet",))["facenet"][1]}
-    )
-    assert set(loaded) == {"facenet"}
     # FaceNet gives 512 numbers and the tiny projector takes 8.
     with pytest.raises(ModelFolderError, match="recognition_width is 8; it must be 512"):
-        model_folder.read_config(tmp_path / "m")
+        import_model(
+            tmp_path / "m",
+            caphuman=caphuman,
+            config=TINY,
+            facenet=tmp_path / "20180402-114759-vggface2.pt",
+        )
+    assert not (tmp_path / "m").exists()
+    importer._write_face_network(tmp_path, "facenet", tmp_path / "20180402-114759-vggface2.pt")
+    ours = safetensors.numpy.load_file(tmp_path / "facenet.safetensors")
+    assert set(ours) == set(shapes)
+    np.testing.assert_array_equal(ours["embed.kernel"], sd["last_linear.weight"].numpy().T)
 
 
 def test_deca(tmp_path, caphuman, tiny_config, capsys):
