@@ -203,10 +203,10 @@ def import_model(
 
             stored = DTYPES[dtype]
             unused = import_report.unused_tensors(opened, used, ignore)
-            folder_description.check_names(config, dict.fromkeys([*wanted, *faces]))
             if dry_run:
                 for network, path in faces.items():
                     _read_face_network(network, path)
+                folder_description.check_names(config, dict.fromkeys([*wanted, *faces]))
                 if Path(out).expanduser().exists() and not overwrite:
                     refusals.append(f"{out} exists already; --overwrite replaces it")
                 return import_report.dry_run(
@@ -215,6 +215,7 @@ def import_model(
             identified = {path: Identification(path) for path in _files(opened, loras, faces)}
             # The small files first: one that is not what it should be is noticed within seconds.
             measuring = {n: _write_face_network(folder, n, path) for n, path in faces.items()}
+            folder_description.check_names(config, dict.fromkeys([*wanted, *faces]))
             manifest = {n: _write(folder, n, plan[n], stored, adapters) for n in wanted} | measuring
             tokenizer_files.write(folder / "tokenizer", _tokenizer(opened))
             files = [
