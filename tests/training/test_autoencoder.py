@@ -145,7 +145,8 @@ def test_a_signal_in_the_middle_of_the_first_stage(tmp_path):
         return process.returncode, said
 
     def saved(workdir):
-        return [path.name for path in (workdir / "autoencoder" / "checkpoints").iterdir()]
+        folder = workdir / "autoencoder" / "checkpoints"
+        return sorted(int(path.name) for path in folder.iterdir())
 
     run, whole = tmp_path / "run", tmp_path / "whole"
     for step, number, code, word in (
@@ -155,7 +156,7 @@ def test_a_signal_in_the_middle_of_the_first_stage(tmp_path):
         found, said = train(run, f"step {step}/100 ", number)
         assert found == code, "".join(said)
         reached = int(re.search(rf"{word}: saved at step (\d+) of 100; rerun", said[-1])[1])
-        assert step <= reached < 100 and saved(run)[-1:] == [str(reached)]
+        assert step <= reached < 100 and saved(run)[-1:] == [reached]
         assert not (run / "autoencoder" / "model").exists()
     # The second stage is not of interest here.
     for folder in (run, whole):
