@@ -113,11 +113,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and write the report: report.json, index.md, outcomes.jsonl, pictures/ and sheets.
-    Raises CapHumanError.
+    """Evaluate and write the report: report.json, index.md, summary.json, scores.jsonl,
+    pictures/, people/ and sheets. Raises CapHumanError.
     """
     # Imported here because they import jax, which `--help` does not need.
-    from caphuman_jax.evaluation import benchmark, bulk, report, statistics
+    from caphuman_jax.evaluation import benchmark, bulk, report, statistics, summary
+    from caphuman_jax.evaluation.metrics.base import Run
     from caphuman_jax.pipeline.loading import load
     from caphuman_jax.weights import model_folder
 
@@ -202,6 +203,13 @@ def run(args: argparse.Namespace) -> int:
         "sheets": report.write_sheets(args.report, subjects, outcomes, args.report),
     }
     report.write_json(args.report / "report.json", document)
+    summary.write(
+        args.report,
+        Run(model, subjects, outcomes, args.seed),
+        results,
+        document["measurement_floor"],
+        {name: document[name] for name in ("model", "settings", "versions")},
+    )
     report.write_index(args.report / "index.md", document)
     for name, goal in document["goals"].items():
         print(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from caphuman_jax.errors import CapHumanError
 from caphuman_jax.evaluation import prompt_suite
 from caphuman_jax.evaluation.measure import measure_images
-from caphuman_jax.evaluation.outcome import RECOGNIZERS, HeadParams, Outcome, Subject
+from caphuman_jax.evaluation.outcome import HeadParams, Outcome, Subject
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.face import align
 from caphuman_jax.head.base import HeadEstimator, HeadModel
@@ -71,8 +71,7 @@ def run_requests(
     batch: int,
     head_of: HeadEstimator | None = None,
 ) -> tuple[list[Outcome], dict[str, float]]:
-    """Generate and measure every request. Pictures and lines of outcomes.jsonl are written as they
-    are made.
+    """Generate and measure every request. Pictures are written as they are made.
 
     Args:
         model: head model.
@@ -95,10 +94,7 @@ def run_requests(
     own = [HeadParams.of(model, subject.head) for subject in subjects]
     outcomes: list[Outcome] = []
     generating, measuring = [], []
-    with (
-        open(folder / "outcomes.jsonl", "w") as lines,
-        tqdm(total=len(requests), desc="pictures", unit="picture") as bar,
-    ):
+    with tqdm(total=len(requests), desc="pictures", unit="picture") as bar:
         for part, filled in batches(requests, batch):
             heads = [
                 prompt_suite.requested_head(model, subjects[r.person].head, r, seed) for r in part
@@ -122,17 +118,10 @@ def run_requests(
                     metadata.metadata()
                     | {"caphuman-evaluation": json.dumps(dataclasses.asdict(request))},
                 )
-                outcome = Outcome(
-                    request,
-                    request.person,
-                    HeadParams.of(model, head),
-                    own[request.person],
-                    shown,
-                    file,
+                asked = HeadParams.of(model, head)
+                outcomes.append(
+                    Outcome(request, request.person, asked, own[request.person], shown, file)
                 )
-                outcomes.append(outcome)
-                lines.write(json.dumps(outcome_record(model, outcome, subjects)) + "\n")
-            lines.flush()
             bar.update(len(part))
     rest = lambda times: float(np.mean(times[1:]) / batch) if len(times) > 1 else math.nan
     return outcomes, {
@@ -190,50 +179,3 @@ def turned(
     scale = size / float(subject.head.size[0])
     in_head = np.column_stack([linear * scale, matrix[:, 2]])
     return picture, jax.device_get(transform_head(subject.head, model, in_head, size, size))
-
-
-def outcome_record(model: HeadModel, outcome: Outcome, subjects: Sequence[Subject]) -> dict:
-    """An outcome as JSON types. Of recognition vectors only the distances to the own photo are
-    kept.
-    """
-    own = subjects[outcome.person].vectors
-    found = outcome.measured.faces > 0
-    return {
-        **(dataclasses.asdict(outcome.request) if outcome.request else {}),
-        "photo": subjects[outcome.person].name,
-        "file": outcome.file,
-        "faces": outcome.measured.faces,
-        "asked": head_record(model, outcome.asked),
-        "measured": head_record(model, outcome.measured.head) if found else None,
-        "distance": {
-            name: _rounded(np.linalg.norm(outcome.measured.vectors[name] - own[name]))
-            for name in RECOGNIZERS
-        }
-        if found
-        else None,
-        **{
-            name: _rounded(value) if isinstance(value, float) else value
-            for name, value in outcome.measured.values.items()
-        },
-    }
-
-
-def head_record(model: HeadModel, numbers: HeadParams) -> dict:
-    """HeadParams as JSON types, without expression weights below 0.005."""
-    yaw, pitch, roll = (_rounded(a) for a in numbers.angles)
-    return {
-        "yaw": yaw,
-        "pitch": pitch,
-        "roll": roll,
-        "position": [_rounded(p) for p in numbers.position],
-        "light": [_rounded(v) for v in numbers.light],
-        "expression": {
-            n: _rounded(w)
-            for n, w in zip(model.expression_names, numbers.expression)
-            if abs(w) > 0.005
-        },
-    }
-
-
-def _rounded(value) -> float:
-    return round(float(value), 4)

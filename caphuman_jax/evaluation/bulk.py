@@ -9,7 +9,7 @@ import numpy as np
 
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.evaluation.benchmark import Generator
-from caphuman_jax.evaluation.measure import recognition_vectors
+from caphuman_jax.evaluation.measure import read_values, recognition_vectors
 from caphuman_jax.evaluation.outcome import Subject
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.face import attributes, recognition
@@ -93,6 +93,7 @@ def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Photo], S
             person,
             recognition_vectors(person.square, person.landmarks, known[0]),
             known[1],
+            read_values(person.square, person.landmarks),
         )
 
     return read

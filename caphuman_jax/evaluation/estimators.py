@@ -11,6 +11,9 @@ import numpy as np
 
 Statistic = Callable[..., float]
 
+RESAMPLES = 500
+"""Times that people are drawn with replacement for an interval."""
+
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     """Area under the ROC curve: how often a positive score is above a negative one. Ties count
@@ -121,7 +124,6 @@ def interval(
     columns: Sequence[np.ndarray],
     person: np.ndarray,
     seed: int = 0,
-    times: int = 500,
 ) -> list[float]:
     """95% bootstrap interval of statistic(*columns). People are drawn with replacement, with all of
     their rows.
@@ -129,22 +131,20 @@ def interval(
     groups = [np.flatnonzero(person == p) for p in np.unique(person)]
     rng = np.random.default_rng(seed)
     values = []
-    for _ in range(times if groups else 0):
+    for _ in range(RESAMPLES if groups else 0):
         rows = np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))])
         values.append(statistic(*(c[rows] for c in columns)))
     return _middle(values)
 
 
-def ratio_interval(
-    part: np.ndarray, whole: np.ndarray, seed: int = 0, times: int = 500
-) -> list[float]:
+def ratio_interval(part: np.ndarray, whole: np.ndarray, seed: int = 0) -> list[float]:
     """95% bootstrap interval over people of part.sum() / whole.sum(), both (P, P), as from
     `people_auc`.
     """
     rng = np.random.default_rng(seed)
     people = len(part)
     values = []
-    for _ in range(times):
+    for _ in range(RESAMPLES):
         count = np.bincount(rng.integers(people, size=people), minlength=people).astype(float)
         weight = np.outer(count, count)
         total = np.sum(weight * whole)

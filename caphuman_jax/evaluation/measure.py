@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -72,13 +73,16 @@ def _fit(
     return [head if face else None for head, face in zip(heads, faces)]
 
 
+def read_values(image: np.ndarray, landmarks: np.ndarray | None) -> dict[str, Any]:
+    """What the metrics read in one image, see `metrics.base.Metric.reads`."""
+    return {
+        name: read(image, landmarks) for metric in METRICS for name, read in metric.reads.items()
+    }
+
+
 def _measurement(model, image, faces, head):
     landmarks = faces[0].landmarks if faces else None
-    values = {
-        name: measure(image, landmarks)
-        for metric in METRICS
-        for name, measure in metric.measures.items()
-    }
+    values = read_values(image, landmarks)
     if landmarks is None:
         vectors = {
             "dlib": np.full(128, np.nan, np.float32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class ImageMeasurement:
         faces: number of faces found.
         head: of the largest face.
         vectors: {recognizer: vector} of the largest face; NaN without a face.
-        values: {name: number, text or None}, see `metrics.base.Metric.measures`.
+        values: {name: number, text, array or None}, see `metrics.base.Metric.reads`.
     """
 
     faces: int
@@ -86,6 +87,7 @@ class Subject:
         person: what the generator takes.
         vectors: {recognizer: vector} of the photo.
         features: (49, 512) of the shipped recognizer for the photo, where a suite needs them.
+        values: of the picture, as in `ImageMeasurement`; {} where they were not read.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Subject:
     person: Any
     vectors: dict[str, np.ndarray]
     features: np.ndarray | None = None
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from caphuman_jax.evaluation.metrics.base import FEWEST
 from caphuman_jax.evaluation.metrics.identity import RANKED_AMONG
 from caphuman_jax.evaluation.metrics.pose import WITHIN
-from caphuman_jax.evaluation.metrics.registry import METRICS
+from caphuman_jax.evaluation.metrics.registry import MEASURES
 from caphuman_jax.evaluation.outcome import Outcome, Subject
 from caphuman_jax.io import atomic, metadata
 from caphuman_jax.io.images import read_photo, write_png
@@ -26,7 +26,7 @@ PEOPLE_A_SHEET = 8
 
 def write_json(path: Path, report: dict) -> None:
     """Write the report; NaN becomes null."""
-    atomic.write_text(path, json.dumps(_without_nan(report), indent=1) + "\n")
+    atomic.write_text(path, json.dumps(without_nan(report), indent=1) + "\n")
 
 
 def write_sheets(
@@ -91,7 +91,8 @@ def write_index(path: Path, report: dict) -> None:
         f"{settings['seed']}); {len(report['skipped'])} photos skipped. Weights: "
         f"`{report['model']['sha256'][:16]}`.",
         "",
-        "All numbers: [report.json](report.json); every request: [outcomes.jsonl](outcomes.jsonl).",
+        "All numbers: [report.json](report.json); measures with definitions: "
+        "[summary.json](summary.json); every picture: [scores.jsonl](scores.jsonl).",
         "",
         "## Goals",
         "",
@@ -163,19 +164,19 @@ drawing; empty with fewer people). Photos that may show the same person are not 
 
 
 def _main_rows(results, floor):
-    """(label, cells) of each metric's rows."""
+    """(title, cells) of each measure."""
 
     def find(whole, place):
         return functools.reduce(lambda part, key: part.get(key, {}), place.split("."), whole)
 
-    for row in (row for metric in METRICS for row in metric.rows):
-        show = _percent if row.percent else number
-        entry = find(results, row.place)
-        measuring = find(floor, row.place.replace(".changed.", ".all."))
+    for measure in MEASURES:
+        show = _percent if measure.unit == "share" else number
+        entry = find(results, measure.place)
+        measuring = find(floor, measure.place.replace(".changed.", ".all."))
         low, high = entry.get("interval", (None, None))
         value, chance, copied = (show(entry.get(key)) for key in ("value", "chance", "copied"))
         cells = [value, f"{show(low)} – {show(high)}", chance, copied, show(measuring.get("value"))]
-        yield row.label, cells
+        yield measure.title, cells
 
 
 def _head_table(heads):
@@ -253,9 +254,10 @@ def number(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{value:.3g}"
 
 
-def _without_nan(value):
+def without_nan(value: Any) -> Any:
+    """JSON types with None in place of numbers that are not finite."""
     if isinstance(value, dict):
-        return {key: _without_nan(v) for key, v in value.items()}
+        return {key: without_nan(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -204,8 +204,13 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     assert (
         document["results"]["identity"]["dlib"]["pairs_left_out_as_same_person"] == 1
     )  # she and her mirrored picture
-    lines = [json.loads(line) for line in (out / "outcomes.jsonl").read_text().splitlines()]
-    assert [line["head"] for line in lines if line["person"] == 0][0] == "own" and len(lines) == 6
+    lines = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+    assert [line["head"] for line in lines if line["person"] == "a.png"][0] == "own"
+    assert len(lines) == 6
+    summary = json.loads((out / "summary.json").read_text())
+    names = [measure["name"] for measure in summary["measures"]]
+    assert len(set(names)) == len(names) and set(names) <= set(lines[0]["scores"])
+    assert all((out / file).is_file() for line in lines for file in line["references"])
     assert all(len(list(out.glob(line["file"]))) == 1 for line in lines)
     assert "index.md" in capsys.readouterr().out and (out / "sheet_00.png").is_file()
     with pytest.raises(CapHumanError, match="exists already"):
@@ -213,7 +218,7 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
 
     again = tmp_path / "again"
     evaluate.run(arguments(*words[:5], again, *words[6:]))
-    assert (again / "outcomes.jsonl").read_text() == (out / "outcomes.jsonl").read_text()
+    assert (again / "scores.jsonl").read_text() == (out / "scores.jsonl").read_text()
     for line in lines:
         assert (again / line["file"]).read_bytes() == (out / line["file"]).read_bytes()
 

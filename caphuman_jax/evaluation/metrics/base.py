@@ -1,18 +1,18 @@
 """What a metric is, and what several of them use.
 
-To add a metric, write a module that defines `METRIC`, and name it in `metrics.registry`.
+To add a metric, write a module in this package that defines `METRIC`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from caphuman_jax.evaluation import estimators
-from caphuman_jax.evaluation.outcome import Outcome, Subject
+from caphuman_jax.evaluation.outcome import ImageMeasurement, Outcome, Subject
 from caphuman_jax.evaluation.prompt_suite import Request
 from caphuman_jax.head.base import HeadModel
 
@@ -48,18 +48,32 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A line of the report's table.
+class Measure:
+    """One number of a run: a line of summary.json and of the report's table.
 
     Attributes:
-        label: in words.
+        name: of its entry in scores.jsonl and summary.json, words joined by "-".
+        title: in words.
         place: of {"value", "interval", "chance", "copied"} in the results, names joined by dots.
-        percent: show the value as a percentage.
+        direction: "up" or "down", where better values lie.
+        definition: what is computed.
+        source: of the definition: a paper, or the network that measures.
+        unit: "degrees", "share" (0 to 1, shown as a percentage), or "" for a plain number.
+        score: returns a number for each outcome (N,), NaN where none was measured; None for a
+            number that only many pictures have together.
+        counts: returns which outcomes (N,) the number is made of; None: those with a score, or
+            with a face.
     """
 
-    label: str
+    name: str
+    title: str
     place: str
-    percent: bool = False
+    direction: Literal["up", "down"]
+    definition: str
+    source: str
+    unit: Literal["", "degrees", "share"] = ""
+    score: Callable[[Run], np.ndarray] | None = None
+    counts: Callable[[Run], np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,22 +103,85 @@ class Metric:
 
     Attributes:
         compute: returns entries of the results, as nested dicts of JSON types.
-        rows: of the report's table.
+        measures: the numbers among the results that the summary and the report show.
         goals: that the values are compared with.
         previews: {name: place in the results} of the values that training reports.
         requests_only: computed for requests, and not for the measurement floor.
-        measures: {name: function(image (S, S, 3) uint8, landmarks (478, 3) of the largest face or
-            None) -> number, text or None}; the values are in `ImageMeasurement.values`.
+        reads: {name: function(image (S, S, 3) uint8, landmarks (478, 3) of the largest face or
+            None) -> number, text, array or None}; the values are in `ImageMeasurement.values`.
+        order: place among the other metrics; equal ones are ordered by the names of their modules.
     """
 
     compute: Callable[[Run], dict[str, Any]]
-    rows: tuple[Row, ...] = ()
+    measures: tuple[Measure, ...] = ()
     goals: tuple[Goal, ...] = ()
     previews: Mapping[str, str] = dataclasses.field(default_factory=dict)
     requests_only: bool = False
-    measures: Mapping[str, Callable[[np.ndarray, np.ndarray | None], Any]] = dataclasses.field(
+    reads: Mapping[str, Callable[[np.ndarray, np.ndarray | None], Any]] = dataclasses.field(
         default_factory=dict
     )
+    order: int = 50
+
+
+def copier(run: Run) -> Run:
+    """The same requests, answered by a model that returns the reference photo."""
+    subjects = run.subjects
+    copies = [
+        ImageMeasurement(1, o.own, subjects[o.person].vectors, dict(subjects[o.person].values))
+        for o in run.outcomes
+    ]
+    outcomes = [dataclasses.replace(o, measured=c) for o, c in zip(run.outcomes, copies)]
+    return dataclasses.replace(run, outcomes=outcomes)
+
+
+def own_values(run: Run, name: str) -> np.ndarray | None:
+    """(N,) what a metric read in each outcome's reference picture, see `Metric.reads`; None where
+    the pictures were not read.
+    """
+    values = [run.subjects[o.person].values for o in run.outcomes]
+    return np.array([v[name] for v in values]) if all(name in v for v in values) else None
+
+
+def shuffled(run: Run, rng: np.random.Generator) -> Run:
+    """The same requests, with the results assigned to them at random."""
+    order = rng.permutation(len(run.outcomes))
+    outcomes = [
+        dataclasses.replace(o, measured=run.outcomes[i].measured)
+        for o, i in zip(run.outcomes, order)
+    ]
+    return dataclasses.replace(run, outcomes=outcomes)
+
+
+def averaged(
+    run: Run,
+    score: Callable[[Run], np.ndarray],
+    statistic: Callable[[np.ndarray], float] | None = None,
+    times: int = 20,
+) -> dict[str, Any]:
+    """{"value", "interval", "chance", "copied"} of a score of single pictures.
+
+    Args:
+        run: the outcomes.
+        score: as in `Measure`.
+        statistic: of the scores (N,); None: the mean of the finite ones.
+        times: number of random assignments that the chance level is the mean of.
+    """
+    statistic = statistic or mean
+    values, rng = score(run), np.random.default_rng(run.seed)
+    few = int(np.isfinite(values).sum()) < FEWEST
+    by_chance = [] if few else [statistic(score(shuffled(run, rng))) for _ in range(times)]
+    return {
+        "value": statistic(values),
+        "interval": estimators.interval(statistic, [values], run.person, run.seed),
+        "chance": mean(np.array(by_chance)),
+        "copied": statistic(score(copier(run))),
+    }
+
+
+def median(values: np.ndarray) -> float:
+    """Median of the finite values."""
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if len(values) else float("nan")
 
 
 def tables(run: Run, field: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -53,4 +53,4 @@ def _summary(run: Run, head: str) -> dict:
     }
 
 
-METRIC = Metric(compute, requests_only=True)
+METRIC = Metric(compute, requests_only=True, order=99)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from caphuman_jax.evaluation import estimators
 from caphuman_jax.evaluation.metrics.base import (
+    CHANGED,
     Goal,
+    Measure,
     Metric,
-    Row,
     Run,
     all_and_changed,
     controlled,
@@ -58,20 +61,84 @@ def compute(run: Run) -> dict:
     }
 
 
-def _rows():
+def _weights(run: Run, name: str) -> list[np.ndarray]:
+    """Requested, measured and own weights (N,) of "smile" or "jawOpen"."""
+    found = [smile_and_jaw(run.model, table) for table in tables(run, "expression")]
+    return [smile.mean(axis=1) if name == "smile" else jaw for smile, jaw in found]
+
+
+def _error(run: Run, name: str) -> np.ndarray:
+    asked, measured, own = _weights(run, name)
+    return np.where(np.abs(asked - own) > CHANGED["expression"], np.abs(measured - asked), np.nan)
+
+
+def _error_together(run: Run) -> np.ndarray:
+    asked, measured, own = tables(run, "expression")
+    error = np.abs(measured - asked).mean(axis=1)
+    return np.where(differs("expression", asked, own), error, np.nan)
+
+
+def _measures():
+    source = "MediaPipe's 52 blendshape weights, ARKit's names"
     for name in ("smile", "jawOpen"):
         place = f"expression.{name}."
-        yield Row(f"{name} where changed, correlation", place + "changed.correlation")
-        yield Row(f"{name} where changed, mean error", place + "changed.mean")
-        yield Row(f"{name} of all heads, correlation", place + "all.correlation")
+        short = name.removesuffix("Open")
+        asked = f"of the measured with the requested weight of {name}"
+        error = functools.partial(_error, name=name)
+        changed = lambda run, error=error: np.isfinite(error(run))
+        yield Measure(
+            f"{short}-changed-correlation",
+            f"{name} where changed, correlation",
+            place + "changed.correlation",
+            "up",
+            f"Correlation {asked}, over the requests that change it.",
+            source,
+            counts=changed,
+        )
+        yield Measure(
+            f"{short}-changed-error",
+            f"{name} where changed, mean error",
+            place + "changed.mean",
+            "down",
+            f"Mean absolute difference {asked}, over the requests that change it.",
+            source,
+            score=error,
+        )
+        yield Measure(
+            f"{short}-correlation",
+            f"{name} of all heads, correlation",
+            place + "all.correlation",
+            "up",
+            f"Correlation {asked}, over all requests.",
+            source,
+        )
     together = "expression.together.changed."
-    yield Row("all expression weights where changed, correlation", together + "correlation")
-    yield Row("all expression weights where changed, mean error", together + "mean")
+    yield Measure(
+        "expression-changed-correlation",
+        "all expression weights where changed, correlation",
+        together + "correlation",
+        "up",
+        "Correlation of all measured with all requested weights, over the requests that change "
+        "any.",
+        source,
+        counts=lambda run: np.isfinite(_error_together(run)),
+    )
+    yield Measure(
+        "expression-changed-error",
+        "all expression weights where changed, mean error",
+        together + "mean",
+        "down",
+        "Mean absolute difference of all measured and requested weights, over the requests that "
+        "change any.",
+        source,
+        score=_error_together,
+    )
 
 
 METRIC = Metric(
     compute,
-    rows=tuple(_rows()),
+    measures=tuple(_measures()),
+    order=40,
     # Where the request changes the weight: elsewhere a copy of the photo would do.
     goals=tuple(
         Goal(

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from caphuman_jax.evaluation import estimators
 from caphuman_jax.evaluation.metrics.base import (
     Goal,
+    Measure,
     Metric,
-    Row,
     Run,
+    averaged,
+    copier,
     different_people,
     mean,
     share,
@@ -28,28 +33,51 @@ def compute(run: Run) -> dict:
     return {"identity": {name: _identity(run, name) for name in RECOGNIZERS}}
 
 
-def _identity(run: Run, recognizer: str) -> dict:
-    person, subjects, seed = run.person, run.subjects, run.seed
-    references = np.stack([s.vectors[recognizer] for s in subjects]).astype(np.float64)
+def compared(run: Run, recognizer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Results (N) and reference photos (P): Euclidean distances (N, P), cosines (N, P) after the
+    mean of the references is subtracted, and (N, P) whether the column may be compared.
+    """
+    references = np.stack([s.vectors[recognizer] for s in run.subjects]).astype(np.float64)
     results = np.stack([o.measured.vectors[recognizer] for o in run.outcomes]).astype(np.float64)
-    comparable = different_people(subjects)[person]
-    distance = np.linalg.norm(results[:, None] - references[None], axis=-1)
+    distance = cdist(results, references)
     center = references.mean(axis=0) if len(references) > 1 else 0.0
     cosine = unit(results - center) @ unit(references - center).T
+    return distance, cosine, different_people(run.subjects)[run.person]
+
+
+def similarity(run: Run, recognizer: str) -> np.ndarray:
+    """(N,) centered cosine of each result and its own reference photo."""
+    cosine = compared(run, recognizer)[1]
+    return np.take_along_axis(cosine, run.person[:, None], axis=1)[:, 0]
+
+
+def rank_one(run: Run, recognizer: str, among: int | None) -> np.ndarray:
+    """(N,) see `estimators.rank_one`."""
+    distance, _, comparable = compared(run, recognizer)
+    nearer, others = estimators.closer_people(distance, run.person, comparable)
+    return estimators.rank_one(nearer, others, among)
+
+
+def _identity(run: Run, recognizer: str) -> dict:
+    person, seed = run.person, run.seed
+    distance, cosine, comparable = compared(run, recognizer)
+    copied, copied_cosine, _ = compared(copier(run), recognizer)
     others = comparable & np.isfinite(distance)
     others[np.arange(len(person)), person] = False
     own = np.take_along_axis(cosine, person[:, None], axis=1)[:, 0]
     answer = {
         "conditioned_on": recognizer == _CONDITIONED_ON,
-        "auc": _auc(distance, person, comparable, seed),
-        "auc_centered_cosine": _auc(-cosine, person, comparable, seed),
+        "similarity": averaged(run, functools.partial(similarity, recognizer=recognizer)),
+        "auc": _auc(distance, copied, person, comparable, seed),
+        "auc_centered_cosine": _auc(-cosine, -copied_cosine, person, comparable, seed),
         "own_distance": _quantiles(distance[np.arange(len(person)), person]),
         "other_distance": _quantiles(distance[others]),
         "own_centered_cosine": _quantiles(own),
         "other_centered_cosine": _quantiles(cosine[others]),
-        "pairs_left_out_as_same_person": int((~different_people(subjects)).sum() // 2),
+        "pairs_left_out_as_same_person": int((~different_people(run.subjects)).sum() // 2),
     }
     nearer, count = estimators.closer_people(distance, person, comparable)
+    copies = estimators.closer_people(copied, person, comparable)
     for key, among in (("rank1_among_all", None), (f"rank1_among_{RANKED_AMONG}", RANKED_AMONG)):
         chances = estimators.rank_one(nearer, count, among)
         by_chance = (
@@ -63,16 +91,18 @@ def _identity(run: Run, recognizer: str) -> dict:
             "value": mean(chances),
             "interval": estimators.interval(mean, [chances], person, seed),
             "chance": by_chance,
+            "copied": mean(estimators.rank_one(*copies, among)),
         }
     return answer
 
 
-def _auc(distance, person, comparable, seed):
+def _auc(distance, copied, person, comparable, seed):
     wins, possible = estimators.people_auc(distance, person, comparable)
     return {
         "value": share(wins, possible),
         "interval": estimators.ratio_interval(wins, possible, seed),
         "chance": 0.5,
+        "copied": share(*estimators.people_auc(copied, person, comparable)),
     }
 
 
@@ -82,23 +112,62 @@ def _quantiles(values):
     return {"tenth": float(low), "median": float(middle), "ninetieth": float(high)}
 
 
-def _rows():
+_NETWORKS = {
+    "dlib": "dlib's face recognition network (King, 2017), which conditions no model",
+    "mobilefacenet": "MobileFaceNet (Chen et al., 2018), which conditions the shipped model",
+}
+
+
+def _measures():
     for name in RECOGNIZERS:
         shown = f"{name}, conditioned on" if name == _CONDITIONED_ON else name
-        place = f"identity.{name}."
-        yield Row(f"identity AUC ({shown})", place + "auc")
-        yield Row(f"identity AUC by centered cosine ({shown})", place + "auc_centered_cosine")
-        yield Row(f"rank-1 among all ({shown})", place + "rank1_among_all", percent=True)
-        yield Row(
-            f"rank-1 among {RANKED_AMONG} ({shown})",
-            place + f"rank1_among_{RANKED_AMONG}",
-            percent=True,
+        place, source = f"identity.{name}.", _NETWORKS[name]
+        yield Measure(
+            f"identity-{name}",
+            f"identity: similarity to the reference ({shown})",
+            place + "similarity",
+            "up",
+            "Mean cosine of the recognition vectors of picture and reference photo, after the mean "
+            "of all reference photos is subtracted; 1 for the same photo.",
+            source,
+            score=functools.partial(similarity, recognizer=name),
         )
+        yield Measure(
+            f"identity-auc-{name}",
+            f"identity AUC ({shown})",
+            place + "auc",
+            "up",
+            "Area under the ROC curve: how often a picture is nearer to its own reference photo "
+            "than a picture to another person's. Pictures without a face lose.",
+            source,
+        )
+        yield Measure(
+            f"identity-auc-cosine-{name}",
+            f"identity AUC by centered cosine ({shown})",
+            place + "auc_centered_cosine",
+            "up",
+            "The same, by centered cosine in place of Euclidean distance.",
+            source,
+        )
+        for among, key in ((None, "all"), (RANKED_AMONG, str(RANKED_AMONG))):
+            yield Measure(
+                f"identity-first-of-{key}-{name}",
+                f"rank-1 among {key} ({shown})",
+                f"{place}rank1_among_{key}",
+                "up",
+                "How often the own reference photo is the nearest among "
+                + (f"itself and {among - 1} others" if among else "those of all people")
+                + ". A picture without a face is a miss.",
+                source,
+                "share",
+                functools.partial(rank_one, recognizer=name, among=among),
+            )
 
 
 METRIC = Metric(
     compute,
-    rows=tuple(_rows()),
+    measures=tuple(_measures()),
+    order=20,
     goals=(
         Goal("identity AUC (dlib)", "identity.dlib.auc.value", ">=", 0.90, "people"),
         Goal(

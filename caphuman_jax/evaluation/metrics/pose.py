@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
-from caphuman_jax.evaluation.metrics.base import Goal, Metric, Row, Run, columns, controlled
+from caphuman_jax.evaluation.metrics.base import (
+    CHANGED,
+    Goal,
+    Measure,
+    Metric,
+    Run,
+    columns,
+    controlled,
+)
 
 ANGLES = ("yaw", "pitch", "roll")
 WITHIN = 20.0  # degrees: heads that are turned further about any axis are left out
@@ -29,18 +38,51 @@ def compute(run: Run) -> dict:
     return {"pose": answer}
 
 
-def _rows():
-    for angle in ANGLES:
-        for key, label in (("median", "median"), ("mean", "mean"), ("ninetieth", "90% below")):
-            yield Row(
-                f"{angle} error where changed, {label}, degrees", f"pose.{angle}.changed.{key}"
+def errors(run: Run, axis: int, changed: bool) -> np.ndarray:
+    """(N,) absolute errors of an angle in degrees, NaN where `compute` leaves the request out."""
+    asked, measured, own = columns(run, "angles", axis)
+    kept = np.array([np.abs(o.asked.angles).max() <= WITHIN for o in run.outcomes])
+    if changed:
+        kept &= np.abs(asked - own) > CHANGED["angles"]
+    return np.where(kept, np.abs(measured - asked), np.nan)
+
+
+def _measures():
+    source = "the head that conditions the model, estimated again in the picture"
+    for i, angle in enumerate(ANGLES):
+        for key, label, how in (
+            ("median", "median", "Median"),
+            ("mean", "mean", "Mean"),
+            ("ninetieth", "90% below", "Ninetieth percentile of the"),
+        ):
+            yield Measure(
+                f"{angle}-changed-{key}",
+                f"{angle} error where changed, {label}, degrees",
+                f"pose.{angle}.changed.{key}",
+                "down",
+                f"{how} absolute error of {angle} over requests that change it by more than "
+                f"{CHANGED['angles']:g}° and stay within ±{WITHIN:g}° about every axis.",
+                source,
+                "degrees",
+                functools.partial(errors, axis=i, changed=True),
             )
-        yield Row(f"{angle} error of all heads, median, degrees", f"pose.{angle}.all.median")
+        yield Measure(
+            f"{angle}-median",
+            f"{angle} error of all heads, median, degrees",
+            f"pose.{angle}.all.median",
+            "down",
+            f"Median absolute error of {angle} over all requests within ±{WITHIN:g}° about every "
+            "axis.",
+            source,
+            "degrees",
+            functools.partial(errors, axis=i, changed=False),
+        )
 
 
 METRIC = Metric(
     compute,
-    rows=tuple(_rows()),
+    measures=tuple(_measures()),
+    order=30,
     # Where the request changes the angle: elsewhere a copy of the photo would do.
     goals=tuple(
         Goal(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from caphuman_jax.evaluation import estimators
-from caphuman_jax.evaluation.metrics.base import Metric, Row, Run, all_and_changed, differs, tables
+from caphuman_jax.evaluation.metrics.base import (
+    Measure,
+    Metric,
+    Run,
+    all_and_changed,
+    differs,
+    tables,
+)
 
 
 def compute(run: Run) -> dict:
@@ -24,16 +31,42 @@ def compute(run: Run) -> dict:
     }
 
 
+def _place(run: Run) -> np.ndarray:
+    asked, measured, own = tables(run, "position")
+    distance = np.linalg.norm(measured[:, :2] - asked[:, :2], axis=1)
+    return np.where(differs("position", asked, own), distance, np.nan)
+
+
+def _size(run: Run) -> np.ndarray:
+    asked, measured, own = tables(run, "position")
+    error = np.abs(np.log(measured[:, 2] / asked[:, 2]))
+    return np.where(differs("position", asked, own), error, np.nan)
+
+
+_SOURCE = "the head that conditions the model, estimated again in the picture"
 METRIC = Metric(
     compute,
-    rows=(
-        Row(
+    measures=(
+        Measure(
+            "place-changed",
             "position where changed, median distance in parts of the side",
             "position.changed.median_distance",
+            "down",
+            "Median distance of the head's middle from where it was requested, over the requests "
+            "that change place or size.",
+            _SOURCE,
+            score=_place,
         ),
-        Row(
+        Measure(
+            "size-changed",
             "size where changed, median error (natural logarithm)",
             "position.changed.median_log_size_error",
+            "down",
+            "Median absolute logarithm of the head's size over the requested size, over the "
+            "requests that change place or size.",
+            _SOURCE,
+            score=_size,
         ),
     ),
+    order=60,
 )

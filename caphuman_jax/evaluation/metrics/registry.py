@@ -1,25 +1,31 @@
-"""Every metric of `caphuman evaluate`, in the order of the report."""
+"""Every metric of `caphuman evaluate`: the `METRIC` of each module of this package, in the order of
+the report.
+"""
 
 from __future__ import annotations
 
-from caphuman_jax.evaluation.metrics import (
-    by_head,
-    expression,
-    face_found,
-    identity,
-    light,
-    pose,
-    position,
-    prompt_following,
-)
+import importlib
+import pkgutil
+from collections.abc import Sequence
 
-METRICS = (
-    face_found.METRIC,
-    identity.METRIC,
-    pose.METRIC,
-    expression.METRIC,
-    light.METRIC,
-    position.METRIC,
-    prompt_following.METRIC,
-    by_head.METRIC,
-)
+from caphuman_jax.evaluation import metrics
+from caphuman_jax.evaluation.metrics.base import Measure, Metric
+
+
+def discover(paths: Sequence[str], package: str) -> tuple[Metric, ...]:
+    """The metrics of the modules in some directories.
+
+    Args:
+        paths: the directories.
+        package: that their modules belong to.
+    """
+    found = []
+    for module in sorted(pkgutil.iter_modules(paths), key=lambda module: module.name):
+        if module.name not in ("base", "registry"):
+            metric = getattr(importlib.import_module(f"{package}.{module.name}"), "METRIC", None)
+            found += [] if metric is None else [metric]
+    return tuple(sorted(found, key=lambda metric: metric.order))
+
+
+METRICS = discover(list(metrics.__path__), metrics.__name__)
+MEASURES: tuple[Measure, ...] = tuple(m for metric in METRICS for m in metric.measures)
