@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import platform
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from caphuman_jax.cli import console
 from caphuman_jax.cli.argument_types import positive_int
 from caphuman_jax.errors import CapHumanError, DataError
-from caphuman_jax.evaluation import prompt_suite
 from caphuman_jax.runtime.versions import versions
 from caphuman_jax.version import __version__
 
@@ -41,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="directory for the report; must be new or empty unless --overwrite",
+        help="directory for the report: new, empty, or of the same command that was stopped",
     )
     parser.add_argument(
         "--limit", type=positive_int, metavar="N", help="only the first N photos by name"
@@ -59,27 +61,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paintings and may take a photo for one)",
     )
     parser.add_argument(
-        "--heads",
-        nargs="+",
-        default=list(prompt_suite.HEADS),
-        metavar="HEAD",
-        help='"own", "random", or entries such as yaw=-20,smile=0.5 or light=left; default: '
-        "%(default)s",
+        "--suite",
+        default="requests",
+        metavar="NAME|FILE.toml",
+        help="what is asked for, as a file or one of: requests (default), quick, heads, prompts, "
+        "humaniphc (pictures made from noise), edit, small-faces, people; docs/evaluation.md "
+        "describes them",
     )
     parser.add_argument(
-        "--prompts",
+        "--heads",
         nargs="+",
-        default=list(prompt_suite.PROMPTS),
-        metavar="TEXT",
-        help="default: %(default)s",
+        metavar="HEAD",
+        help='"own", "random", or entries such as yaw=-20,smile=0.5 or light=left; default: those '
+        "of the suite",
     )
+    parser.add_argument("--prompts", nargs="+", metavar="TEXT", help="default: those of the suite")
     parser.add_argument(
         "--per-person",
         type=positive_int,
-        default=8,
         metavar="N",
-        help="pictures of each person; default: %(default)s, which takes about half an hour for 50 "
-        "people on 2 cores",
+        help="pictures of each person; default: the suite's own, 8 with requests, which takes "
+        "about half an hour for 50 people on 2 cores",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -94,49 +96,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures at a time; default: the model's own for this machine",
     )
     parser.add_argument(
-        "--suite",
-        choices=("requests", "edit", "small-faces", "people"),
-        default="requests",
-        help="requests: pictures made from noise (default); edit: the photos themselves with "
-        "their heads changed, as caphuman edit does; small-faces: faces of 48 to 192 pixels, the "
-        "small ones with and without --detail; people: 2, 3 and 4 people in one picture, each with "
-        "words of their own (--heads, --prompts and --batch are for requests)",
-    )
-    parser.add_argument(
         "--detail",
         type=float,
         metavar="X",
-        help="share of the steps that small faces are sampled again with; default: 0.45 with "
-        "--suite small-faces, and 0 with people",
+        help="share of the steps that small faces are sampled again with; default: the suite's own",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier report")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier report; without it, the same command resumes one",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and write the report: report.json, index.md, summary.json, scores.jsonl,
-    pictures/, people/ and sheets. Raises CapHumanError.
+    """Evaluate and write the report: summary.json, scores.jsonl, report.json, index.md, pictures/,
+    people/ and sheets.
+
+    Returns:
+        The exit code: 0, or that of an interruption.
+
+    Raises:
+        CapHumanError: wrong arguments, photos or suites.
     """
     # Imported here because they import jax, which `--help` does not need.
-    from caphuman_jax.evaluation import benchmark, bulk, report, statistics, summary
-    from caphuman_jax.evaluation.metrics.base import Run
-    from caphuman_jax.pipeline.loading import load
+    from caphuman_jax.evaluation import benchmark, bulk, prompt_suite
+    from caphuman_jax.jobs import multi_device
+    from caphuman_jax.pipeline import loading
     from caphuman_jax.weights import model_folder
 
     if args.seed < 0:
         raise CapHumanError(f"--seed is a whole number from 0 on, not {args.seed}")
-    if args.report.exists() and (
-        not args.report.is_dir() or (any(args.report.iterdir()) and not args.overwrite)
-    ):
-        raise CapHumanError(
-            f"{args.report} exists already; choose another directory or add --overwrite"
-        )
+    suite = _suite(args)
+    _make_room(args)
     metadata = model_folder.read_metadata(model_folder.find_model(args.model))
-    photos, source = _photos(args, metadata)
-    pipe = load(args.model)
-    sampling, model = pipe.config.sampling, pipe.head_model
-    steps, batch = args.steps or sampling.steps, args.batch or pipe.batch
-    scale = sampling.guidance_scale if args.guidance_scale is None else args.guidance_scale
-
+    photos, source = _photos(args, suite, metadata)
+    if suite.kind == "requests":
+        pipe, batch = multi_device.load(args.model, batch=args.batch)
+    else:  # one picture after the other
+        pipe, batch = loading.load(args.model), 1
     start = time.perf_counter()
     subjects, skipped = benchmark.read_subjects(
         photos, bulk.subject_reader(pipe, drawings=not args.no_drawings)
@@ -145,137 +142,185 @@ def run(args: argparse.Namespace) -> int:
         reasons = "; ".join(list(skipped.values())[:3])
         raise DataError(
             f"only {len(subjects)} of {len(photos)} photos can be used, at least {_FEWEST} people "
-            f"are needed "
-            f"({reasons or 'give more photos'})"
+            f"are needed ({reasons or 'give more photos'})"
         )
-    if args.suite != "requests":
-        return _suite(args, pipe, photos, subjects, source, skipped)
-    read_seconds = (time.perf_counter() - start) / len(photos)
-    heads, prompts = tuple(args.heads), tuple(args.prompts)
-    prompt_suite.check_heads(model, subjects[0].head, heads)
-    requests = prompt_suite.plan_requests(len(subjects), heads, prompts, args.per_person, args.seed)
-
-    args.report.mkdir(parents=True, exist_ok=True)
-    outcomes, seconds = benchmark.run_requests(
-        model,
-        bulk.bulk_generator(pipe, steps, scale),
-        subjects,
-        requests,
-        args.report,
-        seed=args.seed,
-        batch=batch,
-        head_of=pipe.head_of,
-    )
-    floor = benchmark.run_measurement_floor(
-        model, subjects, seed=args.seed, batch=batch, head_of=pipe.head_of
-    )
-    results = statistics.compute(model, subjects, outcomes, args.seed)
-    weights = pipe.record.get("weights", {})
-    document = {
-        "format": "caphuman_jax evaluation",
+    facts = {
         "format_version": 1,
+        "suite": suite.name,
         "settings": {
             "model": str(args.model),
+            "suite": suite.name,
             "photos": len(photos),
             **source,
             "drawings": not args.no_drawings,
-            "heads": heads,
-            "prompts": prompts,
-            "per_person": args.per_person,
+            "per_person": suite.per_person,
             "seed": args.seed,
-            "steps": steps,
-            "guidance_scale": scale,
-            "batch": batch,
-            "random_head": prompt_suite.RANDOM_RANGE,
         },
-        "model": {"name": pipe.config.name, "sha256": _joined(weights), "files": weights},
+        "model": _model(pipe),
         "versions": _versions(),
-        "goals": statistics.goals(results),
-        "results": results,
-        "measurement_floor": statistics.compute(model, subjects, floor, args.seed),
-        "seconds": {
-            "read_a_photo": read_seconds,
-            "first_batch_with_compilation": seconds["generate_first"],
-            "generate_a_picture": seconds["generate"],
-            "measure_a_picture": seconds["measure"],
-        },
         "skipped": skipped,
-        "sheets": report.write_sheets(args.report, subjects, outcomes, args.report),
     }
-    report.write_json(args.report / "report.json", document)
-    summary.write(
-        args.report,
-        Run(model, subjects, outcomes, args.seed),
-        results,
-        document["measurement_floor"],
-        {name: document[name] for name in ("model", "settings", "versions")},
-    )
-    report.write_index(args.report / "index.md", document)
-    for name, goal in document["goals"].items():
-        print(
-            f"{name:34} {report.number(goal['value']):>8}   goal {goal['goal']:8} "
-            f"{report.verdict(goal, 'reached', 'not reached')}"
+    read = (time.perf_counter() - start) / len(photos)
+    if suite.kind != "requests":
+        return _other_kind(args, suite, pipe, photos, subjects, facts)
+    prompt_suite.check_heads(pipe.head_model, subjects[0].head, suite.heads)
+    args.report.mkdir(parents=True, exist_ok=True)
+    return _requests(args, suite, pipe, batch, subjects, facts, read)
+
+
+def _suite(args):
+    """The suite, with what the arguments replace."""
+    from caphuman_jax.evaluation.suites import suite_file
+
+    suite = suite_file.load(args.suite)
+    given = {name: getattr(args, name) for name in ("heads", "prompts", "per_person")}
+    changes: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
+    sampling = {name: getattr(args, name) for name in ("steps", "guidance_scale", "detail")}
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    if suite.kind != "requests":
+        for name in ("heads", "prompts", "batch"):
+            if getattr(args, name) is not None:
+                raise CapHumanError(f"--{name} is not for --suite {args.suite}, which has its own")
+    if "per_person" in changes and suite.plan == "every":
+        raise CapHumanError(
+            f"--per-person is not for --suite {args.suite}, which makes every head with every "
+            f"prompt; use --heads, --prompts or --limit"
         )
+    return dataclasses.replace(suite, **changes, sampling={**suite.sampling, **sampling})
+
+
+def _make_room(args) -> None:
+    """Check the report's directory. Raises CapHumanError."""
+    import shutil
+
+    if not args.report.exists():
+        return
+    if not args.report.is_dir():
+        raise CapHumanError(f"{args.report} is not a directory; choose another with --report")
+    begun = (args.report / "pictures" / ".sample" / "run.json").exists()
+    if args.overwrite:
+        for name in ("pictures", "people") if begun else ():
+            shutil.rmtree(args.report / name, ignore_errors=True)
+    elif any(args.report.iterdir()) and not begun:
+        raise CapHumanError(
+            f"{args.report} exists already; choose another directory or add --overwrite"
+        )
+
+
+def _requests(args, suite, pipe, batch, subjects, facts, read) -> int:
+    """Evaluate a suite of requests."""
+    from caphuman_jax.evaluation import pictures, report, whole
+    from caphuman_jax.runtime.preemption import Preemption
+
+    requests = suite.requests(len(subjects), args.seed)
+    with console.resumable(), Preemption() as stop:
+        made = pictures.make_and_measure(
+            pipe,
+            subjects,
+            requests,
+            args.report,
+            seed=args.seed,
+            batch=batch,
+            sampling=suite.sampling,
+            stopped=lambda: stop.reason is not None,
+        )
+    if not made.done:
+        print("caphuman: stopped; rerun the same command to resume", file=sys.stderr)
+        return stop.exit_code
+    if made.failed:
+        print(
+            f"caphuman: warning: {made.failed} of {len(requests)} pictures could not be made; "
+            f"{args.report / 'pictures' / 'failed.jsonl'} says why",
+            file=sys.stderr,
+        )
+    resolved = pipe.request(reference=subjects[0].person, prompt="", **suite.sampling).params
+    facts["settings"] |= {
+        "heads": suite.heads,
+        "prompts": suite.prompts,
+        "steps": resolved.steps,
+        "guidance_scale": resolved.guidance_scale,
+        "sampling": dict(suite.sampling),
+        "batch": batch,
+    }
+    facts["failed"] = made.failed
+    facts["seconds"] = {"read_a_photo": read, **made.seconds}
+    document = whole.write(
+        args.report, pipe, subjects, made.outcomes, facts, seed=args.seed, batch=pipe.batch
+    )
+    _print_goals(report, document, 34)
     print(f"{args.report / 'index.md'} has all results")
     return 0
 
 
-def _suite(args, pipe, photos, subjects, source, skipped) -> int:
-    """Evaluate one of `suites.SUITES`: report.json and sheets."""
+def _other_kind(args, suite, pipe, photos, subjects, facts) -> int:
+    """Evaluate a suite of another kind than requests: report.json and sheets."""
     from caphuman_jax.evaluation import report, statistics
-    from caphuman_jax.evaluation.suites import SUITES
+    from caphuman_jax.evaluation.suites.kinds import KINDS
 
-    suite = SUITES[args.suite]
+    kind = KINDS[suite.kind]
     named = {photo.name: photo for photo in photos}
     shown = [named[subject.name] for subject in subjects]
-    taken = ("steps", "guidance_scale", *suite.samples)
-    sampling = {name: getattr(args, name) for name in taken}
+    taken = ("steps", "guidance_scale", *kind.samples)
+    sampling = {name: suite.sampling[name] for name in taken if name in suite.sampling}
     args.report.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    made = suite.run(
+    made = kind.run(
         pipe,
         shown,
         subjects,
         args.report,
-        per_person=args.per_person,
+        per_person=suite.per_person,
         seed=args.seed,
-        **{name: value for name, value in sampling.items() if value is not None},
+        **suite.parameters,
+        **sampling,
     )
-    results = suite.compute(pipe, subjects, made)
+    results = kind.compute(pipe, subjects, made)
+    facts["settings"] |= {name: sampling.get(name) for name in taken}
     document = {
-        "format": f"caphuman_jax evaluation of {args.suite}",
-        "format_version": 1,
-        "settings": {"model": str(args.model), **source, "per_person": args.per_person, **sampling},
-        "versions": _versions(),
-        "goals": statistics.goals(results, suite.goals),
+        "format": f"caphuman_jax evaluation of {suite.kind}",
+        **facts,
+        "goals": statistics.goals(results, kind.goals),
         "results": results,
         "seconds": {"make_and_measure": (time.perf_counter() - start) / len(made)},
-        "skipped": skipped,
     }
     report.write_json(args.report / "report.json", document)
-    for name, goal in document["goals"].items():
-        print(
-            f"{name:36} {report.number(goal['value']):>8}   goal {goal['goal']:8} "
-            f"{report.verdict(goal, 'reached', 'not reached')}"
-        )
+    _print_goals(report, document, 36)
     print(f"{args.report / 'report.json'} has all results")
     return 0
 
 
-def _photos(args: argparse.Namespace, metadata: dict) -> tuple[list, dict]:
+def _print_goals(report, document, width: int) -> None:
+    for name, goal in document["goals"].items():
+        print(
+            f"{name:{width}} {report.number(goal['value']):>8}   goal {goal['goal']:8} "
+            f"{report.verdict(goal, 'reached', 'not reached')}"
+        )
+
+
+def _model(pipe) -> dict:
+    weights = pipe.record.get("weights", {})
+    return {"name": pipe.config.name, "sha256": _joined(weights), "files": weights}
+
+
+def _photos(args: argparse.Namespace, suite, metadata: dict) -> tuple[list, dict]:
     """The photos to evaluate on, and what the report says about where they come from."""
     from caphuman_jax.evaluation import photos
     from data_pipeline.records.manifest import records_hash
     from data_pipeline.records.reader import RecordsFolder
 
+    limit = min(filter(None, (args.limit, suite.people)), default=None)
     if args.records is None:
         every = photos.file_name_rule(args.model, metadata) if args.held_out else None
-        found = photos.in_folder(args.photos, args.limit, every, args.suite != "edit")
+        found = photos.in_folder(args.photos, limit, every, suite.kind != "edit")
         return found, {"held_out": args.held_out}
     if args.held_out:
         raise CapHumanError("--held-out goes with --photos; --records always means held-out people")
     folder = RecordsFolder(args.records)
-    found, known = photos.in_records(folder, args.limit), photos.trained_on(metadata, folder)
+    found, known = photos.in_records(folder, limit), photos.trained_on(metadata, folder)
     if not known:
         print(
             f"caphuman: warning: {args.model} does not say that it was trained on {args.records}; "

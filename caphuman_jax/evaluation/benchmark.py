@@ -1,23 +1,16 @@
-"""Runs an evaluation: generates images of people × heads × prompts, measures them, and writes both
-as they are made."""
+"""The people that an evaluation is about, and how exactly they can be measured."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
 from caphuman_jax.errors import CapHumanError
-from caphuman_jax.evaluation import prompt_suite
 from caphuman_jax.evaluation.measure import measure_images
 from caphuman_jax.evaluation.outcome import HeadParams, Outcome, Subject
 from caphuman_jax.evaluation.photos import Photo
@@ -25,17 +18,11 @@ from caphuman_jax.face import align
 from caphuman_jax.head.base import HeadEstimator, HeadModel
 from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.head import Head
-from caphuman_jax.io import metadata
-from caphuman_jax.io.images import write_png
-from caphuman_jax.runtime.fixed_batches import batches, filled_up
+from caphuman_jax.runtime.fixed_batches import batches
 
 _log = logging.getLogger("caphuman_jax")
 
 FLOOR_ROLL = 15.0  # degrees: the measurement floor rotates reference photos by at most this
-
-
-Generator = Callable[[Sequence[Any], Sequence[Head], Sequence[str], Sequence[int]], np.ndarray]
-"""generate(persons, heads, prompts, seeds) -> images (N, S, S, 3) uint8, one for each person."""
 
 
 def read_subjects(
@@ -58,78 +45,6 @@ def read_subjects(
             text = str(problem)
             skipped[photo.name] = text.replace(str(photo.path), photo.name) if photo.path else text
     return subjects, skipped
-
-
-def run_requests(
-    model: HeadModel,
-    generate: Generator,
-    subjects: Sequence[Subject],
-    requests: Sequence[prompt_suite.Request],
-    folder: Path,
-    *,
-    seed: int,
-    batch: int,
-    head_of: HeadEstimator | None = None,
-) -> tuple[list[Outcome], dict[str, float]]:
-    """Generate and measure every request. Pictures are written as they are made.
-
-    Args:
-        model: head model.
-        generate: makes the images.
-        subjects: the people.
-        requests: what to generate.
-        folder: of the report.
-        seed: of random heads.
-        batch: images at a time.
-        head_of: see `measure_images`.
-
-    Returns:
-        The outcomes, and seconds: "generate_first" and "measure_first" of the first batch, with
-        compilation, and "generate" and "measure" for each image after it.
-    """
-    pictures_folder = folder / "pictures"
-    pictures_folder.mkdir(parents=True, exist_ok=True)
-    for old in pictures_folder.glob("[0-9]" * 5 + ".png"):
-        old.unlink()  # of a report that is written over
-    own = [HeadParams.of(model, subject.head) for subject in subjects]
-    outcomes: list[Outcome] = []
-    generating, measuring = [], []
-    with tqdm(total=len(requests), desc="pictures", unit="picture") as bar:
-        for part, filled in batches(requests, batch):
-            heads = [
-                prompt_suite.requested_head(model, subjects[r.person].head, r, seed) for r in part
-            ]
-            start = time.perf_counter()
-            pictures = generate(
-                [subjects[request.person].person for request in filled],
-                filled_up(heads, batch),
-                [request.prompt for request in filled],
-                [request.seed for request in filled],
-            )
-            made = time.perf_counter()
-            measured = measure_images(model, list(pictures), head_of)
-            generating.append(made - start)
-            measuring.append(time.perf_counter() - made)
-            for request, head, picture, shown in zip(part, heads, pictures, measured):
-                file = f"pictures/{request.number:05d}.png"
-                write_png(
-                    folder / file,
-                    picture,
-                    metadata.metadata()
-                    | {"caphuman-evaluation": json.dumps(dataclasses.asdict(request))},
-                )
-                asked = HeadParams.of(model, head)
-                outcomes.append(
-                    Outcome(request, request.person, asked, own[request.person], shown, file)
-                )
-            bar.update(len(part))
-    rest = lambda times: float(np.mean(times[1:]) / batch) if len(times) > 1 else math.nan
-    return outcomes, {
-        "generate_first": generating[0],
-        "measure_first": measuring[0],
-        "generate": rest(generating),
-        "measure": rest(measuring),
-    }
 
 
 def run_measurement_floor(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from caphuman_jax.errors import PhotoError
-from caphuman_jax.evaluation.benchmark import Generator
 from caphuman_jax.evaluation.measure import read_values, recognition_vectors
 from caphuman_jax.evaluation.outcome import Subject
 from caphuman_jax.evaluation.photos import Photo
@@ -22,9 +22,12 @@ from caphuman_jax.pipeline.conditioning import Subject as ShownSubject
 from caphuman_jax.pipeline.image_batches import check_finite, to_bytes
 from caphuman_jax.pipeline.pipeline import Pipeline
 
+Generator = Callable[[Sequence[Any], Sequence[Head], Sequence[str], Sequence[int]], np.ndarray]
+"""generate(persons, heads, prompts, seeds) -> images (N, S, S, 3) uint8, one for each person."""
+
 
 def bulk_generator(pipe: Pipeline, steps: int, guidance_scale: float) -> Generator:
-    """A `benchmark.Generator`. Each image is the one that `pipe(reference=…, seed=…)` makes, up to
+    """A `Generator`. Each image is the one that `pipe(reference=…, seed=…)` makes, up to
     rounding.
     """
     size = (pipe.config.image_size,) * 2

@@ -5,7 +5,7 @@ became of the photo outside the mask and at its edge.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +27,6 @@ from caphuman_jax.io.images import write_png
 from caphuman_jax.pipeline.canvas import Canvas
 from caphuman_jax.pipeline.pipeline import Pipeline
 
-CHANGES: tuple[dict[str, Any], ...] = (
-    {"yaw": 20},
-    {"yaw": -20},
-    {"yaw": 10, "expression": "smile=0.8"},
-    {"yaw": -10, "light": "left"},
-    {"pitch": 10},
-    {"pitch": -10},
-    {"expression": "smile=0.9"},
-    {"expression": "smile=0.4"},
-    {"expression": "neutral"},
-    {"light": "right"},
-)
-"""What is changed, one after the other over the people. Angles are added to the photo's own."""
 GOALS = (
     Goal("right person first among 50 (dlib)", "identity.dlib.rank1_among_50.value", ">=", 0.98),
     Goal("yaw error, median, degrees", "edit.yaw", "<=", 2.0),
@@ -73,6 +60,7 @@ def run_edits(
     subjects: Sequence[Subject],
     folder: Path,
     *,
+    changes: Sequence[Mapping[str, Any]],
     per_person: int = 1,
     seed: int = 0,
     **sampling: Any,
@@ -84,6 +72,7 @@ def run_edits(
         photos: of the subjects, in their order.
         subjects: the people.
         folder: of the report.
+        changes: of heads, one after the other over the people. Angles are added to the photo's own.
         per_person: edits of each person.
         seed: of the first edit's noise.
         sampling: other fields of `SamplingParams`.
@@ -91,7 +80,7 @@ def run_edits(
     edits, rows, sheets = [], [], 0
     plan = [(person, i) for person in range(len(subjects)) for i in range(per_person)]
     for number, (person, i) in enumerate(tqdm(plan, desc="edits", unit="edit")):
-        subject, change = subjects[person], CHANGES[(person * per_person + i) % len(CHANGES)]
+        subject, change = subjects[person], changes[(person * per_person + i) % len(changes)]
         own = dict(zip(("yaw", "pitch", "roll"), map(float, np.asarray(subject.head.angles))))
         head = {n: own[n] + value if n in own else value for n, value in change.items()}
         result = pipe.edit(

@@ -18,7 +18,10 @@ from caphuman_jax.head.head import Head
 
 
 def measure_images(
-    model: HeadModel, images: Sequence[np.ndarray], head_of: HeadEstimator | None = None
+    model: HeadModel,
+    images: Sequence[np.ndarray],
+    head_of: HeadEstimator | None = None,
+    count: int | None = None,
 ) -> list[ImageMeasurement]:
     """Measure images; compiled once for each number and size.
 
@@ -26,12 +29,20 @@ def measure_images(
         model: head model.
         images: (S, S, 3) uint8, of one size.
         head_of: estimates the heads; None: they are fitted to landmarks.
+        count: only the first images are measured, the others fill the batch up; None: all.
     """
-    found = [find_faces(image) for image in images]
+    found = [find_faces(image) for image in images[:count]]
+    if count is not None:
+        found += [found[-1]] * (len(images) - count)
     largest = [faces[0] if faces else None for faces in found]
-    heads = _fit(model, images, largest) if head_of is None else _estimate(head_of, images, largest)
+    heads = (
+        _fit(model, images, largest)
+        if head_of is None
+        else _estimate(head_of, images[:count], largest)
+    )
     return [
-        _measurement(model, image, faces, head) for image, faces, head in zip(images, found, heads)
+        _measurement(model, image, faces, head)
+        for image, faces, head in zip(images[:count], found, heads)
     ]
 
 

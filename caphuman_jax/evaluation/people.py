@@ -25,10 +25,20 @@ from caphuman_jax.io import metadata
 from caphuman_jax.io.images import write_png
 from caphuman_jax.pipeline.pipeline import Pipeline
 
-COUNTS = (2, 3, 4)
+_GOALS_FOR = 3
 GOALS = (
-    Goal("3 people: right person in the right place (dlib)", "people.3.right", ">=", 0.95),
-    Goal("3 people: attribute in the right face", "people.3.attribute", ">=", 0.8),
+    Goal(
+        f"{_GOALS_FOR} people: right person in the right place (dlib)",
+        f"people.{_GOALS_FOR}.right",
+        ">=",
+        0.95,
+    ),
+    Goal(
+        f"{_GOALS_FOR} people: attribute in the right face",
+        f"people.{_GOALS_FOR}.attribute",
+        ">=",
+        0.8,
+    ),
 )
 _ATTRIBUTE = "glasses"
 _PLAIN, _WITH = "a photo of a person", f"a photo of a person wearing {_ATTRIBUTE}"
@@ -85,11 +95,12 @@ def run_people(
     subjects: Sequence[Subject],
     folder: Path,
     *,
+    counts: Sequence[int],
     per_person: int = 1,
     seed: int = 0,
     **sampling: Any,
 ) -> list[Group]:
-    """Make pictures of 2, 3 and 4 people side by side, one of whom is to wear glasses, and measure
+    """Make pictures of several people side by side, one of whom is to wear glasses, and measure
     the face in each place. Writes sheets people_N_MM.png.
 
     Args:
@@ -97,6 +108,7 @@ def run_people(
         photos: not used; the suites share their arguments.
         subjects: the people.
         folder: of the report.
+        counts: of people in one picture.
         per_person: about how many pictures of each number of people each person is in.
         seed: of groups and pictures.
         sampling: other fields of `SamplingParams`.
@@ -106,7 +118,7 @@ def run_people(
     assert len(references) == len(subjects), "subjects are of `bulk.subject_reader`"
     wears = np.stack([_score(features) for features in references])
     made = []
-    for count in COUNTS:
+    for count in counts:
         chosen = groups(subjects, count, len(subjects) * per_person // count, seed)
         rows = []
         for number, people in enumerate(tqdm(chosen, desc=f"{count} people", unit="picture")):
@@ -139,7 +151,7 @@ def compute(pipe: Pipeline, subjects: Sequence[Subject], made: Sequence[Group]) 
     the share of pictures in which the face that was to have it gained most of it; chance, 1 / N.
     """
     results = {}
-    for count in COUNTS:
+    for count in sorted({_GOALS_FOR, *(len(group.people) for group in made)}):
         mine = [group for group in made if len(group.people) == count]
         right = {
             name: [float(i == who) for group in mine for i, who in enumerate(group.nearest[name])]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,39 +14,6 @@ from caphuman_jax.errors import CapHumanError
 from caphuman_jax.head import editing
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
-
-HEADS = (
-    "own",
-    "yaw=-20",
-    "yaw=-10",
-    "yaw=10",
-    "yaw=20",
-    "pitch=-12",
-    "pitch=12",
-    "roll=-15",
-    "roll=15",
-    "smile=0.8",
-    "mouth-open=0.8",
-    "neutral",
-    "light=left",
-    "light=right",
-    "light=top",
-    "random",
-    "random",
-    "random",
-    "random",
-)
-"""Heads that are requested by default, see `requested_head`; a name that occurs several times is
-drawn that much more often.
-"""
-
-PROMPTS = (
-    "a photo of a person",
-    "a photo of a person, blue background",
-    "a photo of a person, black background",
-    "a black-and-white photo of a person",
-)
-"""Prompts by default. None mentions an expression, which the head decides."""
 
 RANDOM_RANGE = {
     "yaw": 20.0,
@@ -73,12 +43,8 @@ class Request:
     seed: int
 
 
-def plan_requests(
-    people: int,
-    heads: tuple[str, ...] = HEADS,
-    prompts: tuple[str, ...] = PROMPTS,
-    per_person: int = 8,
-    seed: int = 0,
+def deal_requests(
+    people: int, heads: Sequence[str], prompts: Sequence[str], per_person: int, seed: int = 0
 ) -> list[Request]:
     """Requests for people 0 … people - 1, `per_person` each, sorted by person.
 
@@ -106,8 +72,29 @@ def plan_requests(
     return requests
 
 
+def all_requests(
+    people: int, heads: Sequence[str], prompts: Sequence[str], seeds: int, seed: int = 0
+) -> list[Request]:
+    """Requests for people 0 … people - 1 under every head with every prompt, `seeds` times each,
+    sorted by person.
+    """
+    rng = np.random.default_rng([seed, 0])
+    every = itertools.product(range(people), heads, prompts, range(seeds))
+    return [
+        Request(number, person, head, prompt, int(rng.integers(2**31)))
+        for number, (person, head, prompt, _) in enumerate(every)
+    ]
+
+
 def requested_head(model: HeadModel, own: Head, request: Request, seed: int = 0) -> Head:
-    """The head that a request asks for, made from the person's own.
+    """The head that a request asks for, made from the person's own, see `head_numbers`."""
+    numbers = head_numbers(model, own, request, seed)
+    return editing.from_numbers(model, own, **numbers) if numbers else own
+
+
+def head_numbers(model: HeadModel, own: Head, request: Request, seed: int = 0) -> dict[str, Any]:
+    """What a request asks of the person's own head, as arguments of `editing.from_numbers`, JSON
+    types; {} for the own head.
 
     The request's head is "own" (as in the photo), "random" (a pose within RANDOM_RANGE, smile, open
     mouth, and a place and size near the own ones), or entries "name=value" between commas, of yaw,
@@ -115,7 +102,7 @@ def requested_head(model: HeadModel, own: Head, request: Request, seed: int = 0)
     `editing.from_numbers`.
     """
     if request.head == "own":
-        return own
+        return {}
     if request.head == "random":
         rng = np.random.default_rng([seed, 1, request.number])
         angles = {name: float(rng.uniform(-most, most)) for name, most in RANDOM_RANGE.items()}
@@ -124,16 +111,13 @@ def requested_head(model: HeadModel, own: Head, request: Request, seed: int = 0)
         }
         x, y, size = editing.position_of(model, own)
         shift = rng.uniform(-_RANDOM_SHIFT, _RANDOM_SHIFT, 2)
-        position = (
-            x + shift[0],
-            y + shift[1],
-            size * (1 + rng.uniform(-_RANDOM_SIZE, _RANDOM_SIZE)),
-        )
-        return editing.from_numbers(model, own, **angles, expression=expression, position=position)
-    return editing.from_numbers(model, own, **_numbers(request.head))
+        larger = 1 + rng.uniform(-_RANDOM_SIZE, _RANDOM_SIZE)
+        position = [float(x + shift[0]), float(y + shift[1]), float(size * larger)]
+        return {**angles, "expression": expression, "position": position}
+    return _numbers(request.head)
 
 
-def check_heads(model: HeadModel, own: Head, heads: tuple[str, ...]) -> None:
+def check_heads(model: HeadModel, own: Head, heads: Sequence[str]) -> None:
     """Raises HeadError or CapHumanError for a head that cannot be requested."""
     for head in heads:
         requested_head(model, own, Request(0, 0, head, "", 0))

@@ -26,8 +26,6 @@ from caphuman_jax.io.images import write_png
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.pipeline.small_faces import SMALL
 
-SIZES = (48, 64, 96, 128, 160, 192)
-"""Heights of faces, chin to hairline, in pixels of a model that makes 256; others in proportion."""
 GOALS = (
     Goal(
         "64 px with detail: right person first among 50 (dlib), less that of 160 px",
@@ -51,10 +49,10 @@ class Made:
     outcome: Outcome
 
 
-def conditions(detail: float) -> list[tuple[int, float]]:
+def conditions(sizes: Sequence[int], detail: float) -> list[tuple[int, float]]:
     """(size, detail) of all that is made: small faces also with detail."""
-    small = [size for size in SIZES if size < SMALL * _MADE_FOR]
-    return [(size, 0.0) for size in SIZES] + [(size, detail) for size in small]
+    small = [size for size in sizes if size < SMALL * _MADE_FOR]
+    return [(size, 0.0) for size in sizes] + [(size, detail) for size in small]
 
 
 def run_small_faces(
@@ -63,6 +61,7 @@ def run_small_faces(
     subjects: Sequence[Subject],
     folder: Path,
     *,
+    sizes: Sequence[int],
     per_person: int = 1,
     seed: int = 0,
     detail: float = 0.45,
@@ -76,13 +75,15 @@ def run_small_faces(
         photos: not used; the suites share their arguments.
         subjects: the people.
         folder: of the report.
+        sizes: heights of faces, chin to hairline, in pixels of a model that makes 256; others in
+            proportion.
         per_person: pictures of each person, of the `conditions` in turn.
         seed: of the first person's pictures.
         detail: see `SamplingParams`.
         sampling: other fields of `SamplingParams`.
     """
     del photos
-    every, model, side = conditions(detail), pipe.head_model, pipe.config.image_size
+    every, model, side = conditions(sizes, detail), pipe.head_model, pipe.config.image_size
     made, rows = [], []
     plan = [(person, i) for person in range(len(subjects)) for i in range(per_person)]
     for number, (person, i) in enumerate(tqdm(plan, desc="pictures", unit="picture")):

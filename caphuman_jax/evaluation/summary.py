@@ -120,7 +120,7 @@ def score_lines(run: Run, scores: Mapping[str, np.ndarray]) -> list[dict[str, An
         own, vectors = run.subjects[outcome.person].vectors, outcome.measured.vectors
         lines.append(
             {
-                "id": f"{request.number:05d}",
+                "id": f"{request.number:06d}",
                 "person": run.subjects[outcome.person].name,
                 "prompt": request.prompt,
                 "head": request.head,

@@ -28,9 +28,9 @@ INDEX, FAILED = "index.jsonl", "failed.jsonl"
 class RunFolder:
     """An output folder and its units; one object for each process."""
 
-    def __init__(self, out: Path, facts: dict, total: int, units: int):
+    def __init__(self, out: Path, facts: dict, total: int, units: int, option: str = "--out"):
         """Start a run in `out`, or resume the one that exists, whose `facts` ({what: value}) must
-        be the same. Raises SettingError.
+        be the same; `option` names the folder in messages. Raises SettingError.
         """
         self.out, self.units, self._held, self._guard = out, units, set(), threading.RLock()
         self._must_lock = True
@@ -53,17 +53,17 @@ class RunFolder:
         except OSError as error:
             raise SettingError(
                 f"the pictures cannot be written to {out} ({error}); choose another folder with "
-                f"--out"
+                f"{option}"
             ) from error
         except ValueError as error:
             raise SettingError(
-                f"{run} is damaged ({error}); choose another folder with --out"
+                f"{run} is damaged ({error}); choose another folder with {option}"
             ) from error
         for what, value in document["facts"].items():
             if begun["facts"].get(what) != value:
                 raise SettingError(
                     f"{out} was started with other {what}; use the same to resume it, or choose "
-                    f"another folder with --out"
+                    f"another folder with {option}"
                 )
         self._locks = open(
             self._state / "claims", "ab"

@@ -25,6 +25,12 @@ from caphuman_jax.runtime.sharding import on_host
 from caphuman_jax.training.recipe import Evaluation
 from caphuman_jax.training.step import Tree
 
+PROMPTS = (
+    "a photo of a person",
+    "a photo of a person, blue background",
+    "a photo of a person, black background",
+    "a black-and-white photo of a person",
+)
 HEADS = ("own", "yaw=-20", "yaw=20", "smile=0.8", "light=left", "random")
 
 
@@ -108,7 +114,7 @@ class Previews:
         subjects = self.subjects
         head_model, requests = (
             pipe.head_model,
-            prompt_suite.plan_requests(len(subjects), HEADS, per_person=self.per_person),
+            prompt_suite.deal_requests(len(subjects), HEADS, PROMPTS, self.per_person),
         )
         generate = bulk.bulk_generator(pipe, self.steps, pipe.config.sampling.guidance_scale)
         heads = [

@@ -16,7 +16,7 @@ from PIL import Image
 from caphuman_jax.cli import evaluate
 from caphuman_jax.config import MINI
 from caphuman_jax.errors import CapHumanError
-from caphuman_jax.evaluation import benchmark, bulk, prompt_suite, statistics
+from caphuman_jax.evaluation import benchmark, bulk, estimators, prompt_suite, statistics
 from caphuman_jax.evaluation.measure import measure_images
 from caphuman_jax.evaluation.outcome import Subject, light_from
 from caphuman_jax.evaluation.photos import Photo
@@ -46,6 +46,13 @@ TINY = dataclasses.replace(
     text=dataclasses.replace(MINI.text, width=16, layers=1, heads=2, mlp_width=32, embed_width=8),
     sampling=dataclasses.replace(MINI.sampling, steps=2, guidance_scale=2.0),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimators, "RESAMPLES", 20)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +220,12 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     assert all((out / file).is_file() for line in lines for file in line["references"])
     assert all(len(list(out.glob(line["file"]))) == 1 for line in lines)
     assert "index.md" in capsys.readouterr().out and (out / "sheet_00.png").is_file()
+    times = {path: path.stat().st_mtime_ns for path in out.glob("pictures/*.png")}
+    assert evaluate.run(arguments(*words)) == 0  # resumes what is done already
+    assert times == {path: path.stat().st_mtime_ns for path in out.glob("pictures/*.png")}
+    with pytest.raises(CapHumanError, match="other requests.*--report"):
+        evaluate.run(arguments(*words, "--steps", 1))
+    (out / "pictures" / ".sample" / "run.json").unlink()
     with pytest.raises(CapHumanError, match="exists already"):
         evaluate.run(arguments(*words))
 
@@ -230,6 +243,7 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
         (("--limit", 1), "only 1 of 1"),
         (("--heads", "grin=1"), "grin"),
         (("--seed", -1), "seed"),
+        (("--suite", "haeds"), "did you mean heads"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_before_any_work(folder, photos, tmp_path, words, message):

@@ -53,7 +53,7 @@ def test_edits_are_measured(pipe, astronaut_file, tmp_path):
         Image.open(astronaut_file).save(tmp_path / name)
     photos = [Photo(name, tmp_path / name) for name in ("a.png", "b.png")]
     subjects = [bulk.subject_reader(pipe)(photo) for photo in photos]
-    made = edits.run_edits(pipe, photos, subjects, tmp_path)
+    made = edits.run_edits(pipe, photos, subjects, tmp_path, changes=[{"yaw": 20}, {"yaw": -20}])
     assert (tmp_path / "edits_00.png").exists() and len(made) == 2
     asked = [edit.outcome.asked.angles[0] - edit.outcome.own.angles[0] for edit in made]
     np.testing.assert_allclose(asked, [20, -20], atol=0.5)

@@ -54,11 +54,10 @@ def test_a_reference_is_recognized_once(pipe, astronaut_file, recognized):
     assert own.tobytes() in recognized
 
 
-def test_people_are_measured_in_their_places(pipe, subjects, tmp_path, monkeypatch, recognized):
-    monkeypatch.setattr(people, "COUNTS", (2, 3))
+def test_people_are_measured_in_their_places(pipe, subjects, tmp_path, recognized):
     own = recognition.mobilefacenet_crop(subjects[0].picture, subjects[0].person.landmarks)
     recognized.clear()
-    made = people.run_people(pipe, [], subjects, tmp_path, steps=2)
+    made = people.run_people(pipe, [], subjects, tmp_path, counts=(2, 3), steps=2)
     assert own.tobytes() not in recognized
     assert [len(group.people) for group in made] == [2, 2, 3]
     assert {path.name for path in tmp_path.iterdir()} == {"people_2_00.png", "people_3_00.png"}

@@ -8,6 +8,7 @@ import pytest
 
 from caphuman_jax.errors import CapHumanError, HeadError
 from caphuman_jax.evaluation import prompt_suite
+from caphuman_jax.evaluation.suites import suite_file
 from caphuman_jax.head.editing import position_of
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.models.registry import load_head
@@ -45,7 +46,7 @@ def request(head, number=0):
 
 
 def test_every_head_comes_equally_often_and_prompts_too():
-    requests = prompt_suite.plan_requests(36, per_person=8)
+    requests = suite_file.load("requests").requests(36, 0)
     heads = Counter(r.head for r in requests)
     assert heads.pop("own") == 36
     assert heads["random"] == 4 * 14 and all(
@@ -60,14 +61,15 @@ def test_every_head_comes_equally_often_and_prompts_too():
 
 
 def test_plan_is_a_function_of_the_seed():
-    assert prompt_suite.plan_requests(5, seed=3) == prompt_suite.plan_requests(5, seed=3)
-    assert prompt_suite.plan_requests(5, seed=3) != prompt_suite.plan_requests(5, seed=4)
+    for name in ("requests", "heads"):
+        suite = suite_file.load(name)
+        assert suite.requests(5, 3) == suite.requests(5, 3) != suite.requests(5, 4)
 
 
 def test_few_heads_and_prompts():
-    assert [r.head for r in prompt_suite.plan_requests(2, ("own",), ("p",), 3)] == ["own"] * 6
-    assert [r.head for r in prompt_suite.plan_requests(1, ("yaw=10",), ("p",), 2)] == ["yaw=10"] * 2
-    assert len(prompt_suite.plan_requests(1, per_person=1)) == 1
+    assert [r.head for r in prompt_suite.deal_requests(2, ("own",), ("p",), 3)] == ["own"] * 6
+    assert [r.head for r in prompt_suite.deal_requests(1, ("yaw=10",), ("p",), 2)] == ["yaw=10"] * 2
+    assert len(prompt_suite.deal_requests(1, ("own", "random"), ("p", "q"), 1)) == 1
 
 
 def test_heads_in_words(model, own):
@@ -115,4 +117,5 @@ def test_what_prompts_ask_for():
     assert prompt_suite.asked_background("a photo of a person") is None
     assert prompt_suite.asks_without_color("a black and white portrait of a person")
     assert not prompt_suite.asks_without_color("a photo of a person, black background")
-    assert sum(prompt_suite.asks_without_color(p) for p in prompt_suite.PROMPTS) == 1
+    prompts = suite_file.load("requests").prompts
+    assert sum(prompt_suite.asks_without_color(p) for p in prompts) == 1

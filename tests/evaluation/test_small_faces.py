@@ -10,15 +10,14 @@ from caphuman_jax.evaluation import bulk, small_faces
 from caphuman_jax.evaluation.photos import Photo
 
 
-def test_small_faces_are_made_with_and_without_detail(pipe, astronaut_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(small_faces, "SIZES", (64, 160))
-    assert small_faces.conditions(0.5) == [(64, 0.0), (160, 0.0), (64, 0.5)]
+def test_small_faces_are_made_with_and_without_detail(pipe, astronaut_file, tmp_path):
+    assert small_faces.conditions((64, 160), 0.5) == [(64, 0.0), (160, 0.0), (64, 0.5)]
     for name in ("a.png", "b.png"):
         Image.open(astronaut_file).save(tmp_path / name)
     photos = [Photo(name, tmp_path / name) for name in ("a.png", "b.png")]
     subjects = [bulk.subject_reader(pipe)(photo) for photo in photos]
     made = small_faces.run_small_faces(
-        pipe, photos, subjects, tmp_path, per_person=2, detail=0.5, steps=2
+        pipe, photos, subjects, tmp_path, sizes=(64, 160), per_person=2, detail=0.5, steps=2
     )
     assert [(one.size, one.detail) for one in made] == [
         (64, False),
@@ -34,11 +33,19 @@ def test_small_faces_are_made_with_and_without_detail(pipe, astronaut_file, tmp_
     assert {"faces", "rank1", "distance", "yaw"} <= set(results["64_detail"])
 
 
-def test_the_command_reports_the_suite(tiny_folder, astronaut_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(small_faces, "SIZES", (64,))
+def test_the_command_reports_the_suite(tiny_folder, astronaut_file, tmp_path, capsys):
+    (tmp_path / "own.toml").write_text('kind = "small-faces"\nsizes = [64]\n')
     for name in ("a.png", "b.png"):
         Image.open(astronaut_file).save(tmp_path / name)
-    words = ["evaluate", "--suite", "small-faces", "--model", str(tiny_folder), "--steps", "2"]
+    words = [
+        "evaluate",
+        "--suite",
+        str(tmp_path / "own.toml"),
+        "--model",
+        str(tiny_folder),
+        "--steps",
+        "2",
+    ]
     words += ["--photos", str(tmp_path), "--report", str(tmp_path / "r"), "--per-person", "1"]
     assert app.main([*words, "--detail", "0.5"]) == 0
     assert "right person first among 50 (dlib)" in capsys.readouterr().out

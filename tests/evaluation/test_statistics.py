@@ -9,6 +9,7 @@ import pytest
 from caphuman_jax.evaluation import prompt_suite, report, statistics
 from caphuman_jax.evaluation.metrics.base import different_people
 from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement, Outcome, Subject
+from caphuman_jax.evaluation.suites import suite_file
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.io.images import write_png
 
@@ -38,9 +39,9 @@ def subjects():
 
 def make_outcomes(model, subjects, follows: bool, missing: int = 0):
     """Results that follow the requests up to a known error, or that are unrelated to them."""
-    rng = np.random.default_rng(1)
+    rng, suite = np.random.default_rng(1), suite_file.load("requests")
     outcomes = []
-    for request in prompt_suite.plan_requests(PEOPLE, per_person=EACH):
+    for request in dataclasses.replace(suite, per_person=EACH).requests(PEOPLE, 0):
         draw = lambda: HeadParams(
             rng.uniform(-19, 19, 3),
             rng.uniform(0.4, 0.6, 3),

@@ -1,4 +1,4 @@
-"""The suites of `caphuman evaluate` besides that of prompts and heads, by name."""
+"""The kinds of suites besides "requests", by name."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from caphuman_jax.evaluation import edits, people, small_faces
 from caphuman_jax.evaluation.metrics.base import Goal
 
 
-class Suite(NamedTuple):
-    """A suite.
+class Kind(NamedTuple):
+    """A kind of suite.
 
     Attributes:
-        run: (pipe, photos, subjects, folder, per_person=, seed=, **sampling) → what was made.
+        run: (pipe, photos, subjects, folder, per_person=, seed=, **parameters, **sampling) → what
+            was made; parameters: the entries of this kind in the suite's file.
         compute: (pipe, subjects, what was made) → results, JSON types.
         goals: of the results.
         samples: fields of `SamplingParams` that it takes besides steps and guidance_scale.
@@ -25,10 +26,10 @@ class Suite(NamedTuple):
     samples: tuple[str, ...] = ()
 
 
-SUITES = {
-    "people": Suite(people.run_people, people.compute, people.GOALS, ("detail",)),
-    "edit": Suite(edits.run_edits, edits.compute, edits.GOALS),
-    "small-faces": Suite(
+KINDS = {
+    "people": Kind(people.run_people, people.compute, people.GOALS, ("detail",)),
+    "edit": Kind(edits.run_edits, edits.compute, edits.GOALS),
+    "small-faces": Kind(
         small_faces.run_small_faces, small_faces.compute, small_faces.GOALS, ("detail",)
     ),
 }
