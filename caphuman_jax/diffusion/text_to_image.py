@@ -28,7 +28,7 @@ from caphuman_jax.diffusion.guidance import (
     guided,
 )
 from caphuman_jax.diffusion.regions import RegionWeights, texts_of_regions
-from caphuman_jax.models.capface import gates, scale_control, sum_controls
+from caphuman_jax.models.capface import gate_by, gates, scale_control, sum_controls
 from caphuman_jax.models.identity_projector import keeps_identity
 from caphuman_jax.models.unet import control_shapes
 from caphuman_jax.nn import quantization
@@ -367,11 +367,8 @@ class _CapFace:
             x if x.shape[0] == count else x[number * count : (number + 1) * count]
             for x in residuals
         )
-        gated = (x * gate.astype(x.dtype) for x, gate in zip(own, self.gates))
-        return scale_control(
-            tuple(x.reshape(self.batch, self.people, *x.shape[1:]).sum(axis=1) for x in gated),
-            self.strength,
-        )
+        together = lambda x: x.reshape(self.batch, self.people, *x.shape[1:]).sum(axis=1)
+        return scale_control(tuple(map(together, gate_by(own, self.gates))), self.strength)
 
 
 class _ControlNets:

@@ -228,6 +228,12 @@ class HeadSource:
     """Whether a file or folder may be given in place of the name."""
     setup: ClassVar[str] = ""
     """What the user has to do before the model can be loaded; one clause."""
+    import_option: ClassVar[str] = ""
+    """The option of `caphuman import` that takes the model's files."""
+    networks_option: ClassVar[str] = ""
+    """The option of `caphuman import` that takes `networks`."""
+    networks_title: ClassVar[str] = ""
+    """What `networks` are, for messages."""
 
     def load(self, path: Path | None) -> HeadModel:
         """The model as NumPy arrays. Raises HeadError where its files are missing or wrong."""

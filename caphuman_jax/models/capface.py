@@ -6,7 +6,7 @@ sampling loop."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +51,12 @@ def gate(control: Control, mask: Float[Array, "b h w 1"], hard: bool = True) -> 
             bilinearly (not antialiased) to each residual's size.
         hard: threshold the resized mask at 0.5; otherwise multiply by its value.
     """
-    return tuple(
-        x * g.astype(x.dtype)
-        for x, g in zip(control, gates(mask, [(x.shape[1], x.shape[2]) for x in control], hard))
-    )
+    return gate_by(control, gates(mask, [(x.shape[1], x.shape[2]) for x in control], hard))
+
+
+def gate_by(control: Iterable[jax.Array], by: Sequence[jax.Array]) -> Control:
+    """Residuals (B, h_i, w_i, C_i) times what `gates` made for their sizes."""
+    return tuple(x * g.astype(x.dtype) for x, g in zip(control, by))
 
 
 def gates(

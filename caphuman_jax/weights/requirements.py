@@ -150,16 +150,18 @@ def _of_head(
         except HeadError as problem:
             reason = "" if source.setup in str(problem) else f" ({problem})"
             remedy = (
-                "--flame DIR, or --head anny for the shipped head" if importing else source.setup
+                f"{source.import_option}, or --head {heads.SHIPPED} for the shipped head"
+                if importing and source.import_option
+                else source.setup
             )
             found.append(Lack(f"{config.head.upper()}'s files{reason}", remedy, "heads"))
     if source.networks and not estimated:
         found.append(
             Lack(
-                "DECA's encoder",
-                "--deca deca_model.tar",
+                source.networks_title,
+                source.networks_option,
                 effect=f"heads are fitted to landmarks; CapHuman's weights were trained on heads "
-                f"that DECA estimates for {config.head}",
+                f"that it estimates for {config.head}",
             )
         )
     return found

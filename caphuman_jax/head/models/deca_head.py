@@ -215,6 +215,8 @@ class FlameSource(HeadSource):
     """FLAME, whose files users obtain themselves; DECA estimates its heads."""
 
     networks = ("deca_encoder",)
+    networks_title, networks_option = "DECA's encoder", "--deca deca_model.tar"
+    import_option = "--flame DIR"
     opens_paths = True
     setup = (
         f"set {VARIABLE} to the folder with generic_model.pkl, {flame_files.EMBEDDING}, "
