@@ -11,10 +11,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))  # flame_standin, shape_checks, tiny_model, xla_flags
+
+import xla_flags  # noqa: E402
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags.EIGHT_DEVICES}"
 # LLVM's optimization takes up to two thirds of compiling, and the networks here are tiny. XLA's own
 # passes all run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -33,8 +35,6 @@ import hypothesis  # noqa: E402, F401
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
-
-sys.path.insert(0, str(Path(__file__).parent))  # flame_standin, shape_checks, tiny_model
 
 # Shapes of annotations are checked at every call. Before anything of these rooms is imported.
 jaxtyping.install_import_hook(

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import published_standins
 import pytest
+import xla_flags
 from PIL import Image
 
 from caphuman_jax.face.landmark_indices import IBUG_68
@@ -70,7 +71,7 @@ def test_from_the_files_to_a_picture(tmp_path, monkeypatch, astronaut_file):
         | {
             "PYTHONPATH": os.pathsep.join(sys.path),
             "CAPHUMAN_CACHE": str(tmp_path / "cache"),
-            "XLA_FLAGS": "",
+            "XLA_FLAGS": xla_flags.ONE_DEVICE,
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

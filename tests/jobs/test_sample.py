@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import xla_flags
 from PIL import Image
 
 from caphuman_jax.cli import app
@@ -398,7 +399,7 @@ MANY = [
 @pytest.mark.parametrize("kind", ["png", "array_record"])
 def test_two_processes_one_of_them_killed_and_started_again(place, tiny_folder, tmp_path, kind):
     path = write(place, MANY, "many.jsonl")
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"XLA_FLAGS": xla_flags.ONE_DEVICE, "JAX_PLATFORMS": "cpu"}
 
     def start(out):
         command = [
@@ -461,7 +462,7 @@ def test_ctrl_c_keeps_what_is_made_and_says_how_to_go_on(place, tiny_folder, tmp
     ]
     process = subprocess.Popen(
         command,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"XLA_FLAGS": xla_flags.ONE_DEVICE},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -476,7 +477,10 @@ def test_ctrl_c_keeps_what_is_made_and_says_how_to_go_on(place, tiny_folder, tmp
     )
     assert 4 <= len(entries(out / "index.jsonl")) < 24 and not list(out.glob(".*.part"))
     again = subprocess.run(
-        command, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True
+        command,
+        env=os.environ | {"XLA_FLAGS": xla_flags.ONE_DEVICE},
+        capture_output=True,
+        text=True,
     )
     assert again.returncode == 0 and len(entries(out / "index.jsonl")) == 24
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xla_flags
 
 TESTS = Path(__file__).parents[1]
 
@@ -28,7 +29,7 @@ def start(workdir, *options, devices=1, process=None, port=None):
         "JAX_PLATFORMS": "cpu",
         "OMP_NUM_THREADS": "1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{xla_flags.ONE_DEVICE} --xla_force_host_platform_device_count={devices}",
     }
     hosts = (
         []

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xla_flags
 from flax import nnx
 from safetensors.numpy import load_file
 
@@ -127,7 +128,11 @@ def test_a_signal_in_the_middle_of_the_first_stage(tmp_path):
     records = write_standin(tmp_path / "records", 6, test=2, size=64, stored=88)
     (tmp_path / "small.py").write_text(SMALL_MINI)
     tests = str(Path(__file__).parents[1])
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1", "PYTHONPATH": tests}
+    environment = os.environ | {
+        "XLA_FLAGS": xla_flags.ONE_DEVICE,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": tests,
+    }
     program = "import sys; from caphuman_jax.cli.app import main; sys.exit(main())"
     arguments = ["train", "--config", tmp_path / "small.py", f"--config.data={records}"]
 
