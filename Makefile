@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 # PyTorch is only a reference in tests; from here it comes without gigabytes of CUDA. Elsewhere pip falls back on PyPI.
 TORCH_CPU := --quiet --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 30
 
-.PHONY: demo test test-slow test-all lint clean
+.PHONY: demo test test-slow test-all faults lint clean
 
 demo: $(VENV)/.installed ## Four pictures of the astronaut in out/demo.
 	$(BIN)/caphuman generate --reference caphuman_jax/assets/astronaut_nasa.png \
@@ -25,6 +25,11 @@ test-slow: $(VENV)/.installed-test ## The slow tests alone.
 	$(PYTEST) -m slow || [ $$? = 5 ] # 5: there are none
 
 test-all: test test-slow
+
+# An hour or two on two cores. Results are kept in FAULTS, so that the same command resumes.
+FAULTS ?= build/faults
+faults: $(VENV)/.installed-test ## Kills, full disks and other faults at many moments of every verb that writes.
+	$(BIN)/python tests/faults/matrix.py --state $(FAULTS)
 
 lint: $(VENV)/.installed-lint ## Style, formatting, layers and circles of imports, types.
 	$(BIN)/ruff check .

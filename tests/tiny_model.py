@@ -4,6 +4,7 @@ photo. tests/conftest.py gives them to every test.
 
 import dataclasses
 from importlib.resources import files
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -37,8 +38,7 @@ TINY = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="session")
-def tiny_params():
+def make_params() -> dict:
     """{network: parameters} drawn at random, save CapFace's last layers, which are zero as when
     training begins.
     """
@@ -55,15 +55,24 @@ def tiny_params():
     return params
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tiny_params, tmp_path_factory):
+def write_folder(path: Path, params: dict) -> None:
     """A model folder whose CapFace is not zero, so that faces and heads matter."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
     rng = np.random.default_rng(1)
     stirred = jax.tree.map(
-        lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), tiny_params["capface"]
+        lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), params["capface"]
     )
-    model_folder.save_model(path, TINY, {**tiny_params, "capface": stirred})
+    model_folder.save_model(path, TINY, {**params, "capface": stirred})
+
+
+@pytest.fixture(scope="session")
+def tiny_params():
+    return make_params()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_params, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    write_folder(path, tiny_params)
     return path
 
 

@@ -85,6 +85,7 @@ _VERBS = {
 }
 """Each verb's module, with add_arguments(parser) and run(args), and its line in the help."""
 _FAILED = 2
+_AGAIN = 0.02  # seconds after which a signal is sent again
 
 
 class _Parser(argparse.ArgumentParser):
@@ -144,7 +145,7 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        told = failures.explain(error)
+        told = failures.explain(error, arguments[0] if arguments else "")
         if told is not None:
             return _failed(told)
         return _failed(failures.unexpected(error), failures.UNEXPECTED)
@@ -158,7 +159,11 @@ def _failed(text: str, code: int = _FAILED) -> int:
 
 @contextlib.contextmanager
 def _sigterm_raised() -> Iterator[None]:
-    """SIGTERM raises Terminated; where something is saved, `runtime.preemption` handles it."""
+    """SIGTERM raises Terminated; where something is saved, `runtime.preemption` handles it.
+
+    An exception that a signal raises while Python runs a finalizer or a callback of its garbage
+    collector is lost there. The signal is sent again a moment later.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -166,10 +171,22 @@ def _sigterm_raised() -> Iterator[None]:
     def terminated(*_):
         raise Terminated
 
+    def lost(unraisable):
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            hook(unraisable)
+            return
+        stopped = isinstance(unraisable.exc_value, Terminated)
+        number = signal.SIGTERM if stopped else signal.SIGINT
+        again = threading.Timer(_AGAIN, signal.pthread_kill, (threading.get_ident(), number))
+        again.daemon = True
+        again.start()
+
     before = signal.signal(signal.SIGTERM, terminated)
+    hook, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
 
 

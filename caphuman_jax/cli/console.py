@@ -8,11 +8,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from caphuman_jax.errors import SettingError
+from caphuman_jax.errors import CapHumanError, SettingError
 
 _STAGES = {
     "photo": "analyzing the photo",
@@ -60,6 +60,17 @@ def check_writable(out: Path) -> None:
         raise SettingError(
             f"pictures cannot be written to {out}: {there} is not a directory that can be written "
             "to; choose another with --out"
+        )
+
+
+def check_there(paths: Iterable[Path], folder: Path) -> None:
+    """Raises CapHumanError if files that were written are gone. To be called after the work."""
+    paths = list(paths)
+    gone = sum(not path.is_file() for path in paths)
+    if gone:
+        raise CapHumanError(
+            f"{gone} of {len(paths)} files are no longer in {folder}: something removed them while "
+            "the others were made; run the same command again"
         )
 
 

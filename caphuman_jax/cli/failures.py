@@ -27,15 +27,27 @@ _PLAIN = {
     "’": "'",
 }
 _HANDLER = "caphuman_plain"
+_LESS_MEMORY = {
+    "train": "take a smaller training.batch_size, more training.accumulate, training.remat=blocks "
+    "or loop.sharding=zero",
+    "prepare": "take fewer --workers",
+    "compile": "take a smaller --batch",
+    "evaluate": "take a smaller --batch",
+    "head": "take a smaller --size",
+}
+_MEMORY_ELSEWHERE = "end other programs, or let the CPU compute: JAX_PLATFORMS=cpu"
+_SAMPLING = ("generate", "edit", "sample", "serve", "studio")
 
 
-def explain(error: BaseException) -> str | None:
-    """What happened and what to do, for failures of the machine; None for any other error."""
+def explain(error: BaseException, verb: str = "") -> str | None:
+    """What happened and what to do, for failures of the machine; None for any other error. `verb`:
+    the command, whose settings are named.
+    """
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
-        return (
-            "the memory does not suffice; take a smaller --batch, --memory low, or fewer --workers"
-        )
+        sampling = "take a smaller --batch, or --memory low"
+        advice = sampling if verb in _SAMPLING else _LESS_MEMORY.get(verb, _MEMORY_ELSEWHERE)
+        return f"the memory does not suffice; {advice}"
     if "Unable to initialize backend" in text or "Unknown backend" in text:
         platforms = os.environ.get("JAX_PLATFORMS")
         named = f" JAX_PLATFORMS={platforms}" if platforms else " this machine's accelerator"

@@ -151,6 +151,7 @@ def write_pictures(args: argparse.Namespace, make: Callable[..., Result]) -> Non
         if args.repeat:
             repeat.compare(args.repeat, result.settings)
         sheet = writer.write_sheet(np.asarray(result.sheet()))
+        console.check_there([*writer.paths, sheet], writer.folder)
     print(*writer.paths, sheet, sep="\n")
     seconds = {"start": loaded, **result.seconds, "in all": time.perf_counter() - started}
     print("; ".join(f"{name} {value:.1f} s" for name, value in seconds.items()), file=sys.stderr)

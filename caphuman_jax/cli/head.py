@@ -226,6 +226,7 @@ def _one(args, read, person, head, wanted, size) -> list[Path]:
             "head.obj",
             lambda path: path.write_text(mesh_export.to_obj(model, head), encoding="utf-8"),
         )
+    console.check_there(paths, args.out)
     print(_summary(model, head, person), file=sys.stderr)
     return paths
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from caphuman_jax.cli import head_arguments
+from caphuman_jax.cli.console import check_there
 from caphuman_jax.cli.head_files import save_gif, save_hints, save_png, scaled, write_file
 from caphuman_jax.errors import SettingError
 
@@ -42,6 +43,12 @@ def write_sequence(args, read, head, wanted, size) -> list[Path]:
         )
     over = iter(()) if track is None else _overlays(args, model, track, size[0])
 
+    written: list[Path] = []
+
+    def write(name: str, how) -> None:
+        write_file(args.out / name, how)
+        written.append(args.out / name)
+
     height, width = size
     small = (max(1, round(width * GIF_SIDE / height)), GIF_SIDE)
     digits, step, gif = max(4, len(str(len(heads)))), -(-len(heads) // _GIF_FRAMES), []
@@ -49,21 +56,13 @@ def write_sequence(args, read, head, wanted, size) -> list[Path]:
     for i, (hints, picture) in enumerate(
         tqdm(made, total=len(heads), unit="head", desc="rendering", file=sys.stderr)
     ):
-        write_file(
-            args.out / f"hints_{i:0{digits}}.png",
-            lambda path: save_png(path, visualize.hint_strip(hints)),
-        )
+        write(f"hints_{i:0{digits}}.png", lambda path: save_png(path, visualize.hint_strip(hints)))
         if args.npz:
-            write_file(
-                args.out / f"hints_{i:0{digits}}.npz",
-                lambda path: save_hints(path, hints),
-            )
+            write(f"hints_{i:0{digits}}.npz", lambda path: save_hints(path, hints))
         parts = [scaled(picture, small), scaled(visualize.hint_pictures(hints)[0], small)]
         if track is not None:
             overlay = next(over)
-            write_file(
-                args.out / f"overlay_{i:0{digits}}.png", lambda path: save_png(path, overlay)
-            )
+            write(f"overlay_{i:0{digits}}.png", lambda path: save_png(path, overlay))
             parts.insert(
                 0,
                 scaled(overlay, (round(overlay.shape[1] * GIF_SIDE / overlay.shape[0]), GIF_SIDE)),
@@ -75,11 +74,12 @@ def write_sequence(args, read, head, wanted, size) -> list[Path]:
         for i, one in enumerate(heads)
     ]
     paths = [args.out / "sequence.gif", args.out / "sequence.json"]
-    write_file(paths[0], lambda path: save_gif(path, np.stack(gif), fps / step))
-    write_file(
-        paths[1],
+    write(paths[0].name, lambda path: save_gif(path, np.stack(gif), fps / step))
+    write(
+        paths[1].name,
         lambda path: path.write_text("[\n" + ",\n".join(numbers) + "\n]\n", encoding="utf-8"),
     )
+    check_there(written, args.out)
     print(
         f"{len(heads)} heads: hints_{0:0{digits}}.png to hints_{len(heads) - 1:0{digits}}.png in "
         f"{args.out}",

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from caphuman_jax.errors import PhotoError
+from caphuman_jax.errors import DataError, PhotoError
 from caphuman_jax.io import files, metadata, picture_formats
 from caphuman_jax.io.images import encode_png
 from caphuman_jax.io.picture import encode_jpeg
 from caphuman_jax.jobs.order import Picture
-from data_pipeline.records import tf_example
+from data_pipeline.records import shard_file, tf_example
 from data_pipeline.records.schema import Feature
 
 RECORD = (
@@ -90,10 +90,29 @@ class Shards:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._last: tuple[Path, shard_file.ArrayRecordFile | shard_file.TFRecordFile] | None = None
 
     def sound(self, line: dict, deep: bool) -> bool:
-        """Whether the file of a picture is there; what is in it is not read."""
-        return _has_content(self.folder / line["file"])
+        """Whether the file of a picture is there and, with `deep`, the picture in it has its
+        checksum.
+        """
+        path = self.folder / line["file"]
+        if not deep:
+            return _has_content(path)
+        try:
+            (message,) = self._opened(path).read(line["record"], line["record"] + 1)
+            if isinstance(message, DataError):
+                return False
+            data = tf_example.decode(RECORD, message, ("picture",))["picture"]
+        except (OSError, RuntimeError, DataError):
+            return False
+        return hashlib.sha256(data).hexdigest() == line["sha256"]
+
+    def _opened(self, path: Path) -> shard_file.ArrayRecordFile | shard_file.TFRecordFile:
+        """A file, which stays open while its records are asked for."""
+        if self._last is None or self._last[0] != path:
+            self._last = path, shard_file.open_file(path, "array_record")
+        return self._last[1]
 
     def there(self, picture: Picture) -> None:
         """None: a file of pictures is complete or is made again."""

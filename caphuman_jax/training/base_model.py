@@ -21,7 +21,7 @@ from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training import lora_layers, trainable
 from caphuman_jax.training.step import Tree
-from caphuman_jax.weights import model_folder
+from caphuman_jax.weights import model_card, model_folder
 
 LORA_FILE = "lora.safetensors"
 """A trained LoRA's file in an exported model folder, for `--lora`; the folder's UNet is the base's.
@@ -162,6 +162,14 @@ def export(
     networks = trainable.joined(
         {name: tree for name, tree in params.items() if name != "lora"}, networks
     )
+
+    def add_files(part: Path) -> None:
+        if model_folder.tokenizer_files(where):
+            shutil.copytree(where / "tokenizer", part / "tokenizer")
+        if lora:
+            lora_layers.save(part / LORA_FILE, model, lora, lora_alpha)
+        model_card.write(part, replaced=folder)
+
     model_folder.save_model(
         folder,
         model,
@@ -169,8 +177,5 @@ def export(
         dtype=None,
         overwrite=True,
         metadata=metadata,
+        more=add_files,
     )
-    if model_folder.tokenizer_files(where):
-        shutil.copytree(where / "tokenizer", Path(folder) / "tokenizer", dirs_exist_ok=True)
-    if lora:
-        lora_layers.save(Path(folder) / LORA_FILE, model, lora, lora_alpha)

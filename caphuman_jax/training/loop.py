@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from caphuman_jax.errors import INTERRUPTED, SettingError
+from caphuman_jax.io import atomic
 from caphuman_jax.runtime import compiler, profiling, sharding
 from caphuman_jax.runtime.preemption import Preemption
 from caphuman_jax.training import compiled_step, room, run_folder
@@ -345,7 +346,9 @@ class _Loop:
             sharding.path_name(path): _local_rows(value)
             for path, value in jax.tree_util.tree_leaves_with_path(dict(batch))
         }
-        np.savez(folder / f"batch-{jax.process_index()}.npz", **arrays)
+        with atomic.file(folder / f"batch-{jax.process_index()}.npz") as part:
+            with open(part, "wb") as file:  # NumPy would add .npz to a path
+                np.savez(file, **arrays)
         if jax.process_index() == 0:
             numbers = {
                 name: value.tolist() if np.isfinite(value).all() else str(value.tolist())
@@ -357,7 +360,7 @@ class _Loop:
                 "metrics": numbers,
                 "settings": self.recipe.settings,
             }
-            (folder / "step.json").write_text(json.dumps(content, indent=1))
+            atomic.write_text(folder / "step.json", json.dumps(content, indent=1))
         before = (
             "nothing was saved before"
             if self.last_saved is None

@@ -103,7 +103,7 @@ def _train_stages(
                 stage.export(
                     params, stage.model_folder, _metadata(config, recipe.settings, result.step)
                 )
-                model_card.write(stage.model_folder)
+                model_card.write(stage.model_folder)  # of a recipe that has not written it
                 log(f"{stage.model_folder} after {result.step} steps")
                 if mirror is not None:
                     mirror.push()

@@ -9,8 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import datetime
-import errno
-import fcntl
 import json
 import os
 import platform
@@ -27,7 +25,7 @@ from jax.experimental import multihost_utils
 
 from caphuman_jax import __version__
 from caphuman_jax.errors import DataError
-from caphuman_jax.io import atomic, buckets
+from caphuman_jax.io import atomic, buckets, folder_lock
 from caphuman_jax.training.recipe import Recipe
 
 _LOCK = ".lock"
@@ -87,22 +85,16 @@ def locked(workdir: Path) -> Generator[None]:
     if jax.process_index() != 0:
         yield
         return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / _LOCK, "ab")
-    except OSError as error:
-        raise DataError(f"the work folder {workdir} cannot be written: {error}") from error
-    with lock:
+    taken = (
+        f"another caphuman train is running in {workdir}; wait for it, stop it, or choose another "
+        f"--workdir"
+    )
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"another caphuman train is running in {workdir}; wait for it, stop it, or choose "
-                f"another --workdir"
-            ) from error
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(folder_lock.held(workdir / _LOCK, taken))
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS):
-                raise
+            raise DataError(f"the work folder {workdir} cannot be written: {error}") from error
         yield
 
 

@@ -16,8 +16,10 @@ import ml_dtypes
 import numpy as np
 
 from caphuman_jax.config import CapFaceConfig, ModelConfig, UNetConfig
-from caphuman_jax.errors import ModelFolderError, SettingError
+from caphuman_jax.errors import CapHumanError, ModelFolderError, SettingError
 from caphuman_jax.io import atomic, safetensors_file
+from caphuman_jax.io.binary_file import File
+from caphuman_jax.io.pickle_reader import guarded
 from caphuman_jax.weights import convert, model_folder, scheduler_settings, tokenizer_files
 from caphuman_jax.weights.names import prefix, table
 
@@ -58,6 +60,9 @@ class _Weight:
         )
 
 
+_PART_OF = "caphuman_jax.part_of"
+"""In the header of a ControlNet's file: the name of the file that is renamed after it, so that one
+whose writer was killed between the two is known."""
 _HIDDEN_ACT = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 """Activations as transformers calls them."""
 
@@ -151,17 +156,36 @@ def _write_ldm(
         out: [weight for name, part in weights.items() if name not in controls for weight in part]
     }
     parts |= {out.with_suffix(f".{name}.safetensors"): part for name, part in controls.items()}
-    there = [file for file in parts if file.exists()]
+    there = [
+        file for file in parts if file.exists() and (out.exists() or _part_of(file) != out.name)
+    ]
     if there and not overwrite:
         raise ModelFolderError(f"{there[0]} exists already; choose another name or add --overwrite")
     out.parent.mkdir(parents=True, exist_ok=True)
     described = {"caphuman_jax": json.dumps(_description(path, config))}
     lines = []
-    with contextlib.ExitStack() as stack:  # they are all renamed at the end, or none is
+    with contextlib.ExitStack() as stack:  # they are renamed at the end, `out` last
         for file, part in parts.items():
             place = stack.enter_context(atomic.file(file))
-            lines.append(f"{file}: {_write(place, part, dtype, described if file == out else {})}")
+            facts = described if file == out else {_PART_OF: out.name}
+            lines.append(f"{file}: {_write(place, part, dtype, facts)}")
     return lines
+
+
+def _part_of(file: Path) -> str | None:
+    """The name of the file that this one was written with; None of a file that is not ours."""
+
+    def read() -> str | None:
+        stored = File(file)
+        try:
+            return safetensors_file.read_header(stored)[1].get(_PART_OF)
+        finally:
+            stored.close()
+
+    try:
+        return guarded(file, read)
+    except (CapHumanError, OSError):
+        return None
 
 
 def _write_diffusers(

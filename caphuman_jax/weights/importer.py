@@ -239,10 +239,10 @@ def import_model(
                     "trained_with_head": trained_with,
                 },
             )
+            model_card.write(folder, replaced=Path(out).expanduser())
         finally:
             for source in opened:
                 source.close()
-    model_card.write(Path(out).expanduser())
     return import_report.report(out, config, plan, files, unused, loras, manifest, lacking, flame)
 
 

@@ -26,22 +26,26 @@ tags:
 """
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, replaced: Path | None = None) -> None:
     """Write the card of a model folder, unless it has one that somebody else wrote. A recipe of
     one's own may write something else; it gets none.
 
     The card says what config.json and the files hold, and names what only the model's author can
     say.
 
+    Args:
+        folder: the model folder.
+        replaced: the folder that it will replace, if it exists; its card counts, too.
+
     Raises:
         ModelFolderError: a damaged model folder.
     """
-    path = folder / NAME
     if not (folder / "config.json").is_file():
         return
-    if path.exists() and _MARK not in path.read_text(encoding="utf-8"):
-        return
-    atomic.write_text(path, _text(folder))
+    for path in (folder / NAME, (replaced or folder) / NAME):
+        if path.exists() and _MARK not in path.read_text(encoding="utf-8"):
+            return
+    atomic.write_text(folder / NAME, _text(folder))
 
 
 def _text(folder: Path) -> str:

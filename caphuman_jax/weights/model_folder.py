@@ -67,12 +67,13 @@ def save_model(
     dtype: Any = np.float32,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    more: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model folder.
 
     params: {network: nested dicts of float arrays}; dtype: what they are stored as, None: as they
     are; metadata: JSON values kept in config.json (training steps, license …). The folder appears
-    whole or not at all. `overwrite`
+    whole or not at all; `more` is called with it before it appears, to add other files. `overwrite`
     replaces an existing model folder and keeps files in it that are not ours (a model card,
     notices). Raises ModelFolderError where the folder exists, or a weight does not fit into
     `dtype`."""
@@ -81,6 +82,8 @@ def save_model(
             name: _write_network(folder, name, tree, dtype) for name, tree in params.items()
         }
         write_description(folder, config, manifest, metadata)
+        if more is not None:
+            more(folder)
 
 
 @contextmanager
@@ -107,6 +110,10 @@ def writing(
 
     with atomic.folder(path) as part:
         yield part
+        if path.exists() and not overwrite:
+            raise ModelFolderError(
+                f"{path} exists by now: another program has written it; it is left as it is"
+            )
         if path.exists():
             _carry_over(path, part, ours or _named_by(path))
 

@@ -14,9 +14,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from caphuman_jax.errors import CapHumanError, DataError, SettingError
-from caphuman_jax.io import files
+from caphuman_jax.io import files, folder_lock
 from data_pipeline.prepare import finalize, splits, workdir, worker_process
 from data_pipeline.prepare.error_text import extract_error
 from data_pipeline.prepare.progress import Progress
@@ -105,17 +106,21 @@ def prepare(
     else:
         _check_unfinished(job)
         with _explained(out), _locked(job):
-            listing = _listed(items, job)
-            splits.check_photos(settings.same_person, listing.photos)
-            _run_pipeline(
-                job,
-                listing,
-                _arguments(runner, workers, listing.chunks, beam_options or []),
-                stream,
-            )
-            done = finalize.finish(
-                job, listing, {"text": photos, "options": options, "limit": limit}
-            )
+            done = read_manifest(out)  # of a run that ended meanwhile
+            if not done:
+                listing = _listed(items, job)
+                splits.check_photos(settings.same_person, listing.photos)
+                _run_pipeline(
+                    job,
+                    listing,
+                    _arguments(runner, workers, listing.chunks, beam_options or []),
+                    stream,
+                )
+                done = finalize.finish(
+                    job, listing, {"text": photos, "options": options, "limit": limit}
+                )
+            if not keep_work:  # before another run can lock it
+                files.remove(job.folder)
         say(_summary(done, out))
     if not keep_work:
         files.remove(job.folder)
@@ -268,16 +273,9 @@ def _locked(job: workdir.Job) -> Iterator[None]:
     if not files.is_local(job.folder):
         yield
         return
-    import fcntl
-
     os.makedirs(job.folder, exist_ok=True)
-    with open(job.path("lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"another caphuman prepare is running in {job.out}; wait for it, or stop it"
-            ) from error
+    taken = f"another caphuman prepare is running in {job.out}; wait for it, or stop it"
+    with folder_lock.held(Path(job.path("lock")), taken):
         yield
 
 

@@ -3,8 +3,10 @@
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,42 @@ def test_every_error_is_one_line(error, code, said, monkeypatch, capsys):
     if code != 130:
         with pytest.raises(type(error)):
             app.main(["generate", "--debug"])
+
+
+@pytest.mark.parametrize(
+    "verb, setting",
+    [
+        ("sample", "--memory low"),
+        ("train", "training.batch_size"),
+        ("prepare", "--workers"),
+        ("head", "--size"),
+        ("identity", "JAX_PLATFORMS=cpu"),
+    ],
+)
+def test_a_full_memory_names_a_setting_that_the_verb_has(verb, setting):
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes")
+    told = failures.explain(error, verb)
+    assert setting in told and ("--batch" in told) == (verb == "sample")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_in_a_finalizer_is_not_lost(number, code, monkeypatch, capsys):
+    """Python drops what a finalizer raises, as it does in callbacks of its garbage collector."""
+
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    def run(args):
+        Finalized()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(generate, "run", run)
+    hook = sys.unraisablehook
+    assert app.main(["generate"]) == code and sys.unraisablehook is hook
+    assert "ignored" not in capsys.readouterr().err
 
 
 def test_output_of_any_characters(monkeypatch):

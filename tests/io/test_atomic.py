@@ -99,9 +99,26 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail)
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)  # as on other systems
     with pytest.raises(OSError, match="no"), atomic.folder(out) as part:
         (part / "new").touch()
     assert names(tmp_path) == ["out"] and names(out) == ["old"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="two names are exchanged at once on Linux")
+def test_a_folder_that_is_replaced_is_never_away(tmp_path, monkeypatch):
+    """Whoever looks at any moment finds the old one or the new one."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").touch()
+
+    def seen(*_):
+        raise AssertionError("the folder is renamed away")
+
+    monkeypatch.setattr(os, "rename", seen)
+    with atomic.folder(out) as part:
+        (part / "new").touch()
+    assert names(out) == ["new"] and names(tmp_path) == ["out"]
 
 
 def test_only_one_of_many_creates_a_file(tmp_path):

@@ -288,6 +288,17 @@ def test_array_records_and_jpeg(pipe, place, one_by_one, tmp_path):
         )
         assert json.loads(record["settings"]) == metadata.read_settings(one_by_one[1] / name)
 
+    sound = lambda line, deep: output(tmp_path / "records", "array_record").sound(line, deep)
+    assert all(sound(line, True) for line in index)
+    file = tmp_path / "records" / index[0]["file"]
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (whole[:middle], whole[:middle] + b"\0\1\2" + whole[middle + 3 :], b"x", b""):
+        file.write_bytes(damaged)
+        lines = [line for line in index if line["file"] == file.name]
+        assert not all(sound(line, True) for line in lines)
+        assert all(sound(line, False) == bool(damaged) for line in lines)
+
     sample(pipe, path, tmp_path / "jpeg", 1, "jpeg")
     with Image.open(tmp_path / "jpeg" / "plain_00.jpg") as picture:
         assert picture.format == "JPEG" and metadata.DIGITAL_SOURCE.encode() in picture.info["xmp"]

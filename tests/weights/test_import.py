@@ -2,6 +2,7 @@
 with them.
 """
 
+import dataclasses
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import flame_standin
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -760,6 +762,27 @@ def test_killed_in_the_middle(tmp_path, caphuman, tiny_config):
             model_folder.find_model(path)
     import_model(tmp_path / "m", caphuman=caphuman, config=TINY)
     model_folder.verify_model(tmp_path / "m")
+
+
+def test_a_killed_export_of_two_files_is_made_again(tmp_path, monkeypatch, capsys):
+    """The ControlNet's file is there and the other one is not: it is ours, so it is replaced."""
+    from caphuman_jax.weights import exporter
+    from caphuman_jax.weights.model_folder import save_model
+
+    config = dataclasses.replace(TINY, controlnets=("edges",))
+    zeros = lambda leaf: np.zeros(leaf.shape, np.float32)
+    shapes = {name: tree for name, (_, tree) in registry.abstract(config).items()}
+    save_model(tmp_path / "m", config, jax.tree.map(zeros, shapes))
+    out, beside = tmp_path / "x.safetensors", tmp_path / "x.controlnet_edges.safetensors"
+    export = lambda: main(["export", str(tmp_path / "m"), str(out), "--to", "ldm"])
+    assert export() == 0 and out.is_file() and beside.is_file()
+    assert export() == 2 and "exists already" in capsys.readouterr().err
+    out.unlink()
+    assert export() == 0 and out.is_file()
+    out.unlink()
+    beside.write_bytes(b"somebody else's")
+    assert export() == 2 and beside.read_bytes() == b"somebody else's" and not out.exists()
+    assert exporter._part_of(out) is None
 
 
 def test_layout_back_and_forth():

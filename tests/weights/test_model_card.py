@@ -24,6 +24,21 @@ def test_a_card_is_written_and_another_one_kept(tiny_params, tmp_path):
     assert (folder / model_card.NAME).read_text() == "my own"
 
 
+def test_a_model_folder_appears_with_its_card(tiny_params, tmp_path):
+    """And with whatever else is written into it; another's card is carried over."""
+    folder, seen = tmp_path / "model", []
+
+    def more(part):
+        model_card.write(part, replaced=folder)
+        seen.append((part / model_card.NAME).exists() and part != folder)
+
+    model_folder.save_model(folder, TINY, tiny_params, more=more)
+    assert seen == [True] and model_card.NAME in {path.name for path in folder.iterdir()}
+    (folder / model_card.NAME).write_text("my own")
+    model_folder.save_model(folder, TINY, tiny_params, overwrite=True, more=more)
+    assert seen == [True, False] and (folder / model_card.NAME).read_text() == "my own"
+
+
 def _leaves(tree):
     for value in tree.values():
         yield from _leaves(value) if isinstance(value, dict) else [value]

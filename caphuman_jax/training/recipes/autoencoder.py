@@ -39,6 +39,7 @@ from caphuman_jax.training.optimizer import (
 from caphuman_jax.training.recipe import Recipe, Stage
 from caphuman_jax.training.run_config import from_config
 from caphuman_jax.training.step import MovingAverage, TrainState, Tree, make_train_step
+from caphuman_jax.weights import model_card
 from caphuman_jax.weights.model_folder import save_model
 from data_pipeline.loading import augment
 
@@ -354,7 +355,8 @@ def stage(config, workdir: Path, records: Callable) -> Stage:
         some = found.pictures[train_index[:CENTERED]]
         vae, vae_cfg = center_latents(graph, params["vae"], model.vae, some, cfg.size)
         centered = dataclasses.replace(model, vae=vae_cfg)
-        save_model(folder, centered, {"vae": vae}, overwrite=True, metadata=metadata)
+        card = lambda part: model_card.write(part, replaced=folder)
+        save_model(folder, centered, {"vae": vae}, overwrite=True, metadata=metadata, more=card)
 
     loop = {**config.loop, "best": ""}
     return Stage("autoencoder", workdir, loop, build, export)

@@ -47,6 +47,7 @@ from caphuman_jax.training.step import (
     gradients_of,
     make_train_step,
 )
+from caphuman_jax.weights import model_card
 from caphuman_jax.weights.model_folder import load_params, read_config, save_model
 from data_pipeline.loading.augment import AugmentConfig
 from data_pipeline.prepare.captions import WORDS
@@ -343,4 +344,12 @@ def export(config, workdir: Path, params: Tree, folder: Path, metadata: dict) ->
     model, vae = _autoencoder(workdir)
     networks = params | {"vae": vae}
     metadata = {**metadata, "prompt_words": " ".join(sorted(WORDS))}
-    save_model(folder, model, networks, dtype=np.float16, overwrite=True, metadata=metadata)
+    save_model(
+        folder,
+        model,
+        networks,
+        dtype=np.float16,
+        overwrite=True,
+        metadata=metadata,
+        more=lambda part: model_card.write(part, replaced=folder),
+    )

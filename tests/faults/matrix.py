@@ -1,0 +1,164 @@
+"""`make faults`: every verb that writes × every fault, at many moments, and a table of what held.
+
+    python tests/faults/matrix.py --state DIR [--seconds S] [--verbs …] [--faults …]
+
+For each trial a command runs in a folder of its own and a fault strikes. Afterwards
+  * no file that a person sees is anything but what an undisturbed run writes there,
+  * the exit code is a documented one, and a failure is one line without a traceback,
+  * the same command, run again, finishes (or refuses because everything is there), and
+  * the folder then equals that of an undisturbed run.
+
+Moments are events (see `injection`), spread over all of a run, and for some kills the clock. A
+rerun is done once for each state that a fault leaves: two trials whose folders are equal share it.
+
+Commands run in forks of one process that has imported what they need, so that a trial takes
+seconds. Results are kept in DIR/results.jsonl; the same command resumes, and prints the table of
+all of them. The seed decides every moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from judgement import FAULTS, KILLS
+from processes import import_everything, run_here
+from trials import ROUNDS, Trials
+from verbs import VERBS, Verb
+
+SHORT = ("kill", "term by clock", "disk full")
+
+
+def applies(verb: Verb, fault: str) -> bool:
+    """Whether a verb can meet a fault."""
+    if fault == "memory":
+        return verb.memory
+    if fault == "NaN":
+        return verb.weights is not None
+    return fault != "kill worker" or verb.name == "prepare"
+
+
+def plan(chosen: list[Verb], faults: list[str], share: float) -> Iterator[tuple[Verb, str, int]]:
+    """All trials, those of all verbs and faults in turn."""
+    rounds = max(ROUNDS.values())
+    for number in range(rounds):
+        for verb in chosen:
+            for fault in faults:
+                wanted = max(1, round(ROUNDS[fault] * share))
+                if number < wanted and applies(verb, fault):
+                    # Few trials are spread over the run as many are.
+                    yield verb, fault, number * ROUNDS[fault] // wanted
+
+
+def table(results: list[dict]) -> str:
+    """Verb × fault: tried and right, as Markdown."""
+    faults = [fault for fault in FAULTS if any(r["fault"] == fault for r in results)]
+    names = [verb.name for verb in VERBS if any(r["verb"] == verb.name for r in results)]
+    counts = collections.Counter((r["verb"], r["fault"], not r["problems"]) for r in results)
+
+    def cell(pairs) -> str:
+        right = sum(counts[v, f, True] for v, f in pairs)
+        wrong = sum(counts[v, f, False] for v, f in pairs)
+        return f"{right}" + (f", **{wrong} wrong**" if wrong else "") if right + wrong else ""
+
+    lines = [["", *names, "all"], ["---"] * (len(names) + 2)]
+    for fault in faults:
+        lines.append(
+            [fault, *(cell([(n, fault)]) for n in names), cell([(n, fault) for n in names])]
+        )
+    every = [(n, f) for n in names for f in faults]
+    lines.append(["all", *(cell([(n, f) for f in faults]) for n in names), cell(every)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--state", type=Path, required=True, help="a folder; the same one resumes")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
+    parser.add_argument("--share", type=float, default=1.0, help="part of the trials of each fault")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--verbs", nargs="+", default=[verb.name for verb in VERBS])
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS))
+    parser.add_argument(
+        "--short", action="store_true", help="a kill or two of each verb and a full disk"
+    )
+    parser.add_argument("--again", action="store_true", help="repeat the trials that went wrong")
+    args = parser.parse_args()
+    if args.short:
+        args.share, args.faults = 0.01, list(SHORT)
+    began = time.monotonic()
+    state = args.state.resolve()
+    settle(state)
+    import_everything(state / "modules.json")
+    chosen = [verb for verb in VERBS if verb.name in args.verbs]
+    trials = Trials(state, args.seed)
+    print(f"seed {args.seed}", flush=True)
+    trials.prepare(chosen)
+    if not (state / "modules.json").exists():
+        (state / "modules.json").write_text(json.dumps(sorted(modules_of(trials, chosen))))
+        import_everything(state / "modules.json")
+    path = state / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    results = {(r["verb"], r["fault"], r["number"]): r for r in lines}
+    left = False
+    for verb, fault, number in plan(chosen, args.faults, args.share):
+        before = results.get((verb.name, fault, number))
+        if before and not (args.again and before["problems"]):
+            continue
+        if time.monotonic() - began > args.seconds:
+            left = True
+            break
+        result = trials.trial(verb, fault, number)
+        results[verb.name, fault, number] = result
+        with open(path, "a") as file:
+            file.write(json.dumps(result) + "\n")
+        for problem in result["problems"]:
+            print(f"{verb.name}, {fault} {number} at {result['at']}: {problem}", flush=True)
+    found = list(results.values())
+    print(table(found))
+    kills = [r for r in found if r["fault"] in KILLS]
+    wrong = [r for r in found if r["problems"]]
+    print(
+        f"{len(found)} trials, {len(kills)} kills, of which {sum(r['struck'] for r in kills)} came "
+        f"before the end; {len(wrong)} losses" + ("; more to do: run it again" if left else "")
+    )
+    return 1 if wrong else 0
+
+
+def settle(state: Path) -> None:
+    """One device, programs compiled quickly and kept."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    os.environ["CAPHUMAN_CACHE"] = str(state / "cache")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(state / "cache" / "jax")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def modules_of(trials: Trials, chosen: list[Verb]) -> set[str]:
+    """Modules that the verbs import."""
+    names: set[str] = set()
+    for verb in chosen:
+        place = trials.fresh(verb, "modules")
+        log = place / "notes" / "modules.json"
+
+        def work(verb=verb, place=place, log=log):
+            from caphuman_jax.cli import app
+
+            os.chdir(place)
+            app.main(verb.command.split())
+            log.write_text(json.dumps(sorted(sys.modules)))
+
+        run_here(work, place / "notes" / "log.txt")
+        names |= set(json.loads(log.read_text()))
+    return {name for name in names if not name.startswith(("__", "injection", "verbs", "matrix"))}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
