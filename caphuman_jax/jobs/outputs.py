@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from caphuman_jax.errors import DataError, PhotoError
-from caphuman_jax.io import files, metadata, picture_formats
+from caphuman_jax.io import atomic, files, metadata, picture_formats
 from caphuman_jax.io.images import encode_png
 from caphuman_jax.io.picture import encode_jpeg
 from caphuman_jax.jobs.order import Picture
@@ -51,7 +51,8 @@ class Files:
     ) -> tuple[dict, bytes | None]:
         """Write a picture. Returns its entries in the index, and what `finish` needs."""
         data = self.encode(pixels, settings)
-        files.write(str(self.folder / self._name(picture)), data)
+        # Not into a new folder: one that was removed meanwhile would hold pictures of no run.
+        atomic.write_bytes(self.folder / self._name(picture), data)
         return self._line(picture, data), None
 
     def sound(self, line: dict, deep: bool) -> bool:
@@ -136,8 +137,8 @@ class Shards:
 
         name = f"pictures-{unit:05d}-of-{units:05d}.array_record"
         if payloads:
-            with files.written(str(self.folder / name)) as beside:
-                writer = ArrayRecordWriter(beside, "group_size:1")
+            with atomic.file(self.folder / name) as beside:
+                writer = ArrayRecordWriter(str(beside), "group_size:1")
                 for message in payloads:
                     writer.write(message)
                 writer.close()

@@ -4,7 +4,9 @@ import hashlib
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from caphuman_jax.errors import SettingError
@@ -150,3 +152,12 @@ def test_units_whose_pictures_are_missing_or_changed_are_done_again(open_folder,
     assert run.reopen_changed(lambda one: files.sound(one, True)) == 1
     assert sorted(run.claims()) == [1, 2, 4] and not (out / "job4_00.png").exists()
     assert not Shards(out).sound({"file": "pictures-0.array_record"}, True)
+
+
+def test_a_folder_that_was_removed_is_not_made_again(tmp_path):
+    """It would hold pictures and no run, and the same command would refuse it."""
+    files = Files(tmp_path / "out", "png")
+    picture = SimpleNamespace(job=SimpleNamespace(id="a"), number=0)
+    with pytest.raises(FileNotFoundError):
+        files.store(picture, np.zeros((4, 4, 3), np.uint8), {})
+    assert not (tmp_path / "out").exists()
