@@ -150,22 +150,29 @@ def _jump(seconds: float) -> None:
 
 
 def _fail_programs(fault: Fault) -> None:
-    """The N-th call of a compiled program ends as on a device whose memory is full."""
+    """The N-th call of a program ends as on a device whose memory is full. Programs that are
+    compiled ahead are counted at every call, those of `jax.jit` at their first.
+    """
     import jax
+    from jax._src.interpreters import pxla
 
-    call, calls = jax.stages.Compiled.__call__, [0]
+    calls = [0]
 
-    def limited(self, *args, **named):
-        calls[0] += 1
-        if calls[0] >= fault.at:
-            with open(os.path.join(fault.notes, "struck"), "w") as file:
-                file.write("program")
-            raise jax.errors.JaxRuntimeError(
-                "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes."
-            )
-        return call(self, *args, **named)
+    def limited(call):
+        def run(self, *args, **named):
+            calls[0] += 1
+            if calls[0] >= fault.at:
+                with open(os.path.join(fault.notes, "struck"), "w") as file:
+                    file.write("program")
+                raise jax.errors.JaxRuntimeError(
+                    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8589934592 bytes."
+                )
+            return call(self, *args, **named)
 
-    jax.stages.Compiled.__call__ = limited
+        return run
+
+    for kind in (jax.stages.Compiled, pxla.ExecuteReplicated):
+        kind.__call__ = limited(kind.__call__)
 
 
 def _below(path, folder: int, watch: str) -> bool:

@@ -13,7 +13,7 @@ FAULTS = {
     "kill worker": "SIGKILL of a process that it started",
     "term": "SIGTERM, at an event",
     "term by clock": "SIGTERM, at a random time while it writes",
-    "disk full": "a small tmpfs; RLIMIT_FSIZE where nothing can be mounted",
+    "disk full": "a small tmpfs; ENOSPC from an event on where nothing can be mounted",
     "no space": "ENOSPC from an event on",
     "read-only": "a read-only file system",
     "turns read-only": "EROFS from an event on",
@@ -35,6 +35,7 @@ def wrong_end(fault: str, outcome: Outcome, everything: bool) -> list[str]:
     allowed = {
         "kill": {-9},
         "kill by clock": {-9},
+        "kill worker": {2, -9},  # the command's own process, before it starts another
         "term": {75},
         "term by clock": {75},
         "twice": {0, 2},

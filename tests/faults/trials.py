@@ -31,39 +31,6 @@ from verbs import VERBS, Verb
 ROUNDS = {"kill": 10, "term": 8, "kill by clock": 2, "term by clock": 2, "kill worker": 4}
 ROUNDS |= {"disk full": 2, "no space": 3, "read-only": 1, "turns read-only": 2, "gone": 2}
 ROUNDS |= {"vanish": 3, "twice": 2, "clock": 1, "memory": 1, "NaN": 1}
-"""Trials of a verb with a fault, one after the other in one folder."""
-
-from __future__ import annotations
-
-import contextlib
-import hashlib
-import json
-import os
-import random
-import re
-import shutil
-import signal
-import time
-from pathlib import Path
-
-import verbs as verb_list
-from injection import Fault
-from judgement import REFUSED, marks_of_a_crash, wrong_end
-from processes import (
-    Outcome,
-    finish,
-    mount,
-    remount,
-    run_here,
-    start,
-    unmount,
-    wait_for_events,
-)
-from verbs import VERBS, Verb
-
-ROUNDS = {"kill": 12, "term": 8, "kill by clock": 2, "term by clock": 2, "kill worker": 4}
-ROUNDS |= {"disk full": 2, "no space": 4, "read-only": 1, "turns read-only": 3, "gone": 3}
-ROUNDS |= {"vanish": 4, "twice": 2, "clock": 2, "memory": 2, "NaN": 1}
 """Trials of a verb in a full run."""
 _COUNTED = 10_000_000  # an event that never comes
 
@@ -259,7 +226,7 @@ class Trials:
         return outcome, at
 
     def _memory(self, verb, place, at, rng, first):
-        number = rng.choice((1, 2))
+        number = rng.choice((1, 2, 4, 8))
         return self.run(verb, place, Fault("memory", number, *paths(place))), number
 
     def _nan(self, verb, place, at, rng, first):

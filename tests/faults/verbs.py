@@ -198,7 +198,7 @@ def build(folder: Path) -> None:
             )
         (part / "heads.csv").write_text("yaw,smile\n0,0\n10,0.3\n20,0.6\n")
         jobs = [
-            {"reference": f"{letter}.identity", "prompt": prompt, "num_images": 2, "steps": 1}
+            {"reference": f"{letter}.identity", "prompt": prompt, "num_images": 2, "steps": 2}
             for letter in "ab"
             for prompt in ("a photo", "a hat")
         ]
