@@ -46,7 +46,8 @@ def start(verb: Verb, place: Path, fault: Fault | None, log: str = "log") -> int
             os.dup2(target, number)
         sys.argv = ["caphuman", *verb.command.split()]
         os.environ.pop(injection.VARIABLE, None)
-        os.environ["PYTHONPATH"] = str(HERE / "hook")
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE / "hook"), before)))
         if fault is not None:
             injection.install(dataclasses.replace(fault, root=os.getpid()))
         from caphuman_jax.cli import app
