@@ -55,6 +55,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "names in the model's metadata (mini has one); use --records for models without it",
     )
     parser.add_argument(
+        "--training-records",
+        type=Path,
+        metavar="DIR",
+        help="with --photos: the records that the model was trained on. People in them are an "
+        "error, and pictures that show one of them are counted; --records has these records itself",
+    )
+    parser.add_argument(
+        "--training-people",
+        action="store_true",
+        help="with --training-records: judge people whom training has seen all the same",
+    )
+    parser.add_argument(
         "--no-drawings",
         action="store_true",
         help="skip pictures that the probe for drawings takes for drawn or painted (it misses most "
@@ -96,6 +108,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures at a time; default: the model's own for this machine",
     )
     parser.add_argument(
+        "--ablate",
+        metavar="WHAT[,WHAT …]",
+        help="also make everything with one thing left out or changed: identity-global, "
+        "identity-local, hints, or a setting with values, such as control-scale=0.5:1.5, "
+        "guidance=1:5, steps=10, sampler=ddim, tau=300",
+    )
+    parser.add_argument(
         "--detail",
         type=float,
         metavar="X",
@@ -119,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         CapHumanError: wrong arguments, photos or suites.
     """
     # Imported here because they import jax, which `--help` does not need.
-    from caphuman_jax.evaluation import benchmark, bulk, prompt_suite
+    from caphuman_jax.evaluation import benchmark, bulk, prompt_suite, whole
     from caphuman_jax.jobs import multi_device
     from caphuman_jax.pipeline import loading
     from caphuman_jax.weights import model_folder
@@ -160,12 +179,16 @@ def run(args: argparse.Namespace) -> int:
         "versions": _versions(),
         "skipped": skipped,
     }
-    read = (time.perf_counter() - start) / len(photos)
+    facts["seconds"] = {"read_a_photo": (time.perf_counter() - start) / len(photos)}
+    training = _training(args, subjects)
     if suite.kind != "requests":
         return _other_kind(args, suite, pipe, photos, subjects, facts)
     prompt_suite.check_heads(pipe.head_model, subjects[0].head, suite.heads)
-    args.report.mkdir(parents=True, exist_ok=True)
-    return _requests(args, suite, pipe, batch, subjects, facts, read)
+    requests = suite.requests(len(subjects), args.seed)
+    evaluation = whole.Evaluation(
+        pipe, batch, suite, subjects, requests, facts, args.seed, training
+    )
+    return _requests(args, evaluation)
 
 
 def _suite(args):
@@ -182,7 +205,7 @@ def _suite(args):
     sampling = {name: getattr(args, name) for name in ("steps", "guidance_scale", "detail")}
     sampling = {name: value for name, value in sampling.items() if value is not None}
     if suite.kind != "requests":
-        for name in ("heads", "prompts", "batch"):
+        for name in ("heads", "prompts", "batch", "ablate"):
             if getattr(args, name) is not None:
                 raise CapHumanError(f"--{name} is not for --suite {args.suite}, which has its own")
     if "per_person" in changes and suite.plan == "every":
@@ -203,7 +226,10 @@ def _make_room(args) -> None:
         raise CapHumanError(f"{args.report} is not a directory; choose another with --report")
     begun = (args.report / "pictures" / ".sample" / "run.json").exists()
     if args.overwrite:
-        for name in ("pictures", "people") if begun else ():
+        told = ("report.json", "summary.json", "scores.jsonl", "index.md", "ablations.json")
+        for name in told if begun else ():
+            (args.report / name).unlink(missing_ok=True)  # of the pictures before
+        for name in ("pictures", "people", "ablations") if begun else ():
             shutil.rmtree(args.report / name, ignore_errors=True)
     elif any(args.report.iterdir()) and not begun:
         raise CapHumanError(
@@ -211,48 +237,50 @@ def _make_room(args) -> None:
         )
 
 
-def _requests(args, suite, pipe, batch, subjects, facts, read) -> int:
-    """Evaluate a suite of requests."""
-    from caphuman_jax.evaluation import pictures, report, whole
+def _training(args, subjects):
+    """Vectors of the faces that training saw, where its records are given. Raises CapHumanError."""
+    from caphuman_jax.evaluation import photos
+    from data_pipeline.records.reader import RecordsFolder
+
+    if args.training_records is None:
+        if args.training_people:
+            raise CapHumanError("--training-people goes with --training-records")
+        folder = None if args.records is None else RecordsFolder(args.records)
+        return photos.training_vectors(folder) if folder and folder.splits.get("train") else None
+    if args.records is not None:
+        raise CapHumanError("--training-records goes with --photos; --records has them itself")
+    training = photos.training_vectors(RecordsFolder(args.training_records))
+    if not args.training_people:
+        photos.check_held_out(subjects, training, args.training_records)
+    return training
+
+
+def _requests(args, evaluation) -> int:
+    """Evaluate a suite of requests, and its ablations."""
+    from caphuman_jax.evaluation import ablations, report
     from caphuman_jax.runtime.preemption import Preemption
 
-    requests = suite.requests(len(subjects), args.seed)
+    variants = ablations.parse(args.ablate, evaluation.pipe.config) if args.ablate else []
     with console.resumable(), Preemption() as stop:
-        made = pictures.make_and_measure(
-            pipe,
-            subjects,
-            requests,
-            args.report,
-            seed=args.seed,
-            batch=batch,
-            sampling=suite.sampling,
-            stopped=lambda: stop.reason is not None,
-        )
-    if not made.done:
-        print("caphuman: stopped; rerun the same command to resume", file=sys.stderr)
-        return stop.exit_code
-    if made.failed:
-        print(
-            f"caphuman: warning: {made.failed} of {len(requests)} pictures could not be made; "
-            f"{args.report / 'pictures' / 'failed.jsonl'} says why",
-            file=sys.stderr,
-        )
-    resolved = pipe.request(reference=subjects[0].person, prompt="", **suite.sampling).params
-    facts["settings"] |= {
-        "heads": suite.heads,
-        "prompts": suite.prompts,
-        "steps": resolved.steps,
-        "guidance_scale": resolved.guidance_scale,
-        "sampling": dict(suite.sampling),
-        "batch": batch,
-    }
-    facts["failed"] = made.failed
-    facts["seconds"] = {"read_a_photo": read, **made.seconds}
-    document = whole.write(
-        args.report, pipe, subjects, made.outcomes, facts, seed=args.seed, batch=pipe.batch
-    )
-    _print_goals(report, document, 34)
+        for variant in (None, *variants):
+            if variant is not None:
+                print(f"caphuman: {variant.label}", file=sys.stderr)
+            folder = args.report if variant is None else args.report / variant.folder
+            document = evaluation.run(folder, variant, lambda: stop.reason is not None)
+            if document is None:
+                print("caphuman: stopped; rerun the same command to resume", file=sys.stderr)
+                return stop.exit_code
+            if document["failed"]:
+                print(
+                    f"caphuman: warning: {document['failed']} of {len(evaluation.requests)} "
+                    f"pictures could not be made; {folder / 'pictures' / 'failed.jsonl'} says why",
+                    file=sys.stderr,
+                )
+            if variant is None:
+                _print_goals(report, document, 34)
     print(f"{args.report / 'index.md'} has all results")
+    if variants:
+        print(f"{ablations.write_table(args.report, variants)} compares the ablations")
     return 0
 
 
@@ -285,7 +313,10 @@ def _other_kind(args, suite, pipe, photos, subjects, facts) -> int:
         **facts,
         "goals": statistics.goals(results, kind.goals),
         "results": results,
-        "seconds": {"make_and_measure": (time.perf_counter() - start) / len(made)},
+        "seconds": {
+            **facts["seconds"],
+            "make_and_measure": (time.perf_counter() - start) / len(made),
+        },
     }
     report.write_json(args.report / "report.json", document)
     _print_goals(report, document, 36)

@@ -10,6 +10,7 @@ import numpy as np
 
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.evaluation.measure import read_values, recognition_vectors
+from caphuman_jax.evaluation.metrics.base import Shown
 from caphuman_jax.evaluation.outcome import Subject
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.face import attributes, recognition
@@ -96,7 +97,7 @@ def subject_reader(pipe: Pipeline, drawings: bool = True) -> Callable[[Photo], S
             person,
             recognition_vectors(person.square, person.landmarks, known[0]),
             known[1],
-            read_values(person.square, person.landmarks),
+            read_values(Shown(person.square, person.landmarks, known)),
         )
 
     return read

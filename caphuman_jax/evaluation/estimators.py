@@ -119,6 +119,31 @@ def bias(asked: np.ndarray, measured: np.ndarray) -> float:
     return float(difference.mean()) if len(difference) else float("nan")
 
 
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Fréchet distance of Gaussians with the means and covariances of (N, D) and (M, D):
+    |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½) (Heusel et al., arXiv 1706.08500, eq. 6).
+    """
+    (one, first), (two, second) = ((x.mean(axis=0), np.cov(x, rowvar=False)) for x in (a, b))
+    # The root's trace is the sum of the roots of the eigenvalues of C1 C2, which are those of a
+    # symmetric product, so that small covariances of few vectors do no harm.
+    values, axes = np.linalg.eigh(first)
+    root = (axes * np.sqrt(np.clip(values, 0, None))) @ axes.T
+    product = np.linalg.eigvalsh(root @ second @ root)
+    trace = np.trace(first) + np.trace(second) - 2 * np.sqrt(np.clip(product, 0, None)).sum()
+    return float(((one - two) ** 2).sum() + trace)
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Unbiased squared maximum mean discrepancy of (N, D) and (M, D) with the kernel
+    (x·y/D + 1)³ (Binkowski et al., arXiv 1801.01401, eq. 4).
+    """
+    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
+    n, m = len(a), len(b)
+    own = lambda x, k: (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+    between = kernel(a, b).sum() / (n * m)
+    return float(own(a, kernel(a, a)) + own(b, kernel(b, b)) - 2 * between)
+
+
 def interval(
     statistic: Statistic,
     columns: Sequence[np.ndarray],

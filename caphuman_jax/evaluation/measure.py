@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from caphuman_jax.errors import ModelFolderError
+from caphuman_jax.evaluation.metrics.base import Shown
 from caphuman_jax.evaluation.metrics.registry import METRICS
-from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement
-from caphuman_jax.face import recognition
+from caphuman_jax.evaluation.outcome import ARCFACE, HeadParams, ImageMeasurement
+from caphuman_jax.face import arcface, recognition
 from caphuman_jax.face.face import Face, find_faces
 from caphuman_jax.head.base import HeadEstimator, HeadModel
 from caphuman_jax.head.face_fitting import fit_heads
@@ -49,11 +51,24 @@ def measure_images(
 def recognition_vectors(
     image: np.ndarray, landmarks: np.ndarray, known: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Vectors of one face by each of RECOGNIZERS; `known`: mobilefacenet's, if already computed."""
-    return {
+    """Vectors of one face by each of RECOGNIZERS, and by ArcFace where the user has it; `known`:
+    mobilefacenet's, if already computed.
+    """
+    vectors = {
         "dlib": recognition.dlib_vector(image, landmarks),
         "mobilefacenet": recognition.identity(image, landmarks)[0] if known is None else known,
     }
+    if (network := _arcface()) is not None:
+        crop = recognition.mobilefacenet_crop(image, landmarks)
+        vectors[ARCFACE] = network(crop[None])[0]
+    return vectors
+
+
+def _arcface() -> arcface.ArcFace | None:
+    try:
+        return arcface.find()
+    except ModelFolderError:
+        return None
 
 
 def _estimate(
@@ -84,22 +99,23 @@ def _fit(
     return [head if face else None for head, face in zip(heads, faces)]
 
 
-def read_values(image: np.ndarray, landmarks: np.ndarray | None) -> dict[str, Any]:
+def read_values(shown: Shown) -> dict[str, Any]:
     """What the metrics read in one image, see `metrics.base.Metric.reads`."""
-    return {
-        name: read(image, landmarks) for metric in METRICS for name, read in metric.reads.items()
-    }
+    return {name: read(shown) for metric in METRICS for name, read in metric.reads.items()}
 
 
 def _measurement(model, image, faces, head):
     landmarks = faces[0].landmarks if faces else None
-    values = read_values(image, landmarks)
+    shown = Shown(image, landmarks)
+    values = read_values(shown)
     if landmarks is None:
         vectors = {
             "dlib": np.full(128, np.nan, np.float32),
             "mobilefacenet": np.full(192, np.nan, np.float32),
         }
+        if _arcface() is not None:
+            vectors[ARCFACE] = np.full(arcface.WIDTH, np.nan, np.float32)
         return ImageMeasurement(0, HeadParams.missing(model), vectors, values)
-    return ImageMeasurement(
-        len(faces), HeadParams.of(model, head), recognition_vectors(image, landmarks), values
-    )
+    assert shown.recognized is not None, "there is a face"
+    vectors = recognition_vectors(image, landmarks, shown.recognized[0])
+    return ImageMeasurement(len(faces), HeadParams.of(model, head), vectors, values)

@@ -15,6 +15,8 @@ from caphuman_jax.head.head import Head
 from caphuman_jax.head.spherical_harmonics import SH_CONSTANTS
 
 RECOGNIZERS = ("dlib", "mobilefacenet")
+ARCFACE = "arcface"
+"""A third recognizer, where the user has a pack of insightface."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,18 +12,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from caphuman_jax.errors import DataError
+from caphuman_jax.evaluation.metrics.memorization import nearest
+from caphuman_jax.evaluation.outcome import Subject
 from caphuman_jax.io.files import valid_text
 from caphuman_jax.io.picture_formats import photos_in
 from caphuman_jax.person import identity_file
+from data_pipeline.prepare.splits import SAME_PERSON
 from data_pipeline.records.manifest import records_hash
 from data_pipeline.records.reader import RecordsFolder
 
-TEST = "test"
+TRAIN, TEST = "train", "test"
+_AT_A_TIME = 1024  # records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +127,43 @@ def trained_on(metadata: Mapping[str, Any], folder: RecordsFolder) -> bool:
     """Whether a model's metadata says that it was trained on these records."""
     found = records_hash(folder.manifest)
     return bool(found) and _rule(metadata) == {"rule": "records", "sha256": found}
+
+
+def training_vectors(folder: RecordsFolder) -> np.ndarray:
+    """(M, 192) unit vectors of the shipped recognizer of the records' split `train`.
+
+    Raises:
+        DataError: there are none, or a record is damaged.
+    """
+    name = "recognition/mobilefacenet"
+    folder.require([name])
+    count, vectors = folder.count(TRAIN), []
+    for start in range(0, count, _AT_A_TIME):
+        messages = folder.read(TRAIN, range(start, min(start + _AT_A_TIME, count)))
+        vectors += [folder.decode(message, (name,))[name] for message in messages]
+    return np.stack(vectors)
+
+
+def check_held_out(subjects: Sequence[Subject], training: np.ndarray, records: Path) -> None:
+    """Check that training did not see the people who are judged.
+
+    Args:
+        subjects: the people.
+        training: (M, 192) of `training_vectors`.
+        records: where these come from.
+
+    Raises:
+        DataError: it saw some of them, as far as `prepare` could say: by the same limit.
+    """
+    vectors = np.stack([subject.vectors["mobilefacenet"] for subject in subjects])
+    likest = nearest(vectors, training)
+    seen = [s.name for s, cosine in zip(subjects, likest) if cosine > SAME_PERSON]
+    if seen:
+        some = ", ".join(seen[:5]) + (" …" if len(seen) > 5 else "")
+        raise DataError(
+            f"{len(seen)} of {len(subjects)} people are in the training data of {records} "
+            f"({some}); leave their photos out, or add --training-people to judge them all the same"
+        )
 
 
 def _rule(metadata: Mapping[str, Any]) -> Mapping[str, Any]:

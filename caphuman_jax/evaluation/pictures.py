@@ -4,32 +4,35 @@ processes, each made and measured exactly once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from caphuman_jax.errors import CapHumanError, SettingError
+from caphuman_jax.errors import CapHumanError, DataError, SettingError
 from caphuman_jax.evaluation import prompt_suite, stored
+from caphuman_jax.evaluation.ablations import Variant
 from caphuman_jax.evaluation.measure import measure_images
 from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement, Outcome, Subject
 from caphuman_jax.evaluation.prompt_suite import Request
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.io.images import read_photo
 from caphuman_jax.jobs import jobs
-from caphuman_jax.jobs.order import LARGEST_UNIT, Plan
+from caphuman_jax.jobs.order import LARGEST_UNIT, Picture, Plan
 from caphuman_jax.jobs.outputs import Files
 from caphuman_jax.jobs.run_folder import RunFolder
 from caphuman_jax.jobs.runner import Runner
 from caphuman_jax.jobs.validate import Checker
 from caphuman_jax.person import identity_file
-from caphuman_jax.person.person import Person
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.runtime.fixed_batches import batches
 
@@ -60,25 +63,37 @@ class MeasuredFiles(Files):
     done: FOLDER/.measured/UNIT.npz.
     """
 
-    def __init__(self, folder: Path, pipe: Pipeline):
+    def __init__(self, folder: Path, pipe: Pipeline, label: str | None):
         super().__init__(folder, "png")
-        self.pipe, self.seconds, self.count = pipe, 0.0, 0
+        self.pipe, self.seconds, self.count, self.label = pipe, 0.0, 0, label
+        # Programs that run at the same time on a CPU share its threads. Two fits of several heads
+        # then wait for each other for ever, since each holds the threads that the other needs.
+        on_cpu = jax.default_backend() == "cpu"
+        self.alone = threading.Lock() if on_cpu else contextlib.nullcontext()
         (folder / MEASURED).mkdir(parents=True, exist_ok=True)
+
+    def store(
+        self, picture: Picture, pixels: np.ndarray, settings: dict
+    ) -> tuple[dict, bytes | None]:
+        """See `Files.store`."""
+        said = {} if self.label is None else {"ablation": self.label}
+        return super().store(picture, pixels, settings | said)
 
     def finish(
         self, unit: int, units: int, lines: Sequence[dict], payloads: Sequence
     ) -> list[dict]:
         """See `Files.finish`."""
         if lines:
-            start, measured = time.perf_counter(), []
-            for part, filled in batches([line["file"] for line in lines], _MEASURED_AT_A_TIME):
-                read: dict[str, np.ndarray] = {n: read_photo(self.folder / n) for n in part}
-                images = [read[name] for name in filled]
-                found = measure_images(self.pipe.head_model, images, self.pipe.head_of, len(part))
-                measured += found
+            with self.alone:
+                start, measured = time.perf_counter(), []
+                for part, filled in batches([line["file"] for line in lines], _MEASURED_AT_A_TIME):
+                    read: dict[str, np.ndarray] = {n: read_photo(self.folder / n) for n in part}
+                    images = [read[name] for name in filled]
+                    model, head_of = self.pipe.head_model, self.pipe.head_of
+                    measured += measure_images(model, images, head_of, len(part))
+                self.seconds += time.perf_counter() - start
+                self.count += len(lines)
             stored.save(_of_unit(self.folder, unit), [line["id"] for line in lines], measured)
-            self.seconds += time.perf_counter() - start
-            self.count += len(lines)
         return super().finish(unit, units, lines, payloads)
 
 
@@ -91,7 +106,7 @@ def make_and_measure(
     seed: int,
     batch: int,
     sampling: Mapping[str, Any] | None = None,
-    change: Callable[[Person], Person] = lambda person: person,
+    variant: Variant | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Made:
     """Make and measure the pictures that are missing in `folder`, and read what was measured.
@@ -107,7 +122,7 @@ def make_and_measure(
         seed: of random heads.
         batch: pictures at a time on all devices together.
         sampling: fields of `SamplingParams`, for all requests.
-        change: of each person before pictures are made, for ablations.
+        variant: what is changed or left out.
         stopped: whether to stop after what has been started.
 
     Raises:
@@ -119,23 +134,27 @@ def make_and_measure(
     for i, subject in enumerate(subjects):
         path = persons / f"{i:05d}{identity_file.ENDING}"
         if not path.exists():
-            identity_file.save(path, change(subject.person), pipe.head_name)
-    entries = _entries(pipe.head_model, subjects, requests, persons, seed, sampling or {})
+            person = variant.change(subject.person) if variant else subject.person
+            identity_file.save(path, person, pipe.head_name)
+    sampling = {**(sampling or {}), **(variant.sampling if variant else {})}
+    entries = _entries(pipe.head_model, subjects, requests, persons, seed, sampling)
     asked = jobs.collect(entries, Checker(pipe.config), {}, "the suite")
     if asked.problems:
         raise SettingError(asked.problems[0])
     plan = Plan(asked.jobs, _unit_size(len(asked.jobs)))
+    label = variant.label if variant else None
     who = "".join(subject.person.sha256 for subject in subjects)
     facts = {
         "requests": asked.fingerprint,
         "people": hashlib.sha256(who.encode()).hexdigest(),
         "weights": pipe.record["weights"],
         "precision": pipe.record["dtype"],
+        "ablation": label,
         "units": plan.size,
     }
     run = RunFolder(folder / PICTURES, facts, plan.total, plan.units, "--report")
     try:
-        place, start = MeasuredFiles(folder / PICTURES, pipe), time.perf_counter()
+        place, start = MeasuredFiles(folder / PICTURES, pipe, label), time.perf_counter()
         run.reopen_changed(lambda line: place.sound(line, False))
         before, failed_before = run.counts()
         with tqdm(
@@ -146,7 +165,18 @@ def make_and_measure(
                 bar.update(made + failed + there)
 
             quiet = lambda stage, done, total: None
-            Runner(pipe, plan, run, place, batch, report, quiet, stopped=stopped).run()
+            Runner(
+                pipe,
+                plan,
+                run,
+                place,
+                batch,
+                report,
+                quiet,
+                stopped=stopped,
+                blank_hints=variant is not None and not variant.hints,
+                alone=place.alone,
+            ).run()
         seconds, count = time.perf_counter() - start, place.count
         numbers = {job.id: job.number for job in asked.jobs}
         made, failed = run.write_index(numbers.__getitem__)
@@ -160,6 +190,11 @@ def make_and_measure(
         raise CapHumanError(
             f"none of the {plan.total} pictures could be made; {folder / PICTURES / 'failed.jsonl'}"
             " says why"
+        )
+    if len(measured) != made:
+        raise DataError(
+            f"measurements are missing in {folder / PICTURES / MEASURED}; evaluate again with "
+            f"--overwrite"
         )
     per_picture = lambda total: total / count if count else math.nan
     return Made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import json
 import math
@@ -21,7 +22,7 @@ from caphuman_jax.io import atomic, metadata
 from caphuman_jax.io.images import read_photo, write_png
 
 CELL, LABEL = 160, 26  # pixels of one picture on a sheet, and of the two lines under it
-PEOPLE_A_SHEET = 8
+PEOPLE_A_SHEET, MOST_OF_A_PERSON = 8, 64
 
 
 def write_json(path: Path, report: dict) -> None:
@@ -32,17 +33,20 @@ def write_json(path: Path, report: dict) -> None:
 def write_sheets(
     folder: Path, subjects: Sequence[Subject], outcomes: Sequence[Outcome], pictures: Path
 ) -> list[str]:
-    """Write sheets of PEOPLE_A_SHEET people each, one person a row, with the reference photo first.
-    Returns the files' names.
+    """Write sheets of PEOPLE_A_SHEET people each, one person a row, with the reference photo first;
+    at most MOST_OF_A_PERSON pictures of each, evenly chosen. Returns the files' names.
     """
     for old in folder.glob("sheet_[0-9][0-9].png"):
         old.unlink()  # of a report that is overwritten
-    names = []
+    names, by_person = [], collections.defaultdict(list)
+    for outcome in outcomes:
+        by_person[outcome.person].append(outcome)
     for start in range(0, len(subjects), PEOPLE_A_SHEET):
         people = range(start, min(start + PEOPLE_A_SHEET, len(subjects)))
         rows = []
         for person in people:
-            mine = [o for o in outcomes if o.person == person]
+            mine = by_person[person]
+            mine = mine[:: -(-len(mine) // MOST_OF_A_PERSON) or 1]
             rows.append(
                 [(subjects[person].picture, "reference", "")]
                 + [
@@ -170,9 +174,11 @@ def _main_rows(results, floor):
         return functools.reduce(lambda part, key: part.get(key, {}), place.split("."), whole)
 
     for measure in MEASURES:
-        show = _percent if measure.unit == "share" else number
+        show = percent if measure.unit == "share" else number
         entry = find(results, measure.place)
         measuring = find(floor, measure.place.replace(".changed.", ".all."))
+        if not entry:
+            continue
         low, high = entry.get("interval", (None, None))
         value, chance, copied = (show(entry.get(key)) for key in ("value", "chance", "copied"))
         cells = [value, f"{show(low)} – {show(high)}", chance, copied, show(measuring.get("value"))]
@@ -197,18 +203,18 @@ def _prompt_lines(prompts):
     lines = []
     if grey := prompts.get("black_and_white"):
         lines.append(
-            f"* black-and-white exactly when asked for: {_percent(grey['value'])} of results "
-            f"(chance {_percent(grey['chance'])}); "
-            f"when asked {_percent(grey['share_when_asked'])}, otherwise "
-            f"{_percent(grey['share_otherwise'])}."
+            f"* black-and-white exactly when asked for: {percent(grey['value'])} of results "
+            f"(chance {percent(grey['chance'])}); "
+            f"when asked {percent(grey['share_when_asked'])}, otherwise "
+            f"{percent(grey['share_otherwise'])}."
         )
     if background := prompts.get("background"):
         words = "; ".join(
-            f"{color}: {_percent(share)}" for color, share in background["by_color"].items()
+            f"{color}: {percent(share)}" for color, share in background["by_color"].items()
         )
         lines.append(
-            f"* background of the color asked for: {_percent(background['value'])} (chance "
-            f"{_percent(background['chance'])}); {words}."
+            f"* background of the color asked for: {percent(background['value'])} (chance "
+            f"{percent(background['chance'])}); {words}."
         )
     return lines or [
         "No prompt asked for what is measured here (black-and-white; a background color)."
@@ -239,7 +245,8 @@ def verdict(goal: Mapping[str, Any], yes: str, no: str) -> str:
     return yes if goal["reached"] else no
 
 
-def _percent(value):
+def percent(value: float | None) -> str:
+    """A share in per cent; nothing for what could not be measured."""
     return (
         ""
         if value is None or isinstance(value, dict) or math.isnan(value)

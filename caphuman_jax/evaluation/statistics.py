@@ -19,13 +19,17 @@ PREVIEWED = {name: place for metric in METRICS for name, place in metric.preview
 def compute(
     model: HeadModel, subjects: Sequence[Subject], outcomes: Sequence[Outcome], seed: int = 0
 ) -> dict:
+    """See `compute_run`."""
+    return compute_run(Run(model, subjects, outcomes, seed))
+
+
+def compute_run(run: Run) -> dict:
     """All results of requests' outcomes, or of the measurement floor's; {} without outcomes."""
-    if not outcomes:
+    if not run.outcomes:
         return {}
-    run = Run(model, subjects, outcomes, seed)
-    results = {"pictures": len(outcomes), "people": len(np.unique(run.person))}
+    results = {"pictures": len(run.outcomes), "people": len(np.unique(run.person))}
     for metric in METRICS:
-        if outcomes[0].request is not None or not metric.requests_only:
+        if run.outcomes[0].request is not None or not metric.requests_only:
             results |= metric.compute(run)
     return results
 

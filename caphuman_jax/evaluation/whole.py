@@ -1,61 +1,118 @@
-"""Everything that is said about outcomes of requests, from the measurement floor to the report."""
+"""An evaluation of requests, from pictures to the report."""
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caphuman_jax.evaluation import benchmark, report, statistics, summary
+import numpy as np
+
+from caphuman_jax.evaluation import benchmark, pictures, report, statistics, summary
+from caphuman_jax.evaluation.ablations import Variant
 from caphuman_jax.evaluation.metrics.base import Run
 from caphuman_jax.evaluation.outcome import Outcome, Subject
+from caphuman_jax.evaluation.prompt_suite import Request
+from caphuman_jax.evaluation.suites.suite_file import SuiteFile
 from caphuman_jax.pipeline.pipeline import Pipeline
 
 
-def write(
-    folder: Path,
-    pipe: Pipeline,
-    subjects: Sequence[Subject],
-    outcomes: Sequence[Outcome],
-    facts: Mapping[str, Any],
-    *,
-    seed: int,
-    batch: int,
-) -> dict[str, Any]:
-    """Write the report of all outcomes. Of several processes one writes at a time, all the same.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What is evaluated.
 
-    Args:
-        folder: of the report.
-        pipe: measures the floor.
+    Attributes:
+        pipe: makes the pictures.
+        batch: pictures at a time on all devices together.
+        suite: what is asked for.
         subjects: the people.
-        outcomes: of their requests.
-        facts: what else the report says, JSON types: settings, model, versions, skipped, seconds.
+        requests: of them.
+        facts: what the report says besides, JSON types: settings, model, versions, skipped …
         seed: of what is random.
-        batch: pictures measured at a time.
-
-    Returns:
-        What report.json says.
+        training: see `Run`.
     """
-    with open(folder / ".report.lock", "w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        model = pipe.head_model
-        floor = benchmark.run_measurement_floor(
-            model, subjects, seed=seed, batch=batch, head_of=pipe.head_of
+
+    pipe: Pipeline
+    batch: int
+    suite: SuiteFile
+    subjects: Sequence[Subject]
+    requests: Sequence[Request]
+    facts: Mapping[str, Any]
+    seed: int = 0
+    training: np.ndarray | None = None
+
+    def run(
+        self, folder: Path, variant: Variant | None, stopped: Callable[[], bool]
+    ) -> dict[str, Any] | None:
+        """Make what is missing and write the report.
+
+        Args:
+            folder: of the report, or of an ablation in it.
+            variant: what the ablation changes.
+            stopped: whether to stop.
+
+        Returns:
+            What report.json says; None if it was stopped.
+        """
+        made = pictures.make_and_measure(
+            self.pipe,
+            self.subjects,
+            self.requests,
+            folder,
+            seed=self.seed,
+            batch=self.batch,
+            sampling=self.suite.sampling,
+            variant=variant,
+            stopped=stopped,
         )
-        results = statistics.compute(model, subjects, outcomes, seed)
-        measured_floor = statistics.compute(model, subjects, floor, seed)
+        if not made.done:
+            return None
+        sampling = {**self.suite.sampling, **(variant.sampling if variant else {})}
+        someone = self.subjects[0].person
+        resolved = self.pipe.request(reference=someone, prompt="", **sampling).params
+        settings = {
+            "heads": self.suite.heads,
+            "prompts": self.suite.prompts,
+            "steps": resolved.steps,
+            "guidance_scale": resolved.guidance_scale,
+            "sampling": sampling,
+            "ablation": variant.label if variant else None,
+            "batch": self.batch,
+        }
+        facts = {
+            **self.facts,
+            "settings": self.facts["settings"] | settings,
+            "failed": made.failed,
+            "seconds": self.facts["seconds"] | made.seconds,
+        }
+        with open(folder / ".report.lock", "w") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX)  # one process writes at a time, all the same
+            return self._write(folder, made.outcomes, facts)
+
+    def _write(
+        self, folder: Path, outcomes: Sequence[Outcome], facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        model, subjects, seed = self.pipe.head_model, self.subjects, self.seed
+        floor = benchmark.run_measurement_floor(
+            model, subjects, seed=seed, batch=self.pipe.batch, head_of=self.pipe.head_of
+        )
+        run = Run(model, subjects, outcomes, seed, self.training)
+        results, of_floor = (
+            statistics.compute_run(run),
+            statistics.compute(model, subjects, floor, seed),
+        )
         document = {
             "format": "caphuman_jax evaluation",
             **facts,
             "goals": statistics.goals(results),
             "results": results,
-            "measurement_floor": measured_floor,
+            "measurement_floor": of_floor,
             "sheets": report.write_sheets(folder, subjects, outcomes, folder),
         }
         report.write_json(folder / "report.json", document)
         shown = {name: facts[name] for name in ("suite", "model", "settings", "versions")}
-        run = Run(model, subjects, outcomes, seed)
-        summary.write(folder, run, results, measured_floor, shown)
+        summary.write(folder, run, results, of_floor, shown)
         report.write_index(folder / "index.md", document)
-    return document
+        return document

@@ -5,6 +5,7 @@ marks the units as done.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import os
@@ -80,6 +81,8 @@ class Runner:
         progress: see `conditioning.Progress`.
         share: see `RunFolder.claims`.
         stopped: whether to stop after what has been started.
+        blank_hints: hide the heads from the model, for ablations.
+        alone: entered whenever a batch is computed, for an output that computes, too.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class Runner:
         progress: Progress,
         share: tuple[int, int] = (0, 1),
         stopped: Callable[[], bool] = lambda: False,
+        blank_hints: bool = False,
+        alone: contextlib.AbstractContextManager | None = None,
     ):
         self.pipe, self.plan, self.folder, self.output, self.batch = (
             pipe,
@@ -106,7 +111,7 @@ class Runner:
         writers = max(2, min(16, cores - 1))
         self._people = People(pipe, 1 if on_cpu else max(2, min(8, cores // 2)))
         self._conditionings = Conditionings(pipe, self._people)
-        self._hints = Hints(pipe, pipe.batch)
+        self._hints = Hints(pipe, pipe.batch, blank=blank_hints)
         self._pool = ThreadPoolExecutor(writers, thread_name_prefix="writer")
         # The accelerator computes a batch while the previous one is copied to the host; a CPU would
         # compute both at once.
@@ -118,6 +123,7 @@ class Runner:
         self._guard, self._ended = threading.Lock(), threading.Event()
         self._broken: BaseException | None = None
         self._asked_to_stop, self._failed_jobs = stopped, set()
+        self._alone = alone or contextlib.nullcontext()
 
     def run(self) -> None:
         """Run until everything is done, or until asked to stop: then it finishes what was started
@@ -247,11 +253,14 @@ class Runner:
         """Begin a batch, filled up with its last picture, and collect those before it."""
         filled = filled_up(rows, self.batch)
         try:
-            conditionings = self._hints([row.conditioned for row in filled])
-            pictures, _ = self.pipe.make(
-                [(one, row.picture.number) for one, row in zip(conditionings, filled)],
-                self._progress,
-            )
+            with self._alone:
+                conditionings = self._hints([row.conditioned for row in filled])
+                pictures, _ = self.pipe.make(
+                    [(one, row.picture.number) for one, row in zip(conditionings, filled)],
+                    self._progress,
+                )
+                if self._depth == 0:
+                    jax.block_until_ready(pictures)
             waiting.append((rows, pictures))
             while len(waiting) > self._depth:
                 self._collect(*waiting.popleft())

@@ -244,6 +244,7 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
         (("--heads", "grin=1"), "grin"),
         (("--seed", -1), "seed"),
         (("--suite", "haeds"), "did you mean heads"),
+        (("--ablate", "nose"), "cannot be left out"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_before_any_work(folder, photos, tmp_path, words, message):

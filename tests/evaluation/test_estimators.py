@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from caphuman_jax.evaluation import estimators
 
@@ -20,6 +21,34 @@ def test_auc_is_the_share_of_pairs_in_order():
     assert estimators.auc([2.0, 3.0], [0.0, 1.0]) == 1
     assert estimators.auc([1.0], [1.0]) == 0.5
     assert math.isnan(estimators.auc([], [1.0]))
+
+
+def test_frechet_distance_against_scipy_and_a_closed_form():
+    rng = np.random.default_rng(0)
+    mix = rng.standard_normal((5, 5))
+    a, b = rng.standard_normal((80, 5)) @ mix, rng.standard_normal((70, 5)) + 0.5
+    (m1, c1), (m2, c2) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
+    root = scipy.linalg.sqrtm(c1 @ c2).real
+    wanted = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * root)
+    assert estimators.frechet_distance(a, b) == pytest.approx(wanted)
+    assert estimators.frechet_distance(a, a + 3) == pytest.approx(5 * 9)  # of shifted Gaussians
+    # Scaled by s: tr(C) (1 - s)²; fewer vectors than numbers do no harm.
+    few = rng.standard_normal((4, 30))
+    few -= few.mean(0)
+    wanted = np.trace(np.cov(few, rowvar=False)) * 0.25
+    assert estimators.frechet_distance(few, few / 2) == pytest.approx(wanted)
+
+
+def test_kernel_distance_against_every_pair():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((9, 4)), rng.standard_normal((7, 4)) + 1
+    kernel = lambda x, y: (np.dot(x, y) / 4 + 1) ** 3
+    pairs = lambda x: np.mean([kernel(one, two) for one, two in itertools.permutations(x, 2)])
+    between = np.mean([kernel(x, y) for x in a for y in b])
+    assert estimators.kernel_distance(a, b) == pytest.approx(pairs(a) + pairs(b) - 2 * between)
+    one, two = rng.standard_normal((2, 300, 4))
+    assert abs(estimators.kernel_distance(one, two)) < 0.1
+    assert estimators.kernel_distance(one, two + 1) > 0.5
 
 
 def people(seed=0, results=40, count=9, noise=0.7):

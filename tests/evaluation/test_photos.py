@@ -7,7 +7,7 @@ import types
 
 import numpy as np
 import pytest
-from cheap_measurer import CheapMeasurer, CheapSettings, write_photos
+from cheap_measurer import CheapMeasurer, CheapSettings, vector_of, write_photos
 from PIL import Image
 from records_standin import write_standin
 
@@ -148,6 +148,21 @@ def test_records_of_another_model_are_named(prepared, monkeypatch, tmp_path, cap
     assert not photos.trained_on({"held_out": held_out_rule(others.path)}, same_settings)
     with pytest.raises(DataError, match="holds nobody out"):
         photos.in_records(RecordsFolder(write_standin(tmp_path / "all", 4)))
+
+
+def test_people_of_the_training_data_are_an_error_unless_asked_for(prepared, tmp_path):
+    folder, records = prepared
+    training = photos.training_vectors(records)
+    assert training.shape == (records.splits["train"], 192)
+    vector = lambda who: types.SimpleNamespace(
+        name=who, vectors={"mobilefacenet": vector_of(who.encode(), b"another photo")}
+    )
+    seen = {key.split("/")[0].removeprefix("person") for key in keys(records, "train")}
+    held_out = {key.split("/")[0].removeprefix("person") for key in keys(records, "test")} - seen
+    photos.check_held_out([vector(who) for who in sorted(held_out)], training, records.path)
+    judged = [vector(min(held_out)), vector(min(seen))]
+    with pytest.raises(DataError, match=rf"1 of 2 people .*\({min(seen)}\).*--training-people"):
+        photos.check_held_out(judged, training, records.path)
 
 
 def test_training_writes_the_rule(prepared, tmp_path):

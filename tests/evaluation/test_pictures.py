@@ -1,7 +1,9 @@
 """Pictures of an evaluation are made and measured exactly once, also where it was stopped."""
 
+import contextlib
 import dataclasses
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from caphuman_jax.errors import SettingError
 from caphuman_jax.evaluation import bulk, pictures, stored
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.evaluation.prompt_suite import all_requests
+from caphuman_jax.face import arcface
+from caphuman_jax.pipeline.pipeline import Pipeline
 
 HEADS, PROMPTS = ("own", "yaw=12,smile=0.5", "random"), ("a photo of a person", "a drawing")
 
@@ -23,12 +27,27 @@ def subjects(pipe, astronaut_file):
 @pytest.fixture
 def measured(monkeypatch):
     """The number of images of every call that measures."""
-    seen, measure = [], pictures.measure_images
+    seen, measure, make = [], pictures.measure_images, Pipeline.make
+    computes = threading.Lock()
+
+    @contextlib.contextmanager
+    def alone():  # programs of two threads of a CPU may wait for each other for ever
+        assert computes.acquire(blocking=False), "two threads compute at the same time"
+        try:
+            yield
+        finally:
+            computes.release()
 
     def counted(model, images, head_of, count):
-        seen.append(count)
-        return measure(model, images, head_of, count)
+        with alone():
+            seen.append(count)
+            return measure(model, images, head_of, count)
 
+    def made_alone(*args):
+        with alone():
+            return make(*args)
+
+    monkeypatch.setattr(Pipeline, "make", made_alone)
     monkeypatch.setattr(pictures, "measure_images", counted)
     monkeypatch.setattr(pictures, "_MEASURED_AT_A_TIME", 2)
     return seen
@@ -80,13 +99,17 @@ def test_pictures_are_those_of_the_pipeline(pipe, subjects, tmp_path, measured):
     assert asked.angles[0] == pytest.approx(12, abs=1e-3)
 
 
-def test_measurements_in_a_file(pipe, subjects, tmp_path):
+def test_measurements_in_a_file(pipe, subjects, tmp_path, monkeypatch):
+    of_user = lambda crops: crops.reshape(1, -1)[:, :512] / np.float32(255)
+    monkeypatch.setattr(arcface, "find", lambda: of_user)
     model, blank = pipe.head_model, np.full((64, 64, 3), 90, np.uint8)
     images = [subjects[0].picture, blank]
     found = pictures.measure_images(model, images, pipe.head_of)
     found[0].values["array"] = np.arange(3)
     found[1].values["array"] = np.arange(3) + 1
     stored.save(tmp_path / "m.npz", ["x", "y"], found)
+    assert found[0].vectors["arcface"].shape == found[1].vectors["arcface"].shape == (512,)
+    assert found[0].vectors["arcface"].any() and np.isnan(found[1].vectors["arcface"]).all()
     for (name, read), wanted in zip(stored.load(tmp_path / "m.npz"), found):
         assert name in "xy" and read.faces == wanted.faces
         for field in ("angles", "position", "expression", "light"):

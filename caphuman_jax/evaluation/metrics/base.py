@@ -6,14 +6,18 @@ To add a metric, write a module in this package that defines `METRIC`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 
 from caphuman_jax.evaluation import estimators
 from caphuman_jax.evaluation.outcome import ImageMeasurement, Outcome, Subject
 from caphuman_jax.evaluation.prompt_suite import Request
+from caphuman_jax.face import recognition, segmentation
+from caphuman_jax.face.colors import measure_colors
 from caphuman_jax.head.base import HeadModel
 
 # Least difference from the subject's own head that counts as a change.
@@ -28,13 +32,55 @@ with chance.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture as metrics read it; what several of them need is computed once.
+
+    Attributes:
+        image: (S, S, 3) uint8.
+        landmarks: (478, 3) of the largest face in its pixels; None without a face.
+        known: `recognized`, where it is known already.
+    """
+
+    image: np.ndarray
+    landmarks: np.ndarray | None
+    known: tuple[np.ndarray, np.ndarray] | None = None
+
+    @functools.cached_property
+    def recognized(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Vector (192,) and features (49, 512) of the shipped recognizer."""
+        if self.landmarks is None:
+            return None
+        return self.known or recognition.identity(self.image, self.landmarks)
+
+    @functools.cached_property
+    def colors(self) -> np.ndarray | None:
+        """(5, 4) of `face.colors.measure_colors`."""
+        if self.landmarks is None:
+            return None
+        person = segmentation.person_mask(self.image)
+        person = cv2.resize(person, (256, 256), interpolation=cv2.INTER_AREA)
+        whole = np.array([0, 0, 1, 1], np.float32)
+        return measure_colors(self.image, person, self.landmarks / len(self.image), whole)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What metrics are computed from. `outcomes` are of requests, or of the measurement floor."""
+    """What metrics are computed from.
+
+    Attributes:
+        model: head model.
+        subjects: the people.
+        outcomes: of requests, or of the measurement floor.
+        seed: of what is random.
+        training: (M, 192) unit vectors of the shipped recognizer of all photos that the model was
+            trained on, where they are known.
+    """
 
     model: HeadModel
     subjects: Sequence[Subject]
     outcomes: Sequence[Outcome]
     seed: int = 0
+    training: np.ndarray | None = None
 
     @property
     def person(self) -> np.ndarray:
@@ -107,8 +153,8 @@ class Metric:
         goals: that the values are compared with.
         previews: {name: place in the results} of the values that training reports.
         requests_only: computed for requests, and not for the measurement floor.
-        reads: {name: function(image (S, S, 3) uint8, landmarks (478, 3) of the largest face or
-            None) -> number, text, array or None}; the values are in `ImageMeasurement.values`.
+        reads: {name: function(shown) -> number, text, array or None}; the values are in
+            `ImageMeasurement.values`. An array always has the same shape, NaN without a face.
         order: place among the other metrics; equal ones are ordered by the names of their modules.
     """
 
@@ -117,9 +163,7 @@ class Metric:
     goals: tuple[Goal, ...] = ()
     previews: Mapping[str, str] = dataclasses.field(default_factory=dict)
     requests_only: bool = False
-    reads: Mapping[str, Callable[[np.ndarray, np.ndarray | None], Any]] = dataclasses.field(
-        default_factory=dict
-    )
+    reads: Mapping[str, Callable[[Shown], Any]] = dataclasses.field(default_factory=dict)
     order: int = 50
 
 

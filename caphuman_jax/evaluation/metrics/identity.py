@@ -20,9 +20,10 @@ from caphuman_jax.evaluation.metrics.base import (
     share,
     unit,
 )
-from caphuman_jax.evaluation.outcome import RECOGNIZERS
+from caphuman_jax.evaluation.outcome import ARCFACE, RECOGNIZERS
 
 RANKED_AMONG = 50
+_ALL = (*RECOGNIZERS, ARCFACE)
 _CONDITIONED_ON = "mobilefacenet"  # models see its vectors, so its own figures are flattering
 
 
@@ -30,7 +31,13 @@ def compute(run: Run) -> dict:
     """identity.RECOGNIZER: by Euclidean distance, and by cosine after the mean of the reference
     vectors is subtracted from both sides, since raw cosines of dlib's vectors are all near 1.
     """
-    return {"identity": {name: _identity(run, name) for name in RECOGNIZERS}}
+    return {"identity": {name: _identity(run, name) for name in _ALL if _knows(run, name)}}
+
+
+def _knows(run: Run, recognizer: str) -> bool:
+    """Whether all vectors of a recognizer are there."""
+    parts = [*run.subjects, *(outcome.measured for outcome in run.outcomes)]
+    return all(recognizer in part.vectors for part in parts)
 
 
 def compared(run: Run, recognizer: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -47,12 +54,16 @@ def compared(run: Run, recognizer: str) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def similarity(run: Run, recognizer: str) -> np.ndarray:
     """(N,) centered cosine of each result and its own reference photo."""
+    if not _knows(run, recognizer):
+        return np.full(len(run.outcomes), np.nan)
     cosine = compared(run, recognizer)[1]
     return np.take_along_axis(cosine, run.person[:, None], axis=1)[:, 0]
 
 
 def rank_one(run: Run, recognizer: str, among: int | None) -> np.ndarray:
     """(N,) see `estimators.rank_one`."""
+    if not _knows(run, recognizer):
+        return np.full(len(run.outcomes), np.nan)
     distance, _, comparable = compared(run, recognizer)
     nearer, others = estimators.closer_people(distance, run.person, comparable)
     return estimators.rank_one(nearer, others, among)
@@ -115,11 +126,12 @@ def _quantiles(values):
 _NETWORKS = {
     "dlib": "dlib's face recognition network (King, 2017), which conditions no model",
     "mobilefacenet": "MobileFaceNet (Chen et al., 2018), which conditions the shipped model",
+    ARCFACE: "ArcFace (Deng et al., 2019), the pack of insightface that the user has",
 }
 
 
 def _measures():
-    for name in RECOGNIZERS:
+    for name in _ALL:
         shown = f"{name}, conditioned on" if name == _CONDITIONED_ON else name
         place, source = f"identity.{name}.", _NETWORKS[name]
         yield Measure(

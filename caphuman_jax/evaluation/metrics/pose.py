@@ -13,8 +13,10 @@ from caphuman_jax.evaluation.metrics.base import (
     Measure,
     Metric,
     Run,
+    averaged,
     columns,
     controlled,
+    median,
 )
 
 ANGLES = ("yaw", "pitch", "roll")
@@ -35,7 +37,20 @@ def compute(run: Run) -> dict:
     part = dataclasses.replace(run, outcomes=kept)
     for i, name in enumerate(ANGLES):
         answer[name] = controlled("angles", *columns(part, "angles", i), part.person, run.seed)
+    if any(np.isfinite(far_errors(run, i)).any() for i in range(len(ANGLES))):
+        answer["far"] = {
+            name: averaged(run, functools.partial(far_errors, axis=i), median)
+            for i, name in enumerate(ANGLES)
+        }
     return {"pose": answer}
+
+
+def far_errors(run: Run, axis: int) -> np.ndarray:
+    """(N,) absolute errors of an angle in degrees where more than WITHIN degrees of it are
+    requested, else NaN.
+    """
+    asked, measured, _ = columns(run, "angles", axis)
+    return np.where(np.abs(asked) > WITHIN, np.abs(measured - asked), np.nan)
 
 
 def errors(run: Run, axis: int, changed: bool) -> np.ndarray:
@@ -76,6 +91,16 @@ def _measures():
             source,
             "degrees",
             functools.partial(errors, axis=i, changed=False),
+        )
+        yield Measure(
+            f"{angle}-far",
+            f"{angle} error of heads turned far, median, degrees",
+            f"pose.far.{angle}",
+            "down",
+            f"Median absolute error of {angle} over requests of more than {WITHIN:g}° of it.",
+            source,
+            "degrees",
+            functools.partial(far_errors, axis=i),
         )
 
 

@@ -6,28 +6,25 @@ import cv2
 import numpy as np
 
 from caphuman_jax.evaluation import estimators
-from caphuman_jax.evaluation.metrics.base import Measure, Metric, Run, own_values
+from caphuman_jax.evaluation.metrics.base import Measure, Metric, Run, Shown, own_values
 from caphuman_jax.evaluation.prompt_suite import asked_background, asks_without_color
-from caphuman_jax.face import segmentation
-from caphuman_jax.face.colors import BACKGROUND, color_word, measure_colors
+from caphuman_jax.face.colors import BACKGROUND, color_word
 
 GREY_CHROMA = 6.0  # mean Lab chroma below which an image counts as black-and-white
 
 
-def chroma(image: np.ndarray, landmarks: np.ndarray | None) -> float:
+def chroma(shown: Shown) -> float:
     """Mean chroma over the image, in Lab."""
-    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab = cv2.cvtColor(shown.image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     return float(np.linalg.norm(lab[..., 1:], axis=-1).mean())
 
 
-def background(image: np.ndarray, landmarks: np.ndarray | None) -> str | None:
+def background(shown: Shown) -> str | None:
     """The background's color word, or None without a face or with too little background."""
-    if landmarks is None:
+    colors = shown.colors
+    if colors is None or colors[BACKGROUND, 3] <= 0.04:
         return None
-    person = cv2.resize(segmentation.person_mask(image), (256, 256), interpolation=cv2.INTER_AREA)
-    whole = np.array([0, 0, 1, 1], np.float32)
-    colors = measure_colors(image, person, landmarks / image.shape[0], whole)
-    return color_word(colors[BACKGROUND, :3]) if colors[BACKGROUND, 3] > 0.04 else None
+    return color_word(colors[BACKGROUND, :3])
 
 
 def compute(run: Run) -> dict:
