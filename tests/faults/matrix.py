@@ -27,10 +27,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from judgement import FAULTS, KILLS
-from processes import import_everything, run_here
-from trials import ROUNDS, Trials
-from verbs import VERBS, Verb
+sys.path.insert(0, str(Path(__file__).parents[1]))  # xla_flags, and what verbs.build needs
+
+import xla_flags  # noqa: E402
+from judgement import FAULTS, KILLS  # noqa: E402
+from processes import import_everything, run_here  # noqa: E402
+from trials import ROUNDS, Trials  # noqa: E402
+from verbs import VERBS, Verb  # noqa: E402
 
 SHORT = ("kill", "term by clock", "disk full")
 SHORT_VERBS = ("import", "import over", "export ldm", "export diffusers", "head", "generate")
@@ -140,6 +143,7 @@ def main() -> int:
 def settle(state: Path) -> None:
     """One device, programs compiled quickly and kept."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["XLA_FLAGS"] = xla_flags.ONE_DEVICE
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     os.environ["CAPHUMAN_CACHE"] = str(state / "cache")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(state / "cache" / "jax")
