@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from caphuman_jax.cli import console
 from caphuman_jax.cli.generate import add_combine_argument
 from caphuman_jax.errors import CapHumanError, SettingError
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
         identity_file.save(args.out, person, pipe.head_name)
     except OSError as error:
         raise CapHumanError(f"the identity cannot be written to {args.out} ({error})") from error
+    console.check_there([args.out], args.out.parent)
     recognizer = person.known_by.partition(" and ")[0]
     print(
         f"{args.out}: {person.name}, fit {person.confidence:.2f}; for models with the recognizer "

@@ -15,7 +15,7 @@ import jax
 import ml_collections
 from jax.experimental import multihost_utils
 
-from caphuman_jax.errors import CapHumanError, DataError
+from caphuman_jax.errors import CapHumanError, DataError, ModelFolderError
 from caphuman_jax.io import buckets
 from caphuman_jax.runtime import agreement, sharding
 from caphuman_jax.training import loop, metric_writer, run_folder
@@ -23,7 +23,7 @@ from caphuman_jax.training.checkpoints import Checkpoints
 from caphuman_jax.training.loop import LoopConfig
 from caphuman_jax.training.recipe import Log
 from caphuman_jax.training.run_config import from_config, recipe_module
-from caphuman_jax.weights import model_card
+from caphuman_jax.weights import model_card, model_folder
 from data_pipeline.records.reader import held_out_rule
 
 
@@ -79,7 +79,7 @@ def _train_stages(
         for cfg in configs:
             metric_writer.check_writers(cfg.tensorboard, cfg.wandb)
         for stage, cfg in zip(stages, configs):
-            if stage is not stages[-1] and (stage.model_folder / "config.json").exists():
+            if stage is not stages[-1] and _is_whole(stage.model_folder):
                 continue
             mesh = sharding.make_mesh(cfg.fsdp)
             recipe, source = stage.build(mesh, log)
@@ -113,7 +113,22 @@ def _train_stages(
     except CapHumanError:
         run_folder.forget_config(workdir)
         raise
+    if jax.process_index() == 0 and not (workdir / "config.json").exists():
+        raise DataError(
+            f"something removed {workdir} while the model was trained; run the same command again"
+        )
     return 0
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the model folder of a stage is there, with all its files. If not, the stage is
+    exported again from its last checkpoint.
+    """
+    try:
+        model_folder.verify_model(folder)
+    except ModelFolderError:
+        return False
+    return True
 
 
 def export_run(

@@ -183,6 +183,10 @@ def _failure(job: workdir.Job, code: int, output: str) -> CapHumanError:
     """The error that the pipeline reported, or where to look for it."""
     if line := extract_error(output):
         return DataError(line)
+    if "RESOURCE_EXHAUSTED" in output or "MemoryError" in output:
+        return DataError(
+            "the memory does not suffice; run the same command with fewer --workers to resume"
+        )
     with contextlib.suppress(OSError):
         files.write(job.path(_LOG), output.encode())
     last = next(

@@ -124,6 +124,13 @@ def _strike(fault: Fault, path: str | None, first: bool) -> None:
     elif fault.kind == "term":
         os.kill(fault.root, signal.SIGTERM)
     elif fault.kind == "gone":
+        there = [
+            os.path.relpath(os.path.join(folder, name), fault.watch)
+            for folder, _, names in os.walk(fault.watch)
+            for name in names
+        ]
+        with open(os.path.join(fault.notes, "there"), "w") as file:
+            json.dump(there, file)
         for name in os.listdir(fault.watch):
             shutil.rmtree(os.path.join(fault.watch, name), ignore_errors=True)
     elif fault.kind == "vanish":

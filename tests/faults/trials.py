@@ -242,7 +242,9 @@ class Trials:
     def judge(self, verb: Verb, fault: str, place: Path, outcome: Outcome) -> list[str]:
         """What is wrong after a fault, the rerun included; [] if everything is as it should be."""
         expected, before = dict(self.known[verb.name]["files"]), self.old(verb)
-        taken = self.taken(place)
+        taken = self.taken(verb, place, expected)
+        if verb.many and fault == "vanish" and outcome.code in (0, 3) and self.lost_input(place):
+            return wrong_end(fault, outcome, True)  # what it says of the file is tested elsewhere
         if fault == "gone":  # the user's own files, too
             expected = {n: d for n, d in expected.items() if Path(n).name != verb_list.OWN}
         found = verb_list.digests(place / "work", verb)
@@ -260,14 +262,25 @@ class Trials:
             self.rerun[key] = self.check_rerun(verb, place, expected, everything or taken)
         return problems + self.rerun[key]
 
-    def taken(self, place: Path) -> bool:
-        """Whether the file that vanished was one of the result, which nobody can bring back."""
-        note = place / "notes" / "vanished"
+    def taken(self, verb: Verb, place: Path, expected: dict[str, str]) -> bool:
+        """Whether what was removed belonged to the result, which nobody can bring back: one file
+        that a person sees, or the folder when everything was there.
+        """
+        gone, note = place / "notes" / "there", place / "notes" / "vanished"
+        if gone.exists() and not verb.numbered:
+            return set(json.loads(gone.read_text())) >= set(expected)
+        if gone.exists():
+            return len(json.loads(gone.read_text())) >= len(expected)
         if not note.exists():
             return False
         path = Path(note.read_text())
         inside = path.is_relative_to(place / "work")
         return inside and not re.search(r"/\.", str(path.relative_to(place)))
+
+    def lost_input(self, place: Path) -> bool:
+        """Whether a file that the command reads has vanished."""
+        note = place / "notes" / "vanished"
+        return note.exists() and Path(note.read_text()).is_relative_to(place / "in")
 
     def old(self, verb: Verb) -> dict[str, str]:
         """Digests of what is in work/ before the command."""

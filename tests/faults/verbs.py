@@ -37,6 +37,7 @@ class Verb:
             the contents of files are compared.
         weights: the model folder in in/ whose weights become NaN; None where it has none.
         memory: whether it runs compiled programs that can find the device's memory full.
+        many: whether it goes on without one of the files that it reads, and says so.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Verb:
     numbered: bool = False
     weights: str | None = "tiny"
     memory: bool = False
+    many: bool = False
 
 
 _SAMPLE = "--model in/tiny --steps 2 --batch 2"
@@ -105,7 +107,8 @@ VERBS = [
         "sample",
         "sample --jobs in/jobs.jsonl --model in/tiny --batch 2 --out work/pictures",
         ("a.identity", "b.identity", "jobs.jsonl", "tiny"),
-        logs=r"^pictures/(\.sample/|index\.jsonl$)",
+        logs=r"^pictures/(index|failed)\.jsonl$",
+        many=True,
         memory=True,
     ),
     Verb(
@@ -113,7 +116,8 @@ VERBS = [
         "sample --jobs in/jobs.jsonl --model in/tiny --batch 2 --out work/pictures "
         "--format array_record",
         ("a.identity", "b.identity", "jobs.jsonl", "tiny"),
-        logs=r"^pictures/(\.sample/|index\.jsonl$)",
+        logs=r"^pictures/(index|failed)\.jsonl$",
+        many=True,
         memory=True,
     ),
     Verb(
@@ -121,7 +125,8 @@ VERBS = [
         "evaluate --photos in/people --model in/tiny --report work/report --per-person 1 "
         "--heads own --prompts=photo --steps 2 --batch 2",
         ("people", "tiny"),
-        logs=r"^$",
+        logs=r"^report/pictures/(index|failed)\.jsonl$",
+        many=True,
         memory=True,
     ),
     Verb(
@@ -148,6 +153,7 @@ VERBS = [
         "--workers 1 -- --direct_running_mode=in_memory",
         ("photos",),
         logs=r"^records/\.work-",
+        many=True,
         weights=None,
         memory=True,
     ),
