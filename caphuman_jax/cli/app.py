@@ -121,7 +121,7 @@ def run(arguments: list[str] | None = None) -> int:
     failures.plain_output()
     spare_libtpu()
     try:
-        with _sigterm_raised():
+        with _sigterm_raised(), _threads_reported(debug):
             code = _dispatch(arguments) or 0
         problem = failures.flush(sys.stdout)
         return code if problem is None else _failed(f"the output cannot be written: {problem}")
@@ -188,6 +188,26 @@ def _sigterm_raised() -> Iterator[None]:
     finally:
         sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _threads_reported(debug: bool) -> Iterator[None]:
+    """A full disk that a library finds in a thread of its own is one line, too."""
+    hook = threading.excepthook
+
+    def report(failure):
+        found = failure.exc_value
+        told = failures.explain(found) if isinstance(found, OSError) else None
+        if debug or told is None:
+            hook(failure)
+        else:
+            print(f"caphuman: warning: {told}", file=sys.stderr)
+
+    threading.excepthook = report
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
 
 
 def _dispatch(arguments: list[str]) -> int | None:

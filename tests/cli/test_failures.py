@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -78,6 +79,22 @@ def test_a_signal_in_a_finalizer_is_not_lost(number, code, monkeypatch, capsys):
     hook = sys.unraisablehook
     assert app.main(["generate"]) == code and sys.unraisablehook is hook
     assert "ignored" not in capsys.readouterr().err
+
+
+def test_a_full_disk_in_a_thread_is_one_line(monkeypatch, capsys):
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device", "events")
+
+    def run(args):
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(generate, "run", run)
+    assert app.main(["generate"]) == 0
+    assert capsys.readouterr().err == (
+        "caphuman: warning: events: no space is left; make room, and run the same command again\n"
+    )
 
 
 def test_output_of_any_characters(monkeypatch):
