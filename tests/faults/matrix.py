@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import argparse
 import collections
+import importlib.metadata
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -63,26 +65,37 @@ def plan(chosen: list[Verb], faults: list[str], share: float) -> Iterator[tuple[
 
 
 def table(results: list[dict]) -> str:
-    """Verb × fault: right and wrong, as Markdown; without runs that ended before the fault."""
+    """Verb × fault, as Markdown: how often it struck, and how often something was wrong then."""
     faults = [fault for fault in FAULTS if any(r["fault"] == fault for r in results)]
     names = [verb.name for verb in VERBS if any(r["verb"] == verb.name for r in results)]
     counts = collections.Counter(
-        (r["verb"], r["fault"], not r["problems"]) for r in results if r["struck"] or r["problems"]
+        (r["verb"], r["fault"], bool(r["problems"]))
+        for r in results
+        if r["struck"] or r["problems"]
     )
 
-    def cell(pairs) -> str:
-        right = sum(counts[v, f, True] for v, f in pairs)
-        wrong = sum(counts[v, f, False] for v, f in pairs)
-        return f"{right}" + (f", **{wrong} wrong**" if wrong else "") if right + wrong else ""
-
-    lines = [["", *names, "all"], ["---"] * (len(names) + 2)]
-    for fault in faults:
-        lines.append(
-            [fault, *(cell([(n, fault)]) for n in names), cell([(n, fault) for n in names])]
+    def cell(verbs: list[str], kinds: list[str]) -> str:
+        right, wrong = (
+            sum(counts[verb, fault, problems] for verb in verbs for fault in kinds)
+            for problems in (False, True)
         )
-    every = [(n, f) for n in names for f in faults]
-    lines.append(["all", *(cell([(n, f) for f in faults]) for n in names), cell(every)])
+        return f"{right + wrong}{f' (**{wrong} wrong**)' if wrong else ''}" if right + wrong else ""
+
+    rows = [(name, [name]) for name in names] + [("all", names)]
+    lines = [["", *faults, "all"], ["---"] * (len(faults) + 2)]
+    lines += [
+        [name, *(cell(verbs, [fault]) for fault in faults), cell(verbs, faults)]
+        for name, verbs in rows
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def versions() -> str:
+    """What the table is of."""
+    packages = ("caphuman-jax", "jax", "orbax-checkpoint", "apache-beam", "array-record")
+    found = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    system = f"{platform.system()} {platform.release()}, {os.cpu_count()} cores"
+    return f"{', '.join(found)}, Python {platform.python_version()}, {system}"
 
 
 def main() -> int:
@@ -106,7 +119,7 @@ def main() -> int:
     import_everything(state / "modules.json")
     chosen = [verb for verb in VERBS if verb.name in args.verbs]
     trials = Trials(state, args.seed)
-    print(f"seed {args.seed}", flush=True)
+    print(f"seed {args.seed}; {versions()}", flush=True)
     trials.prepare(chosen)
     if not (state / "modules.json").exists():
         (state / "modules.json").write_text(json.dumps(sorted(modules_of(trials, chosen))))
