@@ -44,6 +44,8 @@ def explain(error: BaseException, verb: str = "") -> str | None:
     the command, whose settings are named.
     """
     text = " ".join(str(error).split())
+    if not isinstance(error, OSError) and "No space left on device" in text:  # of C++ libraries
+        return f"no space is left ({text[:200]}); make room, and run the same command again"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "Out of memory" in text:
         sampling = "take a smaller --batch, or --memory low"
         advice = sampling if verb in _SAMPLING else _LESS_MEMORY.get(verb, _MEMORY_ELSEWHERE)

@@ -183,6 +183,8 @@ def _failure(job: workdir.Job, code: int, output: str) -> CapHumanError:
     """The error that the pipeline reported, or where to look for it."""
     if line := extract_error(output):
         return DataError(line)
+    if "No space left on device" in output:
+        return DataError(f"no space is left for {job.out}; make room and rerun the same command")
     if "RESOURCE_EXHAUSTED" in output or "MemoryError" in output:
         return DataError(
             "the memory does not suffice; run the same command with fewer --workers to resume"

@@ -23,6 +23,7 @@ COMMAND = [sys.executable, "-m", "caphuman_jax.cli"]
     [
         (PhotoError("no\nface"), 2, "error: no face"),
         (OSError(errno.ENOSPC, "No space left on device", "out/a.png"), 2, "out/a.png: no space"),
+        (RuntimeError("RESOURCE_EXHAUSTED: x: No space left on device"), 2, "no space is left"),
         (FileNotFoundError(2, "No such file or directory", "x"), 2, "x: No such file"),
         (MemoryError(), 2, "--batch"),
         (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), 2, "--memory low"),
