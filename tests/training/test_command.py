@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -254,6 +255,22 @@ def test_exit_codes_and_one_line(tmp_path, capsys):
     assert train(tmp_path / "e", "--config.loop.sharding=zero9") == 2
     assert "'zero9'; there are replicated, zero, fsdp" in capsys.readouterr().err
     assert app.main(["export", str(tmp_path / "b"), str(tmp_path / "f"), "--to", "ldm"]) == 2
+
+
+def test_a_work_folder_that_was_removed_is_told(monkeypatch, tmp_path, capsys):
+    """Its checkpoints are gone; a code of 0 would say that they are there."""
+    import tiny_recipe
+
+    monkeypatch.setattr(tiny_recipe, "export", lambda _, workdir, *__: shutil.rmtree(workdir))
+    assert train(tmp_path / "w") == 2
+    assert "something removed" in capsys.readouterr().err
+
+
+def test_a_stage_counts_as_made_with_all_its_files(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    assert training_run._is_whole(folder) and not training_run._is_whole(tmp_path)
+    (folder / "vae.safetensors").unlink()
+    assert not training_run._is_whole(folder)
 
 
 def test_a_signal_before_the_loop_is_answered_at_once(monkeypatch, tmp_path, capsys):
