@@ -41,6 +41,7 @@ SHORT = ("kill", "term by clock", "disk full")
 SHORT_VERBS = ("import", "import over", "export ldm", "export diffusers", "head", "generate")
 SHORT_VERBS += ("sample", "sample records")
 """Those that have little to compile; other tests kill `train` and `prepare`."""
+_KILLS_FIRST = 4  # of each kind
 
 
 def applies(verb: Verb, fault: str) -> bool:
@@ -53,13 +54,13 @@ def applies(verb: Verb, fault: str) -> bool:
 
 
 def plan(chosen: list[Verb], faults: list[str], share: float) -> Iterator[tuple[Verb, str, int]]:
-    """All trials, those of all verbs and faults in turn."""
-    rounds = max(ROUNDS.values())
-    for number in range(rounds):
+    """All trials, those of all verbs and faults in turn; some kills come first."""
+    for turn in range(_KILLS_FIRST + max(ROUNDS.values())):
         for verb in chosen:
             for fault in faults:
+                number = turn if fault in KILLS else turn - _KILLS_FIRST
                 wanted = max(1, round(ROUNDS[fault] * share))
-                if number < wanted and applies(verb, fault):
+                if 0 <= number < wanted and applies(verb, fault):
                     # Few trials are spread over the run as many are.
                     yield verb, fault, number * ROUNDS[fault] // wanted
 
