@@ -1,5 +1,6 @@
-"""Makes docs/images/edits.jpg, the shipped portrait edited, with before, mask and after in a row, and
-docs/images/edits_row.jpg, before and every after in one row.
+"""Makes docs/images/edits.jpg, the shipped portrait edited, with before, mask and after in a row,
+and docs/images/edits_row.jpg, before and every after in one row. In the mask, pixels of the photo
+that move are gray, and what the model paints is white.
 
 python docs/make_edits.py [--out DIR]
 """
@@ -28,9 +29,10 @@ def main() -> None:
     args = parser.parse_args()
     pipe, rows = caphuman_jax.load("mini"), []
     for head in HEADS:
-        result = pipe.edit(PHOTO, head=head, seed=7, steps=50)
+        result = pipe.edit(PHOTO, head=head, seed=7)
         canvas = result.canvas
-        mask = np.repeat(np.rint(canvas.changed * 255).astype(np.uint8)[..., None], 3, axis=-1)
+        shown = 0.4 * (canvas.changed > 0) + 0.6 * canvas.mask
+        mask = np.repeat(np.rint(shown * 255).astype(np.uint8)[..., None], 3, axis=-1)
         after = align.warp(result.images[0], canvas.place, mask.shape[:2], border="repeat")
         rows.append(np.concatenate([canvas.image, mask, after], axis=1))
     Image.fromarray(np.concatenate(rows)).save(args.out / "edits.jpg", quality=88)

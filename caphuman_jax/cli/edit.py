@@ -48,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask",
         metavar="auto|face|head|whole|FILE",
-        help="what is made again: the head if it moves or is lit differently, else the face (auto, "
-        "the default); always the face or the head; the whole photo; or the white part of a "
-        "picture of the photo's size",
+        help="what is made again: what of the face the photo does not show, or all with words "
+        "or another person (auto, the default); always the face or the head; the whole photo; or "
+        "the white part of a picture of the photo's size",
     )
     parser.add_argument(
         "--no-person",

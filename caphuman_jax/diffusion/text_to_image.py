@@ -265,22 +265,6 @@ def encode_text(
     return hidden.reshape(*token_ids.shape, hidden.shape[-1])
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "graph"))
-def encode_photos(
-    params: dict, photos: Float[Array, "b H W n"], *, cfg: ModelConfig, graph
-) -> Float[Array, "b h w c"]:
-    """Photos (B, H, W, 3) in [0, 1] as the latents (B, h, w, C) that the diffusion networks see:
-    the mean of the autoencoder's posterior, scaled; without noise, so the same at every call.
-
-    Args:
-        params, graph: of the autoencoder.
-        photos: H and W multiples of its downsampling.
-        cfg: the model's configuration.
-    """
-    vae = nnx.merge(graph, quantization.dequantize(params))
-    return vae.encode(photos * 2 - 1)[0] * cfg.vae.scaling_factor
-
-
 def _residuals(branches: Sequence[str], of_capface: dict, of_controlnets: dict) -> Any:
     """The sum of CapFace's and the ControlNets' residuals for each of the branches; of B images
     where all branches share them, else of kB; None where there are none.

@@ -42,6 +42,8 @@ class Canvas:
         mask: (h, w) float32 in [0, 1]: 1 where it is sampled.
         photo_mask: (H, W) float32, the mask at the photo's own resolution; None: `mask` enlarged.
         motion: of the head in it, see `rough_edit`; None: nothing moves.
+        reconstruction: (h, w, 3) float32 in [0, 255], `rough` as the autoencoder encodes and
+            decodes it; None: not known.
     """
 
     photo: np.ndarray
@@ -50,6 +52,7 @@ class Canvas:
     mask: np.ndarray
     photo_mask: np.ndarray | None = None
     motion: Motion | None = None
+    reconstruction: np.ndarray | None = None
 
     @property
     def enlargement(self) -> float:
@@ -115,12 +118,12 @@ def create_canvas(
 
 
 def warn_if_soft(canvas: Canvas) -> None:
-    """Log a notice where the photo is sharper than what the model makes."""
-    if canvas.enlargement > _SOFT:
+    """Log a notice where the photo is sharper than what the model paints in it."""
+    if canvas.enlargement > _SOFT and (canvas.mask > 0.5).any():
         height, width = canvas.mask.shape
         log.warning(
-            "the part of the photo that is made again is %.0fx%.0f pixels, and the model makes "
-            "%dx%d: it comes out softer than the rest of the photo",
+            "a part of the photo of %.0fx%.0f pixels is changed, and the model makes %dx%d: what "
+            "it paints there comes out softer than the photo",
             width * canvas.enlargement,
             height * canvas.enlargement,
             width,

@@ -34,6 +34,7 @@ from caphuman_jax.pipeline.canvas import Canvas
 from caphuman_jax.pipeline.head_target import HeadTarget, place_side_by_side, warn_if_unusual
 from caphuman_jax.pipeline.paste import paste
 from caphuman_jax.pipeline.request import (
+    EDIT_PROMPT,
     LANDMARKS,
     ControlRequest,
     EditRequest,
@@ -262,7 +263,9 @@ def _of_photo(
         change = rough_edit.motion(head_model, old, new, canvas.image)
         if not edit.paints and not edit.whole:
             canvas = dataclasses.replace(canvas, motion=change)
-            kind = str(edit.mask)
+            # Words may ask for what the photo does show.
+            by_words = edit.mask == "auto" and request.prompt != EDIT_PROMPT
+            kind = "face" if by_words else str(edit.mask)
             mask = edit_mask.head_mask(head_model, new, canvas.rough, change, kind)
             canvas = dataclasses.replace(canvas, mask=mask)
     canvases.warn_if_soft(canvas)

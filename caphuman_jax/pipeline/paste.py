@@ -11,18 +11,19 @@ from caphuman_jax.pipeline.canvas import Canvas
 # Part of the canvas' height: how far colors are matched around the seam.
 _REACH = 0.05
 _ALIKE = 0.12  # differences of this much count little: another thing is there, not another color
-# The photo's own detail, finer than this many canvas pixels, is kept where what was made differs
-# from it by less than `_SAME` (of 1) in everything coarser.
-_DETAIL, _SAME = 1.2, 0.08
+# A pixel keeps what the autoencoder loses of the photo where sampling changed it by less than
+# `_SAME` (of 1) in a neighborhood of `_NEAR` canvas pixels.
+_SAME, _NEAR = 0.08, 2.0
+_COLOR = 0.03  # part of the canvas' height: the autoencoder's error in what is coarser is color
 
 
-def paste(canvas: Canvas, made: np.ndarray, keep_detail: bool = True) -> np.ndarray:
+def paste(canvas: Canvas, made: np.ndarray) -> np.ndarray:
     """The photo (H, W, 3) uint8 with a made canvas (h, w, 3) uint8 in it.
 
     The photo's own pixels are moved and lit first (`Canvas.motion`), at the photo's resolution;
     what was made is blended over them by the mask. Where neither reaches, the pixels are the
-    photo's. With `keep_detail` the photo's detail that is too fine for the model stays where the
-    model made the same thing.
+    photo's. Where sampling left the autoencoder's picture of the photo as it was
+    (`Canvas.reconstruction`), the photo's own pixels stay, as sharp as they are.
     """
     photo, (height, width) = canvas.photo, made.shape[:2]
     back = align.invert(canvas.place)
@@ -43,11 +44,8 @@ def paste(canvas: Canvas, made: np.ndarray, keep_detail: bool = True) -> np.ndar
     else:
         weight = canvas.photo_mask[part]
     weight = np.where(weight > 1 / 255, weight, 0)[..., None]
-    matched = match_colors(made, canvas.rough, canvas.mask)
-    matched = _enlarged(matched, back, size)
-    if keep_detail:
-        matched = matched + _detail(canvas, made, moved, back, size)
-    mixed = np.rint(weight * matched + (1 - weight) * moved).clip(0, 255).astype(np.uint8)
+    new = _layer(canvas, made, moved, back, size)
+    mixed = np.rint(weight * new + (1 - weight) * moved).clip(0, 255).astype(np.uint8)
     result = photo.copy()
     result[part] = np.where(changed[..., None] | (weight > 0), mixed, photo[part])
     return result
@@ -70,20 +68,27 @@ def match_colors(made: np.ndarray, before: np.ndarray, mask: np.ndarray) -> np.n
     return made + 255 * spread(weight * difference) / (spread(weight) + 0.1)
 
 
-def _detail(
+def _layer(
     canvas: Canvas, made: np.ndarray, moved: np.ndarray, back: np.ndarray, size: tuple[int, int]
 ) -> np.ndarray:
-    """(H, W, 3) float32: what the moved photo has of detail that is too fine for the model, where
-    the model made the same thing.
+    """(H, W, 3) float32: what was made, at the photo's resolution.
+
+    Args:
+        canvas: of the edit.
+        made: (h, w, 3) uint8.
+        moved: (H, W, 3), the photo's part after its motion.
+        back: (2, 3), canvas pixels to those of the part.
+        size: (H, W) of the part.
     """
-    blur = lambda x, sigma: cv2.GaussianBlur(x, (0, 0), sigma)
-    coarse = blur(canvas.rough.astype(np.float32), _DETAIL)
-    difference = np.abs(blur(made.astype(np.float32), _DETAIL) - coarse).max(axis=-1) / 255
-    same = np.exp(-np.square(blur(difference, 2) / _SAME))
-    if canvas.motion is not None:
-        same = same * (1 - canvas.motion.hidden[..., 0])
-    fine = moved - blur(moved, _DETAIL * canvas.enlargement)
-    return fine * np.clip(_enlarged(same, back, size), 0, 1)[..., None]
+    enlarged = lambda image: _enlarged(image, back, size).reshape(*size, -1)
+    seen, rough = canvas.reconstruction, canvas.rough.astype(np.float32)
+    if seen is None:
+        return enlarged(match_colors(made, rough, canvas.mask))
+    made = match_colors(made, seen, canvas.mask)
+    changed = cv2.GaussianBlur(np.abs(made - seen).max(axis=-1) / 255, (0, 0), _NEAR)
+    same = np.clip(enlarged(np.exp(-np.square(changed / _SAME))), 0, 1)
+    color = cv2.GaussianBlur(rough - seen, (0, 0), _COLOR * len(seen))
+    return enlarged(made) + same * (moved - enlarged(seen)) + (1 - same) * enlarged(color)
 
 
 def _enlarged(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from caphuman_jax.config import ModelConfig
-from caphuman_jax.diffusion.text_to_image import encode_photos
+from caphuman_jax.diffusion.latents import decode_latents, encode_photos
 from caphuman_jax.pipeline.conditioning import Conditioning
 from caphuman_jax.pipeline.edit_mask import latent_mask
 
@@ -43,3 +45,26 @@ def photo_latents(
             image = np.where(canvas.mask[..., None] > 1 / 255, image, canvas.image)
         found["visible"] = {"latents": encode(image), "mask": mask}
     return jax.tree.map(jnp.asarray, found)
+
+
+def with_reconstruction(
+    conditioning: Conditioning, config: ModelConfig, vae: dict, graph, tile: int
+) -> Conditioning:
+    """A conditioning whose canvas, if it has one, knows what the autoencoder makes of it.
+
+    Args:
+        conditioning: with its latents.
+        config: the model's.
+        vae, graph: parameters and graphdef of the autoencoder.
+        tile: larger images are decoded in tiles of this many pixels; 0: never.
+    """
+    canvas = conditioning.canvas
+    if canvas is None:
+        return conditioning
+    tile = tile if max(canvas.mask.shape) > tile else 0
+    latents = conditioning.latents["known"]["latents"][None]
+    image = decode_latents(vae, latents, cfg=config, graph=graph, tile=tile)[0]
+    seen = np.asarray(image, np.float32) * 255
+    return dataclasses.replace(
+        conditioning, canvas=dataclasses.replace(canvas, reconstruction=seen)
+    )

@@ -24,7 +24,7 @@ from caphuman_jax.person.person_reader import PersonReader
 from caphuman_jax.pipeline import regions, small_faces
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress, create_conditioning
 from caphuman_jax.pipeline.image_batches import make_images, rows_of
-from caphuman_jax.pipeline.photo_latents import photo_latents
+from caphuman_jax.pipeline.photo_latents import photo_latents, with_reconstruction
 from caphuman_jax.pipeline.program import ProgramCache, Row, ShardFn, program_arguments
 from caphuman_jax.pipeline.request import (
     Request,
@@ -226,7 +226,9 @@ class Pipeline:
             with_hints,
             warn,
         )
-        return self._with_latents(self._with_regions(conditioning))
+        conditioning = self._with_latents(self._with_regions(conditioning))
+        vae, graph = self.params["vae"], dict(self.graphs)["vae"]
+        return with_reconstruction(conditioning, self.config, vae, graph, self._tile)
 
     def conditionings(
         self, requests: Sequence[Request], progress: Progress | None = None

@@ -82,7 +82,7 @@ def detailed(
             canvas = dataclasses.replace(
                 face.canvas, photo=whole, mask=pasted_mask(mask[0], len(crop))
             )
-            images[at] = paste(canvas, to_bytes(crop), keep_detail=False).astype(np.float32) / 255
+            images[at] = paste(canvas, to_bytes(crop)).astype(np.float32) / 255
     return images
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import re
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -198,6 +199,16 @@ def test_motion_of_a_shifted_head(pipe, person):
     assert np.abs(motion.flow[-1]).max() < 0.5 and size == len(moved)
 
 
+def test_a_turned_head_folds_nothing(pipe, person):
+    """Neighbors come from neighbors in the same order, at silhouettes too."""
+    turned = editing.from_numbers(
+        pipe.head_model, person.head, yaw=float(person.head.angles[0]) + 15
+    )
+    flow = rough_edit.motion(pipe.head_model, person.head, turned, person.square).flow
+    assert np.abs(flow).max() > 0.03 * len(person.square)
+    assert np.diff(flow[..., 0], axis=1).min() > -1 and np.diff(flow[..., 1], axis=0).min() > -1
+
+
 def test_pasting_matches_colors_and_keeps_what_the_model_made_alike():
     """A canvas that is the photo, a constant brighter, leaves no trace at the mask's edge."""
     rng = np.random.default_rng(0)
@@ -215,6 +226,49 @@ def test_pasting_matches_colors_and_keeps_what_the_model_made_alike():
     edge[16:80, 16:80] = (mask > 0) & (mask < 0.9)
     change = result.astype(int)[edge] - photo[edge]
     assert abs(change.mean()) < 5 < 20
+
+
+def test_what_the_autoencoder_loses_stays():
+    """Where sampling gives back what the autoencoder makes of the photo, the photo's own pixels
+    stay, at four times the canvas' resolution; where it makes something else, that is shown.
+    """
+    rng = np.random.default_rng(0)
+    photo = rng.integers(60, 200, (256, 256, 3)).astype(np.uint8)
+    place = np.array([[0.25, 0, 0], [0, 0.25, 0]])
+    reconstruction = np.full((64, 64, 3), 120.0, np.float32)  # it loses everything
+    canvas = Canvas(
+        photo,
+        place,
+        cv2.resize(photo, (64, 64), interpolation=cv2.INTER_AREA),
+        np.ones((64, 64), np.float32),
+        reconstruction=reconstruction,
+    )
+    made = reconstruction.astype(np.uint8)
+    np.testing.assert_array_equal(paste(canvas, made), photo)
+    made[20:44, 20:44] = (250, 20, 20)
+    result = paste(canvas, made)
+    np.testing.assert_array_equal(result[:40], photo[:40])
+    assert np.abs(result[112:144, 112:144].astype(int) - (250, 20, 20)).max() < 40
+    assert result[112:144, 112:144].std(axis=(0, 1)).max() < 10
+
+
+def test_auto_makes_again_what_the_photo_does_not_show(pipe, astronaut):
+    """Nothing where the head only turns a little, the mouth that opens, or the whole face where
+    words ask for another one.
+    """
+    masks = {
+        name: pipe.condition(
+            pipe.request(edit={"photo": astronaut}, **asked), with_hints=False
+        ).canvas.mask
+        for name, asked in {
+            "turned": {"head": {"yaw": 5}},
+            "opened": {"head": {"expression": "mouth-open"}},
+            "by words": {"prompt": "a photo of a person with a beard"},
+        }.items()
+    }
+    covered = {name: (mask > 0.5).mean() for name, mask in masks.items()}
+    assert covered["turned"] < 0.01 < covered["opened"] < covered["by words"]
+    assert masks["opened"][: len(masks["opened"]) // 5].max() == 0  # not the forehead
 
 
 def test_command_and_repeating_it(tiny_folder, astronaut_file, tmp_path, capsys):
@@ -265,7 +319,7 @@ def test_light_neither_burns_out_nor_changes_where_it_is_one():
     """Twice the light doubles dark colors, and keeps bright ones apart and below white."""
     image = np.repeat(np.linspace(0, 255, 64, dtype=np.float32)[None, :, None], 3, axis=-1)
     same, dark, bright = (
-        rough_edit.Motion(*(np.zeros((1, 64, n), np.float32) for n in (2, 2, 1)), light).apply(
+        rough_edit.Motion(*(np.zeros((1, 64, n), np.float32) for n in (2, 2, 1, 1)), light).apply(
             image
         )
         for light in (np.full((1, 64, 3), value, np.float32) for value in (1.0, 0.5, 2.0))

@@ -14,6 +14,7 @@ from weight_standins import TINY, import_model, state_dict, value
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import samplers, sampling_loop, text_to_image
+from caphuman_jax.diffusion.latents import encode_photos
 from caphuman_jax.diffusion.sampling_params import SamplingParams
 from caphuman_jax.models import registry
 from caphuman_jax.weights import model_folder
@@ -217,9 +218,7 @@ def test_photos_are_encoded_as_diffusers_does(models, photo):
     with torch.no_grad():
         picture = torch.from_numpy(photo[0].transpose(0, 3, 1, 2)) * 2 - 1
         expected = vae.encode(picture).latent_dist.mean * vae.config.scaling_factor
-    got = text_to_image.encode_photos(
-        params["vae"], jnp.asarray(photo[0]), cfg=config, graph=dict(graphs)["vae"]
-    )
+    got = encode_photos(params["vae"], jnp.asarray(photo[0]), cfg=config, graph=dict(graphs)["vae"])
     expected = expected.numpy().transpose(0, 2, 3, 1)
     assert np.abs(np.asarray(got) - expected).max() <= 1e-4 * np.abs(expected).max()
 
