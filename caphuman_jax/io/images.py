@@ -73,6 +73,44 @@ def read_photo(source: PhotoSource) -> np.ndarray:
     return np.array(picture)
 
 
+def read_mask_picture(source: PhotoSource) -> np.ndarray:
+    """(H, W) float32 in [0, 1] of what `read_photo` reads: 1 where it is white.
+
+    Raises PhotoError for a picture that cannot be read or has transparent parts: some programs mean
+    white by them, and others black.
+    """
+    if _has_transparency(source):
+        raise PhotoError(
+            f"the mask {photo_name(source)} has transparent parts; save it without transparency, "
+            "in black and white"
+        )
+    return read_photo(source).astype(np.float32).mean(axis=-1) / 255
+
+
+def _has_transparency(source):
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[-1] not in (2, 4):
+            return False
+        opaque = 1 if source.dtype.kind == "f" else np.iinfo(source.dtype).max
+        return bool((source[..., -1] < opaque).any())
+    if isinstance(source, Image.Image):
+        return _shows_through(source)
+    name = photo_name(source)
+    try:
+        with open_picture(source, name) as picture:
+            return _shows_through(picture)
+    except Image.DecompressionBombError as error:
+        raise PhotoError(_too_large(name)) from error
+    except DAMAGE as error:
+        raise PhotoError(_damaged(name, error)) from error
+
+
+def _shows_through(picture):
+    if not picture.has_transparency_data or picture.width * picture.height > DECODE_LIMIT:
+        return False
+    return picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
+
+
 def write_png(
     path: str | os.PathLike, image: np.ndarray, metadata: dict[str, str] | None = None
 ) -> None:

@@ -12,7 +12,7 @@ from caphuman_jax.face.segmentation import person_mask
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import render_hints
-from caphuman_jax.io.images import PhotoSource, photo_name, read_photo
+from caphuman_jax.io.images import PhotoSource, photo_name, read_mask_picture
 from caphuman_jax.pipeline.rough_edit import Motion, border_fade, face_region, smooth, surely_person
 
 MASKS = ("auto", "face", "head", "whole")
@@ -83,9 +83,10 @@ def read_mask(source: PhotoSource, size: tuple[int, int], photo: str) -> np.ndar
         photo: its name, for messages.
 
     Raises:
-        PhotoError: it cannot be read, has another size than the photo, or covers nothing.
+        PhotoError: it cannot be read, has transparent parts, has another size than the photo, or
+            covers nothing.
     """
-    mask = read_photo(source).astype(np.float32).mean(axis=-1) / 255
+    mask = read_mask_picture(source)
     if mask.shape != tuple(size):
         raise PhotoError(
             f"the mask {photo_name(source)} is {mask.shape[1]}x{mask.shape[0]} pixels, {photo} "

@@ -14,7 +14,7 @@ from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size
 from caphuman_jax.head.lighting import landmarks_in_picture
-from caphuman_jax.io.images import PhotoSource, photo_name, read_photo
+from caphuman_jax.io.images import PhotoSource, photo_name, read_mask_picture
 from caphuman_jax.pipeline.head_target import HeadTarget
 from caphuman_jax.pipeline.request import SubjectRequest
 
@@ -95,7 +95,7 @@ def _around(model: HeadModel, head: Head, size: tuple[int, int]) -> tuple[float,
 
 
 def _painted(source: PhotoSource, size: tuple[int, int], latents: tuple[int, int]) -> np.ndarray:
-    mask = read_photo(source).astype(np.float32).mean(axis=-1) / 255
+    mask = read_mask_picture(source)
     height, width = mask.shape
     if abs(np.log(width / height * size[0] / size[1])) > _SHAPE:
         raise PhotoError(

@@ -106,6 +106,10 @@ def test_painted_masks(pipe, astronaut):
     assert result.settings["people"] == [] and not result.subjects
     with pytest.raises(PhotoError, match="is 256x512 pixels, the array 512x512"):
         pipe.edit(astronaut, mask=mask[:, :256])
+    strokes = np.dstack([np.full((*mask.shape, 3), 255, np.uint8), mask])  # white on nothing
+    for drawn in (strokes, Image.fromarray(strokes)):
+        with pytest.raises(PhotoError, match="has transparent parts"):
+            pipe.edit(astronaut, mask=drawn)
     with pytest.raises(PhotoError, match="covers nothing"):
         pipe.edit(astronaut, mask=np.zeros_like(mask))
 
