@@ -11,8 +11,10 @@ import numpy as np
 
 Statistic = Callable[..., float]
 
-RESAMPLES = 500
-"""Times that people are drawn with replacement for an interval."""
+RESAMPLES, SHUFFLES = 500, 100
+"""Times that people are drawn with replacement for an interval, and that results are assigned to
+requests at random for the level of chance.
+"""
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -177,13 +179,11 @@ def ratio_interval(part: np.ndarray, whole: np.ndarray, seed: int = 0) -> list[f
     return _middle(values)
 
 
-def chance(
-    statistic: Statistic, asked: np.ndarray, measured: np.ndarray, seed: int = 0, times: int = 100
-) -> float:
+def chance(statistic: Statistic, asked: np.ndarray, measured: np.ndarray, seed: int = 0) -> float:
     """Mean of statistic(asked, measured) with the results assigned to requests at random."""
     rng = np.random.default_rng(seed)
     values = np.array(
-        [statistic(asked, measured[rng.permutation(len(measured))]) for _ in range(times)]
+        [statistic(asked, measured[rng.permutation(len(measured))]) for _ in range(SHUFFLES)]
     )
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +19,10 @@ from caphuman_jax.face.face import Face, find_faces
 from caphuman_jax.head.base import HeadEstimator, HeadModel
 from caphuman_jax.head.face_fitting import fit_heads
 from caphuman_jax.head.head import Head
+
+_MOST_THREADS = 8
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 def measure_images(
@@ -33,7 +39,7 @@ def measure_images(
         head_of: estimates the heads; None: they are fitted to landmarks.
         count: only the first images are measured, the others fill the batch up; None: all.
     """
-    found = [find_faces(image) for image in images[:count]]
+    found = _in_threads(find_faces, list(images[:count]))
     if count is not None:
         found += [found[-1]] * (len(images) - count)
     largest = [faces[0] if faces else None for faces in found]
@@ -42,10 +48,8 @@ def measure_images(
         if head_of is None
         else _estimate(head_of, images[:count], largest)
     )
-    return [
-        _measurement(model, image, faces, head)
-        for image, faces, head in zip(images[:count], found, heads)
-    ]
+    parts = list(zip(images[:count], found, heads))
+    return _in_threads(lambda part: _measurement(model, *part), parts)
 
 
 def recognition_vectors(
@@ -69,6 +73,12 @@ def _arcface() -> arcface.ArcFace | None:
         return arcface.find()
     except ModelFolderError:
         return None
+
+
+def _in_threads(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+    """function of each item, in their order. The networks of `face` use one thread each."""
+    with ThreadPoolExecutor(max(1, min(len(items), os.cpu_count() or 1, _MOST_THREADS))) as pool:
+        return list(pool.map(function, items))
 
 
 def _estimate(

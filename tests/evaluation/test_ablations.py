@@ -54,6 +54,7 @@ def test_what_cannot_be_changed(pipe, text, message):
 
 def test_one_command_makes_the_table(tiny_folder, astronaut_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(estimators, "RESAMPLES", 5)
+    monkeypatch.setattr(estimators, "SHUFFLES", 5)
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(astronaut_file.read_bytes())
     words = ["evaluate", "--photos", str(tmp_path), "--model", str(tiny_folder)]

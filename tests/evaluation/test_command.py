@@ -51,7 +51,8 @@ TINY = dataclasses.replace(
 @pytest.fixture(scope="module", autouse=True)
 def few_resamples():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimators, "RESAMPLES", 20)
+        patch.setattr(estimators, "RESAMPLES", 10)
+        patch.setattr(estimators, "SHUFFLES", 5)
         yield
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from caphuman_jax.evaluation import prompt_suite, report, statistics
+from caphuman_jax.evaluation import estimators, prompt_suite, report, statistics
 from caphuman_jax.evaluation.metrics.base import different_people
 from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement, Outcome, Subject
 from caphuman_jax.evaluation.suites import suite_file
@@ -14,6 +14,13 @@ from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.io.images import write_png
 
 PEOPLE, EACH = 60, 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimators, "RESAMPLES", 50)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -200,7 +200,7 @@ def averaged(
     run: Run,
     score: Callable[[Run], np.ndarray],
     statistic: Callable[[np.ndarray], float] | None = None,
-    times: int = 20,
+    every: int = 5,
 ) -> dict[str, Any]:
     """{"value", "interval", "chance", "copied"} of a score of single pictures.
 
@@ -208,12 +208,20 @@ def averaged(
         run: the outcomes.
         score: as in `Measure`.
         statistic: of the scores (N,); None: the mean of the finite ones.
-        times: number of random assignments that the chance level is the mean of.
+        every: the chance level is the mean of one in this number of `estimators.SHUFFLES`, for a
+            score that takes long.
     """
     statistic = statistic or mean
     values, rng = score(run), np.random.default_rng(run.seed)
     few = int(np.isfinite(values).sum()) < FEWEST
-    by_chance = [] if few else [statistic(score(shuffled(run, rng))) for _ in range(times)]
+    by_chance = (
+        []
+        if few
+        else [
+            statistic(score(shuffled(run, rng)))
+            for _ in range(max(1, estimators.SHUFFLES // every))
+        ]
+    )
     return {
         "value": statistic(values),
         "interval": estimators.interval(statistic, [values], run.person, run.seed),

@@ -20,7 +20,10 @@ def _vectors(run: Run) -> np.ndarray:
 
 
 def compute(run: Run) -> dict:
-    """distribution.frechet and distribution.kernel, of dlib's vectors."""
+    """distribution.frechet and distribution.kernel, of dlib's vectors.
+
+    Without intervals: people who are drawn twice make both distances larger.
+    """
     made, copied = _vectors(run), _vectors(copier(run))
     known = np.stack([s.vectors[_RECOGNIZER] for s in run.subjects]).astype(np.float64)
 
@@ -29,11 +32,7 @@ def compute(run: Run) -> dict:
             vectors = vectors[np.isfinite(vectors).all(axis=1)]
             return distance(vectors, known) if len(vectors) >= _FEWEST else float("nan")
 
-        return {
-            "value": statistic(made),
-            "interval": estimators.interval(statistic, [made], run.person, run.seed),
-            "copied": statistic(copied),
-        }
+        return {"value": statistic(made), "copied": statistic(copied)}
 
     if len(known) < _FEWEST:
         return {}
