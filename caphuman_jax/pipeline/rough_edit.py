@@ -34,6 +34,8 @@ _BORDER = 0.06  # of the canvas' side: where motion and masks fade
 _DARKEST, _BRIGHTEST = 0.35, 1.8  # factors of light
 _AMBIENT = 0.1  # keeps the ratio of two shadows small
 _EDGE = 0.05  # of the face's height: half of what its flow takes to become that around it
+# The mesh moves less than faces do: this many times its motion shows the expression asked for.
+_STRONGER = 1.4
 # Of the face's height: a point that an expression moves by more is not what the photo shows.
 _RESHAPED = 0.02
 _INNER = (topology.TONGUE, topology.LOWER_TEETH, topology.UPPER_TEETH, topology.MOUTH_INSIDE)
@@ -108,7 +110,7 @@ def motion(model: HeadModel, old: Head, new: Head, canvas: np.ndarray) -> Motion
     # head turns. So only the face's is taken, and hair, ears, neck and teeth follow it.
     outer = inner[..., 0] < 0.5
     turned = _blurred(_continued(turned, face & outer, tall), _SMOOTH * tall)
-    flow = turned + _continued(bent, face, tall)
+    flow = turned + _STRONGER * _continued(bent, face, tall)
     reach = max(_AROUND * tall, _GENTLE * float(np.abs(flow[face]).max(initial=0)))
     around = (_falloff(face, reach) * fade)[..., None]
     covered, kept = face[..., None], inside[..., None] > 0  # blurring reaches the border again
