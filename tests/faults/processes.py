@@ -111,10 +111,14 @@ def wait_for_events(place: Path, process: int, number: int = 1) -> None:
     while time.monotonic() < deadline:
         if path.exists() and path.stat().st_size >= number:
             return
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return
+        if has_ended(process):
+            return
         time.sleep(0.002)
+
+
+def has_ended(process: int) -> bool:
+    """Whether a process of ours has ended; nobody has waited for it yet."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def run_here(work, log: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from judgement import REFUSED, marks_of_a_crash, wrong_end
 from processes import (
     Outcome,
     finish,
+    has_ended,
     mount,
     remount,
     run_here,
@@ -159,7 +159,7 @@ class Trials:
         def during(process):
             wait_for_events(place, process)
             time.sleep(delay)
-            with contextlib.suppress(ProcessLookupError):
+            if not has_ended(process):
                 os.kill(process, signal_)
                 (place / "notes" / "struck").touch()
 
