@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.io import atomic
 from caphuman_jax.training.loop import LoopConfig
 from caphuman_jax.training.recipe import (
     Evaluation,
@@ -145,13 +146,12 @@ class Numbered:
 
 def save(folder, params, metadata) -> None:
     folder.mkdir(exist_ok=True)
-    np.savez(
-        folder / "params.npz",
-        **{
-            jax.tree_util.keystr(path): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        },
-    )
+    named = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    with atomic.file(folder / "params.npz") as part, open(part, "wb") as file:
+        np.savez(file, **named)
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -33,14 +33,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # xla_flags, and what verbs.
 
 import xla_flags  # noqa: E402
 from judgement import FAULTS, KILLS  # noqa: E402
-from processes import import_everything, run_here  # noqa: E402
 from trials import ROUNDS, Trials  # noqa: E402
 from verbs import VERBS, Verb  # noqa: E402
 
 SHORT = ("kill", "term by clock", "disk full")
-SHORT_VERBS = ("import", "import over", "export ldm", "export diffusers", "head", "generate")
-SHORT_VERBS += ("sample", "sample records")
-"""Those that have little to compile; other tests kill `train` and `prepare`."""
+SHORT_VERBS = ("import over", "export ldm", "export diffusers", "train")
+"""Those that have little to compile."""
 _KILLS_FIRST = 4  # of each kind
 
 
@@ -59,7 +57,7 @@ def plan(chosen: list[Verb], faults: list[str], share: float) -> Iterator[tuple[
         for verb in chosen:
             for fault in faults:
                 number = turn if fault in KILLS else turn - _KILLS_FIRST
-                wanted = max(1, round(ROUNDS[fault] * share))
+                wanted = 1 if verb.slow else max(1, round(ROUNDS[fault] * share))
                 if 0 <= number < wanted and applies(verb, fault):
                     # Few trials are spread over the run as many are.
                     yield verb, fault, number * ROUNDS[fault] // wanted
@@ -117,14 +115,10 @@ def main() -> int:
     began = time.monotonic()
     state = args.state.resolve()
     settle(state)
-    import_everything(state / "modules.json")
     chosen = [verb for verb in VERBS if verb.name in args.verbs]
     trials = Trials(state, args.seed)
     print(f"seed {args.seed}; {versions()}", flush=True)
-    trials.prepare(chosen)
-    if not (state / "modules.json").exists():
-        (state / "modules.json").write_text(json.dumps(sorted(modules_of(trials, chosen))))
-        import_everything(state / "modules.json")
+    trials.prepare(chosen, small=args.short)
     path = state / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     results = {(r["verb"], r["fault"], r["number"]): r for r in lines}
@@ -163,25 +157,6 @@ def settle(state: Path) -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(state / "cache" / "jax")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-
-
-def modules_of(trials: Trials, chosen: list[Verb]) -> set[str]:
-    """Modules that the verbs import."""
-    names: set[str] = set()
-    for verb in chosen:
-        place = trials.fresh(verb, "modules")
-        log = place / "notes" / "modules.json"
-
-        def work(verb=verb, place=place, log=log):
-            from caphuman_jax.cli import app
-
-            os.chdir(place)
-            app.main(verb.command.split())
-            log.write_text(json.dumps(sorted(sys.modules)))
-
-        run_here(work, place / "notes" / "log.txt")
-        names |= set(json.loads(log.read_text()))
-    return {name for name in names if not name.startswith(("__", "injection", "verbs", "matrix"))}
 
 
 if __name__ == "__main__":

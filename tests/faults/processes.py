@@ -53,6 +53,8 @@ def start(verb: Verb, place: Path, fault: Fault | None, log: str = "log") -> int
         from caphuman_jax.cli import app
 
         code = app.main()
+        names = [name for name in sys.modules if not name.startswith("__")]
+        (place / "notes" / "modules.json").write_text(json.dumps(sorted(names)))
         leave_as_python_does()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
@@ -164,7 +166,7 @@ def _mount(*arguments: str) -> bool:
 
 
 def import_everything(modules: Path) -> None:
-    """Import what the verbs need, so that forks have it."""
-    for name in json.loads(modules.read_text()) if modules.exists() else ():
+    """Import what a command has imported, so that later forks have it."""
+    for name in json.loads(modules.read_text()):
         with contextlib.suppress(Exception):
             importlib.import_module(name)

@@ -19,6 +19,7 @@ from processes import (
     Outcome,
     finish,
     has_ended,
+    import_everything,
     mount,
     remount,
     run_here,
@@ -44,11 +45,13 @@ class Trials:
         self.rerun: dict[tuple[str, str], list[str]] = {}
         state.mkdir(parents=True, exist_ok=True)
 
-    def prepare(self, chosen: list[Verb]) -> None:
-        """Make the inputs and an undisturbed run of each verb, where they are missing."""
+    def prepare(self, chosen: list[Verb], small: bool = False) -> None:
+        """Make the inputs and an undisturbed run of each verb, where they are missing. `small`:
+        without the inputs that need a face to be measured.
+        """
         if not self.inputs.exists():
-            run_here(lambda: verb_list.build(self.inputs), self.state / "build.txt")
-        for name, made_by in (("run", "train"), ("lora", "train lora")):
+            run_here(lambda: verb_list.build(self.inputs, small), self.state / "build.txt")
+        for name, made_by in (("run", "train mini"), ("lora", "train lora")):
             if (self.inputs / name).exists() or not any(name in verb.inputs for verb in chosen):
                 continue
             train = next(verb for verb in VERBS if verb.name == made_by)
@@ -59,27 +62,35 @@ class Trials:
         for verb in chosen:
             path = self.state / "undisturbed" / f"{verb.name}.json"
             if not path.exists():
-                # Programs from the cache may round otherwise than those that were just compiled.
-                self.run(verb, self.fresh(verb, "undisturbed"))
-                place = self.fresh(verb, "undisturbed")
-                began = time.monotonic()
-                outcome = self.run(verb, place, Fault("count", _COUNTED, *paths(place)))
-                seconds = time.monotonic() - began
-                if outcome.code:
-                    raise SystemExit(f"{verb.name} fails undisturbed: {outcome.error}")
-                found = verb_list.digests(place / "work", verb)
-                size = sum(p.stat().st_size for p in (place / "work").rglob("*") if p.is_file())
-                again = self.run(verb, place)
-                note = {"files": found, "events": outcome.events, "bytes": size}
-                note |= {"seconds": round(seconds, 1), "again": again.code}
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(json.dumps(note, indent=1))
-                print(
-                    f"{verb.name}: {seconds:.1f} s, {outcome.events} events, {len(found)} files, "
-                    f"{size / 1e6:.1f} MB; a second time: {again.code}",
-                    flush=True,
-                )
+                path.write_text(json.dumps(self.undisturbed(verb), indent=1))
             self.known[verb.name] = json.loads(path.read_text())
+            import_everything(self.state / "modules" / f"{verb.name}.json")
+
+    def undisturbed(self, verb: Verb) -> dict:
+        """What a run without a fault writes, how many events that are, and what it takes."""
+        # First once without counting: programs from the cache may round otherwise than those that
+        # were just compiled, and what this run imports is then imported here.
+        place = self.fresh(verb, "undisturbed")
+        outcome = self.run(verb, place)
+        if outcome.code:
+            raise SystemExit(f"{verb.name} fails undisturbed: {outcome.error}")
+        modules = self.state / "modules" / f"{verb.name}.json"
+        modules.parent.mkdir(exist_ok=True)
+        shutil.copy(place / "notes" / "modules.json", modules)
+        import_everything(modules)
+        place = self.fresh(verb, "undisturbed")
+        began = time.monotonic()
+        outcome = self.run(verb, place, Fault("count", _COUNTED, *paths(place)))
+        seconds = round(time.monotonic() - began, 1)
+        found = verb_list.digests(place / "work", verb)
+        size = sum(p.stat().st_size for p in (place / "work").rglob("*") if p.is_file())
+        print(
+            f"{verb.name}: {seconds} s, {outcome.events} events, {len(found)} files, "
+            f"{size / 1e6:.1f} MB",
+            flush=True,
+        )
+        return {"files": found, "events": outcome.events, "bytes": size, "seconds": seconds}
 
     def fresh(self, verb: Verb, name: str, copied: bool = False) -> Path:
         """A folder to run in, with in/ (links, or copies if they may be changed) and work/."""

@@ -37,6 +37,7 @@ class Verb:
             the contents of files are compared.
         weights: the model folder in in/ whose weights become NaN; None where it has none.
         memory: whether it runs compiled programs that can find the device's memory full.
+        slow: whether it takes so long that it meets each fault once at most.
         many: whether it goes on without one of the files that it reads, and says so.
     """
 
@@ -49,6 +50,7 @@ class Verb:
     weights: str | None = "tiny"
     memory: bool = False
     many: bool = False
+    slow: bool = False
 
 
 _SAMPLE = "--model in/tiny --steps 2 --batch 2"
@@ -131,11 +133,20 @@ VERBS = [
     ),
     Verb(
         "train",
+        "train --config in/tiny_recipe.py --workdir work/run",
+        ("tiny_recipe.py",),
+        logs=_RUN,
+        weights=None,
+        memory=True,
+    ),
+    Verb(
+        "train mini",
         "train --config in/mini.py --workdir work/run --config.data=in/records "
         "--config.loop.save_every=1",
         ("mini.py", "records"),
         logs=_RUN,
         weights=None,
+        slow=True,
         memory=True,
     ),
     Verb(
@@ -146,6 +157,7 @@ VERBS = [
         ("sd15.py", "tokens", "tiny"),
         logs=_RUN,
         memory=True,
+        slow=True,
     ),
     Verb(
         "prepare",
@@ -167,8 +179,10 @@ VERBS = [
 ]
 
 
-def build(folder: Path) -> None:
-    """Make what the commands read, in `folder`, with the real commands where there is one."""
+def build(folder: Path, small: bool = False) -> None:
+    """Make what the commands read, in `folder`, with the real commands where there is one. `small`:
+    without what takes long, which only some commands read.
+    """
     sys.path.insert(0, str(TESTS))
     import tiny_model
     from photos_standin import write_people
@@ -190,6 +204,9 @@ def build(folder: Path) -> None:
         run(f"export {part}/tiny {part}/caphuman.safetensors --to ldm")
         shutil.copytree(part / "tiny", part / "old")
         (part / "old" / OWN).write_text("the user's own")
+        shutil.copy(TESTS / "tiny_recipe.py", part)
+        if small:
+            return
         write_people(part / "all", 3)
         for name, number in (("photos", (0, 1)), ("people", (0, 1, 2))):
             (part / name).mkdir()
