@@ -220,8 +220,6 @@ def _make_room(args) -> None:
     """Check the report's directory. Raises CapHumanError."""
     import shutil
 
-    from caphuman_jax.evaluation import report
-
     if not args.report.exists():
         return
     if not args.report.is_dir():
@@ -233,7 +231,7 @@ def _make_room(args) -> None:
             (args.report / name).unlink(missing_ok=True)  # of the pictures before
         for name in ("pictures", "people", "ablations") if begun else ():
             shutil.rmtree(args.report / name, ignore_errors=True)
-    elif any(args.report.iterdir()) and not (begun or (args.report / report.UNFINISHED).exists()):
+    elif any(args.report.iterdir()) and not begun:
         raise CapHumanError(
             f"{args.report} exists already; choose another directory or add --overwrite"
         )
@@ -296,31 +294,31 @@ def _other_kind(args, suite, pipe, photos, subjects, facts) -> int:
     shown = [named[subject.name] for subject in subjects]
     taken = ("steps", "guidance_scale", *kind.samples)
     sampling = {name: suite.sampling[name] for name in taken if name in suite.sampling}
-    with report.unfinished(args.report, args.overwrite):
-        start = time.perf_counter()
-        made = kind.run(
-            pipe,
-            shown,
-            subjects,
-            args.report,
-            per_person=suite.per_person,
-            seed=args.seed,
-            **suite.parameters,
-            **sampling,
-        )
-        results = kind.compute(pipe, subjects, made)
-        facts["settings"] |= {name: sampling.get(name) for name in taken}
-        document = {
-            "format": f"caphuman_jax evaluation of {suite.kind}",
-            **facts,
-            "goals": statistics.goals(results, kind.goals),
-            "results": results,
-            "seconds": {
-                **facts["seconds"],
-                "make_and_measure": (time.perf_counter() - start) / len(made),
-            },
-        }
-        report.write_json(args.report / "report.json", document)
+    args.report.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    made = kind.run(
+        pipe,
+        shown,
+        subjects,
+        args.report,
+        per_person=suite.per_person,
+        seed=args.seed,
+        **suite.parameters,
+        **sampling,
+    )
+    results = kind.compute(pipe, subjects, made)
+    facts["settings"] |= {name: sampling.get(name) for name in taken}
+    document = {
+        "format": f"caphuman_jax evaluation of {suite.kind}",
+        **facts,
+        "goals": statistics.goals(results, kind.goals),
+        "results": results,
+        "seconds": {
+            **facts["seconds"],
+            "make_and_measure": (time.perf_counter() - start) / len(made),
+        },
+    }
+    report.write_json(args.report / "report.json", document)
     _print_goals(report, document, 36)
     print(f"{args.report / 'report.json'} has all results")
     return 0

@@ -3,69 +3,26 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import json
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from caphuman_jax.errors import CapHumanError
 from caphuman_jax.evaluation.metrics.base import FEWEST
 from caphuman_jax.evaluation.metrics.identity import RANKED_AMONG
 from caphuman_jax.evaluation.metrics.pose import WITHIN
 from caphuman_jax.evaluation.metrics.registry import MEASURES
 from caphuman_jax.evaluation.outcome import Outcome, Subject
-from caphuman_jax.io import atomic, folder_lock, metadata
+from caphuman_jax.io import atomic, metadata
 from caphuman_jax.io.images import read_photo, write_png
 
 CELL, LABEL = 160, 26  # pixels of one picture on a sheet, and of the two lines under it
 PEOPLE_A_SHEET, MOST_OF_A_PERSON = 8, 64
-UNFINISHED = ".unfinished"
-"""The mark, in the folder of a report, that the report is not finished."""
-
-
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raises CapHumanError for a folder that holds something else than an unfinished report,
-    unless it may be overwritten.
-    """
-    try:
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    except NotADirectoryError:
-        names = {""}
-    if names and (not folder.is_dir() or not (overwrite or UNFINISHED in names)):
-        raise CapHumanError(f"{folder} exists already; choose another directory or add --overwrite")
-
-
-@contextlib.contextmanager
-def unfinished(folder: Path, overwrite: bool) -> Generator[None]:
-    """Mark a folder as that of an unfinished report while the block runs, and keep other runs away
-    from it. If the block does not end, the mark stays, and a later run may write the report again;
-    an earlier report is taken away first, so that the two are never mixed.
-
-    Raises:
-        CapHumanError: see `check_folder`; or another run writes there.
-    """
-    check_folder(folder, overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / UNFINISHED
-    taken = f"another caphuman evaluate writes to {folder}; wait for it, or choose another --report"
-    with folder_lock.held(mark, taken):
-        for name in ("report.json", "index.md"):
-            (folder / name).unlink(missing_ok=True)
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(OSError):
-                if [path.name for path in folder.iterdir()] == [UNFINISHED]:
-                    mark.unlink()
-                    folder.rmdir()
-            raise
-        mark.unlink(missing_ok=True)
 
 
 def write_json(path: Path, report: dict) -> None:
