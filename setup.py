@@ -126,7 +126,13 @@ setup(
     package_dir={"caphuman_jax.configs": "configs", "caphuman_jax.launch.templates": "launch"},
     package_data={
         "caphuman_jax.launch.templates": ["*"],
-        "caphuman_jax": ["assets/**", "studio/page/**", "evaluation/suites/*.toml", "py.typed"],
+        "caphuman_jax": [
+            "assets/**",
+            "studio/page/**",
+            "evaluation/suites/*.toml",
+            "evaluation/page/*",
+            "py.typed",
+        ],
         "data_pipeline": ["py.typed"],
     },
     entry_points={"console_scripts": ["caphuman=caphuman_jax.cli.app:main"]},

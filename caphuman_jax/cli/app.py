@@ -47,6 +47,10 @@ _VERBS = {
         "caphuman_jax.cli.evaluate",
         "measure a model on photos: face found, identity, pose, expression",
     ),
+    "compare": (
+        "caphuman_jax.cli.compare",
+        "compare runs of evaluate: differences with intervals, and a verdict in words",
+    ),
     "import": (
         "caphuman_jax.cli.import_weights",
         "convert weight files (caphuman.ckpt, SD1.5, VAE, LoRA …) to a model folder",

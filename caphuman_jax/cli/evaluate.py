@@ -128,8 +128,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate and write the report: summary.json, scores.jsonl, report.json, index.md, pictures/,
-    people/ and sheets.
+    """Evaluate and write the report: report.html, summary.json, scores.jsonl, both as CSV,
+    report.json, index.md, pictures/, people/, heads/ and sheets.
 
     Returns:
         The exit code: 0, or that of an interruption.
@@ -227,9 +227,10 @@ def _make_room(args) -> None:
     begun = (args.report / "pictures" / ".sample" / "run.json").exists()
     if args.overwrite:
         told = ("report.json", "summary.json", "scores.jsonl", "index.md", "ablations.json")
+        told += ("report.html", "summary.csv", "scores.csv")
         for name in told if begun else ():
             (args.report / name).unlink(missing_ok=True)  # of the pictures before
-        for name in ("pictures", "people", "ablations") if begun else ():
+        for name in ("pictures", "people", "heads", "ablations") if begun else ():
             shutil.rmtree(args.report / name, ignore_errors=True)
     elif any(args.report.iterdir()) and not begun:
         raise CapHumanError(
@@ -278,7 +279,7 @@ def _requests(args, evaluation) -> int:
                 )
             if variant is None:
                 _print_goals(report, document, 34)
-    print(f"{args.report / 'index.md'} has all results")
+    print(f"{args.report / 'report.html'} has all results, to open in a browser")
     if variants:
         print(f"{ablations.write_table(args.report, variants)} compares the ablations")
     return 0

@@ -5,7 +5,7 @@ summary.json, one entry for each measure.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def write(
     results: Mapping[str, Any],
     floor: Mapping[str, Any],
     facts: Mapping[str, Any],
+    heads: Sequence[str] = (),
 ) -> None:
     """Write scores.jsonl, summary.json and the reference photos, people/NNNNN.png.
 
@@ -38,12 +39,16 @@ def write(
         results: of the run, see `statistics.compute`.
         floor: those of the measurement floor, or {}.
         facts: what else the summary says of the run, JSON types.
+        heads: files with a render of the head that each outcome's request asked for, relative to
+            the folder, or none.
     """
     (folder / PEOPLE).mkdir(exist_ok=True)
     for i, subject in enumerate(run.subjects):
         write_png(folder / reference_file(i), subject.picture, metadata.metadata())
     scores = scores_of(run)
-    lines = (json.dumps(without_nan(line)) + "\n" for line in score_lines(run, scores))
+    shown = heads or [None] * len(run.outcomes)
+    entries = (line | {"head_file": head} for line, head in zip(score_lines(run, scores), shown))
+    lines = (json.dumps(without_nan(line)) + "\n" for line in entries)
     atomic.write_text(folder / SCORES, "".join(lines))
     document = {
         "format": FORMAT,

@@ -10,11 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from caphuman_jax.evaluation import benchmark, pictures, report, statistics, summary
+from caphuman_jax.evaluation import (
+    benchmark,
+    head_pictures,
+    pictures,
+    report,
+    statistics,
+    summary,
+)
 from caphuman_jax.evaluation.ablations import Variant
 from caphuman_jax.evaluation.metrics.base import Run
 from caphuman_jax.evaluation.outcome import Outcome, Subject
+from caphuman_jax.evaluation.page.write import write_report
 from caphuman_jax.evaluation.prompt_suite import Request
+from caphuman_jax.evaluation.scored_run import read_run
 from caphuman_jax.evaluation.suites.suite_file import SuiteFile
 from caphuman_jax.pipeline.pipeline import Pipeline
 
@@ -113,6 +122,8 @@ class Evaluation:
         }
         report.write_json(folder / "report.json", document)
         shown = {name: facts[name] for name in ("suite", "model", "settings", "versions")}
-        summary.write(folder, run, results, of_floor, shown)
+        heads = head_pictures.write_heads(folder, run)
+        summary.write(folder, run, results, of_floor, shown, heads)
         report.write_index(folder / "index.md", document)
+        write_report(read_run(folder))
         return document

@@ -148,7 +148,7 @@ def test_the_table_has_every_pair():
         assert readers == set(verbs.split()), kind
     used = {text.split()[0] for text in READERS.values()}
     used |= {verb for commands in WRITERS.values() for verb in commands}
-    used |= {"train", "import", "export", "check", "inspect", "compile"}  # below
+    used |= {"train", "import", "export", "check", "inspect", "compile", "compare"}  # below
     others = {
         "serve",
         "studio",
@@ -253,3 +253,6 @@ def test_every_command_takes_the_model(writer, models, here, astronaut_file, tmp
     assert app.main(" ".join(photos).split()) == 0, capsys.readouterr().err
     assert app.main(["inspect", f"{out}/records"]) == 0
     assert os.listdir(out / "evaluate") and os.listdir(out / "sample")
+    runs = [str(out / "evaluate")] * 2
+    assert app.main(["compare", *runs, "--names", "a", "b", "--report", str(out / "compared")]) == 0
+    assert "No difference between b and a" in capsys.readouterr().out

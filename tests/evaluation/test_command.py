@@ -16,11 +16,18 @@ from PIL import Image
 from caphuman_jax.cli import evaluate
 from caphuman_jax.config import MINI
 from caphuman_jax.errors import CapHumanError
-from caphuman_jax.evaluation import benchmark, bulk, estimators, prompt_suite, statistics
+from caphuman_jax.evaluation import (
+    benchmark,
+    bulk,
+    estimators,
+    head_pictures,
+    prompt_suite,
+    statistics,
+)
 from caphuman_jax.evaluation.measure import measure_images
-from caphuman_jax.evaluation.outcome import Subject, light_from
+from caphuman_jax.evaluation.outcome import HeadParams, Subject, light_from
 from caphuman_jax.evaluation.photos import Photo
-from caphuman_jax.head.editing import parse_light
+from caphuman_jax.head import editing
 from caphuman_jax.models import registry
 from caphuman_jax.pipeline import loading
 from caphuman_jax.weights.model_folder import save_model
@@ -146,9 +153,9 @@ def test_measuring_says_where_there_is_no_face(pipe, subject):
 
 
 def test_light_has_a_side():
-    left, right, top = (light_from(parse_light(name)) for name in ("left", "right", "top"))
+    left, right, top = (light_from(editing.parse_light(name)) for name in ("left", "right", "top"))
     assert left[0] < -0.3 and right[0] == pytest.approx(-left[0]) and top[1] > 0.3 > abs(top[0])
-    assert light_from(parse_light("right=0"))[0] == pytest.approx(0)
+    assert light_from(editing.parse_light("right=0"))[0] == pytest.approx(0)
 
 
 def test_bulk_pictures_are_the_pipelines(pipe, photos):
@@ -175,6 +182,18 @@ def test_bulk_pictures_are_the_pipelines(pipe, photos):
     assert made.shape == (2, 64, 64, 3) and made.dtype == np.uint8
     np.testing.assert_allclose(made[1].astype(int), alone.images[0].astype(int), atol=1)
     assert np.abs(made[0].astype(int) - made[1]).max() > 3
+
+
+def test_asked_heads_are_made_again_from_their_numbers(pipe, subject):
+    model, numbers = pipe.head_model, {"yaw": 20, "pitch": -10, "expression": "smile=0.8"}
+    position = (0.4, 0.55, 0.5)
+    head = editing.from_numbers(model, subject.head, **numbers, light="left", position=position)
+    for known in (head, subject.head):
+        asked = HeadParams.of(model, known)
+        again = HeadParams.of(model, head_pictures.asked_head(model, subject.head, asked))
+        for field in dataclasses.fields(HeadParams):
+            given, made = (getattr(params, field.name) for params in (asked, again))
+            np.testing.assert_allclose(made, given, atol=2e-3)
 
 
 def arguments(*words):
@@ -220,7 +239,7 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     assert len(set(names)) == len(names) and set(names) <= set(lines[0]["scores"])
     assert all((out / file).is_file() for line in lines for file in line["references"])
     assert all(len(list(out.glob(line["file"]))) == 1 for line in lines)
-    assert "index.md" in capsys.readouterr().out and (out / "sheet_00.png").is_file()
+    assert "report.html" in capsys.readouterr().out and (out / "sheet_00.png").is_file()
     times = {path: path.stat().st_mtime_ns for path in out.glob("pictures/*.png")}
     assert evaluate.run(arguments(*words)) == 0  # resumes what is done already
     assert times == {path: path.stat().st_mtime_ns for path in out.glob("pictures/*.png")}
