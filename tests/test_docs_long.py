@@ -29,6 +29,7 @@ STORIES = {
     "export": ("docs/model-folder.md", "caphuman export"),
     "FLAME and DECA": ("docs/flame-and-deca.md", "caphuman import"),
     "compile": ("docs/compile.md", "caphuman compile"),
+    "compare": ("docs/evaluation.md", "caphuman compare"),
 }
 """Page and a part of a block of it."""
 
@@ -140,6 +141,16 @@ def test_photos_to_records_to_a_model(story, desk, tiny_folder, capsys):
     if story == "data":
         report = json.loads((desk / "report" / "report.json").read_text())
         assert report["results"]["people"] == 2
+
+
+@pytest.mark.slow
+def test_two_evaluations_are_compared(desk, tiny_folder, capsys):
+    photos_standin.write_people(desk / "DIR")
+    (desk / "tiny").symlink_to(tiny_folder)
+    tiny = lambda words: [*small(words), *(["--model", "tiny"] if words[0] == "evaluate" else [])]
+    said = run("compare", tiny, capsys)
+    assert "Evaluate more people" in said and "comparison/comparison.html" in said
+    assert (desk / "comparison" / "comparison.html").is_file()
 
 
 def with_size(words: list[str]) -> list[str]:

@@ -150,9 +150,10 @@ class _Workflow:
 @pytest.fixture
 def run(nodes, pipe, astronaut, monkeypatch):
     photo = torch.from_numpy(astronaut.astype(np.float32) / 255)[None]
+    photos = {"me.png": photo, "pose.png": photo.flip(2)}
     monkeypatch.setattr(sys.modules["comfyui_caphuman.nodes"], "_load", lambda *a: pipe)
     others = {
-        "LoadImage": lambda image: (photo, torch.zeros(photo.shape[:3])),
+        "LoadImage": lambda image: (photos[image], torch.zeros(photo.shape[:3])),
         "SaveImage": lambda images, filename_prefix: images,
         "PreviewImage": lambda images: images,
     }
@@ -177,7 +178,8 @@ def test_the_first_workflow_makes_the_pipelines_pictures(run, pipe, astronaut_fi
 def test_the_second_workflow_shows_hints_and_edits(run, pipe, person, astronaut):
     made = run(FOLDER / "workflows" / "pose_from_photo_and_edit.json")
     normals, albedo, render, mask = made["CapHumanHints"]
-    target = editing.mix(pipe.head_model, person.head, person.head, ["pose", "expression"])
+    posed = pipe.person(np.ascontiguousarray(astronaut[:, ::-1])).head
+    target = editing.mix(pipe.head_model, person.head, posed, ["pose", "expression"])
     hints = np.asarray(pipe.hints(target))
     there = (hints[..., :3] != 0).any(axis=-1)
     np.testing.assert_array_equal(mask[0].numpy() > 0, there)

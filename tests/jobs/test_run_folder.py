@@ -158,6 +158,16 @@ def test_a_folder_that_was_removed_is_not_made_again(tmp_path):
     """It would hold pictures and no run, and the same command would refuse it."""
     files = Files(tmp_path / "out", "png")
     picture = SimpleNamespace(job=SimpleNamespace(id="a"), number=0)
+    settings = {
+        "prompt": "",
+        "negative_prompt": "",
+        "seed": 0,
+        "index": 0,
+        "sampler": "ddim",
+        "steps": 1,
+    }
+    settings |= {"guidance_scale": 1, "size": [4, 4], "model": "tiny", "people": []}
+    settings |= {"control_scale": 1, "identity_max_timestep": 0, "version": "0"}
     with pytest.raises(FileNotFoundError):
-        files.store(picture, np.zeros((4, 4, 3), np.uint8), {})
+        files.store(picture, np.zeros((4, 4, 3), np.uint8), settings)
     assert not (tmp_path / "out").exists()
