@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 # PyTorch is only a reference in tests; from here it comes without gigabytes of CUDA. Elsewhere pip falls back on PyPI.
 TORCH_CPU := --quiet --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 30
 
-.PHONY: demo test test-slow test-all faults lint clean
+.PHONY: demo test test-slow test-all faults fuzz lint clean
 
 demo: $(VENV)/.installed ## Four pictures of the astronaut in out/demo.
 	$(BIN)/caphuman generate --reference caphuman_jax/assets/astronaut_nasa.png \
@@ -30,6 +30,12 @@ test-all: test test-slow
 FAULTS ?= build/faults
 faults: $(VENV)/.installed-test ## Kills, full disks and other faults at many moments of every verb that writes.
 	$(BIN)/python tests/faults/matrix.py --state $(FAULTS)
+
+# Every reader of foreign files on N mutated inputs, in processes of their own: docs/reliability.md.
+N ?= 100000
+fuzz: $(VENV)/.installed-test ## For example: make fuzz N=100000 READERS="photo pickle"
+	$(PIP) atheris || echo "without atheris, inputs are not guided by coverage"
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run --inputs $(N) $(READERS)
 
 lint: $(VENV)/.installed-lint ## Style, formatting, layers and circles of imports, types.
 	$(BIN)/ruff check .

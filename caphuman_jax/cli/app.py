@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from caphuman_jax.cli import failures
 from caphuman_jax.errors import INTERRUPTED, RESTART, CapHumanError, Terminated
+from caphuman_jax.io import files
 from caphuman_jax.runtime import distributed
 from caphuman_jax.runtime.platforms import spare_libtpu
 from caphuman_jax.version import __version__
@@ -156,7 +157,8 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _failed(text: str, code: int = _FAILED) -> int:
-    print(f"caphuman: error: {' '.join(text.split())}", file=sys.stderr)
+    # What a file says may be part of the message: no control characters reach the terminal.
+    print(f"caphuman: error: {files.printable(' '.join(text.split()))}", file=sys.stderr)
     failures.flush(sys.stdout)
     return code
 

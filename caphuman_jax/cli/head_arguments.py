@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from caphuman_jax.errors import SettingError
 from caphuman_jax.io import json_reader
+from caphuman_jax.io.files import read_regular
 
 OPTIONS = (
     "face",
@@ -25,6 +25,7 @@ OPTIONS = (
 )
 OF_THE_PHOTO = ("take", "framing", "head_face")
 """Those that say how a head photo is used."""
+_LARGEST_LIGHT = 2**20  # bytes
 
 
 def add_head_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -145,8 +146,8 @@ def light(text: str | None):
         if not source.lower().endswith(".json"):
             return text
         try:
-            source = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            source = read_regular(source, _LARGEST_LIGHT).decode("utf-8-sig")
+        except (OSError, ValueError) as error:
             raise SettingError(f"--light {text} cannot be read ({error})") from error
     try:
         found = json_reader.parse(source)

@@ -8,7 +8,12 @@ from typing import Any
 from caphuman_jax.errors import SettingError
 
 # A picture whose record lacks one of these was not made by this version's settings.
-_RECORDED = ("prompt", "combine", "seed", "sampler", "steps", "guidance_scale", "size")
+_RECORDED = (
+    *("prompt", "combine", "seed", "sampler", "steps", "guidance_scale", "size"),
+    *("index", "people", "controls"),
+)
+_FILE = {"name": str, "sha256": str}
+_PHOTO = {**_FILE, "face": (int, type(None))}
 
 
 def recorded(picture: str) -> dict[str, Any]:
@@ -18,13 +23,57 @@ def recorded(picture: str) -> dict[str, Any]:
     from caphuman_jax.io import metadata
 
     made = metadata.read_settings(picture)
-    missing = [name for name in _RECORDED if name not in made]
+    missing = [name for name in _RECORDED if name not in made] if isinstance(made, dict) else []
     if missing:
         raise SettingError(
             f"{picture} does not record all that is needed to repeat it (missing: "
             f"{', '.join(missing)}); it was made by another version"
         )
+    if not _whole(made):
+        raise SettingError(f"the settings in {picture} are damaged; take another of its pictures")
     return made
+
+
+def _whole(made: Any) -> bool:
+    """Whether everything that is looked up in a record is there, of the right type."""
+    return (
+        isinstance(made, dict)
+        and all(isinstance(made[name], list) for name in ("people", "controls"))
+        and all(map(_whole_person, made["people"]))
+        and all(
+            _has(control, {"name": str, "picture": (str, dict), "scale": (int, float)})
+            and (isinstance(control["picture"], str) or _has(control["picture"], _FILE))
+            for control in made["controls"]
+        )
+        and ("edit" not in made or _whole_edit(made["edit"]))
+    )
+
+
+def _whole_person(person: Any) -> bool:
+    return (
+        _has(person, {"reference": dict, "asked_head": dict})
+        and _has(person["reference"], _PHOTO)
+        and all(
+            _has(person["asked_head"][name], _PHOTO)
+            for name in ("photo",)
+            if name in person["asked_head"]
+        )
+        and all(_has(person[name], _FILE) for name in ("mask",) if name in person)
+    )
+
+
+def _whole_edit(edit: Any) -> bool:
+    return (
+        _has(edit, {"photo": dict, "mask": (str, dict), "person": bool})
+        and _has(edit["photo"], _PHOTO)
+        and (isinstance(edit["mask"], str) or _has(edit["mask"], _FILE))
+    )
+
+
+def _has(entries: Any, kinds: dict[str, Any]) -> bool:
+    return isinstance(entries, dict) and all(
+        name in entries and isinstance(entries[name], kind) for name, kind in kinds.items()
+    )
 
 
 def repeated_head(picture: str, person: dict, photo: str | None, how: str) -> dict[str, Any]:

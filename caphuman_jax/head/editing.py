@@ -125,7 +125,11 @@ def mix(
 
 def parse_take(take: str | Iterable[str]) -> tuple[str, ...]:
     """Parts from "position,pose", ["pose", …] or "all", without repeats, in the order of PARTS."""
+    if not isinstance(take, Iterable):
+        raise HeadError(f"take must name parts such as position,pose, not {take!r}")
     names = [name.strip() for name in take.split(",")] if isinstance(take, str) else list(take)
+    if not all(isinstance(name, str) for name in names):
+        raise HeadError(f"take must name parts such as position,pose, not {names!r}")
     names = [name for name in names if name]
     if not names:
         raise HeadError(
@@ -169,6 +173,8 @@ def from_numbers(
     if light is not None:
         changes["light"] = jnp.asarray(parse_light(light))
     if position is not None:
+        if isinstance(position, str) or not hasattr(position, "__len__"):
+            raise HeadError(f"position takes three numbers, x, y and size, not {position!r}")
         if len(position) != 3:
             raise HeadError(f"position takes three numbers, x, y and size, not {len(position)}")
         own = position_of(model, reference) if None in tuple(position) else position
@@ -227,6 +233,8 @@ def expression_vector(
     5)."""
     if isinstance(expression, str):
         expression = parse_expression(expression)
+    if not isinstance(expression, Mapping):
+        raise HeadError(f"an expression has names and weights, not {expression!r}")
     arkit, basis = model.arkit_basis()
     weights, own = (
         np.zeros(len(arkit), np.float32),
@@ -266,7 +274,10 @@ def parse_light(light) -> Float[np.ndarray, "9 3"]:
     Raises HeadError for anything else, NaN, a direction of length 0 or a strength outside [0,1].
     """
     if not isinstance(light, str):
-        array = np.asarray(light, np.float32)
+        try:
+            array = np.asarray(light, np.float32)
+        except (TypeError, ValueError, OverflowError):
+            array = np.zeros(0, np.float32)
         if array.size != 27 or not np.all(np.isfinite(array)):
             raise HeadError("light takes 27 finite numbers (9 functions × red, green, blue)")
         return array.reshape(9, 3)

@@ -228,23 +228,16 @@ def _read_albedo(model, coded):
     if coded is None:
         return np.full((count, 3), 0.5, np.float32)
     try:
-        pixels = (
-            np.asarray(
-                Image.open(
-                    io.BytesIO(base64.b64decode(coded, validate=True)), formats=("PNG",)
-                ).convert("RGB"),
-                np.float32,
-            )
-            / 255
-        )
+        picture = Image.open(io.BytesIO(base64.b64decode(coded, validate=True)), formats=("PNG",))
+        size = (picture.height, picture.width, 3) if picture.height > 1 else (picture.width, 3)
+        fits = model.accepts_albedo(size)  # before it is decoded: it may be far larger
+        pixels = np.asarray(picture.convert("RGB"), np.float32) / 255 if fits else None
     except Exception as error:  # whatever a damaged picture makes Pillow raise
         raise HeadError(
             f"the albedo of these numbers is damaged ({error}); remove it to get a gray head"
         ) from error
-    if pixels.shape[0] == 1:
-        pixels = pixels[0]
-    if not model.accepts_albedo(pixels.shape):
+    if pixels is None:
         raise HeadError(
             "the albedo of these numbers is of another head model; remove it to get a gray head"
         )
-    return pixels
+    return pixels.reshape(size)

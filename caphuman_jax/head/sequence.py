@@ -24,12 +24,14 @@ from caphuman_jax.head.face_fitting import fit_head
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size
 from caphuman_jax.io import json_reader
+from caphuman_jax.io.files import read_regular
 from caphuman_jax.io.frames import Source, frames
 
 log = logging.getLogger("caphuman_jax")
 
 FRAMINGS, MISSING = ("head", "photo"), ("interpolate", "error")
 _TABLES = (".csv", ".tsv", ".json")
+_LONGEST = 2**28  # bytes of a table
 _SIDE = 512  # pixels of the square in which heads of a sequence are placed
 _LEAST_PRESENCE = 0.9
 _NAMED = 6  # frames named in a notice
@@ -123,7 +125,7 @@ def read_table(source: Source) -> list[dict] | None:
     if path.suffix.lower() not in _TABLES or path.is_dir():
         return None
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, _LONGEST).decode("utf-8-sig")
         if path.suffix.lower() == ".json":
             rows = json_reader.parse(text)
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

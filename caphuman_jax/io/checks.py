@@ -30,7 +30,7 @@ def number(
         if isinstance(value, bool):
             raise TypeError
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise error(f"{name} must be a number, not {value!r}") from None
     if not math.isfinite(found) or not low <= found <= high:
         wanted = f"lie between {low:g} and {high:g}" if high < math.inf else f"be at least {low:g}"

@@ -73,7 +73,7 @@ def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator
         return
     path = Path(source)
     name = printable(str(path))
-    if not path.exists():
+    if not os.path.exists(path):  # `Path.exists` raises OSError for a name that is too long
         raise PhotoError(
             f"{name} does not exist; name a table, a video, a GIF or a folder of photos"
         )

@@ -15,7 +15,8 @@ MAX_DEPTH = 100
 """Levels of brackets. What reads the values is recursive too, so this is well below its limit."""
 MAX_DIGITS = 100
 
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# One that never ends takes the rest, so that the time stays linear.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _SURROGATE = re.compile(r"\\[uU][dD][89a-fA-F]")
 
 

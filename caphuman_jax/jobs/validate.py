@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ FindPhoto = Callable[[str, Path], tuple[str | None, str]]
 def find_in_folder(photo: str, folder: Path) -> tuple[str | None, str]:
     """(what is wrong or None, the absolute path) of a photo that is named relative to a folder."""
     path = folder / photo
-    problem = None if path.is_file() else f"{path} does not exist; check the path"
+    # Not `Path.is_file`, which raises OSError for a name that is too long.
+    problem = None if os.path.isfile(path) else f"{path} does not exist; check the path"
     return problem, str(path.absolute())
 
 
@@ -114,7 +116,7 @@ class Checker:
                 self._known[key] = None, check(value)
             except CapHumanError as problem:
                 self._known[key] = str(problem), None
-            except (TypeError, ValueError, AttributeError) as problem:
+            except (TypeError, ValueError, AttributeError, OverflowError) as problem:
                 self._known[key] = f"{value!r} cannot be used ({problem})", None
         return self._known[key]
 
@@ -162,7 +164,7 @@ class Checker:
             return create_edit(
                 edit, fields.get("reference"), fields.get("people", ()), fields, self._config
             )
-        except CapHumanError as problem:
+        except (CapHumanError, TypeError) as problem:
             wrong.append(f"edit: {problem}")
             return None
 

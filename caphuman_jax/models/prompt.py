@@ -33,12 +33,15 @@ _STEP = 1.1
 _COMMA_BACKTRACK = 20
 _LONGEST = 40  # chunks; attention over a prompt costs as much as its length
 _SIGNS = re.compile(r"[()\[\]\\<]|BREAK")
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+# Possessive repetitions (++, *+) keep the time linear in the prompt's length.
+_BREAK = re.compile(r"(?:(?<!\s)\s++)?+\bBREAK\b\s*+")
 _PIECES = re.compile(
-    r"\\[()\[\]\\]|\\|[(\[]|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|[)\]]|[^\\()\[\]:]+|:"
+    r"\\[()\[\]\\]|\\|[(\[]|:\s*+(?P<weight>[+-]?(?:\d++\.?+\d*+|\.\d++))\s*+\)|[)\]]|[^\\()\[\]:]+|:"
 )
 _LORA_TAG = re.compile(r"<(?:lora|lyco|lycoris|hypernet):([^:<>]+)(?::([^<>]*))?>", re.IGNORECASE)
-_EDITING = re.compile(r"\[[^\[\]]*(?::\s*[\d.]+\s*|\|[^\[\]]*)\]")
+_BRACKETS = re.compile(r"\[([^\[\]]*+)\]")
+_EDITING = re.compile(r"\||:\s*+[\d.]++\s*+\Z")
+_LARGEST_WEIGHT = 1e6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -250,6 +253,10 @@ def _joined(parts: list[list]) -> list[tuple[str | None, float]]:
             joined[-1][0] += words
         elif words:
             joined.append([words, weight])
+    if any(abs(weight) > _LARGEST_WEIGHT for _, weight in joined):
+        raise SettingError(
+            f"a weight in the prompt is larger than {_LARGEST_WEIGHT:,.0f}; weights are about 1"
+        )
     return [tuple(part) for part in joined] or [("", 1.0)]
 
 
@@ -261,7 +268,8 @@ def _refuse_tags(text: str) -> None:
             f"{tag[0]} in a prompt is another program's way to name a file; remove it from the "
             f"prompt and add --lora {tag[1]}.safetensors{strength}"
         )
-    edited = _EDITING.search(re.sub(r"\\.", "", text))
+    bare = re.sub(r"\\.", "", text)
+    edited = next((one for one in _BRACKETS.finditer(bare) if _EDITING.search(one[1])), None)
     if edited:
         raise SettingError(
             f"{edited[0]} asks for a prompt that changes while sampling, which is not supported; "

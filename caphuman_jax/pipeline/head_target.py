@@ -244,8 +244,11 @@ def _fields(entries: Mapping, known: Sequence[str]) -> dict:
             f"a head has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}, x, y, size "
             "and the names of expressions"
         )
+    weights = fields.get("weights") or {}
+    if not isinstance(weights, Mapping):
+        raise HeadError(f"weights are names and numbers, not {weights!r}")
     if given:
-        fields["weights"] = dict(fields.get("weights") or {}) | given
+        fields["weights"] = dict(weights) | given
     return fields
 
 

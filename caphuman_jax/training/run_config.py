@@ -121,7 +121,7 @@ def read_config(
             raise CapHumanError(f"{'.'.join(path)} holds settings; set one of them: {inside} …")
         try:
             place[path[-1]] = _parse(type(before), value)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             wanted = _KINDS.get(type(before), f"of type {type(before).__name__}")
             raise CapHumanError(f"{'.'.join(path)} is {wanted}, not {value!r}") from error
     for part in config.values():

@@ -30,7 +30,7 @@ _OTHER_MODELS = ("clip_g", "clip_l")
 
 def parse(text: str) -> tuple[Path, str | None]:
     """ "style.pt=mystyle" → (file, word); without "=", the word is None: the file's own."""
-    if Path(text).exists():
+    if os.path.exists(text):  # `Path.exists` raises OSError for a name that is too long
         return Path(text), None
     path, equals, word = text.rpartition("=")
     if not equals:
@@ -132,6 +132,6 @@ def _vectors(checkpoint: Checkpoint, path: Path) -> dict[str, np.ndarray]:
     if "emb_params" in checkpoint:
         return {path.stem: as_rows("emb_params")}
     names = list(checkpoint)
-    if names and all(checkpoint[name].ndim <= 2 for name in names) and len(names) <= 100:
+    if names and all(len(checkpoint.shape(name)) <= 2 for name in names) and len(names) <= 100:
         return {name: as_rows(name) for name in names}
     raise ModelFolderError(f"{path} is not a textual-inversion embedding")

@@ -126,7 +126,8 @@ def parse(text: str) -> tuple[Path, Strength]:
     Raises SettingError.
     """
     path, colon, tail = text.rpartition(":")
-    if not colon or Path(text).exists():
+    # Not `Path.exists`, which raises OSError for a name that is too long.
+    if not colon or os.path.exists(text):
         return Path(text), 1.0
     try:
         strengths = tuple(float(part) for part in tail.split(","))

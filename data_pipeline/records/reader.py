@@ -59,11 +59,12 @@ class RecordsFolder:
             self.size = int(self.manifest["settings"]["size"])
             self.files = {
                 split: [
-                    (self.path / shard["file"], int(shard["records"])) for shard in found["shards"]
+                    (self.path / _file_name(shard["file"]), _count(shard["records"]))
+                    for shard in found["shards"]
                 ]
                 for split, found in self.manifest["splits"].items()
             }
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
                 f"{self.path / MANIFEST} is damaged: it lacks {error}; make the records again with "
                 f"caphuman prepare"
@@ -213,6 +214,19 @@ class _Naming:
             named = _named(*folder.place(split, index))
             if named not in str(error):
                 raise DataError(f"{named} (number {index} of {split}): {error}") from error
+
+
+def _file_name(name: object) -> str:
+    """The name of a shard, which lies in the folder itself."""
+    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
+        raise ValueError(f"the name of a file in place of {name!r}")
+    return name
+
+
+def _count(number: object) -> int:
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise ValueError(f"a number of records in place of {number!r}")
+    return number
 
 
 def _named(file: Path, place: int) -> str:

@@ -7,6 +7,7 @@ tensorflow/core/example/{example,feature}.proto.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 
@@ -76,19 +77,35 @@ def decode_image(feature: Feature, encoded: bytes) -> np.ndarray:
     import cv2
 
     grey = feature.shape[-1] == 1
-    pixels = (
-        cv2.imdecode(
+    stated = _stated_size(encoded)
+    if stated is not None and stated != feature.shape[:2]:  # before it is decoded
+        raise DataError(f"{feature.name} is {(*stated, feature.shape[-1])}, not {feature.shape}")
+    try:
+        pixels = stated and cv2.imdecode(
             np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR_RGB
         )
-        if len(encoded)
-        else None
-    )
+    except cv2.error:
+        pixels = None
     if pixels is None:
         raise DataError(f"{feature.name} is not an image that can be decoded")
     pixels = pixels[..., None] if grey else pixels
     if pixels.shape != feature.shape:
         raise DataError(f"{feature.name} is {pixels.shape}, not {feature.shape}")
     return pixels
+
+
+def _stated_size(encoded: bytes) -> tuple[int, int] | None:
+    """(height, width) that a JPEG or PNG file says it has; None for anything else."""
+    if encoded[:8] == b"\x89PNG\r\n\x1a\n":
+        return int.from_bytes(encoded[20:24], "big"), int.from_bytes(encoded[16:20], "big")
+    at = 2 if encoded[:2] == b"\xff\xd8" else len(encoded)
+    while at + 9 <= len(encoded) and encoded[at] == 0xFF:
+        marker = encoded[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame begins
+            height, width = encoded[at + 5 : at + 7], encoded[at + 7 : at + 9]
+            return int.from_bytes(height, "big"), int.from_bytes(width, "big")
+        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return None
 
 
 def encode_image(feature: Feature, pixels: np.ndarray, quality: int = 95) -> bytes:
@@ -228,7 +245,8 @@ def _array(feature: Feature, parts: list[memoryview]) -> np.ndarray:
     dtype = np.dtype(feature.dtype).newbyteorder("<")
     try:
         if feature.encoding == "zlib":
-            parts = [memoryview(zlib.decompress(parts[0]))]
+            size = math.prod(feature.shape) * dtype.itemsize
+            parts = [memoryview(_unpacked(parts[0], size))]
         if not feature.encoding and feature.dtype != "float32":
             array = np.array(
                 [_signed(v) for part in parts for v in _varints(part)], np.int64
@@ -240,6 +258,15 @@ def _array(feature: Feature, parts: list[memoryview]) -> np.ndarray:
         raise DataError(
             f"{feature.name} does not hold {feature.dtype} {feature.shape}: {error}"
         ) from error
+
+
+def _unpacked(data: memoryview, size: int) -> bytes:
+    """zlib's bytes, of which there must be `size`: a damaged record must not fill the memory."""
+    reader = zlib.decompressobj()
+    unpacked = reader.decompress(data, size + 1)
+    if len(unpacked) != size or not reader.eof:
+        raise ValueError(f"it does not unpack to {size:,} bytes")
+    return unpacked
 
 
 def _varints(message: memoryview) -> Iterator[int]:

@@ -19,6 +19,7 @@ from data_pipeline.sources import base, companions, paths
 from data_pipeline.sources.base import Item, Source
 
 _BLOCK = 512
+_MOST_TARS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +77,15 @@ def expand(pattern: str) -> list[str]:
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
     if numbers:
         first, last = numbers.groups()
+        if len(last) > 12 or int(last) - int(first) >= _MOST_TARS:
+            raise DataError(f"{pattern} names more than {_MOST_TARS:,} tars; divide it")
         parts = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
     else:
         parts = found[1].split(",")
-    return [
-        text
-        for part in parts
-        for text in expand(pattern[: found.start()] + part + pattern[found.end() :])
-    ]
+    rest = expand(pattern[found.end() :])  # once, not for every part
+    if len(parts) * len(rest) > _MOST_TARS:
+        raise DataError(f"{pattern} names more than {_MOST_TARS:,} tars; divide it")
+    return [pattern[: found.start()] + part + end for part in parts for end in rest]
 
 
 def _while_equal(rows: list[tuple]) -> Iterator[tuple]:
@@ -106,7 +108,7 @@ def _members(path: str, prefix: str, unused: companions.Unused) -> Iterator[Item
             stream.seek(tar.offset)
             if stream.read(_BLOCK).strip(b"\0"):
                 raise tarfile.ReadError(f"no file begins at byte {tar.offset}")
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, tarfile.TarError, ValueError, OverflowError, IndexError) as error:
         yield Item.broken(
             prefix + "(damaged)", f"{path} is damaged, and what follows is lost: {reason(error)}"
         )
@@ -114,7 +116,9 @@ def _members(path: str, prefix: str, unused: companions.Unused) -> Iterator[Item
         photos = [
             name
             for name, (start, size) in members.items()
-            if is_photo(name, functools.partial(paths.read_bytes, path, start, min(size, HEAD)))
+            if is_photo(
+                name, functools.partial(paths.read_bytes, path, start, max(0, min(size, HEAD)))
+            )
         ]
         found, others = companions.texts_of_photos(photos, filter(companions.is_text, members))
         unused.add(prefix + valid_text(folder), map(valid_text, others))

@@ -22,6 +22,7 @@ COMMAND = [sys.executable, "-m", "caphuman_jax.cli"]
     "error, code, said",
     [
         (PhotoError("no\nface"), 2, "error: no face"),
+        (PhotoError("\x1b[2J\u202egpj"), 2, r"error: \x1b[2J\u202egpj"),
         (OSError(errno.ENOSPC, "No space left on device", "out/a.png"), 2, "out/a.png: no space"),
         (RuntimeError("RESOURCE_EXHAUSTED: x: No space left on device"), 2, "no space is left"),
         (FileNotFoundError(2, "No such file or directory", "x"), 2, "x: No such file"),

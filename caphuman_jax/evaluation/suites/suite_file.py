@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from caphuman_jax.diffusion.sampling_params import FIELDS
 from caphuman_jax.errors import SettingError
 from caphuman_jax.evaluation import prompt_suite
+from caphuman_jax.io.files import read_regular
 
 FOLDER = Path(__file__).parent
 DEFAULT = "requests"
@@ -26,6 +28,8 @@ _OF_KIND = {
 }
 """Entries of each kind of suite, besides those of all."""
 _PLANS = ("dealt", "every")
+_LONGEST = 2**24  # bytes of a suite
+_MOST_HEADS = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +100,8 @@ def load(suite: str) -> SuiteFile:
             f"there is no suite {suite!r}; {hint} (your own is the path of a file .toml)"
         )
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        entries = tomllib.loads(read_regular(path, _LONGEST).decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingError(f"the suite {path} cannot be read: {error}") from error
     try:
         return _checked(path.stem, entries)
@@ -107,7 +111,7 @@ def load(suite: str) -> SuiteFile:
 
 def _checked(name: str, entries: Mapping[str, Any]) -> SuiteFile:
     kind = entries.get("kind", "requests")
-    if kind not in _OF_KIND:
+    if not isinstance(kind, str) or kind not in _OF_KIND:
         raise SettingError(f"kind is one of {', '.join(_OF_KIND)}, not {kind!r}")
     known = ("title", "about", "kind", "people", "per_person", "sampling", *_OF_KIND[kind])
     for entry in entries:
@@ -157,6 +161,9 @@ def _grid_heads(grids: Sequence[Mapping[str, Any]]) -> list[str]:
         if not isinstance(grid, dict) or not all(isinstance(v, list) for v in grid.values()):
             raise SettingError("grids is a list of tables such as {yaw = [-20, 20], pitch = [0]}")
         axes = [[f"{name}={value}" for value in values] for name, values in grid.items()]
+        count = len(heads) + math.prod(map(len, axes))
+        if count > _MOST_HEADS:
+            raise SettingError(f"grids make {count:,} heads; a suite has at most {_MOST_HEADS:,}")
         heads += [",".join(chosen) for chosen in itertools.product(*axes)]
     return heads
 

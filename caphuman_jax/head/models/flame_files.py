@@ -275,6 +275,8 @@ def read_mediapipe(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
         raise HeadError(
             f"{path} is not a table of MediaPipe's landmarks: it has no {problem}"
         ) from problem
+    if any(array.dtype.kind not in "iuf" for array in (numbers, faces, weights)):
+        raise HeadError(f"{path} is damaged: its landmarks are not numbers")
     numbers, faces, weights = (
         numbers.astype(np.int64),
         faces.astype(np.int64),
@@ -282,6 +284,7 @@ def read_mediapipe(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
     )
     if not (
         numbers.ndim == 1
+        and numbers.size
         and faces.shape == numbers.shape
         and weights.shape == (*numbers.shape, 3)
         and np.isfinite(weights).all()
@@ -319,7 +322,7 @@ def read_template(path: str | Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]
             raise ValueError("a face with a corner that does not exist")
     except OSError as problem:
         raise HeadError(f"{path} cannot be read: {problem.strerror or problem}") from problem
-    except ValueError as problem:
+    except (ValueError, OverflowError) as problem:
         raise HeadError(
             f"{path} is not a mesh of triangles with texture coordinates: {problem}"
         ) from problem

@@ -230,6 +230,9 @@ def test_braces():
         and len(expand("a-{08..11}-{x,y}.tar")) == 8
     )
     assert expand("a-{008..010}")[0] == "a-008"
+    for far_too_many in ("a-{000..999999999999}.tar", "{0..9999}{0..9999}", f"{{0..{'9' * 400}}}"):
+        with pytest.raises(DataError, match="more than 1,000,000 tars"):
+            expand(far_too_many)
 
 
 @pytest.mark.parametrize(

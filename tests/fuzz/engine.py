@@ -1,0 +1,208 @@
+"""One reader on one input, and what came of it; shrinking; a run without coverage guidance.
+
+Limits hold in a process of its own (`worker`): time, memory, programs, files, connections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fuzz import mutations
+
+from caphuman_jax.errors import CapHumanError
+
+CORPUS = Path(__file__).parent / "corpus"
+REGRESSIONS = Path(__file__).parent / "regressions"
+SECONDS = 5
+MEMORY = 2**30
+LARGEST = 1 << 18
+_LONGEST_MESSAGE = 4000
+
+
+class Hang(BaseException):
+    """An input took longer than SECONDS."""
+
+
+class Forbidden(BaseException):
+    """A reader started a program, opened a connection, or touched a file elsewhere."""
+
+
+class Finding(Exception):
+    """What a reader did that it may not do. place: by which findings are told apart."""
+
+    def __init__(self, place: str, what: str):
+        super().__init__(what)
+        self.place = place
+
+
+def outcome(run: Callable[[bytes], object], data: bytes) -> str:
+    """In a few words what a reader made of an input: the same for inputs of one kind.
+
+    Raises:
+        Finding: neither a value nor an error of the project.
+    """
+    try:
+        value = run(data)
+    except CapHumanError as error:
+        _check_causes(error)
+        text = str(error)
+        if not text.strip() or len(text) > _LONGEST_MESSAGE + 4 * len(data):
+            raise Finding("message", f"a message of {len(text)} characters") from error
+        return f"{type(error).__name__}: {_kind_of(text)}"
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise Finding(_place(error), f"{type(error).__name__}: {error}"[:300]) from error
+    return f"value: {type(value).__name__}"
+
+
+def _check_causes(error: BaseException) -> None:
+    """An error of the project that hides a lack of memory is a finding, too."""
+    seen, at = 0, error.__cause__ or error.__context__
+    while at is not None and seen < 10:
+        if isinstance(at, MemoryError):
+            raise Finding(_place(at), "more memory than it may take") from error
+        at, seen = at.__cause__ or at.__context__, seen + 1
+
+
+def _place(error: BaseException) -> str:
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "caphuman_jax/" in frame.filename or "data_pipeline/" in frame.filename
+    ]
+    last = frames[-1] if frames else None
+    where = f"{Path(last.filename).name}:{last.name}" if last else "elsewhere"
+    return f"{type(error).__name__} in {where}"
+
+
+def _kind_of(text: str) -> str:
+    return re.sub(r"'[^']*'|\"[^\"]*\"|[\d.,]+|/\S+", "_", text)[:60]
+
+
+def seeds(name: str) -> list[bytes]:
+    """The corpus of a reader, in the order of the names."""
+    return [file.read_bytes() for file in sorted((CORPUS / name).iterdir())]
+
+
+def regressions() -> list[Path]:
+    """Inputs that once were findings."""
+    return sorted(REGRESSIONS.glob("*/*"))
+
+
+def inputs(reader, count: int, seed: int = 0) -> Iterator[bytes]:
+    """Mutated inputs: some of the corpus, some of inputs mutated before. Seeded."""
+    rng, pool = random.Random(f"{reader.name} {seed}"), seeds(reader.name)
+    yield from pool[:count]
+    kept = len(pool)
+    for _ in range(count - kept):
+        base = rng.choice(pool)
+        try:
+            data = reader.mutate(rng, base)[:LARGEST]
+        except Exception:  # noqa: BLE001 - such as a number that JSON cannot write
+            data = mutations.any_bytes(rng, base)
+        yield data
+        if rng.random() < 0.05:
+            pool.append(data)
+            if len(pool) > 500:
+                del pool[rng.randrange(kept, len(pool))]
+
+
+def shrink(run: Callable[[bytes], object], data: bytes, place: str, tries: int = 400) -> bytes:
+    """A shorter input with the same finding."""
+
+    def same(candidate: bytes) -> bool:
+        try:
+            outcome(run, candidate)
+        except Finding as found:
+            return found.place == place
+        return False
+
+    step = max(1, len(data) // 2)
+    while step and tries > 0:
+        at, smaller = 0, False
+        while at < len(data) and tries > 0:
+            candidate = data[:at] + data[at + step :]
+            tries -= 1
+            if same(candidate):
+                data, smaller = candidate, True
+            else:
+                at += step
+        if not smaller or step > 1:
+            step = step // 2 if step > 1 else (1 if smaller else 0)
+    return data
+
+
+def keep(name: str, data: bytes) -> Path:
+    """Write an input among the regressions."""
+    path = REGRESSIONS / name / hashlib.sha256(data).hexdigest()[:12]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+@contextmanager
+def limited_time(seconds: float = SECONDS) -> Iterator[None]:
+    """Raises Hang after so many seconds, where the interpreter gets to run."""
+
+    def late(*_):
+        raise Hang(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def limit_memory() -> None:
+    """No more than MEMORY above what the process has now (Linux)."""
+    import resource
+
+    pages = [int(number) for number in Path("/proc/self/statm").read_text().split()]
+    held = pages[5] * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY, held + MEMORY))
+
+
+class Watch:
+    """Refuses programs, connections and files outside of `scratch` while `on`."""
+
+    _PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork",
+                 "os.spawn", "socket.connect", "socket.getaddrinfo", "ctypes.dlopen")  # fmt: skip
+    _FILES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink",
+              "os.chmod", "os.truncate", "shutil.rmtree")  # fmt: skip
+
+    def __init__(self, scratch: Path):
+        self.on = False
+        root = str(Path(__file__).parents[2])
+        self._may_read = (str(scratch), root, sys.prefix, sys.base_prefix, "/usr/", "/lib",
+                          "/proc/", "/sys/", "/dev/null", *filter(None, sys.path))  # fmt: skip
+        self._may_write = (str(scratch), "/dev/null", os.devnull)
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event: str, args: tuple) -> None:
+        if not self.on:
+            return
+        if event == "open":
+            path, mode, flags = args
+            if isinstance(path, int):
+                return
+            path = os.path.abspath(os.fsdecode(path))
+            writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+            if path.endswith((".pyc", "__pycache__")):
+                return
+            if not path.startswith(self._may_write if writes else self._may_read):
+                raise Forbidden(f"{'writes' if writes else 'reads'} {path}")
+        elif event in self._PROGRAMS or event in self._FILES:
+            raise Forbidden(f"{event}{args!r}"[:200])

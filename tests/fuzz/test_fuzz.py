@@ -1,0 +1,41 @@
+"""A short, seeded form of `make fuzz`, and all inputs that once were findings."""
+
+import logging
+
+import pytest
+from fuzz import engine
+from fuzz.readers import READERS
+
+_INPUTS = 60
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the decoders, about damaged files
+@pytest.mark.parametrize("name", READERS)
+def test_mutated_inputs_give_a_value_or_one_line(name, tmp_path):
+    run = READERS[name].make(tmp_path)
+    for data in engine.inputs(READERS[name], _INPUTS):
+        engine.outcome(run, data)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("path", engine.regressions(), ids=lambda path: "/".join(path.parts[-2:]))
+def test_what_was_found_stays_mended(path, tmp_path):
+    run = READERS[path.parent.name].make(tmp_path)
+    with engine.limited_time(4 * engine.SECONDS):  # this machine may be busy
+        engine.outcome(run, path.read_bytes())
+
+
+def test_the_corpus_is_valid(tmp_path):
+    """At least one seed of each reader is read; otherwise mutations do not get far."""
+    for name, reader in READERS.items():
+        (tmp_path / name).mkdir()
+        run = reader.make(tmp_path / name)
+        found = [engine.outcome(run, data) for data in engine.seeds(name)]
+        assert any(one.startswith("value") for one in found), (name, found)
