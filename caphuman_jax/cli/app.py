@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from caphuman_jax.cli import failures
+from caphuman_jax.cli import argument_types, failures
 from caphuman_jax.errors import INTERRUPTED, RESTART, CapHumanError, Terminated
 from caphuman_jax.io import files
 from caphuman_jax.runtime import distributed
@@ -95,6 +95,10 @@ _AGAIN = 0.02  # seconds after which a signal is sent again
 
 class _Parser(argparse.ArgumentParser):
     """Reports what is wrong in one line, also that its help cannot be written."""
+
+    def __init__(self, *args, **named):
+        super().__init__(*args, **named)
+        self.register("type", int, argument_types.integer)
 
     def _print_message(self, message, file=None):
         if message:

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import argparse
 
+_MOST_DIGITS = 18
+"""Of whole numbers: they fit into 64 bits, wherever they go."""
+
+
+def integer(text: str) -> int:
+    """A whole number. The command's parser uses it for every `type=int`."""
+    value = int(text)
+    if abs(value) >= 10**_MOST_DIGITS:
+        raise argparse.ArgumentTypeError(
+            f"a whole number has at most {_MOST_DIGITS} digits, not {len(text.strip())}"
+        )
+    return value
+
 
 def positive_int(text: str) -> int:
     """A whole number from 1 on."""
     try:
-        value = int(text)
+        value = integer(text)
     except ValueError:
         value = 0
     if value < 1:

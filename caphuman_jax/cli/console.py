@@ -20,6 +20,7 @@ _STAGES = {
     "hints": "rendering the head",
     "compile": "preparing the sampler (compiled once for this size and step count)",
 }
+_LARGEST_BATCH = 4096  # pictures on one device
 
 
 def quiet_libraries() -> None:
@@ -75,9 +76,9 @@ def check_there(paths: Iterable[Path], folder: Path) -> None:
 
 
 def check_batch(batch: int | None) -> None:
-    """Raises SettingError for a --batch below 1."""
-    if batch is not None and batch < 1:
-        raise SettingError(f"--batch must be at least 1, not {batch}")
+    """Raises SettingError for a --batch that no device can hold."""
+    if batch is not None and not 1 <= batch <= _LARGEST_BATCH:
+        raise SettingError(f"--batch must lie between 1 and {_LARGEST_BATCH}, not {batch}")
 
 
 @contextlib.contextmanager

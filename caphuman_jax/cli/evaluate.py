@@ -145,6 +145,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.seed < 0:
         raise CapHumanError(f"--seed is a whole number from 0 on, not {args.seed}")
+    console.check_batch(args.batch)
     suite = _suite(args)
     _make_room(args)
     metadata = model_folder.read_metadata(model_folder.find_model(args.model))

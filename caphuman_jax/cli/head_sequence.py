@@ -26,6 +26,7 @@ def write_sequence(args, read, head, wanted, size) -> list[Path]:
     from caphuman_jax.head import head_json, mesh_export, sequence, visualize
     from caphuman_jax.io import frames
 
+    frames.check_rate(args.every, args.fps)
     model, rows = read.head_model, sequence.read_table(args.sequence)
     if rows is None:
         heads, track, fps = _lent_heads(args, read, head, wanted)

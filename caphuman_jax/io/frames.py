@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import ImageSequence
+from PIL import Image, ImageSequence
 
 from caphuman_jax.errors import HeadError, PhotoError
 from caphuman_jax.io.files import open_regular, printable
@@ -53,10 +53,7 @@ def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator
         PhotoError: The source cannot be read or holds no frames.
         HeadError: `every` or `fps` is out of range.
     """
-    if every < 1:
-        raise HeadError(f"--every must be at least 1, not {every}")
-    if fps is not None and not 0 < fps <= 1000:
-        raise HeadError(f"frames per second must lie between 0 and 1000, not {fps:g}")
+    check_rate(every, fps)
     if not isinstance(source, (str, os.PathLike)) or Path(source).is_dir():
         photos = (
             _photos_of(Path(source)) if isinstance(source, (str, os.PathLike)) else list(source)
@@ -84,8 +81,21 @@ def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator
     if found is None:
         yield from _video(path, name, every, fps)
         return
-    with open_picture(path, name) as picture:
-        yield from _pages(picture, path, name, every, fps)
+    try:
+        with open_picture(path, name) as picture:
+            yield from _pages(picture, path, name, every, fps)
+    except (*DAMAGE, Image.DecompressionBombError) as error:
+        raise PhotoError(
+            f"{name} is damaged or incomplete ({reason(error)}); fetch or save it again"
+        ) from error
+
+
+def check_rate(every: int, fps: float | None) -> None:
+    """Raises HeadError where one of them is out of range, see `frames`."""
+    if every < 1:
+        raise HeadError(f"--every must be at least 1, not {every}")
+    if fps is not None and not 0 < fps <= 1000:
+        raise HeadError(f"frames per second must lie between 0 and 1000, not {fps:g}")
 
 
 def _photos_of(folder: Path) -> list[Path]:
@@ -102,19 +112,14 @@ def _photos_of(folder: Path) -> list[Path]:
 def _pages(picture, path, name, every, fps):
     """Frames of a GIF or another picture of several pages."""
     time = 0.0
-    try:
-        for i, page in enumerate(ImageSequence.Iterator(picture)):
-            if i % every == 0:
-                yield Frame(
-                    f"frame {i}",
-                    read_photo(page.convert("RGBA" if "transparency" in page.info else "RGB")),
-                    time,
-                )
-            time += 1 / fps if fps else (page.info.get("duration") or 1000 / FPS) / 1000
-    except DAMAGE as error:
-        raise PhotoError(
-            f"{name} is damaged or incomplete ({reason(error)}); fetch or save it again"
-        ) from error
+    for i, page in enumerate(ImageSequence.Iterator(picture)):
+        if i % every == 0:
+            yield Frame(
+                f"frame {i}",
+                read_photo(page.convert("RGBA" if "transparency" in page.info else "RGB")),
+                time,
+            )
+        time += 1 / fps if fps else (page.info.get("duration") or 1000 / FPS) / 1000
     if picture.format == "GIF" and not _ends_as_gif(path):
         log.warning("%s is cut off: its end is missing after frame %d", name, i)
 

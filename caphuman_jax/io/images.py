@@ -16,16 +16,12 @@ from PIL import Image, ImageOps, PngImagePlugin
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.io import atomic, color_profile
 from caphuman_jax.io.files import printable
-from caphuman_jax.io.picture_formats import open_picture, reason
+from caphuman_jax.io.picture_formats import DECODE_LIMIT, open_picture, reason, too_large
 
 MAX_PIXELS = 24_000_000
 """Larger photos are shrunk to about this many pixels."""
 MAX_SIDE = 16_384
 """Longer photos are shrunk to this side (OpenCV stops at 32,767)."""
-DECODE_LIMIT = 178_000_000
-"""Larger photos are not decoded: a small file may unpack to more than the memory. Just below
-Pillow's own limit.
-"""
 MIN_SIDE = 16
 
 # What Pillow raises, depending on the format, for files that are damaged.
@@ -100,7 +96,7 @@ def _has_transparency(source):
         with open_picture(source, name) as picture:
             return _shows_through(picture)
     except Image.DecompressionBombError as error:
-        raise PhotoError(_too_large(name)) from error
+        raise PhotoError(too_large(name)) from error
     except DAMAGE as error:
         raise PhotoError(_damaged(name, error)) from error
 
@@ -166,7 +162,7 @@ def _open(source, name):
                 picture.draft(None, (picture.width // 2, picture.height // 2))
             return _decode(picture, name, ours=True)
     except Image.DecompressionBombError as error:
-        raise PhotoError(_too_large(name)) from error
+        raise PhotoError(too_large(name)) from error
     except DAMAGE as error:
         raise PhotoError(_damaged(name, error)) from error
 
@@ -174,7 +170,7 @@ def _open(source, name):
 def _decode(picture, name, ours=False):
     """RGB picture, upright. `ours`: it may be changed, which saves a copy."""
     if picture.width * picture.height > DECODE_LIMIT:
-        raise PhotoError(_too_large(name))
+        raise PhotoError(too_large(name))
     try:
         picture.load()
         picture = _upright(picture, ours)
@@ -186,7 +182,7 @@ def _decode(picture, name, ours=False):
         picture = to_srgb(picture)
         return picture if ours and picture.mode == "RGB" else picture.convert("RGB")
     except MemoryError as error:
-        raise PhotoError(_too_large(name)) from error
+        raise PhotoError(too_large(name)) from error
     except DAMAGE as error:
         raise PhotoError(_damaged(name, error)) from error
 
@@ -202,10 +198,6 @@ def _upright(picture, ours):
 
 def _damaged(name, error):
     return f"{name} is damaged or incomplete ({reason(error)}); fetch or save it again"
-
-
-def _too_large(name):
-    return f"{name} is too large; shrink it to under {DECODE_LIMIT // 10**6} megapixels"
 
 
 def _over_white(picture):

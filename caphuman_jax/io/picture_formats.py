@@ -35,6 +35,10 @@ OTHER_ENDINGS = frozenset(
 """Endings of files that are not opened to find out whether they are photos."""
 MAX_BYTES = 512 * 2**20
 """Larger files are not read as photos: more than the largest picture takes uncompressed."""
+DECODE_LIMIT = 178_000_000
+"""Pixels. Larger photos are not decoded: a small file may unpack to more than the memory. Just
+below Pillow's own limit.
+"""
 HEAD = 32
 """Bytes of a file that `picture_format` needs."""
 
@@ -118,7 +122,8 @@ def open_picture(
 
     Raises:
         PhotoError: it does not exist, may not be read, is too large, is not a regular file, or is
-            of a format that is not read.
+            of a format that is not read. What is decoded later may still raise
+            `Image.DecompressionBombError`: pages have sizes of their own.
     """
     with contextlib.ExitStack() as stack:
         if isinstance(source, (bytes, bytearray)):
@@ -142,6 +147,8 @@ def open_picture(
             raise PhotoError(
                 f"{name} is not a picture in a format that can be read; save it as JPEG or PNG"
             ) from error
+        except Image.DecompressionBombError as error:
+            raise PhotoError(too_large(name)) from error
         yield stack.enter_context(picture)
 
 
@@ -170,6 +177,11 @@ def _allowed(found: str | None, name: str) -> tuple[str, ...]:
         )
     importlib.import_module("pillow_heif").register_heif_opener()
     return ("HEIF",)
+
+
+def too_large(name: str) -> str:
+    """The message for a picture of more than DECODE_LIMIT pixels."""
+    return f"{name} is too large; shrink it to under {DECODE_LIMIT // 10**6} megapixels"
 
 
 def reason(error: Exception) -> str:

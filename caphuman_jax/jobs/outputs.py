@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from caphuman_jax.errors import DataError, PhotoError
-from caphuman_jax.io import atomic, files, metadata, picture_formats
+from caphuman_jax.io import atomic, files, images, metadata, picture_formats
 from caphuman_jax.io.images import encode_png
 from caphuman_jax.io.picture import encode_jpeg
 from caphuman_jax.jobs.order import Picture
@@ -42,7 +42,7 @@ class Files:
             data = files.read_regular(path, picture_formats.MAX_BYTES)
             with picture_formats.open_picture(data, path.name) as opened:
                 opened.load()
-        except (OSError, SyntaxError, ValueError, PhotoError):
+        except (*images.DAMAGE, PhotoError):
             return None
         return self._line(picture, data)
 

@@ -186,6 +186,8 @@ BAD = {
     "face": (["--face", "3"], "no face 3"),
     "take": (["--take", "pose"], "--head-from"),
     "batch": (["--batch", "0"], "batch"),
+    "large batch": (["--batch", "5000"], "between 1 and 4096"),
+    "digits": (["--batch", "9" * 400], "--batch: a whole number has at most 18 digits, not 400"),
     "take what": (["--head-from", "{none}", "--take", "nose"], "nose"),
     "option": (["--color"], "color"),
     "repeat": (["--repeat", "{none}"], "--prompt"),

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fuzz import mutations
+from fuzz.bombs import BOMBS
 
 from caphuman_jax.errors import CapHumanError
 
@@ -94,9 +95,10 @@ def seeds(name: str) -> list[bytes]:
     return [file.read_bytes() for file in sorted((CORPUS / name).iterdir())]
 
 
-def regressions() -> list[Path]:
-    """Inputs that once were findings."""
-    return sorted(REGRESSIONS.glob("*/*"))
+def regressions() -> dict[str, Callable[[], bytes]]:
+    """READER/NAME → an input that once was a finding."""
+    kept = {"/".join(path.parts[-2:]): path.read_bytes for path in sorted(REGRESSIONS.glob("*/*"))}
+    return kept | BOMBS
 
 
 def inputs(reader, count: int, seed: int = 0) -> Iterator[bytes]:

@@ -251,15 +251,10 @@ def _tfrecord(path: Path) -> object:
 
 
 def _record(scratch: Path) -> Run:
-    import dataclasses
-
-    from records_standin import LAYOUT
-
     from data_pipeline.records import tf_example
     from data_pipeline.records.schema import features
 
-    small = dataclasses.replace(LAYOUT, size=8, stored=12, identity=4, albedo=(2, 3))
-    found = features(small)
+    found = features(small_layout())
     texts = [f.name for f in found if f.kind in ("text", "texts")]
     images = [f for f in found if f.kind == "image"]
 
@@ -269,6 +264,13 @@ def _record(scratch: Path) -> Run:
         return [tf_example.decode_image(f, record[f.name]) for f in images]
 
     return run
+
+
+def small_layout():
+    """The records of the corpus."""
+    from records_standin import LAYOUT
+
+    return dataclasses.replace(LAYOUT, size=8, stored=12, identity=4, albedo=(2, 3))
 
 
 def _identity(path: Path) -> object:

@@ -244,9 +244,10 @@ def _texts() -> None:
 
 
 def _folders(scratch: Path) -> None:
-    import dataclasses
+    import struct
 
-    from records_standin import LAYOUT, write_standin
+    from fuzz.readers import small_layout
+    from records_standin import write_standin
     from tiny_model import TINY
 
     from data_pipeline.records import tf_example
@@ -258,8 +259,7 @@ def _folders(scratch: Path) -> None:
         "metadata": {"steps": 3, "license": "x"},
     }  # fmt: skip
     write("model_config", "tiny", json.dumps(document, indent=1))
-    small = dataclasses.replace(LAYOUT, size=8, stored=12, identity=4, albedo=(2, 3))
-    folder = write_standin(scratch / "records", 2, layout=small, shards=1, seed=1)
+    folder = write_standin(scratch / "records", 2, layout=small_layout(), shards=1, seed=1)
     found = RecordsFolder(folder)
     for file in sorted(found.path.glob("*array_record*")):
         write("array_record", "two", file.read_bytes())
@@ -270,8 +270,6 @@ def _folders(scratch: Path) -> None:
     texts = tf_example.decode(found.features, messages[1], [f.name for f in tiny])
     message = tf_example.encode(tiny, texts)
     write("record", "texts", message)
-    import struct
-
     framed = [struct.pack("<Q", len(m)) + b"\0" * 4 + m + b"\0" * 4 for m in (message, b"x", b"")]
     write("tfrecord", "three", b"".join(framed))
     photo = (CORPUS / "photo" / "jpeg").read_bytes()
