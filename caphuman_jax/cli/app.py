@@ -202,8 +202,10 @@ def _sigterm_raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _threads_reported(debug: bool) -> Iterator[None]:
-    """A full disk that a library finds in a thread of its own is one line, too."""
-    hook = threading.excepthook
+    """A full disk that a library finds in a thread of its own is one line, too, and what follows
+    from an error that was reported is not shown.
+    """
+    hook, hook_of_callbacks = threading.excepthook, sys.unraisablehook
 
     def report(failure):
         found = failure.exc_value
@@ -213,11 +215,17 @@ def _threads_reported(debug: bool) -> Iterator[None]:
         else:
             print(f"caphuman: warning: {told}", file=sys.stderr)
 
-    threading.excepthook = report
+    def report_of_callbacks(failure):
+        # When a checkpoint cannot be written, Orbax raises and closes its event loop, to which the
+        # writes that are left still report in TensorStore's threads.
+        if debug or str(failure.exc_value) != "Event loop is closed":
+            hook_of_callbacks(failure)
+
+    threading.excepthook, sys.unraisablehook = report, report_of_callbacks
     try:
         yield
     finally:
-        threading.excepthook = hook
+        threading.excepthook, sys.unraisablehook = hook, hook_of_callbacks
 
 
 def _dispatch(arguments: list[str]) -> int | None:

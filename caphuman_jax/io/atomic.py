@@ -16,7 +16,7 @@ import shutil
 import stat
 import sys
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
@@ -51,6 +51,10 @@ def folder(path: str | os.PathLike) -> Generator[Path]:
     If the block raises, the temporary folder is removed and `path` stays as it was. Parent folders
     are created. A folder that exists is exchanged for the new one at once on Linux; elsewhere, a
     writer that is killed between two renames leaves it as `.NAME.*.old`.
+
+    Raises:
+        FileNotFoundError: something else removed a file while the folder was flushed and renamed;
+            `path` stays as it was. Files that were removed before are found by `check_there`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,26 +62,40 @@ def folder(path: str | os.PathLike) -> Generator[Path]:
     part.mkdir()
     try:
         yield part
-        for root, _, names in os.walk(part):
-            for name in names:
-                _flush(Path(root, name))
+        files = [Path(root, name) for root, _, names in os.walk(part) for name in names]
+        names = [file.relative_to(part) for file in files]
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):
+                _flush(file)
+        for root, _, _ in os.walk(part):
             _flush_folder(Path(root))
-        if path.exists() and _exchange(part, path):
-            pass  # `part` is the old folder now
-        elif path.exists():
-            old = part.with_suffix(".old")
-            os.rename(path, old)
-            try:
-                os.rename(part, path)
-            except OSError:
-                os.rename(old, path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(part, path)
+        check_there(part, names)
+        ours = part.stat().st_ino
+        old = _put(part, path)
         _flush_folder(path.parent)
+        if _is(path, ours):  # no other writer has replaced it
+            try:
+                check_there(path, names)
+            except FileNotFoundError:
+                _take_back(part, path, old)
+                raise
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def check_there(folder: Path, names: Iterable[str | os.PathLike]) -> None:
+    """Raises FileNotFoundError, with advice, for the first of these files that `folder` does not
+    hold. To be called at the end of a block that has written them.
+    """
+    for name in names:
+        if not os.path.lexists(folder / name):
+            raise FileNotFoundError(
+                errno.ENOENT,
+                "something removed it while the folder was written; run the same command again",
+                os.fspath(name),
+            )
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -125,6 +143,42 @@ def leftovers(folder: str | os.PathLike) -> list[Path]:
 
 def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+
+
+def _put(part: Path, path: Path) -> Path | None:
+    """Rename a folder to `path`. Returns where the folder is that was there; None if none was."""
+    if not path.exists():
+        os.rename(part, path)
+        return None
+    if _exchange(part, path):
+        return part
+    old = part.with_suffix(".old")
+    os.rename(path, old)
+    try:
+        os.rename(part, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    return old
+
+
+def _is(path: Path, inode: int) -> bool:
+    try:
+        return path.stat().st_ino == inode
+    except OSError:
+        return False
+
+
+def _take_back(part: Path, path: Path, old: Path | None) -> None:
+    """The reverse of `_put`, as far as the folders are still there."""
+    with contextlib.suppress(OSError):
+        if old == part:
+            _exchange(part, path)
+        else:
+            os.rename(path, part)
+    with contextlib.suppress(OSError):
+        if old is not None and old != part:
+            os.rename(old, path)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.face.face import Face
 from caphuman_jax.head.head import Head
-from caphuman_jax.io import atomic, json_reader
+from caphuman_jax.io import atomic, json_reader, safetensors_file
 from caphuman_jax.io.picture_formats import read_head
 from caphuman_jax.person.person import Person
 
@@ -28,11 +28,9 @@ _ARRAYS = ("square", "landmarks", "place", "vectors", "image_tokens")
 
 
 def save(path: str | os.PathLike, person: Person, head_model: str) -> None:
-    """Write a person as a safetensors file. `head_model`: see `Pipeline.head_name`.
-    Raises OSError.
+    """Write a person as a safetensors file, whose bytes depend on the person alone. `head_model`:
+    see `Pipeline.head_name`. Raises OSError.
     """
-    from safetensors.numpy import save as to_bytes
-
     arrays = {name: np.ascontiguousarray(getattr(person, name)) for name in _ARRAYS}
     arrays |= {
         f"head.{field.name}": np.asarray(getattr(person.head, field.name), np.float32)
@@ -53,16 +51,18 @@ def save(path: str | os.PathLike, person: Person, head_model: str) -> None:
         "presence": float(person.face.presence),
     }
     described = json.dumps(facts)
-    document = to_bytes(
-        arrays,
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "person": described,
-            "sha256": _checksum(arrays, described),
-        },
-    )
-    atomic.write_bytes(path, document)
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "person": described,
+        "sha256": _checksum(arrays, described),
+    }
+    specs = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    # The safetensors library writes metadata in a random order, and so other bytes every time.
+    with atomic.file(path) as part:
+        safetensors_file.write(
+            part, specs, (arrays[name] for name in safetensors_file.order(specs)), metadata
+        )
 
 
 def is_identity_file(source) -> TypeGuard[str | os.PathLike]:

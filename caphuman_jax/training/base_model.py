@@ -163,12 +163,19 @@ def export(
         {name: tree for name, tree in params.items() if name != "lora"}, networks
     )
 
-    def add_files(part: Path) -> None:
+    def add_files(part: Path) -> list[Path]:
+        written = []
         if model_folder.tokenizer_files(where):
             shutil.copytree(where / "tokenizer", part / "tokenizer")
+            written += [
+                part / path.relative_to(where)
+                for path in (where / "tokenizer").rglob("*")
+                if path.is_file()
+            ]
         if lora:
             lora_layers.save(part / LORA_FILE, model, lora, lora_alpha)
-        model_card.write(part, replaced=folder)
+            written.append(part / LORA_FILE)
+        return written + model_card.write(part, replaced=folder)
 
     model_folder.save_model(
         folder,

@@ -192,7 +192,7 @@ def _write_diffusers(
     path, out: Path, config: ModelConfig, weights: dict[str, list[_Weight]], dtype, overwrite: bool
 ) -> list[str]:
     described = _described(config)
-    lines = []
+    lines, written = [], []
     with model_folder.writing(
         out,
         overwrite=overwrite,
@@ -210,28 +210,27 @@ def _write_diffusers(
             )
             lines.append(f"{out / place.name}: {_write(file, part, dtype, {})}")
             kind = "controlnet" if name.startswith("controlnet_") else name
-            _json(place / "config.json", described[kind])
+            written += [file, _json(place / "config.json", described[kind])]
         (folder / "scheduler").mkdir()
-        _json(folder / "scheduler" / "scheduler_config.json", _scheduler(config))
+        written.append(_json(folder / "scheduler" / "scheduler_config.json", _scheduler(config)))
         stored = model_folder.tokenizer_files(path)
-        tokenizer_files.write(folder / "tokenizer", stored and stored[0].parent)
-        _json(folder / "caphuman.json", _description(path, config))
-        _json(
-            folder / "model_index.json",
-            {
-                "_class_name": "StableDiffusionPipeline",
-                "_diffusers_version": _VERSION,
-                "requires_safety_checker": False,
-                "unet": ["diffusers", "UNet2DConditionModel"],
-                "vae": ["diffusers", "AutoencoderKL"],
-                "scheduler": ["diffusers", "DDIMScheduler"],
-                "text_encoder": ["transformers", "CLIPTextModel"],
-                "tokenizer": ["transformers", "CLIPTokenizer"],
-                "safety_checker": [None, None],
-                "feature_extractor": [None, None],
-                "image_encoder": [None, None],
-            },
-        )
+        written += tokenizer_files.write(folder / "tokenizer", stored and stored[0].parent)
+        written.append(_json(folder / "caphuman.json", _description(path, config)))
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "_diffusers_version": _VERSION,
+            "requires_safety_checker": False,
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+        }
+        written.append(_json(folder / "model_index.json", index))
+        model_folder.check_written(folder, written)
     return lines
 
 
@@ -256,8 +255,9 @@ def _description(path: Path, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _json(file: Path, content: dict[str, Any]) -> None:
+def _json(file: Path, content: dict[str, Any]) -> Path:
     file.write_text(json.dumps(content, indent=1) + "\n")
+    return file
 
 
 def _described(config: ModelConfig) -> dict[str, dict[str, Any]]:

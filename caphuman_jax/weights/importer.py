@@ -217,11 +217,11 @@ def import_model(
             measuring = {n: _write_face_network(folder, n, path) for n, path in faces.items()}
             folder_description.check_names(config, dict.fromkeys([*wanted, *faces]))
             manifest = {n: _write(folder, n, plan[n], stored, adapters) for n in wanted} | measuring
-            tokenizer_files.write(folder / "tokenizer", _tokenizer(opened))
+            written = tokenizer_files.write(folder / "tokenizer", _tokenizer(opened))
             files = [
                 import_report.describe(path, identity) for path, identity in identified.items()
             ]
-            model_folder.write_description(
+            written += model_folder.write_description(
                 folder,
                 config,
                 manifest,
@@ -239,7 +239,8 @@ def import_model(
                     "trained_with_head": trained_with,
                 },
             )
-            model_card.write(folder, replaced=Path(out).expanduser())
+            written += model_card.write(folder, replaced=Path(out).expanduser())
+            model_folder.check_written(folder, written)
         finally:
             for source in opened:
                 source.close()

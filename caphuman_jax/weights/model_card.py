@@ -26,7 +26,7 @@ tags:
 """
 
 
-def write(folder: Path, replaced: Path | None = None) -> None:
+def write(folder: Path, replaced: Path | None = None) -> list[Path]:
     """Write the card of a model folder, unless it has one that somebody else wrote. A recipe of
     one's own may write something else; it gets none.
 
@@ -37,15 +37,19 @@ def write(folder: Path, replaced: Path | None = None) -> None:
         folder: the model folder.
         replaced: the folder that it will replace, if it exists; its card counts, too.
 
+    Returns:
+        The paths of what was written: one or none.
+
     Raises:
         ModelFolderError: a damaged model folder.
     """
     if not (folder / "config.json").is_file():
-        return
+        return []
     for path in (folder / NAME, (replaced or folder) / NAME):
         if path.exists() and _MARK not in path.read_text(encoding="utf-8"):
-            return
+            return []
     atomic.write_text(folder / NAME, _text(folder))
+    return [folder / NAME]
 
 
 def _text(folder: Path) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -67,13 +67,14 @@ def save_model(
     dtype: Any = np.float32,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-    more: Callable[[Path], None] | None = None,
+    more: Callable[[Path], Iterable[Path]] | None = None,
 ) -> None:
     """Write a model folder.
 
     params: {network: nested dicts of float arrays}; dtype: what they are stored as, None: as they
     are; metadata: JSON values kept in config.json (training steps, license …). The folder appears
-    whole or not at all; `more` is called with it before it appears, to add other files. `overwrite`
+    whole or not at all; `more` is called with it before it appears, to add other files, and returns
+    their paths. `overwrite`
     replaces an existing model folder and keeps files in it that are not ours (a model card,
     notices). Raises ModelFolderError where the folder exists, or a weight does not fit into
     `dtype`."""
@@ -81,9 +82,10 @@ def save_model(
         manifest = {
             name: _write_network(folder, name, tree, dtype) for name, tree in params.items()
         }
-        write_description(folder, config, manifest, metadata)
+        written = write_description(folder, config, manifest, metadata)
         if more is not None:
-            more(folder)
+            written += more(folder)
+        check_written(folder, written)
 
 
 @contextmanager
@@ -118,13 +120,22 @@ def writing(
             _carry_over(path, part, ours or _named_by(path))
 
 
+def check_written(folder: Path, written: Iterable[Path]) -> None:
+    """Raises FileNotFoundError where something removed one of the files that were written into a
+    temporary folder.
+    """
+    atomic.check_there(folder, [path.relative_to(folder) for path in written])
+
+
 def write_description(
     folder: Path,
     config: ModelConfig,
     manifest: Mapping[str, Any],
     metadata: Mapping[str, Any] | None,
-) -> None:
-    """config.json. manifest: what `safetensors_file.write` gave, for each network."""
+) -> list[Path]:
+    """config.json. manifest: what `safetensors_file.write` gave, for each network. Returns the
+    paths of config.json and of the networks.
+    """
     document = {
         "format": folder_description.FORMAT,
         "format_version": folder_description.FORMAT_VERSION,
@@ -132,7 +143,9 @@ def write_description(
         "files": dict(manifest),
         "metadata": dict(metadata or {}),
     }
-    (folder / "config.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
+    path = folder / "config.json"
+    path.write_text(json.dumps(document, indent=1, default=str) + "\n")
+    return [path, *(folder / entry["file"] for entry in manifest.values())]
 
 
 def tokenizer_files(path: str | Path) -> tuple[Path, Path] | None:

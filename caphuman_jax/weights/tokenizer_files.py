@@ -19,19 +19,23 @@ _NAMES = (
 )
 
 
-def write(folder: Path, source: Path | None = None) -> None:
+def write(folder: Path, source: Path | None = None) -> list[Path]:
     """Write `folder`/vocab.json, merges.txt and what transformers wants besides: a copy of those in
-    `source`, or CLIP's own.
+    `source`, or CLIP's own. Returns their paths.
     """
     folder.mkdir()
+    written: dict[str, Path] = {}
     if source is not None:
         for name in _NAMES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
-        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            return
+                written[name] = folder / name
+        if {"vocab.json", "merges.txt"} <= set(written):
+            return list(written.values())
     for name, content in _clip().items():
         (folder / name).write_text(content, encoding="utf-8")
+        written[name] = folder / name
+    return list(written.values())
 
 
 @functools.cache

@@ -99,6 +99,33 @@ def test_a_full_disk_in_a_thread_is_one_line(monkeypatch, capsys):
     )
 
 
+def test_what_follows_from_a_reported_error_is_not_shown(monkeypatch):
+    """Orbax closes its loop at the first write that fails; the others still report to it."""
+    import asyncio
+
+    import tensorstore
+
+    def run(args):
+        promise, future = tensorstore.Promise.new()
+        loop = asyncio.new_event_loop()
+        waiting = loop.create_task(_result(future))
+        loop.run_until_complete(asyncio.sleep(0))
+        waiting._log_destroy_pending = False
+        loop.close()
+        thread = threading.Thread(target=promise.set_result, args=(1,))
+        thread.start()
+        thread.join()
+
+    async def _result(future):
+        return await future
+
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda failure: shown.append(failure.exc_value))
+    monkeypatch.setattr(generate, "run", run)
+    assert app.main(["generate"]) == 0 and not shown
+    assert app.main(["generate", "--debug"]) == 0 and "closed" in str(shown[0])
+
+
 def test_output_of_any_characters(monkeypatch):
     target = io.BytesIO()
     stream = io.TextIOWrapper(target, encoding="ascii")

@@ -143,3 +143,53 @@ def test_a_file_is_created_without_hard_links(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", link)
     assert atomic.create(tmp_path / "a", b"1") and names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("moment", ["flushed", "renamed"])
+def test_a_file_that_is_removed_meanwhile_stops_the_folder(
+    moment, old, exchanged, tmp_path, monkeypatch
+):
+    """What somebody else removes from the temporary folder never makes a folder that lacks it."""
+    path = tmp_path / "out"
+    if old:
+        path.mkdir()
+        (path / "old").touch()
+    flush, rename = os.fsync, os.rename
+    exchange = atomic._exchange
+
+    def remove():
+        for folder in tmp_path.glob(".out.*.part"):
+            (folder / "a").unlink(missing_ok=True)
+
+    def flushed(descriptor):
+        flush(descriptor)
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("/b") and moment == "flushed":
+            remove()
+
+    def renamed(*names):
+        if moment == "renamed":
+            remove()
+        rename(*names)
+
+    def exchanging(*names):
+        if moment == "renamed":
+            remove()
+        return exchanged and exchange(*names)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(atomic, "_exchange", exchanging)
+    with pytest.raises(FileNotFoundError), atomic.folder(path) as part:
+        for name in ("a", "b"):
+            (part / name).write_text(name)
+    assert names(tmp_path) == (["out"] if old else [])
+    assert not old or names(path) == ["old"]
+
+
+def test_files_that_are_missing_are_named(tmp_path):
+    (tmp_path / "a").touch()
+    atomic.check_there(tmp_path, ["a"])
+    with pytest.raises(FileNotFoundError, match="run the same command again.*b/c"):
+        atomic.check_there(tmp_path, ["a", "b/c"])

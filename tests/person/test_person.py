@@ -53,6 +53,10 @@ def test_identity_file(pipe, person, tmp_path):
     path = tmp_path / "her.identity"
     identity_file.save(path, person, pipe.head_model.name)
     assert [file.name for file in tmp_path.iterdir()] == ["her.identity"]
+    whole = path.read_bytes()
+    for _ in range(8):  # the same person gives the same bytes
+        identity_file.save(path, person, pipe.head_model.name)
+        assert path.read_bytes() == whole
     again, base = (
         pipe(reference=path, prompt=PROMPT, head={"yaw": 5}),
         pipe(reference=person, prompt=PROMPT, head={"yaw": 5}),

@@ -13,7 +13,7 @@ from caphuman_jax.cli.app import main
 from caphuman_jax.config import MINI, SD15, DiffusionConfig
 from caphuman_jax.errors import ModelFolderError, SettingError
 from caphuman_jax.models import registry
-from caphuman_jax.weights import convert, exporter, model_folder
+from caphuman_jax.weights import convert, exporter, model_folder, tokenizer_files
 from caphuman_jax.weights.exporter import export_model
 from caphuman_jax.weights.names import PREFIXES, table
 
@@ -327,3 +327,17 @@ def test_overwriting_a_diffusers_folder_keeps_what_is_not_ours(tmp_path, model):
     (out / "caphuman.json").unlink()
     with pytest.raises(ModelFolderError, match="is not a diffusers folder that caphuman export"):
         export_model(model, out, "diffusers", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "vae/diffusion_pytorch_model.safetensors"])
+def test_a_file_that_vanishes_is_noticed(tmp_path, model, name, monkeypatch):
+    write = tokenizer_files.write
+
+    def wrapped(folder, source):
+        (folder.parent / name).unlink()
+        return write(folder, source)
+
+    monkeypatch.setattr(tokenizer_files, "write", wrapped)
+    with pytest.raises(FileNotFoundError, match="something removed it"):
+        export_model(model, tmp_path / "out", "diffusers")
+    assert not list(tmp_path.iterdir())

@@ -27,7 +27,7 @@ from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.head.models.deca_head import SOURCE
 from caphuman_jax.models import registry
-from caphuman_jax.weights import convert, importer, known_files, model_folder
+from caphuman_jax.weights import convert, importer, known_files, model_card, model_folder
 from caphuman_jax.weights.import_plan import control_name
 from caphuman_jax.weights.lora import parse
 from caphuman_jax.weights.names import PREFIXES, table
@@ -861,3 +861,23 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, caphuman, tiny_con
     error = capsys.readouterr().err
     assert status == 2 and error.count("\n") == 1 and "File too large" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["unet.safetensors", "config.json", "tokenizer/merges.txt"])
+def test_a_file_that_vanishes_is_noticed(
+    tmp_path, caphuman, tiny_config, name, capsys, monkeypatch
+):
+    """Something else removes a file that was written, before the folder is complete."""
+    write = model_card.write
+
+    def wrapped(folder, **options):
+        written = write(folder, **options)
+        (folder / name).unlink()
+        return written
+
+    monkeypatch.setattr(model_card, "write", wrapped)
+    command = ["import", str(tmp_path / "m"), "--caphuman", str(caphuman), "--partial"]
+    assert main([*command, "--config", str(tiny_config), "--head", "anny"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"caphuman: error: {name}: something removed it")
+    assert error.count("\n") == 1 and not list(tmp_path.iterdir())

@@ -29,8 +29,9 @@ def test_a_model_folder_appears_with_its_card(tiny_params, tmp_path):
     folder, seen = tmp_path / "model", []
 
     def more(part):
-        model_card.write(part, replaced=folder)
+        written = model_card.write(part, replaced=folder)
         seen.append((part / model_card.NAME).exists() and part != folder)
+        return written
 
     model_folder.save_model(folder, TINY, tiny_params, more=more)
     assert seen == [True] and model_card.NAME in {path.name for path in folder.iterdir()}
