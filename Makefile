@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 # PyTorch is only a reference in tests; from here it comes without gigabytes of CUDA. Elsewhere pip falls back on PyPI.
 TORCH_CPU := --quiet --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 30
 
-.PHONY: demo test test-slow test-all faults fuzz lint clean
+.PHONY: demo test test-slow test-all coverage faults fuzz lint lock audit sbom clean
 
 demo: $(VENV)/.installed ## Four pictures of the astronaut in out/demo.
 	$(BIN)/caphuman generate --reference caphuman_jax/assets/astronaut_nasa.png \
@@ -37,14 +37,55 @@ fuzz: $(VENV)/.installed-test ## For example: make fuzz N=100000 READERS="photo 
 	$(PIP) atheris || echo "without atheris, inputs are not guided by coverage"
 	PYTHONPATH=tests $(BIN)/python -m fuzz.run --inputs $(N) $(READERS)
 
+# Commands that tests start are measured, too. TESTS="tests/io tests/cli" measures less.
+coverage: $(VENV)/.installed-test $(VENV)/.installed-supply ## Lines of the packages that the fast tests run.
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --sort=cover
+
 lint: $(VENV)/.installed-lint ## Style, formatting, layers and circles of imports, types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
+# setuptools is in every set: with it, the package itself is built without fetching anything more.
+lock: $(VENV)/.installed-supply ## locks/: the versions of constraints.txt with the hashes of their files.
+	mkdir -p locks
+	$(call LOCK,core)
+	$(call LOCK,cuda,--extra cuda)
+	$(call LOCK,tpu,--extra tpu)
+	$(call LOCK,all,--extra train --extra data --extra studio --extra heic --extra buckets --extra insightface)
+
+LOCK = echo setuptools | $(BIN)/uv --quiet --no-config pip compile setup.py - $(2) --constraint constraints.txt \
+	--universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-index-url \
+	--custom-compile-command "make lock" --upgrade --output-file locks/$(1).txt >/dev/null
+
+audit: $(VENV)/.installed-supply ## Published vulnerabilities of the locked versions.
+	for set in core cuda tpu all; do $(BIN)/pip-audit --strict --disable-pip -r locks/$$set.txt || exit 1; done
+
+sbom: $(VENV)/.installed-supply ## build/sbom.json: what an installation of locks/core.txt holds, in CycloneDX's form.
+	rm -rf build/sbom && mkdir -p build/sbom
+	$(BIN)/uv --quiet venv --python $(BIN)/python build/sbom/env
+	$(BIN)/uv --quiet pip install --python build/sbom/env/bin/python --require-hashes -r locks/core.txt
+	$(BIN)/python -c "$$PROJECT" >build/sbom/pyproject.toml
+	$(BIN)/cyclonedx-py environment build/sbom/env/bin/python --pyproject build/sbom/pyproject.toml \
+		--mc-type library --output-reproducible --validate --output-file build/sbom.json
+
+# What the SBOM describes: the package, with what it requires.
+define PROJECT
+import importlib.metadata, json
+package = importlib.metadata.distribution("caphuman-jax")
+needs = [need for need in package.requires if "extra ==" not in need]
+print("[project]", 'license = "Apache-2.0"', sep="\n")
+for name, value in dict(name=package.name, version=package.version, dependencies=needs).items():
+    print(name, "=", json.dumps(value))
+endef
+export PROJECT
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache out/demo
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .coverage* out/demo
 	find caphuman_jax data_pipeline configs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps are older than what they were made from only when an installation is due again.
@@ -61,4 +102,8 @@ $(VENV)/.installed-lint: $(VENV)/.installed
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) $(TORCH_CPU) torch
 	$(PIP) --editable '.[test,train,data,studio]'
+	touch $@
+
+$(VENV)/.installed-supply: $(VENV)/.installed
+	$(PIP) --editable '.[supply]'
 	touch $@

@@ -214,7 +214,9 @@ def test_other_commands_name_what_exists(block, words):
     own = [
         word
         for word in rest
-        if re.match(r"(launch|docs|benchmarks|examples|configs|tests)/|constraints\.txt$", word)
+        if re.match(
+            r"(launch|docs|benchmarks|examples|configs|tests|locks)/|constraints\.txt$", word
+        )
     ]
     for word in own:
         assert (ROOT / word).exists(), f"{block}: there is no {word}"

@@ -89,6 +89,8 @@ _VERBS = {
     ),
 }
 """Each verb's module, with add_arguments(parser) and run(args), and its line in the help."""
+_NEEDS_POSIX = ("sample", "serve", "studio", "prepare", "train", "launch")
+"""Verbs that lock files, or signal groups of processes, as only POSIX systems do."""
 _FAILED = 2
 _AGAIN = 0.02  # seconds after which a signal is sent again
 
@@ -229,6 +231,10 @@ def _threads_reported(debug: bool) -> Iterator[None]:
 
 
 def _dispatch(arguments: list[str]) -> int | None:
+    if arguments and arguments[0] in _NEEDS_POSIX and sys.platform == "win32":
+        raise CapHumanError(
+            f"caphuman {arguments[0]} needs Linux or macOS; on Windows, run it in WSL 2"
+        )
     parser, verb = _parser(arguments[0] if arguments else None)
     if not arguments:
         parser.print_help()

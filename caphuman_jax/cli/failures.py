@@ -54,6 +54,8 @@ def explain(error: BaseException, verb: str = "") -> str | None:
         platforms = os.environ.get("JAX_PLATFORMS")
         named = f" JAX_PLATFORMS={platforms}" if platforms else " this machine's accelerator"
         return f"JAX cannot use{named} ({text[:200]}); unset JAX_PLATFORMS, or set it to cpu"
+    if isinstance(error, ModuleNotFoundError) and error.name in ("fcntl", "resource"):
+        return "this needs Linux or macOS; on Windows, use WSL 2"
     if isinstance(error, RecursionError):
         return "a file is nested too deeply to be read"
     if isinstance(error, UnicodeError):
@@ -77,11 +79,26 @@ def unexpected(error: BaseException) -> str:
 
 
 def plain_output() -> None:
-    """Let stdout and stderr write any text: characters that they lack become plain ones."""
+    """Let stdout and stderr write any text: characters that they lack become plain ones. What is
+    written to a stream that was closed before the start is discarded.
+    """
+    _fill_closed_descriptors()
     codecs.register_error(_HANDLER, _replace)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors=_HANDLER)  # pyrefly: ignore[missing-attribute]
+
+
+def _fill_closed_descriptors() -> None:
+    """Otherwise a picture could be opened as descriptor 2, and libraries would print into it."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                while (descriptor := os.open(os.devnull, os.O_RDWR)) < number:
+                    pass
+                if descriptor > number:
+                    os.close(descriptor)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def flush(stream: TextIO) -> OSError | None:

@@ -92,9 +92,8 @@ def summary(settings: dict) -> str:
     }
     for number, person in enumerate(settings["people"], 1):
         more = f" {number}" if number > 1 else ""
-        angles = ", ".join(
-            f"{name} {person['head'][name]:.1f}" for name in ("yaw", "pitch", "roll")
-        )
+        # Without commas: some viewers divide at every comma, inside of quotation marks, too.
+        angles = " ".join(f"{name} {person['head'][name]:.1f}" for name in ("yaw", "pitch", "roll"))
         entries |= {f"Reference{more}": person["reference"]["name"], f"Head{more}": angles}
     entries |= {"Version": f"caphuman_jax {settings['version']}", "AI-generated": "yes"}
     line = ", ".join(f"{name}: {_quoted(value)}" for name, value in entries.items() if value != "")

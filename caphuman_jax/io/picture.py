@@ -15,10 +15,11 @@ from PIL import Image
 from caphuman_jax.errors import CapHumanError
 from caphuman_jax.io import atomic
 from caphuman_jax.io.images import encode_png, png_text
-from caphuman_jax.io.metadata import metadata, source_of, xmp
+from caphuman_jax.io.metadata import metadata, source_of, summary, xmp
 
 _JPEG_QUALITY = 95
 _LONGEST_COMMENT = 65_000  # bytes that a JPEG file can hold
+_EXIF_IFD, _USER_COMMENT = 0x8769, 0x9286  # of Exif 2.3, 4.6.3 and 4.6.5
 
 
 class Picture(Image.Image):
@@ -59,7 +60,7 @@ def save_options(kind: str, settings: dict[str, Any] | None) -> dict[str, Any]:
         return {"pnginfo": png_text(metadata(settings))}
     mark = xmp(source_of(settings)).encode()
     if kind == "WEBP":
-        return {"xmp": mark, "quality": _JPEG_QUALITY}
+        return {"xmp": mark, "quality": _JPEG_QUALITY} | _exif(settings)
     if kind not in ("JPEG", "JPG"):
         raise CapHumanError(
             f"a picture is saved as PNG, JPEG or WebP, not {kind or 'without an ending'}; other "
@@ -68,7 +69,20 @@ def save_options(kind: str, settings: dict[str, Any] | None) -> dict[str, Any]:
     comment = json.dumps(settings, ensure_ascii=False).encode() if settings else b"AI-generated"
     if len(comment) > _LONGEST_COMMENT:
         comment = b"AI-generated"
-    return {"quality": _JPEG_QUALITY, "subsampling": 0, "xmp": mark, "comment": comment}
+    options = {"quality": _JPEG_QUALITY, "subsampling": 0, "xmp": mark, "comment": comment}
+    return options | _exif(settings)
+
+
+def _exif(settings: dict[str, Any] | None) -> dict[str, Any]:
+    """The text `parameters` as Exif's UserComment, where Stable Diffusion web UI writes it into
+    JPEG and WebP files.
+    """
+    text = summary(settings).encode("utf-16-be", "replace") if settings else b""
+    if not 0 < len(text) < _LONGEST_COMMENT:
+        return {}
+    exif = Image.Exif()
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = b"UNICODE\0" + text
+    return {"exif": exif}
 
 
 def encode_jpeg(pixels: np.ndarray, settings: dict[str, Any]) -> bytes:

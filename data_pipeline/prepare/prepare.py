@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -104,6 +105,8 @@ def prepare(
         _check_finished(done, job, fingerprint, workdir.write_listing(items(), None))
         say(f"{version_folder(out)} is complete: {_splits_text(done)}")
     else:
+        if runner.lower() in _LOCAL_NAMES:
+            _check_loopback()
         _check_unfinished(job)
         with _explained(out), _locked(job):
             done = read_manifest(out)  # of a run that ended meanwhile
@@ -263,6 +266,20 @@ def _difference(before: dict, now: dict) -> str:
         if before.get(name) != now.get(name)
     ]
     return "; ".join(named) or "the networks differ"
+
+
+def _check_loopback() -> None:
+    """Raises DataError if processes of this machine cannot reach each other. Beam would wait for
+    its workers for ever.
+    """
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        raise DataError(
+            f"the workers talk through this machine's loopback interface, which does not work "
+            f"({error.strerror or error}); start it, for example with: ip link set lo up"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def test_the_parameters_are_in_the_form_that_viewers_read(negative):
         "Version": "caphuman_jax 0.2.0",
     }
     assert {name: found[name] for name in expected} == expected
-    assert found["Head"] == "yaw 20.0, pitch -3.2, roll 0.0"
+    assert found["Head"] == "yaw 20.0 pitch -3.2 roll 0.0"
 
 
 def test_several_people_and_an_edit():

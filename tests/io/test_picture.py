@@ -49,7 +49,12 @@ def test_every_format_has_the_mark(ending, pixels, tmp_path):
         assert metadata.DIGITAL_SOURCE.encode() in xmp
         if ending == "png":
             np.testing.assert_array_equal(np.asarray(read), pixels)
-        elif ending != "webp":
+        else:  # where Stable Diffusion web UI has the same text
+            comment = read.getexif().get_ifd(0x8769)[0x9286]
+            assert comment.removeprefix(b"UNICODE\0").decode("utf-16-be") == metadata.summary(
+                SETTINGS
+            )
+        if ending in ("jpg", "jpeg"):
             assert json.loads(read.info["comment"]) == SETTINGS
     if ending == "png":
         assert metadata.read_settings(path) == SETTINGS
