@@ -42,12 +42,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "compile": ["jax[tpu]"],  # libtpu, which compiles for TPUs that are elsewhere; Linux on x86-64
     "lint": ["ruff", "import-linter", "pyrefly"],
-    "supply": [
-        "uv",
-        "pip-audit",
-        "cyclonedx-bom",
-        "coverage",
-    ],  # of make lock, audit, sbom, coverage
+    "supply": ["uv", "pip-audit", "cyclonedx-bom", "coverage"],  # make lock, audit …
     "test": [
         "pytest",
         "pytest-xdist",

@@ -91,14 +91,16 @@ def plain_output() -> None:
 
 def _fill_closed_descriptors() -> None:
     """Otherwise a picture could be opened as descriptor 2, and libraries would print into it."""
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        if getattr(sys, name) is None:
-            with contextlib.suppress(OSError):
-                while (descriptor := os.open(os.devnull, os.O_RDWR)) < number:
-                    pass
-                if descriptor > number:
-                    os.close(descriptor)
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+    streams = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
+    closed = [(name, mode) for name, mode in streams if getattr(sys, name) is None]
+    if not closed:
+        return
+    with contextlib.suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(descriptor)
+    for name, mode in closed:
+        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def flush(stream: TextIO) -> OSError | None:
