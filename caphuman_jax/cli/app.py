@@ -89,7 +89,7 @@ _VERBS = {
     ),
 }
 """Each verb's module, with add_arguments(parser) and run(args), and its line in the help."""
-_NEEDS_POSIX = ("sample", "serve", "studio", "prepare", "train", "launch")
+_NEEDS_POSIX = ("sample", "serve", "studio", "evaluate", "prepare", "train", "launch")
 """Verbs that lock files, or signal groups of processes, as only POSIX systems do."""
 _FAILED = 2
 _AGAIN = 0.02  # seconds after which a signal is sent again

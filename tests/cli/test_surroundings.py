@@ -75,7 +75,7 @@ def one_line(arguments, capsys) -> str:
     return line
 
 
-@pytest.mark.parametrize("verb", ["sample", "train", "prepare", "serve", "studio", "launch"])
+@pytest.mark.parametrize("verb", app._NEEDS_POSIX)
 def test_verbs_that_windows_cannot_run_say_so_at_once(verb, monkeypatch, capsys):
     monkeypatch.setattr(sys, "platform", "win32")
     assert f"caphuman {verb} needs Linux or macOS" in one_line([verb, "--help"], capsys)
@@ -90,7 +90,11 @@ def test_only_those_verbs_need_posix():
                 alias.name for alias in statement.names
             }:
                 found.add(str(path.relative_to(ROOT)))
-    assert found == {"caphuman_jax/jobs/run_folder.py", "caphuman_jax/studio/sessions.py"}
+    assert found == {
+        "caphuman_jax/jobs/run_folder.py",
+        "caphuman_jax/evaluation/whole.py",
+        "caphuman_jax/studio/sessions.py",
+    }
 
 
 def test_no_loopback_interface(monkeypatch, tmp_path, astronaut_file, capsys):
