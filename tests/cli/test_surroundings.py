@@ -18,6 +18,7 @@ from PIL import Image
 
 from caphuman_jax.cli import app
 from caphuman_jax.io.images import read_photo
+from caphuman_jax.pipeline import loading
 
 ROOT = Path(__file__).parents[2]
 CAPHUMAN = f"{shlex.quote(sys.executable)} -m caphuman_jax.cli"
@@ -112,8 +113,9 @@ def test_no_loopback_interface(monkeypatch, tmp_path, astronaut_file, capsys):
     assert not (tmp_path / "records").exists()
 
 
-def test_odd_names(tiny_folder, astronaut_file, tmp_path, capsys):
+def test_odd_names(pipe, tiny_folder, astronaut_file, tmp_path, capsys, monkeypatch):
     """As a photo and as a folder for the pictures; and one that is not there is named in a line."""
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pipe)
     photo, out = tmp_path / ODD, tmp_path / ODD.removesuffix(".png")
     shutil.copy(astronaut_file, photo)
     command = ["generate", "--model", tiny_folder, "--prompt", "x", "--reference"]
