@@ -44,10 +44,11 @@ coverage: $(VENV)/.installed-test $(VENV)/.installed-supply ## Lines of the pack
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --sort=cover
 
-lint: $(VENV)/.installed-lint ## Style, formatting, layers and circles of imports, types.
+lint: $(VENV)/.installed-lint ## Style, formatting, layers and circles of imports, workflows, types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 # setuptools is in every set: with it, the package itself is built without fetching anything more.

@@ -41,7 +41,7 @@ EXTRAS = {
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     "compile": ["jax[tpu]"],  # libtpu, which compiles for TPUs that are elsewhere; Linux on x86-64
-    "lint": ["ruff", "import-linter", "pyrefly"],
+    "lint": ["ruff", "import-linter", "pyrefly", "check-jsonschema"],
     "supply": ["uv", "pip-audit", "cyclonedx-bom", "coverage"],  # make lock, audit …
     "test": [
         "pytest",
