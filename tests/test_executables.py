@@ -1,6 +1,8 @@
 """Compiled programs that are kept whole."""
 
 import stat
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from caphuman_jax.config import MINI
 from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline import program as sampler
-from caphuman_jax.runtime import executables
+from caphuman_jax.runtime import compile_cache, executables, kept_programs
 from caphuman_jax.runtime.executables import ExecutableStore, key
 
 
@@ -158,3 +160,122 @@ def test_second_process_s_pipeline_does_not_trace_the_sampler(
     np.testing.assert_array_equal(caphuman_jax.load(tiny_folder)(**asked).images, made)
     with pytest.raises(AssertionError, match="traced again"):
         caphuman_jax.load(tiny_folder)(**asked | {"steps": 3})
+
+
+def keeper(traced):
+    """A kept function that notes when it is traced."""
+
+    def scaled_sum(numbers, times):
+        traced.append(times)
+        return {"sum": numbers["x"].sum() * times}
+
+    return kept_programs.jit(scaled_sum, static_argnames=("times",))
+
+
+@pytest.fixture
+def kept_here(tmp_path, monkeypatch, fresh):
+    monkeypatch.setenv("CAPHUMAN_CACHE", str(tmp_path))
+    monkeypatch.setattr(compile_cache, "_keeps", True)
+    return tmp_path / "executables"
+
+
+def test_kept_function_is_traced_once_for_all_processes(kept_here):
+    traced, numbers = [], {"x": np.arange(4, dtype=np.float32)}
+    for times in (2, 3):
+        for _ in range(2):  # as two processes
+            function = keeper(traced)
+            assert function(numbers, times=times)["sum"] == 6 * times
+            assert function(jax.tree.map(jnp.asarray, numbers), times)["sum"] == 6 * times
+    assert traced == [2, 3]
+    assert len(list(kept_here.glob("*.executable"))) == 2
+
+
+@pytest.mark.parametrize("case", ["in a trace", "another device", "nothing is kept"])
+def test_kept_function_elsewhere_is_that_of_jit(case, kept_here, monkeypatch):
+    traced, numbers = [], {"x": np.arange(4, dtype=np.float32)}
+    function = keeper(traced)
+    if case == "in a trace":
+        double = jax.jit(lambda numbers: 2 * function(numbers, times=2)["sum"])
+        assert double(numbers) == 24
+    elif case == "another device":
+        there = jax.devices()[1]
+        made = function(jax.device_put(numbers, there), times=2)["sum"]
+        assert made == 12 and made.devices() == {there}
+    else:
+        monkeypatch.setattr(compile_cache, "_keeps", False)
+        assert function(numbers, times=2)["sum"] == 12
+    assert traced == [2] and not list(kept_here.glob("*"))
+
+
+def test_expected_programs_are_read_ahead(tmp_path, arguments, fresh):
+    first = ExecutableStore(tmp_path / "kept")
+    first.expect("a picture")
+    Program(2).of(first, arguments)
+    [listed] = (tmp_path / "kept").glob("*.list")
+    [name] = (file.stem for file in (tmp_path / "kept").glob("*.executable"))
+    assert listed.read_text() == name
+
+    second = ExecutableStore(tmp_path / "kept")
+    second.expect("a picture")
+    assert list(second._ahead) == [name]
+    second._ahead[name].result()
+    (tmp_path / "kept" / f"{name}.executable").unlink()  # it is not read again
+    program = Program(2)
+    is_right(program.of(second, arguments)(arguments), arguments)
+    assert program.traced == 0
+
+    second.expect("another kind")
+    assert not second._ahead
+    Program(3).of(second, arguments)
+    assert len(list((tmp_path / "kept").glob("*.list"))) == 2
+
+
+@pytest.mark.parametrize("case", ["damaged list", "damaged program", "writable program"])
+def test_wrong_expectations_change_nothing(case, tmp_path, arguments, fresh):
+    first = ExecutableStore(tmp_path / "kept")
+    first.expect("a picture")
+    Program(2).of(first, arguments)
+    [listed] = (tmp_path / "kept").glob("*.list")
+    [kept] = (tmp_path / "kept").glob("*.executable")
+    if case == "damaged list":
+        listed.write_bytes(b"\xff../../etc/passwd\n" + kept.stem.encode() + b"\n" + b"0" * 40)
+    elif case == "damaged program":
+        kept.write_bytes(kept.read_bytes()[:1000])
+    else:
+        kept.chmod(0o620)
+    store, program = ExecutableStore(tmp_path / "kept"), Program(2)
+    store.expect("a picture")
+    is_right(program.of(store, arguments)(arguments), arguments)
+    assert program.traced == (case != "damaged list")
+
+
+def test_names_change_with_the_library(monkeypatch):
+    """JAX's cache knows a program by its name, too: what it gives could not be kept."""
+    names = set()
+    for version in ("a" * 64, "b" * 64):
+        monkeypatch.setattr(executables, "source_hash", lambda version=version: version)
+        names.add(executables.named(is_right).__name__)
+    assert len(names) == 2
+
+
+_DECOMPOSED = """
+import sys, numpy as np, jax.numpy as jnp
+from caphuman_jax.runtime import compile_cache, kept_programs
+compile_cache.keep_compiled()
+@kept_programs.jit
+def decomposed(matrix):
+    return jnp.linalg.cholesky(matrix)
+print(np.asarray(decomposed(np.diag([4, 9]).astype(np.float32))).tolist())
+"""
+
+
+@pytest.mark.slow  # two processes that import JAX
+def test_a_loaded_program_finds_lapack(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPHUMAN_CACHE", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", _DECOMPOSED], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == "[[2.0, 0.0], [0.0, 3.0]]"
+    assert len(list((tmp_path / "executables").glob("*.executable"))) == 1

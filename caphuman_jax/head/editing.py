@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -17,6 +16,7 @@ from caphuman_jax.head.head import Head
 from caphuman_jax.head.hints import fit_to_size
 from caphuman_jax.head.spherical_harmonics import SH_CONSTANTS
 from caphuman_jax.io import checks
+from caphuman_jax.nn.typing import Array
 
 # What can be taken from another head. Identity and albedo are never taken: they are whose the
 # picture is.
@@ -165,13 +165,13 @@ def from_numbers(
     for i, (name, value) in enumerate(zip(LIMITS, (yaw, pitch, roll))):
         if value is not None:
             angles[i] = _number(value, name, -LIMITS[name], LIMITS[name])
-    changes = {}
+    changes: dict[str, Array] = {}
     if any(value is not None for value in (yaw, pitch, roll)):
-        changes["rotation"] = pose.rotation_matrix(*angles)
+        changes["rotation"] = pose.rotation_of_numbers(*angles)
     if expression is not None:
-        changes["expression"] = jnp.asarray(expression_vector(model, expression))
+        changes["expression"] = expression_vector(model, expression)
     if light is not None:
-        changes["light"] = jnp.asarray(parse_light(light))
+        changes["light"] = parse_light(light)
     if position is not None:
         if isinstance(position, str) or not hasattr(position, "__len__"):
             raise HeadError(f"position takes three numbers, x, y and size, not {position!r}")
@@ -185,8 +185,8 @@ def from_numbers(
         )
         part = _number(position[2], "size of position", 0.02, 3)
         height, width = (float(side) for side in np.asarray(reference.size))
-        changes["translation"] = jnp.asarray([x * width, y * height], jnp.float32)
-        changes["scale"] = jnp.float32(part * height / face_height(model))
+        changes["translation"] = np.asarray([x * width, y * height], np.float32)
+        changes["scale"] = np.asarray(part * height / face_height(model), np.float32)
     return dataclasses.replace(reference, **changes)
 
 

@@ -16,10 +16,11 @@ from caphuman_jax.face import crop
 from caphuman_jax.face.landmark_indices import COUNT, FACE_OVAL, OUTER_EYE_CORNERS
 from caphuman_jax.head import pose
 from caphuman_jax.head.base import HeadModel
-from caphuman_jax.head.head import Head
+from caphuman_jax.head.head import Head, unstack
 from caphuman_jax.head.lighting import estimate_appearance
 from caphuman_jax.head.spherical_harmonics import WHITE
 from caphuman_jax.nn.typing import Array
+from caphuman_jax.runtime import kept_programs
 
 # Deviations, in distances of the outer eye corners: of a landmark in the picture, and of its depth
 # as the network guesses it.
@@ -64,7 +65,7 @@ def fit_batch(
     return jax.vmap(fit, in_axes=(None, 0, 0, 0))(model, landmarks, expressions, sizes)
 
 
-@jax.jit
+@kept_programs.jit
 def heads_from_photos(
     model: HeadModel,
     photos: Float[Array, "b h w 3"],
@@ -131,7 +132,7 @@ def head_from_photo(
         np.asarray(expression, np.float32)[None],
         trusted[None],
     )
-    head = jax.tree.map(lambda leaf: leaf[0], heads)
+    [head] = unstack(jax.device_get(heads))  # what follows on the host needs no compiler
     if not float(head.residual) < 0.2:
         raise HeadError(
             "no head could be fitted to the landmarks of this photo: they do not look like a face"
@@ -140,7 +141,7 @@ def head_from_photo(
         head,
         scale=head.scale / factor,
         translation=(head.translation - shift) / factor,
-        size=jnp.asarray(photo.shape[:2], jnp.float32),
+        size=np.asarray(photo.shape[:2], np.float32),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from caphuman_jax.head import pose
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.nn.typing import Array
+from caphuman_jax.runtime import kept_programs
 
 POOR_FIT = 0.7
 """Confidence below which a head is reported to fit poorly."""
@@ -44,7 +45,7 @@ class Head:
     @property
     def angles(self) -> Array:
         """Yaw, pitch, roll (3,) in degrees."""
-        return pose.angles(self.rotation)
+        return _angles(self.rotation)
 
     @property
     def confidence(self) -> Array:
@@ -52,6 +53,9 @@ class Head:
         distance.
         """
         return 1 / (1 + (self.residual / 0.05) ** 2)
+
+
+_angles = kept_programs.jit(pose.angles)
 
 
 def stack(heads: list[Head]) -> Head:

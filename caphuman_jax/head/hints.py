@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -17,9 +16,10 @@ from caphuman_jax.head.lighting import posed
 from caphuman_jax.head.rasterizer import rasterize
 from caphuman_jax.head.spherical_harmonics import shading
 from caphuman_jax.nn.typing import Array
+from caphuman_jax.runtime import kept_programs
 
 
-@functools.partial(jax.jit, static_argnames=("height", "width", "with_alpha"))
+@kept_programs.jit(static_argnames=("height", "width", "with_alpha"))
 def render_hints_batch(
     model: HeadModel, heads: Head, height: int, width: int, with_alpha: bool = False
 ):
@@ -61,11 +61,11 @@ def render_hints_batch(
 
 
 def render_hints(model: HeadModel, head: Head, height: int, width: int, with_alpha: bool = False):
-    """`render_hints_batch` for one head: (H,W,9), and with `with_alpha` also (H,W,1)."""
-    result = render_hints_batch(
-        model, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], head), height, width, with_alpha
-    )
-    return jax.tree.map(lambda leaf: leaf[0], result)
+    """`render_hints_batch` for one head, NumPy arrays: (H,W,9), and with `with_alpha` also
+    (H,W,1)."""
+    heads = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32)[None], head)
+    result = render_hints_batch(model, heads, height, width, with_alpha)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[0], result)
 
 
 def fit_to_size(head: Head, height: float, width: float) -> Head:
@@ -73,7 +73,7 @@ def fit_to_size(head: Head, height: float, width: float) -> Head:
     centered where the aspect differs.
     """
     factor = height / head.size[0]
-    new = jnp.asarray([width, height], jnp.float32)
+    new = np.asarray([width, height], np.float32)
     translation = (head.translation - head.size[::-1] / 2) * factor + new / 2
     return dataclasses.replace(
         head, scale=head.scale * factor, translation=translation, size=new[::-1]

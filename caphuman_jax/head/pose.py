@@ -10,10 +10,12 @@ then roll in the picture plane; a point X of the head goes to R @ X."""
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from caphuman_jax.head.angles import angles_of
 from caphuman_jax.nn.typing import Array
+from caphuman_jax.runtime import kept_programs
 
 
 def rotation_matrix(yaw, pitch, roll) -> Float[Array, "*b 3 3"]:
@@ -21,20 +23,33 @@ def rotation_matrix(yaw, pitch, roll) -> Float[Array, "*b 3 3"]:
     yaw, pitch, roll = (
         jnp.deg2rad(jnp.asarray(angle, jnp.float32)) for angle in (yaw, pitch, roll)
     )
-    cy, sy, cp, sp, cr, sr = (
-        jnp.cos(yaw),
-        jnp.sin(yaw),
-        jnp.cos(pitch),
-        jnp.sin(pitch),
-        jnp.cos(roll),
-        jnp.sin(roll),
-    )
-    rows = [
+    cosines = jnp.cos(yaw), jnp.cos(pitch), jnp.cos(roll)
+    rows = _rows(cosines, (jnp.sin(yaw), jnp.sin(pitch), jnp.sin(roll)))
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def rotation_of_numbers(yaw: float, pitch: float, roll: float) -> Float[np.ndarray, "3 3"]:
+    """`rotation_matrix` of three numbers, to the bit, with one program instead of eight."""
+    radians = np.asarray([yaw, pitch, roll], np.float32) * np.float32(np.pi / 180)
+    cosines, sines = map(np.asarray, _cosines_and_sines(radians))
+    return np.asarray(_rows(cosines, sines), np.float32)
+
+
+@kept_programs.jit
+def _cosines_and_sines(
+    radians: Float[Array, "3"],
+) -> tuple[Float[Array, "3"], Float[Array, "3"]]:
+    return jnp.cos(radians), jnp.sin(radians)
+
+
+def _rows(cosines, sines):
+    """Entries of a rotation by yaw, pitch and roll."""
+    (cy, cp, cr), (sy, sp, sr) = cosines, sines
+    return [
         [cr * cy, sr * cp - cr * sy * sp, cr * sy * cp + sr * sp],
         [-sr * cy, cr * cp + sr * sy * sp, cr * sp - sr * sy * cp],
         [-sy, -cy * sp, cy * cp],
     ]
-    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def angles(rotation: Float[Array, "*b 3 3"]) -> Float[Array, "*b 3"]:

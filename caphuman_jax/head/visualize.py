@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -12,6 +15,7 @@ from caphuman_jax.head.hints import fit_to_size, pack_hints, render_hints
 from caphuman_jax.head.lighting import posed
 from caphuman_jax.head.topology import SKIN
 from caphuman_jax.nn.typing import Array
+from caphuman_jax.runtime import kept_programs
 
 
 def overlay(
@@ -46,13 +50,27 @@ def overlay(
 
 def _wires(model: HeadModel, head: Head, picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
-    points, normals = (np.asarray(a) for a in posed(model, fit_to_size(head, height, width)))
+    points, normals = _mesh(model, fit_to_size(head, height, width))
     triangles = model.triangles[(np.asarray(model.parts)[model.triangles] == SKIN).all(axis=1)]
     triangles = triangles[(normals[triangles, 2] > 0.1).all(axis=1)]
     lines = picture.copy()
     outline = np.rint(points[triangles, :2] * 16).astype(np.int32)
     cv2.polylines(lines, list(outline), True, (235, 240, 255), 1, cv2.LINE_AA, 4)
     return cv2.addWeighted(lines, 0.25, picture, 0.75, 0)
+
+
+def _mesh(model: HeadModel, head: Head) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (V,2) in pixels and normals (V,3) of a head."""
+    turned, normals = map(np.asarray, _turned(model, head))
+    # On the host: a program may round a product and a sum as one.
+    return turned[:, :2] * np.asarray(head.scale) + np.asarray(head.translation), normals
+
+
+@kept_programs.jit
+def _turned(model: HeadModel, head: Head) -> tuple[Float[Array, "v 3"], Float[Array, "v 3"]]:
+    """`posed`, with vertices in the model's unit about its origin, y down."""
+    place = {"scale": jnp.float32(1), "translation": jnp.zeros(2, jnp.float32)}
+    return posed(model, dataclasses.replace(head, **place))
 
 
 def hint_pictures(hints: Float[Array, "h w 9"]) -> list[np.ndarray]:

@@ -58,7 +58,7 @@ def fit_warnings(
         found.append(
             f"about {100 * outside:.0f} % of the face lies outside the photo and is guessed"
         )
-    yaw = float(head.angles[0])
+    yaw = float(np.asarray(head.angles)[0])
     if abs(yaw) > _PROFILE:
         found.append(f"the face is turned by {abs(yaw):.0f}°: its far side is guessed")
     if face.size < _SMALL:

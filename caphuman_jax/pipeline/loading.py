@@ -22,8 +22,8 @@ from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.pipeline.program import ShardFn
 from caphuman_jax.pipeline.weights_in_use import WeightSource
+from caphuman_jax.runtime import executables
 from caphuman_jax.runtime.compile_cache import cache_folder, keep_compiled
-from caphuman_jax.runtime.executables import ExecutableStore
 from caphuman_jax.weights import embeddings, model_folder
 from caphuman_jax.weights.placement import MEMORY, TILES, packed, put, put_stored
 
@@ -82,7 +82,7 @@ def load(
     there = metadata.checksums(path)
     by_device = place is None and memory != "least" and jax.default_backend() != "cpu"
     place = place or (lambda name, host: put(name, host, memory))
-    store = ExecutableStore(cache_folder() / "executables") if cache else None
+    store = executables.shared(cache_folder() / "executables") if cache else None
     with ThreadPoolExecutor(_READERS) as pool:
         # Checksums are computed while the networks are laid out and their weights are copied to the
         # device.

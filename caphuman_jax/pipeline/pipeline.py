@@ -132,6 +132,7 @@ class Pipeline:
             CapHumanError: a wrong setting, photo or head, or weights that the model lacks.
         """
         requests, started = self.requests(**asked), time.perf_counter()
+        self.programs.expect(requests[0], min(self.batch, _count(requests)))
         conditionings = self.conditionings(requests, progress)
         first = next(conditionings)
         seconds = {"analysis": time.perf_counter() - started}

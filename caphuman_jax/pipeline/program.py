@@ -16,8 +16,9 @@ from caphuman_jax.diffusion.text_to_image import generate, networks_of
 from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.person.person import stack_people
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress, encode_prompts
+from caphuman_jax.pipeline.request import Request
 from caphuman_jax.pipeline.vocabulary import Vocabulary
-from caphuman_jax.runtime import compiler
+from caphuman_jax.runtime import compiler, executables, kept_programs
 from caphuman_jax.runtime.executables import ExecutableStore
 
 Row = tuple[Conditioning, int]
@@ -50,7 +51,7 @@ def program_arguments(
     conditionings = [conditioning for conditioning, _ in rows]
     each = {id(one): _conditions(one, vocabulary.encode, config) for one in conditionings}
     conditions = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves), *(each[id(one)] for one in conditionings)
+        lambda *leaves: jax.device_put(_stack(leaves)), *(each[id(one)] for one in conditionings)
     )
     keys = _keys(
         np.array([one.request.params.seed for one in conditionings], np.uint32),
@@ -92,6 +93,19 @@ class ProgramCache:
         self.compiler_options = compiler.options() if compiler_options is None else compiler_options
         self._compiled: dict[tuple, jax.stages.Compiled] = {}
 
+    def expect(self, request: Request, count: int) -> None:
+        """Begin to read the programs that such a request took last time, before its photos are
+        measured.
+
+        Args:
+            request: what is asked for.
+            count: images at a time.
+        """
+        if self.store is not None:
+            photos = [len(subject.references) for subject in request.subjects]
+            kind = (self.config, self.precision, request.program_key, photos, count)
+            self.store.expect(kind)
+
     def __call__(
         self, arguments: tuple, static: dict[str, Any], progress: Progress
     ) -> jax.stages.Compiled:
@@ -112,14 +126,17 @@ class ProgramCache:
 
     def _compile(self, arguments: tuple, static: dict[str, Any]) -> jax.stages.Compiled:
         run = functools.partial(generate, cfg=self.config, graphs=self.graphs, **static)
-        run = self.shard_fn(run, arguments[0]) if self.shard_fn else run
+        if self.shard_fn:
+            run = self.shard_fn(run, arguments[0])
+        elif self.store is not None:
+            run = executables.named(functools.update_wrapper(run, generate))
         return jax.jit(run).lower(*arguments).compile(compiler_options=self.compiler_options)
 
 
 def _conditions(
     conditioning: Conditioning, encode: PromptEncoder, config: ModelConfig
 ) -> dict[str, Any]:
-    """A conditioning as the networks take it, without a batch axis."""
+    """A conditioning as the networks take it, without a batch axis; arrays stay where they are."""
     request, subjects = conditioning.request, conditioning.subjects
     prompt, negative, *own = conditioning.prompts or encode_prompts(request, encode)
     weights = {"weights": prompt.weights, "empty_weights": negative.weights}
@@ -144,8 +161,13 @@ def _conditions(
         }
     blank = np.zeros((*request.params.shape, config.capface.hint_channels), np.float32)
     rendered = [subject.hints for subject in subjects if subject.hints is not None]
-    hints = jnp.stack(rendered or [blank])
-    return jax.tree.map(jnp.asarray, conditions) | {"hints": hints}
+    return conditions | {"hints": _stack(rendered or [blank])}
+
+
+def _stack(arrays: Sequence) -> np.ndarray | jax.Array:
+    """On the host, if they are there: nothing is compiled for that."""
+    on_host = all(isinstance(array, np.ndarray) for array in arrays)
+    return np.stack(arrays) if on_host else jnp.stack(arrays)
 
 
 def _needs_embeddings(conditions: Collection[dict[str, Any]], vocabulary: int) -> bool:
@@ -164,4 +186,6 @@ def nobody(config: ModelConfig) -> dict[str, np.ndarray]:
     }
 
 
-_keys = jax.jit(jax.vmap(picture_key))
+@kept_programs.jit
+def _keys(seeds: Any, numbers: Any) -> jax.Array:
+    return jax.vmap(picture_key)(seeds, numbers)

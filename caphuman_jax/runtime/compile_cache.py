@@ -12,6 +12,8 @@ import jax
 
 log = logging.getLogger("caphuman_jax")
 
+_keeps = False
+
 
 def cache_folder() -> Path:
     """Where compiled programs are kept: $CAPHUMAN_CACHE, or caphuman_jax in $XDG_CACHE_HOME or
@@ -37,10 +39,17 @@ def cpu_type() -> str:
     return f"cpu-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
+def keeps_compiled() -> bool:
+    """Whether this process keeps what it compiles: after `keep_compiled`."""
+    return _keeps
+
+
 def keep_compiled() -> None:
     """Turn on JAX's persistent compilation cache in `cache_folder()`, in a folder of its own for
     each type of CPU, unless one is set already or the folder cannot be made.
     """
+    global _keeps
+    _keeps = True
     if jax.config.jax_compilation_cache_dir:  # pyrefly: ignore[missing-attribute]
         return
     own = os.environ.get("CAPHUMAN_CACHE", "")

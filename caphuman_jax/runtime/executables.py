@@ -20,10 +20,12 @@ import pickle
 import re
 import stat
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import serialize_executable
 
 from caphuman_jax.io import atomic
@@ -37,6 +39,8 @@ _UNRELATED = re.compile(
 )  # options of JAX
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 _HIT = "/jax/compilation_cache/cache_hits"
+_NAME = re.compile("[0-9a-f]{40}")  # of a program, see `key`
+_READERS = 2
 T = TypeVar("T")
 _FORMAT = 1  # of the files
 
@@ -58,6 +62,29 @@ class ExecutableStore:
         if self.folder is not None and not _is_ours(self.folder):
             log.info("%s can be written by others; compiled programs are not kept there", folder)
             self.folder = None
+        self._ahead: dict[str, Future] = {}
+        self._list: Path | None = None
+        self._listed: list[str] = []
+        self._used: list[str] = []
+
+    def expect(self, kind: Any) -> None:
+        """Read the programs that the last process of this kind used, in threads, before they are
+        asked for: reading a sampler takes a second on a CPU. From now on, this process is of that
+        kind.
+
+        Args:
+            kind: what decides about the programs, as far as it is known by now; its `repr` counts.
+        """
+        if self.folder is None or jax.process_count() > 1:
+            return
+        self._list = self.folder / f"{key(kind, ())}.list"
+        listed = self._read(self._list, lambda data: data.decode("ascii").split()) or []
+        self._listed, self._used = [name for name in listed if _NAME.fullmatch(name)], []
+        pool = ThreadPoolExecutor(_READERS, thread_name_prefix="executables")
+        for name in self._listed:
+            if name not in self._ahead:
+                self._ahead[name] = pool.submit(self._read, self._path(name), _loaded)
+        pool.shutdown(wait=False)
 
     def get(
         self, compile: Callable[[], jax.stages.Compiled], static: Any, arguments: Any
@@ -72,8 +99,11 @@ class ExecutableStore:
         """
         if self.folder is None or jax.process_count() > 1:
             return compile()
-        path = self.folder / f"{key(static, arguments)}.executable"
-        if (found := self._read(path, _loaded)) is not None:
+        name = key(static, arguments)
+        self._note(name)
+        path, ahead = self._path(name), self._ahead.pop(name, None)
+        found = self._read(path, _loaded) if ahead is None else ahead.result()
+        if found is not None:
             return found
         hits = _listen()
         before = hits[0]
@@ -99,6 +129,19 @@ class ExecutableStore:
             self._write(path, lambda: pickle.dumps(found))
         return found
 
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.executable"
+
+    def _note(self, name: str) -> None:
+        """Add a program to the list of those that this kind of process uses."""
+        if self._list is None or name in self._used:
+            return
+        self._used.append(name)
+        if self._listed[: len(self._used)] != self._used:
+            self._listed = self._used[:]
+            self._write(self._list, lambda: "\n".join(self._used).encode())
+
     def _read(self, path: Path, load: Callable[[bytes], T]) -> T | None:
         try:
             data = path.read_bytes()
@@ -119,7 +162,40 @@ class ExecutableStore:
             log.info("%s is not kept: %s", path, error)
 
 
+def named(function: Callable) -> Callable:
+    """The function with a name of its own in each version of the library, on a CPU.
+
+    The name is part of the key of JAX's cache. What that cache gives on a CPU cannot be kept here,
+    so every start after an update would trace again.
+    """
+    if jax.default_backend() != "cpu":
+        return function
+
+    @functools.wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        return function(*args, **options)
+
+    called.__name__ = f"{function.__name__}_{source_hash()[:12]}"
+    return called
+
+
+@functools.cache
+def shared(folder: Path) -> ExecutableStore:
+    """The store of a folder that all parts of a process use."""
+    return ExecutableStore(folder)
+
+
+@functools.cache
+def _find_lapack() -> None:
+    """Lets JAX look up LAPACK's functions, as it does when it lowers a program that calls them: a
+    program that is only loaded would call what is not there.
+    """
+    if jax.default_backend() == "cpu":
+        jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
+
+
 def _loaded(data: bytes) -> jax.stages.Compiled:
+    _find_lapack()
     devices = jax.devices()[:1]
     stored = pickle.loads(data)
     return serialize_executable.deserialize_and_load(*stored, execution_devices=devices)

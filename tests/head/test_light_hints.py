@@ -211,3 +211,11 @@ def test_hints_as_8_bits_and_as_a_picture(model, make_head, array):
     assert np.abs(again - hints).max() < 1 / 255
     turned = unpack_hints(values, lambda normals: -normals)
     np.testing.assert_array_equal(turned[..., :3], -again[..., :3])
+
+
+def test_mesh_of_an_overlay_is_posed_to_the_bit(model, make_head):
+    head = make_head(1, 20)
+    points, normals = lighting.posed(model, head)
+    ours, our_normals = visualize._mesh(model, head)
+    np.testing.assert_array_equal(ours, np.asarray(points)[:, :2])
+    np.testing.assert_array_equal(our_normals, normals)

@@ -48,6 +48,13 @@ def test_angles_are_the_inverse_and_match_scipy(yaw, pitch, roll):
     )
 
 
+def test_rotation_of_numbers_is_rotation_matrix_to_the_bit():
+    drawn = np.random.default_rng(0).uniform(-90, 90, (40, 3))
+    for numbers in (*drawn.tolist(), (0, 0, 0), (15, -6, 3), (90, 60, 180)):
+        expected = np.asarray(pose.rotation_matrix(*numbers))
+        np.testing.assert_array_equal(pose.rotation_of_numbers(*numbers), expected)
+
+
 def test_from_vector_matches_scipy():
     for vector in ([0.3, -0.7, 0.2], [0.0, 0.0, 0.0], [0.0, 2.0, 0.0]):
         np.testing.assert_allclose(
