@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
+import re
 import sys
 import time
 from pathlib import Path
@@ -73,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "paintings and may take a photo for one)",
     )
     parser.add_argument(
+        "--clip",
+        type=Path,
+        metavar="DIR",
+        help="a CLIP of transformers with its two projections, for the CLIP score and prompt "
+        "accuracy; default: the model folder's own, if it was imported with one",
+    )
+    parser.add_argument(
         "--suite",
         default="requests",
         metavar="NAME|FILE.toml",
@@ -138,9 +146,9 @@ def run(args: argparse.Namespace) -> int:
         CapHumanError: wrong arguments, photos or suites.
     """
     # Imported here because they import jax, which `--help` does not need.
-    from caphuman_jax.evaluation import benchmark, bulk, prompt_suite, whole
+    from caphuman_jax.evaluation import asked, benchmark, bulk, clip_judge, prompt_suite, whole
+    from caphuman_jax.evaluation.suites.kinds import KINDS
     from caphuman_jax.jobs import multi_device
-    from caphuman_jax.pipeline import loading
     from caphuman_jax.weights import model_folder
 
     if args.seed < 0:
@@ -148,12 +156,10 @@ def run(args: argparse.Namespace) -> int:
     console.check_batch(args.batch)
     suite = _suite(args)
     _make_room(args)
-    metadata = model_folder.read_metadata(model_folder.find_model(args.model))
+    folder = model_folder.find_model(args.model)
+    metadata, judge = model_folder.read_metadata(folder), clip_judge.find(args.clip, folder)
     photos, source = _photos(args, suite, metadata)
-    if suite.kind == "requests":
-        pipe, batch = multi_device.load(args.model, batch=args.batch)
-    else:  # one picture after the other
-        pipe, batch = loading.load(args.model), 1
+    pipe, batch = multi_device.load(args.model, batch=args.batch)
     start = time.perf_counter()
     subjects, skipped = benchmark.read_subjects(
         photos, bulk.subject_reader(pipe, drawings=not args.no_drawings)
@@ -182,14 +188,26 @@ def run(args: argparse.Namespace) -> int:
     }
     facts["seconds"] = {"read_a_photo": (time.perf_counter() - start) / len(photos)}
     training = _training(args, subjects)
-    if suite.kind != "requests":
-        return _other_kind(args, suite, pipe, photos, subjects, facts)
-    prompt_suite.check_heads(pipe.head_model, subjects[0].head, suite.heads)
-    requests = suite.requests(len(subjects), args.seed)
+    shown: list = []
+    if (kind := KINDS.get(suite.kind)) is None:
+        prompt_suite.check_heads(pipe.head_model, subjects[0].head, suite.heads)
+        requests = suite.requests(len(subjects), args.seed)
+        wanted = asked.of_requests(pipe.head_model, subjects, requests, args.seed)
+    else:
+        if kind.edits:
+            named = {photo.name: photo for photo in photos}
+            shown = [named[subject.name] for subject in subjects]
+        more = {"per_person": suite.per_person, "seed": args.seed, "sampling": suite.sampling}
+        wanted = kind.ask(pipe, subjects, **more, **suite.parameters)
+        if not wanted:
+            raise DataError(
+                f"the suite {suite.name} asks for nothing of {len(subjects)} people; give photos "
+                f"of more people, or a higher --per-person"
+            )
     evaluation = whole.Evaluation(
-        pipe, batch, suite, subjects, requests, facts, args.seed, training
+        pipe, batch, suite, subjects, wanted, facts, args.seed, training, shown, judge
     )
-    return _requests(args, evaluation)
+    return _evaluate(args, evaluation)
 
 
 def _suite(args):
@@ -206,7 +224,7 @@ def _suite(args):
     sampling = {name: getattr(args, name) for name in ("steps", "guidance_scale", "detail")}
     sampling = {name: value for name, value in sampling.items() if value is not None}
     if suite.kind != "requests":
-        for name in ("heads", "prompts", "batch", "ablate"):
+        for name in ("heads", "prompts", "ablate"):
             if getattr(args, name) is not None:
                 raise CapHumanError(f"--{name} is not for --suite {args.suite}, which has its own")
     if "per_person" in changes and suite.plan == "every":
@@ -231,12 +249,21 @@ def _make_room(args) -> None:
         told += ("report.html", "summary.csv", "scores.csv")
         for name in told if begun else ():
             (args.report / name).unlink(missing_ok=True)  # of the pictures before
-        for name in ("pictures", "people", "heads", "ablations") if begun else ():
+        for name in ("pictures", "people", "heads", "faces", "ablations") if begun else ():
             shutil.rmtree(args.report / name, ignore_errors=True)
-    elif any(args.report.iterdir()) and not begun:
+    elif not begun and not all(map(_is_beginning, args.report.iterdir())):
         raise CapHumanError(
             f"{args.report} exists already; choose another directory or add --overwrite"
         )
+
+
+def _is_beginning(path: Path) -> bool:
+    """Whether this is what an evaluation makes before its first picture, on this host or another
+    one: people/ with identity files and photos.
+    """
+    return path.name == "people" and all(
+        re.fullmatch(r"\.?\d{5}\.(identity|photo).*", one.name) for one in path.iterdir()
+    )
 
 
 def _training(args, subjects):
@@ -257,8 +284,8 @@ def _training(args, subjects):
     return training
 
 
-def _requests(args, evaluation) -> int:
-    """Evaluate a suite of requests, and its ablations."""
+def _evaluate(args, evaluation) -> int:
+    """Evaluate a suite and its ablations."""
     from caphuman_jax.evaluation import ablations, report
     from caphuman_jax.runtime.preemption import Preemption
 
@@ -274,55 +301,15 @@ def _requests(args, evaluation) -> int:
                 return stop.exit_code
             if document["failed"]:
                 print(
-                    f"caphuman: warning: {document['failed']} of {len(evaluation.requests)} "
+                    f"caphuman: warning: {document['failed']} of {len(evaluation.asked)} "
                     f"pictures could not be made; {folder / 'pictures' / 'failed.jsonl'} says why",
                     file=sys.stderr,
                 )
             if variant is None:
-                _print_goals(report, document, 34)
+                _print_goals(report, document, 36)
     print(f"{args.report / 'report.html'} has all results, to open in a browser")
     if variants:
         print(f"{ablations.write_table(args.report, variants)} compares the ablations")
-    return 0
-
-
-def _other_kind(args, suite, pipe, photos, subjects, facts) -> int:
-    """Evaluate a suite of another kind than requests: report.json and sheets."""
-    from caphuman_jax.evaluation import report, statistics
-    from caphuman_jax.evaluation.suites.kinds import KINDS
-
-    kind = KINDS[suite.kind]
-    named = {photo.name: photo for photo in photos}
-    shown = [named[subject.name] for subject in subjects]
-    taken = ("steps", "guidance_scale", *kind.samples)
-    sampling = {name: suite.sampling[name] for name in taken if name in suite.sampling}
-    args.report.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    made = kind.run(
-        pipe,
-        shown,
-        subjects,
-        args.report,
-        per_person=suite.per_person,
-        seed=args.seed,
-        **suite.parameters,
-        **sampling,
-    )
-    results = kind.compute(pipe, subjects, made)
-    facts["settings"] |= {name: sampling.get(name) for name in taken}
-    document = {
-        "format": f"caphuman_jax evaluation of {suite.kind}",
-        **facts,
-        "goals": statistics.goals(results, kind.goals),
-        "results": results,
-        "seconds": {
-            **facts["seconds"],
-            "make_and_measure": (time.perf_counter() - start) / len(made),
-        },
-    }
-    report.write_json(args.report / "report.json", document)
-    _print_goals(report, document, 36)
-    print(f"{args.report / 'report.json'} has all results")
     return 0
 
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,30 @@ from tqdm import tqdm
 from caphuman_jax.errors import CapHumanError, DataError, SettingError
 from caphuman_jax.evaluation import prompt_suite, stored
 from caphuman_jax.evaluation.ablations import Variant
+from caphuman_jax.evaluation.asked import Asked, Look, files_of, request_id, write_people
+from caphuman_jax.evaluation.clip_judge import ClipJudge
 from caphuman_jax.evaluation.measure import measure_images
+from caphuman_jax.evaluation.metrics.clip_score import VALUE
 from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement, Outcome, Subject
+from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.evaluation.prompt_suite import Request
 from caphuman_jax.head.base import HeadModel
-from caphuman_jax.io.images import read_photo
+from caphuman_jax.io import metadata
+from caphuman_jax.io.images import read_photo, write_png
 from caphuman_jax.jobs import jobs
 from caphuman_jax.jobs.order import LARGEST_UNIT, Picture, Plan
 from caphuman_jax.jobs.outputs import Files
 from caphuman_jax.jobs.run_folder import RunFolder
 from caphuman_jax.jobs.runner import Runner
 from caphuman_jax.jobs.validate import Checker
-from caphuman_jax.person import identity_file
+from caphuman_jax.pipeline.conditioning import Conditioning
 from caphuman_jax.pipeline.pipeline import Pipeline
+from caphuman_jax.pipeline.request import Request as JobRequest
 from caphuman_jax.runtime.fixed_batches import batches
 
-PICTURES, MEASURED = "pictures", ".measured"
+PICTURES, MEASURED, FACES = "pictures", ".measured", "faces"
 _MEASURED_AT_A_TIME = 8
+LookAt = Callable[[Pipeline, Conditioning, np.ndarray], list[Look]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,7 +52,7 @@ class Made:
     """What became of the requests.
 
     Attributes:
-        outcomes: of the pictures, in the order of the requests.
+        outcomes: of the faces that were asked for, in the order of the requests.
         failed: number of pictures that could not be made.
         done: whether nothing is left to make.
         seconds: "make_and_measure_a_picture" of those that this process made, and of that
@@ -63,9 +70,17 @@ class MeasuredFiles(Files):
     done: FOLDER/.measured/UNIT.npz.
     """
 
-    def __init__(self, folder: Path, pipe: Pipeline, label: str | None):
+    def __init__(
+        self,
+        folder: Path,
+        pipe: Pipeline,
+        label: str | None,
+        faces: Faces | None,
+        judge: ClipJudge | None,
+    ):
         super().__init__(folder, "png")
         self.pipe, self.seconds, self.count, self.label = pipe, 0.0, 0, label
+        self.faces, self.judge = faces, judge
         # Programs that run at the same time on a CPU share its threads. Two fits of several heads
         # then wait for each other for ever, since each holds the threads that the other needs.
         on_cpu = jax.default_backend() == "cpu"
@@ -85,28 +100,98 @@ class MeasuredFiles(Files):
         """See `Files.finish`."""
         if lines:
             with self.alone:
-                start, measured = time.perf_counter(), []
-                for part, filled in batches([line["file"] for line in lines], _MEASURED_AT_A_TIME):
-                    read: dict[str, np.ndarray] = {n: read_photo(self.folder / n) for n in part}
-                    images = [read[name] for name in filled]
-                    model, head_of = self.pipe.head_model, self.pipe.head_of
-                    measured += measure_images(model, images, head_of, len(part))
+                start = time.perf_counter()
+                path = _of_unit(self.folder, unit)
+                if self.faces is None:
+                    files = [line["file"] for line in lines]
+                    read = lambda name: read_photo(self.folder / name)
+                    stored.save(path, [line["id"] for line in lines], self._measured(files, read))
+                else:
+                    self._measure_faces(path, lines, self.faces)
                 self.seconds += time.perf_counter() - start
                 self.count += len(lines)
-            stored.save(_of_unit(self.folder, unit), [line["id"] for line in lines], measured)
         return super().finish(unit, units, lines, payloads)
+
+    def _measure_faces(self, path: Path, lines: Sequence[dict], faces: Faces) -> None:
+        """Measure every face of some pictures in a square of its own, which becomes a file."""
+        looks: dict[str, Look] = {}
+        for line in lines:
+            picture = read_photo(self.folder / line["file"])
+            for request, look in faces(line["id"], picture):
+                file = self.folder.parent / face_file(request)
+                write_png(file, look.square, metadata.metadata())
+                looks[request_id(request)] = look
+        measured = self._measured(list(looks), lambda name: looks[name].square)
+        in_pictures = [look.in_picture(one) for look, one in zip(looks.values(), measured)]
+        stored.save(path, list(looks), in_pictures, [look.asked for look in looks.values()])
+
+    def _measured(
+        self, names: Sequence[str], read: Callable[[str], np.ndarray]
+    ) -> list[ImageMeasurement]:
+        measured = []
+        for part, filled in batches(names, _MEASURED_AT_A_TIME):
+            images = {name: read(name) for name in part}
+            model, head_of = self.pipe.head_model, self.pipe.head_of
+            every = [images[name] for name in filled]
+            found = measure_images(model, every, head_of, len(part))
+            if self.judge is not None:
+                for one, vector in zip(found, self.judge.images(every[: len(part)])):
+                    one.values[VALUE] = vector
+            measured += found
+        return measured
+
+
+class Faces:
+    """Finds the faces that were asked for in the pictures of a suite of another kind.
+
+    Args:
+        pipe: made the pictures.
+        look: see `suites.kinds.Kind`.
+        subjects: the people.
+        asked: every picture.
+        requests: of the jobs, by id.
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        look: LookAt,
+        subjects: Sequence[Subject],
+        asked: Sequence[Asked],
+        requests: Mapping[str, JobRequest],
+    ):
+        self._pipe, self._look, self._subjects = pipe, look, subjects
+        self._asked, self._requests = {one.id: one for one in asked}, requests
+
+    def __call__(self, id: str, picture: np.ndarray) -> list[tuple[Request, Look]]:
+        """(request, where its face was asked for) of a finished picture. It is conditioned a second
+        time, so that a picture that a killed process left is measured like any other.
+        """
+        rows, request = self._asked[id].requests, self._requests[id]
+        shown = tuple(
+            dataclasses.replace(subject, references=(self._subjects[row.person].person,))
+            if subject.references
+            else subject
+            for subject, row in zip(request.subjects, rows)
+        )
+        request = dataclasses.replace(request, subjects=shown)
+        made_from = self._pipe.condition(request, with_hints=False, warn=False)
+        return list(zip(rows, self._look(self._pipe, made_from, picture)))
 
 
 def make_and_measure(
     pipe: Pipeline,
     subjects: Sequence[Subject],
-    requests: Sequence[Request],
+    asked: Sequence[Asked],
     folder: Path,
     *,
     seed: int,
     batch: int,
     sampling: Mapping[str, Any] | None = None,
     variant: Variant | None = None,
+    look: LookAt | None = None,
+    photos: Sequence[Photo] = (),
+    judge: ClipJudge | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Made:
     """Make and measure the pictures that are missing in `folder`, and read what was measured.
@@ -117,12 +202,16 @@ def make_and_measure(
     Args:
         pipe: makes the pictures.
         subjects: the people.
-        requests: what is asked for.
+        asked: what is asked for.
         folder: of the report.
         seed: of random heads.
         batch: pictures at a time on all devices together.
-        sampling: fields of `SamplingParams`, for all requests.
+        sampling: fields of `SamplingParams`, for all pictures that do not have their own.
         variant: what is changed or left out.
+        look: finds the faces in a picture, see `suites.kinds.Kind`; None: the picture is measured
+            as a whole.
+        photos: of the subjects, if jobs edit them.
+        judge: measures the agreement of pictures and prompts, too.
         stopped: whether to stop after what has been started.
 
     Raises:
@@ -130,31 +219,39 @@ def make_and_measure(
         CapHumanError: all pictures failed.
     """
     persons = folder / "people"
-    persons.mkdir(parents=True, exist_ok=True)
-    for i, subject in enumerate(subjects):
-        path = persons / f"{i:05d}{identity_file.ENDING}"
-        if not path.exists():
-            person = variant.change(subject.person) if variant else subject.person
-            identity_file.save(path, person, pipe.head_name)
+    changed = [
+        dataclasses.replace(subject, person=variant.change(subject.person)) if variant else subject
+        for subject in subjects
+    ]
+    write_people(persons, changed, photos, pipe.head_name)
     sampling = {**(sampling or {}), **(variant.sampling if variant else {})}
-    entries = _entries(pipe.head_model, subjects, requests, persons, seed, sampling)
-    asked = jobs.collect(entries, Checker(pipe.config), {}, "the suite")
-    if asked.problems:
-        raise SettingError(asked.problems[0])
-    plan = Plan(asked.jobs, _unit_size(len(asked.jobs)))
+    entries = (
+        jobs.Entry(one.id, one.requests[0].head, persons, {**sampling, **one.fields})
+        for one in asked
+    )
+    found = jobs.collect(entries, Checker(pipe.config), {}, "the suite")
+    if found.problems:
+        raise SettingError(found.problems[0])
+    plan = Plan(found.jobs, _unit_size(len(found.jobs)))
     label = variant.label if variant else None
     who = "".join(subject.person.sha256 for subject in subjects)
     facts = {
-        "requests": asked.fingerprint,
+        "requests": found.fingerprint,
         "people": hashlib.sha256(who.encode()).hexdigest(),
         "weights": pipe.record["weights"],
         "precision": pipe.record["dtype"],
         "ablation": label,
         "units": plan.size,
+        "clip": judge.sha256 if judge else None,
     }
+    faces = None
+    if look is not None:
+        faces = Faces(pipe, look, subjects, asked, {job.id: job.request for job in found.jobs})
+        (folder / FACES).mkdir(exist_ok=True)
     run = RunFolder(folder / PICTURES, facts, plan.total, plan.units, "--report")
     try:
-        place, start = MeasuredFiles(folder / PICTURES, pipe, label), time.perf_counter()
+        place = MeasuredFiles(folder / PICTURES, pipe, label, faces, judge)
+        start = time.perf_counter()
         run.reopen_changed(lambda line: place.sound(line, False))
         before, failed_before = run.counts()
         with tqdm(
@@ -178,12 +275,12 @@ def make_and_measure(
                 alone=place.alone,
             ).run()
         seconds, count = time.perf_counter() - start, place.count
-        numbers = {job.id: job.number for job in asked.jobs}
+        numbers = {job.id: job.number for job in found.jobs}
         made, failed = run.write_index(numbers.__getitem__)
         done = made + failed == plan.total
         if done:
             run.tidy()
-        measured = _measurements(folder / PICTURES, run.done_units())
+        measured, heads = _measurements(folder / PICTURES, run.done_units())
     finally:
         run.close()
     if done and not measured:
@@ -191,14 +288,15 @@ def make_and_measure(
             f"none of the {plan.total} pictures could be made; {folder / PICTURES / 'failed.jsonl'}"
             " says why"
         )
-    if len(measured) != made:
+    there = [all(request_id(row) in measured for row in one.requests) for one in asked]
+    if sum(there) != made:
         raise DataError(
             f"measurements are missing in {folder / PICTURES / MEASURED}; evaluate again with "
             f"--overwrite"
         )
     per_picture = lambda total: total / count if count else math.nan
     return Made(
-        _outcomes(pipe.head_model, subjects, requests, measured, seed),
+        _outcomes(pipe.head_model, subjects, asked, measured, heads, seed),
         failed,
         done,
         {
@@ -208,29 +306,9 @@ def make_and_measure(
     )
 
 
-def picture_id(request: Request) -> str:
-    """The id of a request in jobs, files and scores."""
-    return f"{request.number:06d}"
-
-
-def _entries(
-    model: HeadModel,
-    subjects: Sequence[Subject],
-    requests: Sequence[Request],
-    persons: Path,
-    seed: int,
-    sampling: Mapping[str, Any],
-) -> Iterator[jobs.Entry]:
-    for request in requests:
-        head = prompt_suite.head_numbers(model, subjects[request.person].head, request, seed)
-        fields = {
-            "reference": f"{request.person:05d}{identity_file.ENDING}",
-            "prompt": request.prompt,
-            "seed": request.seed,
-            **({"head": head} if head else {}),
-            **sampling,
-        }
-        yield jobs.Entry(picture_id(request), request.head, persons, fields)
+def face_file(request: Request) -> str:
+    """The square of a face that was measured, relative to the report."""
+    return f"{FACES}/{request_id(request)}.png"
 
 
 def _unit_size(total: int) -> int:
@@ -242,32 +320,43 @@ def _of_unit(folder: Path, unit: int) -> Path:
     return folder / MEASURED / f"{unit:06d}.npz"
 
 
-def _measurements(folder: Path, units: Sequence[int]) -> dict[str, ImageMeasurement]:
-    found: dict[str, ImageMeasurement] = {}
+def _measurements(
+    folder: Path, units: Sequence[int]
+) -> tuple[dict[str, ImageMeasurement], dict[str, HeadParams]]:
+    measured: dict[str, ImageMeasurement] = {}
+    asked: dict[str, HeadParams] = {}
     for unit in units:
         if (path := _of_unit(folder, unit)).exists():  # not where all its pictures failed
-            found |= stored.load(path)
-    return found
+            measured |= stored.load(path)
+            asked |= stored.load_asked(path)
+    return measured, asked
 
 
 def _outcomes(
     model: HeadModel,
     subjects: Sequence[Subject],
-    requests: Sequence[Request],
+    asked: Sequence[Asked],
     measured: Mapping[str, ImageMeasurement],
+    heads: Mapping[str, HeadParams],
     seed: int,
 ) -> list[Outcome]:
+    """heads: what was asked for, of requests whose face has a square of its own."""
     own = [HeadParams.of(model, subject.head) for subject in subjects]
-    asked: dict[tuple, HeadParams] = {}
+    known: dict[tuple, HeadParams] = {}
     outcomes = []
-    for request in requests:
-        if (seen := measured.get(picture_id(request))) is None:
+    for request, picture in files_of(asked):
+        name, person = request_id(request), request.person
+        if (seen := measured.get(name)) is None:
             continue
-        key = (request.person, request.head, request.number if request.head == "random" else 0)
-        if key not in asked:
-            head = prompt_suite.requested_head(model, subjects[request.person].head, request, seed)
-            asked[key] = HeadParams.of(model, head)
-        file = f"{PICTURES}/{picture_id(request)}_00.png"
-        person = request.person
-        outcomes.append(Outcome(request, person, asked[key], own[person], seen, file))
+        if name in heads:
+            outcomes.append(
+                Outcome(request, person, heads[name], own[person], seen, face_file(request))
+            )
+            continue
+        key = (person, request.head, request.number if request.head == "random" else 0)
+        if key not in known:
+            head = prompt_suite.requested_head(model, subjects[person].head, request, seed)
+            known[key] = HeadParams.of(model, head)
+        file = f"{PICTURES}/{picture}_00.png"
+        outcomes.append(Outcome(request, person, known[key], own[person], seen, file))
     return outcomes

@@ -34,6 +34,7 @@ class Request:
         head: see `requested_head`.
         prompt: text.
         seed: of the image's noise.
+        people: indices of all subjects in the image from left to right, if it shows several.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Request:
     head: str
     prompt: str
     seed: int
+    people: tuple[int, ...] = ()
 
 
 def deal_requests(

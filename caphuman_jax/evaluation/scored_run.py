@@ -44,6 +44,7 @@ class MeasureSummary:
         people, pictures: that it was measured on.
         source: what measures it.
         definition: in a sentence.
+        needs: what the user gives for it to be measured; "": nothing.
     """
 
     name: str
@@ -59,6 +60,7 @@ class MeasureSummary:
     pictures: int = 0
     source: str = ""
     definition: str = ""
+    needs: str = ""
 
     @property
     def sign(self) -> int:
@@ -220,6 +222,7 @@ def _measure(entry: Mapping[str, Any]) -> MeasureSummary:
         int(entry.get("pictures") or 0),
         text("source"),
         text("definition"),
+        text("needs"),
     )
 
 

@@ -16,9 +16,23 @@ from caphuman_jax.io import atomic
 _HEAD = ("angles", "position", "expression", "light")
 
 
-def save(path: Path, ids: Sequence[str], measured: Sequence[ImageMeasurement]) -> None:
-    """Write the measurements of pictures of the requests `ids`."""
+def save(
+    path: Path,
+    ids: Sequence[str],
+    measured: Sequence[ImageMeasurement],
+    asked: Sequence[HeadParams] = (),
+) -> None:
+    """Write the measurements of the requests `ids`.
+
+    Args:
+        path: the file.
+        ids: of requests.
+        measured: in the picture of each.
+        asked: the head that each asks for, where it is not known without the picture.
+    """
     arrays = {"ids": np.array(ids, dtype=str), "faces": np.array([m.faces for m in measured])}
+    for field in _HEAD if asked else ():
+        arrays[f"asked.{field}"] = np.stack([getattr(one, field) for one in asked])
     for field in _HEAD:
         arrays[f"head.{field}"] = np.stack([getattr(m.head, field) for m in measured])
     for name in measured[0].vectors:
@@ -42,20 +56,38 @@ def load(path: Path) -> Iterator[tuple[str, ImageMeasurement]]:
     Raises:
         DataError: the file is missing or damaged.
     """
+    arrays = _arrays(path)
+    for i, number in enumerate(arrays["ids"]):
+        values = json.loads(str(arrays["values"][i])) | _row(arrays, "value.", i)
+        head = HeadParams(**_row(arrays, "head.", i))
+        vectors = _row(arrays, "vector.", i)
+        yield str(number), ImageMeasurement(int(arrays["faces"][i]), head, vectors, values)
+
+
+def load_asked(path: Path) -> Iterator[tuple[str, HeadParams]]:
+    """The heads that were asked for, by request, where the file has them.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    arrays = _arrays(path)
+    for i, number in enumerate(arrays["ids"] if f"asked.{_HEAD[0]}" in arrays else ()):
+        yield str(number), HeadParams(**_row(arrays, "asked.", i))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+            return dict(file)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"{path} cannot be read ({error}); evaluate again into a new directory"
         ) from error
-    part = lambda prefix, i: {
+
+
+def _row(arrays: dict[str, np.ndarray], prefix: str, i: int) -> dict[str, np.ndarray]:
+    return {
         name.removeprefix(prefix): array[i]
         for name, array in arrays.items()
         if name.startswith(prefix)
     }
-    for i, number in enumerate(arrays["ids"]):
-        values = json.loads(str(arrays["values"][i])) | part("value.", i)
-        head = HeadParams(**part("head.", i))
-        vectors = part("vector.", i)
-        yield str(number), ImageMeasurement(int(arrays["faces"][i]), head, vectors, values)

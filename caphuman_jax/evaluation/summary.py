@@ -106,6 +106,7 @@ def summarize(
                 "pictures": int(counted.sum()),
                 "definition": measure.definition,
                 "source": measure.source,
+                "needs": measure.needs,
             }
         )
     return lines

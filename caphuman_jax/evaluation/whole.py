@@ -19,11 +19,15 @@ from caphuman_jax.evaluation import (
     summary,
 )
 from caphuman_jax.evaluation.ablations import Variant
+from caphuman_jax.evaluation.asked import Asked
+from caphuman_jax.evaluation.clip_judge import ClipJudge
 from caphuman_jax.evaluation.metrics.base import Run
+from caphuman_jax.evaluation.metrics.clip_score import VALUE
 from caphuman_jax.evaluation.outcome import Outcome, Subject
 from caphuman_jax.evaluation.page.write import write_report
-from caphuman_jax.evaluation.prompt_suite import Request
+from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.evaluation.scored_run import read_run
+from caphuman_jax.evaluation.suites.kinds import KINDS, Kind
 from caphuman_jax.evaluation.suites.suite_file import SuiteFile
 from caphuman_jax.pipeline.pipeline import Pipeline
 
@@ -37,20 +41,29 @@ class Evaluation:
         batch: pictures at a time on all devices together.
         suite: what is asked for.
         subjects: the people.
-        requests: of them.
+        asked: every picture.
         facts: what the report says besides, JSON types: settings, model, versions, skipped …
         seed: of what is random.
         training: see `Run`.
+        photos: of the subjects, for a suite that edits them.
+        judge: measures the agreement of pictures and prompts, where there is a CLIP.
     """
 
     pipe: Pipeline
     batch: int
     suite: SuiteFile
     subjects: Sequence[Subject]
-    requests: Sequence[Request]
+    asked: Sequence[Asked]
     facts: Mapping[str, Any]
     seed: int = 0
     training: np.ndarray | None = None
+    photos: Sequence[Photo] = ()
+    judge: ClipJudge | None = None
+
+    @property
+    def kind(self) -> Kind | None:
+        """What the suite makes besides pictures from noise; None: nothing."""
+        return KINDS.get(self.suite.kind)
 
     def run(
         self, folder: Path, variant: Variant | None, stopped: Callable[[], bool]
@@ -68,12 +81,15 @@ class Evaluation:
         made = pictures.make_and_measure(
             self.pipe,
             self.subjects,
-            self.requests,
+            self.asked,
             folder,
             seed=self.seed,
             batch=self.batch,
             sampling=self.suite.sampling,
             variant=variant,
+            look=self.kind.look if self.kind else None,
+            photos=self.photos,
+            judge=self.judge,
             stopped=stopped,
         )
         if not made.done:
@@ -82,13 +98,13 @@ class Evaluation:
         someone = self.subjects[0].person
         resolved = self.pipe.request(reference=someone, prompt="", **sampling).params
         settings = {
-            "heads": self.suite.heads,
-            "prompts": self.suite.prompts,
+            **self.suite.parameters,
             "steps": resolved.steps,
             "guidance_scale": resolved.guidance_scale,
             "sampling": sampling,
             "ablation": variant.label if variant else None,
             "batch": self.batch,
+            "clip": self.judge.sha256 if self.judge else None,
         }
         facts = {
             **self.facts,
@@ -107,7 +123,13 @@ class Evaluation:
         floor = benchmark.run_measurement_floor(
             model, subjects, seed=seed, batch=self.pipe.batch, head_of=self.pipe.head_of
         )
-        run = Run(model, subjects, outcomes, seed, self.training)
+        if self.judge is not None:
+            references = self.judge.images([subject.picture for subject in subjects])
+            subjects = [
+                dataclasses.replace(one, values={**one.values, VALUE: vector})
+                for one, vector in zip(subjects, references)
+            ]
+        run = Run(model, subjects, outcomes, seed, self.training, self._texts(outcomes))
         results, of_floor = (
             statistics.compute_run(run),
             statistics.compute(model, subjects, floor, seed),
@@ -115,7 +137,7 @@ class Evaluation:
         document = {
             "format": "caphuman_jax evaluation",
             **facts,
-            "goals": statistics.goals(results),
+            "goals": statistics.goals(results, self.kind.goals if self.kind else None),
             "results": results,
             "measurement_floor": of_floor,
             "sheets": report.write_sheets(folder, subjects, outcomes, folder),
@@ -127,3 +149,10 @@ class Evaluation:
         report.write_index(folder / "index.md", document)
         write_report(read_run(folder))
         return document
+
+    def _texts(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray]:
+        """{prompt: its vector}, where there is a CLIP."""
+        prompts = sorted({one.request.prompt for one in outcomes if one.request is not None})
+        if self.judge is None or not prompts:
+            return {}
+        return dict(zip(prompts, self.judge.texts(prompts)))

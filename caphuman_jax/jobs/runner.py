@@ -82,7 +82,8 @@ class Runner:
         share: see `RunFolder.claims`.
         stopped: whether to stop after what has been started.
         blank_hints: hide the heads from the model, for ablations.
-        alone: entered whenever a batch is computed, for an output that computes, too.
+        alone: entered whenever a batch or the conditioning of an edit is computed, for an output
+            that computes, too.
     """
 
     def __init__(
@@ -237,8 +238,10 @@ class Runner:
 
     def _prepared(self, rows: list[_Row]) -> Iterator[_Row]:
         for row in rows:
+            edits = row.picture.job.request.edit is not None  # photos are measured and encoded
             try:
-                conditioning = self._conditionings(row.picture.job)
+                with self._alone if edits else contextlib.nullcontext():
+                    conditioning = self._conditionings(row.picture.job)
                 yield dataclasses.replace(row, conditioning=conditioning)
             except Exception as problem:  # noqa: BLE001 - a photo may cause anything; other jobs continue
                 yield dataclasses.replace(row, failure=reason_of(problem))
@@ -275,11 +278,12 @@ class Runner:
 
     def _collect(self, rows: list[_Row], made: jax.Array) -> None:
         filled = filled_up(rows, self.batch)
-        pictures = self.pipe.detailed(
-            [(row.conditioned, row.picture.number) for row in filled],
-            np.asarray(made),
-            self._progress,
-        )
+        with self._alone:
+            pictures = self.pipe.detailed(
+                [(row.conditioned, row.picture.number) for row in filled],
+                np.asarray(made),
+                self._progress,
+            )
         for row, picture in zip(rows, pictures):
             while not self._room.acquire(timeout=0.2):
                 if self._broken is not None:

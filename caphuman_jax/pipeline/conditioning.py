@@ -134,7 +134,7 @@ def create_conditioning(
         HeadError: a head that cannot be fitted or posed.
     """
     if request.edit is not None:
-        return _of_photo(request, head_model, analyze, encode, record, progress, with_hints)
+        return _of_photo(request, head_model, analyze, encode, record, progress, with_hints, warn)
     height, width = request.params.shape
     prompts = encode_prompts(request, encode)
     cast = [_measure(subject, request.combine, analyze, progress) for subject in request.subjects]
@@ -224,6 +224,7 @@ def _of_photo(
     record: dict[str, Any],
     progress: Progress,
     with_hints: bool,
+    warn: bool,
 ) -> Conditioning:
     """`create_conditioning` of a request that edits a photo."""
     edit, size = request.edit, request.params.shape
@@ -257,7 +258,8 @@ def _of_photo(
         if person is not shown and request.subjects[0].references:
             base = editing.mix(head_model, base, shown.head, "all")
         old, new = on_canvas(shown.head), on_canvas(target.apply(head_model, base, source))
-        warn_if_unusual(head_model, new)
+        if warn:
+            warn_if_unusual(head_model, new)
         hints = np.asarray(render_hints(head_model, new, *size)) if with_hints else None
         subjects, targets = [Subject(person, source, new, hints)], [target]
         change = rough_edit.motion(head_model, old, new, canvas.image)
@@ -268,7 +270,8 @@ def _of_photo(
             kind = "face" if by_words else str(edit.mask)
             mask = edit_mask.head_mask(head_model, new, canvas.rough, change, kind)
             canvas = dataclasses.replace(canvas, mask=mask)
-    canvases.warn_if_soft(canvas)
+    if warn:
+        canvases.warn_if_soft(canvas)
     return _assembled(request, subjects, targets, prompts, head_model, record, progress, canvas)
 
 

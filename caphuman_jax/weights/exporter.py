@@ -36,6 +36,7 @@ _NOT_OURS = (
     "mtcnn_rnet",
     "mtcnn_onet",
     "deca_encoder",
+    "clip_projections",
 )  # have files of their own from elsewhere
 _FOLDERS = {"text": "text_encoder"}
 _TRANSFORMERS = ("text", "image_encoder")

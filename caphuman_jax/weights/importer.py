@@ -20,6 +20,7 @@ from caphuman_jax.head.models import registry as heads
 from caphuman_jax.io import json_reader, safetensors_file
 from caphuman_jax.models import registry
 from caphuman_jax.weights import (
+    clip_files,
     face_names,
     folder_description,
     hub,
@@ -193,6 +194,12 @@ def import_model(
                 ema,
             )
             import_plan.check_unknown(opened, ignore)
+            if not loras:  # which would make the text encoder another one
+                projections = clip_files.find(chosen)
+                plan |= {clip_files.NAME: projections} if projections else {}
+                used |= {
+                    (chosen["text"].networks["text"].path, one.key) for one in projections.values()
+                }
             if init:
                 plan |= import_plan.fresh_networks(config, plan["unet"])
             adapters = [(lora.read_file(path, config), strength) for path, strength in loras]
@@ -216,7 +223,7 @@ def import_model(
             # The small files first: one that is not what it should be is noticed within seconds.
             measuring = {n: _write_face_network(folder, n, path) for n, path in faces.items()}
             folder_description.check_names(config, dict.fromkeys([*wanted, *faces]))
-            manifest = {n: _write(folder, n, plan[n], stored, adapters) for n in wanted} | measuring
+            manifest = {n: _write(folder, n, plan[n], stored, adapters) for n in plan} | measuring
             written = tokenizer_files.write(folder / "tokenizer", _tokenizer(opened))
             files = [
                 import_report.describe(path, identity) for path, identity in identified.items()
@@ -227,7 +234,7 @@ def import_model(
                 manifest,
                 {
                     "imported": {
-                        "networks": {n: import_report.origin(plan[n]) for n in wanted},
+                        "networks": {n: import_report.origin(plan[n]) for n in plan},
                         "files": files,
                         "unused": unused,
                         "loras": [

@@ -4,10 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from caphuman_jax.evaluation import bulk, edits
-from caphuman_jax.evaluation.photos import Photo
+from caphuman_jax.evaluation import edits
+from caphuman_jax.evaluation.metrics.edited_photos import copied
 from caphuman_jax.pipeline import edit_mask
 from caphuman_jax.pipeline.canvas import Canvas
 
@@ -43,19 +42,6 @@ def test_copied_expressions():
     """A third of the way back to the photo's own; small changes and lost faces do not count."""
     own, asked = np.array([0.1, 0.7, 0.5, 0.9]), np.array([0.7, 0.1, 0.6, 0.0])
     measured = np.array([0.5, 0.3, 0.0, np.nan])
-    assert edits.copied(asked, measured, own) == pytest.approx(1 / 3)
-    assert edits.copied(asked, asked, own) == 0 and edits.copied(asked, own, own) == 1
-    assert np.isnan(edits.copied(asked[2:3], measured[2:3], own[2:3]))
-
-
-def test_edits_are_measured(pipe, astronaut_file, tmp_path):
-    for name in ("a.png", "b.png"):
-        Image.open(astronaut_file).save(tmp_path / name)
-    photos = [Photo(name, tmp_path / name) for name in ("a.png", "b.png")]
-    subjects = [bulk.subject_reader(pipe)(photo) for photo in photos]
-    made = edits.run_edits(pipe, photos, subjects, tmp_path, changes=[{"yaw": 20}, {"yaw": -20}])
-    assert (tmp_path / "edits_00.png").exists() and len(made) == 2
-    asked = [edit.outcome.asked.angles[0] - edit.outcome.own.angles[0] for edit in made]
-    np.testing.assert_allclose(asked, [20, -20], atol=0.5)
-    results = edits.compute(pipe, subjects, made)
-    assert results["edit"]["changed_outside"] == 0 and results["edit"]["edits"] == 2
+    assert copied(asked, measured, own) == pytest.approx(1 / 3)
+    assert copied(asked, asked, own) == 0 and copied(asked, own, own) == 1
+    assert np.isnan(copied(asked[2:3], measured[2:3], own[2:3]))

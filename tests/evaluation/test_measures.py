@@ -19,7 +19,7 @@ from caphuman_jax.evaluation.metrics import (
     sharpness,
     turn_by_geometry,
 )
-from caphuman_jax.evaluation.metrics.base import Run, Shown, copier, shuffled
+from caphuman_jax.evaluation.metrics.base import Run, Shown, copier, shuffled, unit
 from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement, Outcome, Subject
 from caphuman_jax.evaluation.prompt_suite import Request
 from caphuman_jax.head import camera
@@ -66,9 +66,10 @@ def unrelated(seed=0) -> Run:
         "mobilefacenet": rng.standard_normal(192).astype(np.float32),
         "arcface": rng.standard_normal(512).astype(np.float32),
     }
-    picture = np.zeros((8, 8, 3), np.uint8)
+    picture, more = np.zeros((8, 8, 3), np.uint8), np.random.default_rng(seed + 1)
+    clip = lambda: {"clip": unit(more.standard_normal(16))}
     subjects = [
-        Subject(f"{i}.jpg", picture, None, None, vectors(), values=values(rng))
+        Subject(f"{i}.jpg", picture, None, None, vectors(), values=values(rng) | clip())
         for i in range(PEOPLE)
     ]
     own = [head(rng, model) for _ in subjects]
@@ -76,10 +77,13 @@ def unrelated(seed=0) -> Run:
     for number in range(PEOPLE * EACH):
         person = number // EACH
         prompt = PROMPTS[(person + number % EACH // 2) % len(PROMPTS)]
-        request = Request(number, person, "own", prompt, number)
-        measured = ImageMeasurement(1, head(rng, model), vectors(), values(rng))
+        people = (person, (person + 1) % PEOPLE)
+        request = Request(number, person, "own", prompt, number, people)
+        edited = {"changed-outside": int(more.integers(9)), "seam": float(more.uniform(0.5, 2))}
+        measured = ImageMeasurement(1, head(rng, model), vectors(), values(rng) | clip() | edited)
         outcomes.append(Outcome(request, person, head(rng, model), own[person], measured))
-    return Run(model, subjects, outcomes, 0, rng.standard_normal((300, 192)))
+    texts = {prompt: unit(more.standard_normal(16)) for prompt in PROMPTS}
+    return Run(model, subjects, outcomes, 0, rng.standard_normal((300, 192)), texts)
 
 
 def summarized(run: Run) -> dict[str, dict]:

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from caphuman_jax.evaluation import bulk, people
+from caphuman_jax.evaluation.metrics import several_people
+from caphuman_jax.evaluation.metrics.base import Run
+from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement, Outcome
 from caphuman_jax.evaluation.photos import Photo
-from caphuman_jax.face import recognition
+from caphuman_jax.evaluation.prompt_suite import Request
+from caphuman_jax.face import attributes, recognition
 
 
 @pytest.fixture
@@ -54,28 +58,34 @@ def test_a_reference_is_recognized_once(pipe, astronaut_file, recognized):
     assert own.tobytes() in recognized
 
 
-def test_people_are_measured_in_their_places(pipe, subjects, tmp_path, recognized):
-    own = recognition.mobilefacenet_crop(subjects[0].picture, subjects[0].person.landmarks)
-    recognized.clear()
-    made = people.run_people(pipe, [], subjects, tmp_path, counts=(2, 3), steps=2)
-    assert own.tobytes() not in recognized
-    assert [len(group.people) for group in made] == [2, 2, 3]
-    assert {path.name for path in tmp_path.iterdir()} == {"people_2_00.png", "people_3_00.png"}
-    assert people.compute(pipe, subjects, made)["people"]["2"]["pictures"] == 2
-
-
 def test_what_counts_as_right(pipe, subjects):
     """Of three places one has the wrong face and one none; the asked one gained most in one of two
     pictures.
     """
-    group = lambda nearest, gained: people.Group(
-        (3, 1, 0),
-        1,
-        np.array([True, True, False]),
-        {name: np.array(nearest) for name in ("dlib", "mobilefacenet")},
-        np.array(gained),
-    )
-    made = [group([0, 0, -1], [0.1, 0.5, np.nan]), group([0, 1, -1], [0.9, 0.5, np.nan])]
-    found = people.compute(pipe, subjects, made)["people"]["3"]
+    worn = attributes.names().index("glasses")
+    gain = np.eye(len(attributes.names()))[worn]
+    scores = lambda gained, one: {"worn": one.values["worn"] + gained * gain}
+    outcomes = []
+    for faces, gains in (((0, 0, None), (0.1, 0.5, np.nan)), ((0, 1, None), (0.9, 0.5, np.nan))):
+        group = (3, 1, 0)
+        for place, (shows, gained) in enumerate(zip(faces, gains)):
+            who = group[place]
+            prompt = "a photo of a person" + (" wearing glasses" if place == 1 else "")
+            request = Request(len(outcomes), who, "3 people", prompt, 0, group)
+            vectors = subjects[who if shows is None else group[shows]].vectors
+            if shows is None:
+                vectors = {name: np.full_like(v, np.nan) for name, v in vectors.items()}
+            head = HeadParams.of(pipe.head_model, subjects[who].head)
+            values = scores(gained, subjects[who])
+            measured = ImageMeasurement(int(shows is not None), head, vectors, values)
+            outcomes.append(Outcome(request, who, head, head, measured))
+    run = Run(pipe.head_model, subjects, outcomes)
+    results = several_people.compute(run)
+    found = results["people"]["3"]
+    assert found["pictures"] == 2 and found["chance"] == pytest.approx(1 / 3)
     assert found["right"] == pytest.approx(3 / 6) and found["attribute"] == 0.5
-    assert found["faces"] == pytest.approx(2 / 3) and found["chance"] == pytest.approx(1 / 3)
+    assert found["faces"] == pytest.approx(2 / 3)
+    assert results["in_place"]["right"]["value"] == pytest.approx(3 / 6)
+    assert results["in_place"]["right"]["copied"] == 1
+    alone = dataclasses.replace(outcomes[0], request=Request(0, 3, "own", "", 0))
+    assert several_people.compute(dataclasses.replace(run, outcomes=[alone])) == {}

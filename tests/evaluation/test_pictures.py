@@ -10,6 +10,7 @@ import pytest
 
 from caphuman_jax.errors import SettingError
 from caphuman_jax.evaluation import bulk, pictures, stored
+from caphuman_jax.evaluation.asked import of_requests
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.evaluation.prompt_suite import all_requests
 from caphuman_jax.face import arcface
@@ -55,8 +56,9 @@ def measured(monkeypatch):
 
 def test_a_stopped_evaluation_resumes_and_makes_everything_once(pipe, subjects, tmp_path, measured):
     requests = all_requests(2, HEADS, PROMPTS, 1)
+    asked = of_requests(pipe.head_model, subjects, requests, 0)
     make = lambda folder, stopped=lambda: False, **more: pictures.make_and_measure(
-        pipe, subjects, requests, folder, seed=0, batch=1, stopped=stopped, **more
+        pipe, subjects, asked, folder, seed=0, batch=1, stopped=stopped, **more
     )
     made = lambda folder: sorted((folder / "pictures").glob("*.png"))
     begun = make(tmp_path / "a", lambda: len(made(tmp_path / "a")) >= 5)
@@ -86,7 +88,8 @@ def test_a_stopped_evaluation_resumes_and_makes_everything_once(pipe, subjects, 
 
 def test_pictures_are_those_of_the_pipeline(pipe, subjects, tmp_path, measured):
     (request,) = all_requests(1, HEADS[1:2], PROMPTS[:1], 1)
-    done = pictures.make_and_measure(pipe, subjects, [request], tmp_path, seed=0, batch=1)
+    asked = of_requests(pipe.head_model, subjects, [request], 0)
+    done = pictures.make_and_measure(pipe, subjects, asked, tmp_path, seed=0, batch=1)
     alone = pipe(
         reference=subjects[0].person,
         prompt=request.prompt,

@@ -27,7 +27,14 @@ from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import HeadError, ModelFolderError, SettingError
 from caphuman_jax.head.models.deca_head import SOURCE
 from caphuman_jax.models import registry
-from caphuman_jax.weights import convert, importer, known_files, model_card, model_folder
+from caphuman_jax.weights import (
+    clip_files,
+    convert,
+    importer,
+    known_files,
+    model_card,
+    model_folder,
+)
 from caphuman_jax.weights.import_plan import control_name
 from caphuman_jax.weights.lora import parse
 from caphuman_jax.weights.names import PREFIXES, table
@@ -180,8 +187,8 @@ def test_caphuman_with_another_base_vae_and_clip(tmp_path, caphuman):
         clip
         | {
             "logit_scale": torch.tensor(1.0),
-            "text_projection.weight": torch.ones(2, 2),
-            "visual_projection.weight": torch.ones(2, 2),
+            "text_projection.weight": value("text_projection", (12, 16)),
+            "visual_projection.weight": value("visual_projection", (12, 24)),
             "text_model.embeddings.position_ids": torch.arange(77)[None],
         },
         tmp_path / "clip" / "model.safetensors",
@@ -203,6 +210,12 @@ def test_caphuman_with_another_base_vae_and_clip(tmp_path, caphuman):
     )
     for network, seed in (("vae", 2), ("text", 3), ("image_encoder", 3)):
         assert_network(tmp_path / "b", network, state_dict(seed=seed))
+    clip_kept = clip_files.of_model(tmp_path / "b")  # both encoders are this CLIP's
+    for network, name in (("text", "text_projection"), ("image_encoder", "visual_projection")):
+        wanted = value(name, (12, {"text": 16, "image_encoder": 24}[network])).numpy().T
+        np.testing.assert_array_equal(clip_kept.projections[network], wanted)
+        assert_network(tmp_path / "b", network, state_dict(seed=3))
+    assert clip_files.of_model(tmp_path / "a") is None
     unused = model_folder.read_metadata(tmp_path / "b")["imported"]["unused"]
     assert unused["base.safetensors"] == {
         "vae, of which another file's is used": 248,

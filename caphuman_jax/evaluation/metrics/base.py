@@ -74,6 +74,7 @@ class Run:
         seed: of what is random.
         training: (M, 192) unit vectors of the shipped recognizer of all photos that the model was
             trained on, where they are known.
+        texts: {prompt: its unit vector by CLIP}, where there is a CLIP.
     """
 
     model: HeadModel
@@ -81,6 +82,7 @@ class Run:
     outcomes: Sequence[Outcome]
     seed: int = 0
     training: np.ndarray | None = None
+    texts: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def person(self) -> np.ndarray:
@@ -109,6 +111,7 @@ class Measure:
             number that only many pictures have together.
         counts: returns which outcomes (N,) the number is made of; None: those with a score, or
             with a face.
+        needs: what the user gives for it to be measured; "": nothing.
     """
 
     name: str
@@ -120,6 +123,7 @@ class Measure:
     unit: Literal["", "degrees", "share"] = ""
     score: Callable[[Run], np.ndarray] | None = None
     counts: Callable[[Run], np.ndarray] | None = None
+    needs: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,11 @@ be.</li>
 def summary(measures: Sequence[MeasureSummary]) -> str:
     """The table of a run's measures; those without a value are named under it."""
     rows = "".join(_summary_row(one) for one in measures if math.isfinite(one.value))
-    empty = "; ".join(one.title for one in measures if not math.isfinite(one.value))
+    empty = "; ".join(
+        one.title + (f" (needs {one.needs})" if one.needs else "")
+        for one in measures
+        if not math.isfinite(one.value)
+    )
     note = f'<p class="note">Not measured in this run: {html.escape(empty)}.</p>' if empty else ""
     heads = ("measure", ""), ("value", "n"), ("95 % interval", "n"), ("scale", ""), ("chance", "n")
     heads += ("copy", "n"), ("floor", "n"), ("pictures", "n")

@@ -68,10 +68,9 @@ class SuiteFile:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The entries of this kind, by name."""
-        if self.kind == "requests":
-            return {}
-        return {name: getattr(self, name) for name in _OF_KIND[self.kind]}
+        """The entries of this kind that say what is asked for, by name."""
+        names = ("heads", "prompts") if self.kind == "requests" else _OF_KIND[self.kind]
+        return {name: getattr(self, name) for name in names}
 
     def requests(self, people: int, seed: int) -> list[prompt_suite.Request]:
         """What is asked for of the people 0 … people - 1."""
