@@ -16,9 +16,9 @@ from caphuman_jax.errors import SettingError
 PLATFORMS = ("local", "docker", "slurm", "gke", "tpu-vm")
 TOGETHER = ("train", "doctor")
 """Commands whose hosts compute together, through jax.distributed."""
-SHARED = ("sample",)
+SHARED = ("sample", "evaluate")
 """Commands whose hosts share out the work through the output folder."""
-ALONE = ("evaluate", "prepare")
+ALONE = ("prepare",)
 """Commands of one host; `prepare` spreads by its own --runner."""
 
 
@@ -106,8 +106,14 @@ class Job:
                 f"with its arguments"
             )
         if self.verb in ALONE and self.hosts > 1:
-            more = "; it spreads with its own --runner" if self.verb == "prepare" else ""
-            raise SettingError(f"{self.verb} runs on one host{more}: --nodes 1")
+            raise SettingError(
+                f"{self.verb} runs on one host; it spreads with its own --runner: --nodes 1"
+            )
+        if self.verb == "evaluate" and self.hosts > 1 and self.option("--overwrite") is not None:
+            raise SettingError(
+                "evaluate --overwrite on several hosts would delete what the others have begun; "
+                "delete the report first"
+            )
         if self.verb == "train" and not (self.option("--workdir") or self.option("--help")):
             raise SettingError("train needs --workdir, on storage that all hosts share")
         if self.hosts > 1:

@@ -69,7 +69,7 @@ def test_a_wrong_file_is_refused(tmp_path, text, words):
         ({}, ["generate"], "generate cannot be launched"),
         ({}, ["train"], "train needs --workdir"),
         ({"nodes": 2}, ["prepare", "--photos", "x"], "own --runner: --nodes 1"),
-        ({"nodes": 2}, ["evaluate"], "evaluate runs on one host"),
+        ({"nodes": 2}, ["evaluate", "--overwrite"], "would delete what the others have begun"),
         ({"nodes": 2}, [*TRAIN, "--process-id=0"], "launch sets this itself"),
         ({"name": "Run_1"}, TRAIN, "lower-case letters"),
         ({"nodes": 0}, TRAIN, "--nodes is at least 1"),
