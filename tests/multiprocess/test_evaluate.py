@@ -65,9 +65,9 @@ def test_two_hosts_share_one_suite(tiny_folder, astronaut_file, tmp_path):
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out[-3000:]
 
-    for process in [start("two", "first", "second"), start("two", "second", "first")]:
+    runs = (("two", "first", "second"), ("two", "second", "first"), ("one", "alone", "alone"))
+    for process in [start(*names) for names in runs]:
         finish(process)
-    finish(start("one", "alone", "alone"))
     first, second, alone = (
         (tmp_path / name).read_text().split() for name in ("first", "second", "alone")
     )
