@@ -42,7 +42,7 @@ _VERBS = {
     "serve": ("caphuman_jax.cli.serve", "serve pictures, edits and heads over HTTP"),
     "studio": (
         "caphuman_jax.cli.studio",
-        "open a page: turn a head with the mouse, make pictures, edit photos",
+        "open a page in the browser: turn a head with the mouse, make pictures, edit photos",
     ),
     "evaluate": (
         "caphuman_jax.cli.evaluate",
@@ -77,7 +77,7 @@ _VERBS = {
     ),
     "config": (
         "caphuman_jax.cli.config",
-        "show a configuration: every entry, where it comes from, the batch and its memory",
+        "show a configuration: every entry and its origin, batch per device, memory of the state",
     ),
     "doctor": (
         "caphuman_jax.cli.doctor",

@@ -7,8 +7,8 @@ import json
 
 _PHOTOS, _NO_PHOTOS = 0, 2
 
-EPILOG = """exit code: 0 if the model makes pictures of photos; 2 if something that photos or heads
-need is missing, or a file is damaged (the report says what)"""
+EPILOG = """exit code: 0 if the model can make pictures from photos; 2 if something that photos or
+heads need is missing, or a file is damaged (the report says what)"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fetch a model that is named as ORG/NAME from the Hugging Face hub; every command "
         "finds it afterwards",
     )
-    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,14 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite; default: only the verdict is printed",
     )
     parser.add_argument(
-        "--names", nargs="+", metavar="NAME", help="of the runs; default: their directories' names"
+        "--names",
+        nargs="+",
+        metavar="NAME",
+        help="names of the runs; default: their directories' names",
     )
     parser.add_argument(
         "--measures",
         nargs="+",
         metavar="NAME",
-        help="measures to test; default: all. The correction for several tests counts these only, "
-        "so name them before you have seen the results",
+        help="measures to test; default: all. The correction for multiple tests counts only these, "
+        "so choose them before you have seen the results",
     )
     parser.add_argument("--seed", type=int, default=0, help="of resampling; default: 0")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison")

@@ -42,12 +42,12 @@ def add_arguments(parser) -> None:
         default=None,
         metavar="N",
         help=(
-            "pictures per device, or auto for the most that fit; default: the "
+            "pictures per device, or auto for the largest number that fits; default: the "
             "configuration's batch over all devices (sample: 1)"
         ),
     )
     parser.add_argument(
-        "--steps", type=int, default=None, help="of the sampler; default: the model's own"
+        "--steps", type=int, default=None, help="steps of the sampler; default: the model's own"
     )
     parser.add_argument(
         "--effort",

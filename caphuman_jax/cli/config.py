@@ -11,7 +11,9 @@ import os
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `caphuman config`; `--config.NAME=VALUE` overrides an entry."""
     parser.add_argument("action", choices=("show",), help="show: print every entry")
-    parser.add_argument("name", help="name of a file in configs/, or the path of one's own")
+    parser.add_argument(
+        "name", help="name of a file in configs/ (without .py), or the path of your own"
+    )
     parser.add_argument(
         "--devices", type=int, default=1, metavar="N", help="devices of all hosts; default 1"
     )
@@ -56,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
     print()
     if batch:
         parts = config.training.get("accumulate", 1)
-        told = f"batch: {batch} pictures a step, {batch / args.devices:g} on each of {args.devices}"
-        print(told + (f", in {parts} parts" if parts > 1 else ""))
+        line = f"batch: {batch} pictures a step, {batch / args.devices:g} on each of {args.devices}"
+        print(line + (f", in {parts} parts" if parts > 1 else ""))
     if memory is None:
         print("memory: this recipe says it only with its data")
         return 0

@@ -14,7 +14,7 @@ _MARKS = {"ok": "ok  ", "warning": "warn", "failed": "FAIL"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `caphuman doctor`."""
     parser.add_argument(
-        "--workdir", default="", metavar="DIR|URL", help="also try a folder or a bucket"
+        "--workdir", default="", metavar="DIR|URL", help="also check a folder or a bucket"
     )
     parser.add_argument("--no-face", action="store_true", help="do not make a picture")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--photo",
         "--into",
         metavar="PHOTO",
-        help="the photo; the result has its size, and its pixels outside the mask",
+        help="the photo to edit; the result has its size, and the same pixels outside the mask",
     )
     parser.add_argument(
-        "--face", type=int, metavar="N", help="which face of the photo, 0 the largest"
+        "--face", type=int, metavar="N", help="number of the face in the photo, 0 the largest"
     )
     parser.add_argument(
         "--reference",
@@ -42,35 +42,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "default: the photo's own person",
     )
     parser.add_argument(
-        "--reference-face", type=int, metavar="N", help="which face of the reference"
+        "--reference-face", type=int, metavar="N", help="number of the face in the reference"
     )
     generate.add_combine_argument(parser, default=None)
     parser.add_argument(
         "--mask",
         metavar="auto|face|head|whole|FILE",
-        help="what is made again: what of the face the photo does not show, or all with words "
-        "or another person (auto, the default); always the face or the head; the whole photo; or "
-        "the white part of a picture of the photo's size",
+        help="what is repainted: auto (default): what the photo does not show, or the face with "
+        "--prompt or --reference; face, head: always all of it; whole: the whole photo; FILE: the "
+        "white part of a picture of the photo's size",
     )
     parser.add_argument(
         "--no-person",
         action="store_true",
-        help="nobody is in the part that is made again; needs --mask FILE or whole",
+        help="the repainted part shows no person; needs --mask FILE or whole",
     )
-    parser.add_argument("--prompt", metavar="TEXT", help="what the photo is to show")
+    parser.add_argument("--prompt", metavar="TEXT", help="what the edited photo shows")
     parser.add_argument(
         "--denoise",
         metavar="X",
-        help=f"{FIELDS['denoise'].help}; default: 0.5, and 0.8 with a reference or --mask FILE",
+        help=f"{FIELDS['denoise'].help}; default: 0.5, or 0.8 with --reference or --mask FILE",
     )
     parser.add_argument(
         "--repeat",
         metavar="PICTURE",
-        help="make this edit again: all settings are read from the file; name its photos again",
+        help="make this edit again; all settings are read from its file, but not its photos",
     )
-    head_arguments.add_head_arguments(parser)
+    head_arguments.add_head_arguments(parser, _TAKE)
     sampling_arguments.add_sampling_arguments(parser.add_argument_group("sampling"))
-    batch = "pictures at a time; default: 1 on a CPU and with little memory, 8 elsewhere"
+    batch = "pictures at a time; default: 1 on a CPU or with --memory low or least, else 8"
     sampling_arguments.add_model_arguments(parser.add_argument_group("model"), batch)
     generate.add_output_arguments(parser)
 

@@ -17,12 +17,14 @@ def add_arguments(parser) -> None:
         help="a model folder, a shipped model's name, or the work folder of `caphuman train`",
     )
     parser.add_argument(
-        "out", metavar="OUT", help="ldm: a file .safetensors; diffusers and model: a folder"
+        "out",
+        metavar="OUT",
+        help="with --to ldm a .safetensors file, otherwise a folder",
     )
     parser.add_argument(
         "--to",
         choices=("model", "ldm", "diffusers"),
-        help="model: a model folder of a training run (its default); ldm: one file with "
+        help="model: a model folder, from a training run (the default there); ldm: one file with "
         "caphuman.ckpt's names; diffusers: a folder "
         "for StableDiffusionPipeline",
     )
@@ -35,7 +37,7 @@ def add_arguments(parser) -> None:
         "--dtype",
         choices=("keep", "float32", "float16", "bfloat16"),
         default="keep",
-        help="default: each weight as it is stored",
+        help="type of the weights; default: as they are stored",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
 

@@ -40,13 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ref=PHOTO,…",
         action="append",
         help=(
-            "one of several people, once for each, instead of --reference and the options "
-            "of the head: ref=PHOTO (repeat for more photos), face=N, head=PHOTO, "
+            "one of several people; give it once for each person, instead of --reference and the "
+            "head options: ref=PHOTO (repeat for more photos), face=N, head=PHOTO, "
             "take=pose+expression, framing=photo, numbers=FILE.json, yaw=DEG, pitch=DEG, "
-            "roll=DEG, expression=smile:0.8+jawOpen:0.3, light=left:0.8, position=X/Y/SIZE; "
-            "people without a position are placed next to each other; prompt=TEXT: what this "
-            "person's part of the picture shows, and where it is: box=X0/Y0/X1/Y1 (parts of the "
-            "picture) or mask=FILE"
+            "roll=DEG, expression=smile:0.8+jawOpen:0.3, light=left:0.8, position=X/Y/SIZE "
+            "(people without a position are placed next to each other); prompt=TEXT: what this "
+            "person's region shows; box=X0/Y0/X1/Y1 (from 0 to 1) or mask=FILE: the region"
         ),
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what the picture shows")
@@ -81,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     model = parser.add_argument_group("model")
-    batch = "pictures at a time; default: 1 on a CPU and with little memory, 8 elsewhere"
+    batch = "pictures at a time; default: 1 on a CPU or with --memory low or least, else 8"
     sampling_arguments.add_model_arguments(model, batch)
 
     add_output_arguments(parser)

@@ -28,8 +28,12 @@ OF_THE_PHOTO = ("take", "framing", "head_face")
 _LARGEST_LIGHT = 2**20  # bytes
 
 
-def add_head_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """The group of arguments, and the group; what is not given is None."""
+def add_head_arguments(
+    parser: argparse.ArgumentParser, take: str = "position,pose"
+) -> argparse._ArgumentGroup:
+    """Adds the group of arguments and returns it; what is not given is None. `take`: the default of
+    --take, for its help.
+    """
     head = parser.add_argument_group("head (default: as in the reference photo)")
     head.add_argument(
         "--head-from",
@@ -49,7 +53,7 @@ def add_head_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         metavar="PARTS",
         help=(
             "what is taken from the head of --head-from: position,pose,expression,lighting "
-            "or all; default position,pose"
+            f"or all; default {take}"
         ),
     )
     head.add_argument(
@@ -58,7 +62,7 @@ def add_head_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         default=None,
         help=(
             "head: crop the photo of --head-from around its head (default); photo: keep the "
-            "head where it is in that photo"
+            "head at its place in that photo"
         ),
     )
     head.add_argument(

@@ -128,7 +128,7 @@ def add_arguments(parser) -> None:
     how.add_argument(
         "--config",
         metavar="sd15|FILE.json",
-        help="sizes; default: those of Stable Diffusion 1.5, or what an exported file says",
+        help="network sizes; default: Stable Diffusion 1.5's, or what an exported file says",
     )
     how.add_argument(
         "--prediction",
@@ -145,7 +145,7 @@ def add_arguments(parser) -> None:
         "--head",
         choices=tuple(HEADS),
         help="head model that hints are rendered with; default: the one that the weights were "
-        f"trained with (CapHuman's: flame), with --init {SHIPPED}, which is shipped",
+        f"trained with (CapHuman's: flame); with --init: {SHIPPED}, which is shipped",
     )
     how.add_argument(
         "--ignore",
@@ -168,7 +168,7 @@ def add_arguments(parser) -> None:
     how.add_argument(
         "--dry-run",
         action="store_true",
-        help="report what would be taken from where, what is left out and what is wrong",
+        help="only report what would be taken from where, what is left out and what is wrong",
     )
     how.add_argument("--name", help="name of the model, default sd15")
     how.add_argument("--overwrite", action="store_true", help="replace an existing model folder")

@@ -16,13 +16,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--file",
         type=Path,
         metavar="JOB.yaml",
-        help="entries of the same names as the flags, and `command`, a list of words",
+        help="YAML file whose entries have the names of the flags, and `command`, a list of words",
     )
     what = parser.add_argument_group("what to do; default: start").add_mutually_exclusive_group()
     for action, text in (
         ("follow", "show the job's log"),
-        ("stop", "let the job save, and end it"),
-        ("resume", "start the job again; a training goes on from its last checkpoint"),
+        ("stop", "let the job save its state, then end it"),
+        ("resume", "start the job again; training resumes from its last checkpoint"),
     ):
         what.add_argument(
             f"--{action}", dest="action", action="store_const", const=action, help=text
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "command",
         nargs=argparse.REMAINDER,
         metavar="-- COMMAND …",
-        help="train, sample, evaluate or prepare with its arguments",
+        help="train, sample, evaluate, prepare or doctor with its arguments",
     )
 
 

@@ -31,7 +31,7 @@ _THRESHOLD_HELP = {
     "max_outside": "part of the face outside the photo; ",
     "min_covered": "part of the square around the head that the photo covers; ",
     "drawing_score": "with --drawings drop: a picture with a higher score is dropped; ",
-    "duplicate_bits": "of 64 hash bits, how many may differ between duplicates; ",
+    "duplicate_bits": "number of the 64 hash bits that may differ between duplicates; ",
 }
 _EXAMPLES = """examples:
   caphuman prepare --photos photos --out records               a directory, for SD 1.5 at 512 pixels
@@ -115,8 +115,8 @@ def _add_content_arguments(group, default: PrepareSettings) -> None:
         "--margin",
         type=float,
         default=default.margin,
-        help="side of the stored square over --size, which leaves room for shifts and rotations; "
-        "default %(default)s",
+        help="side of the stored square divided by --size; more than 1 leaves room for shifts and "
+        "rotations; default %(default)s",
     )
     group.add_argument(
         "--quality",
@@ -160,8 +160,8 @@ def _add_content_arguments(group, default: PrepareSettings) -> None:
         "--same-person",
         choices=SAME_PERSON,
         default=default.same_person,
-        help="which photos show one person: as SRC or --person says (default), or by recognition "
-        f"(up to {ALL_PAIRS:,} photos)",
+        help="who decides which photos show the same person: given: SRC or --person (default); "
+        f"recognition: face recognition (up to {ALL_PAIRS:,} photos)",
     )
     group.add_argument(
         "--hold-out",
@@ -174,7 +174,7 @@ def _add_content_arguments(group, default: PrepareSettings) -> None:
         "--seed",
         type=int,
         default=default.seed,
-        help="of captions and of the order; default %(default)s",
+        help="of the captions and the order of the records; default %(default)s",
     )
     group.add_argument(
         "--format",
@@ -207,14 +207,14 @@ def _add_threshold_arguments(group, default: QualityThresholds) -> None:
         "--drawings",
         choices=KEEP,
         default=default.drawings,
-        help="pictures that the probe for drawings takes for drawn or painted: it misses most "
-        "paintings and may take a photo for one; default %(default)s",
+        help="pictures that the probe for drawings classifies as drawn or painted; it misses most "
+        "paintings and may misclassify photos; default %(default)s",
     )
     group.add_argument(
         "--duplicates",
         choices=KEEP,
         default=default.duplicates,
-        help="photos that repeat another one; default drop",
+        help="copies of another photo; default drop",
     )
 
 

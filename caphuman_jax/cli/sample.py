@@ -69,7 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     how = parser.add_argument_group("model and devices")
-    batch = "pictures at a time on each device; default: 1 on a CPU, 8 elsewhere"
+    batch = (
+        "pictures at a time on each device; default: 1 on a CPU or with --memory low or least, "
+        "else 8"
+    )
     sampling_arguments.add_model_arguments(how, batch)
     how.add_argument(
         "--fsdp",

@@ -29,32 +29,39 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         help="address to listen on, default 127.0.0.1: this machine only",
     )
     server.add_argument(
-        "--port", type=int, default=8440, metavar="N", help="default 8440; 0: any that is free"
+        "--port", type=int, default=8440, metavar="N", help="default 8440; 0: any free port"
     )
     server.add_argument(
         "--api-key",
         metavar="KEY",
-        help="bearer token that requests need; better in the environment, as CAPHUMAN_API_KEY",
+        help="bearer token that requests must send; safer in the variable CAPHUMAN_API_KEY",
     )
     server.add_argument(
         "--password",
         metavar="TEXT",
-        help="password that browsers ask for; better in the environment, as CAPHUMAN_PASSWORD",
+        help="password that browsers ask for; safer in the variable CAPHUMAN_PASSWORD",
     )
     server.add_argument(
         "--queue",
         type=int,
         default=32,
         metavar="N",
-        help="requests that wait or are made at a time, default 32; more get status 429",
+        help="requests that may wait or run at the same time, default 32; more get status 429",
     )
     server.add_argument(
-        "--max-upload", type=int, default=64, metavar="MB", help="of one request, default 64"
+        "--max-upload", type=int, default=64, metavar="MB", help="largest request, default 64"
     )
     server.add_argument(
-        "--max-pictures", type=int, default=100, metavar="N", help="of one request, default 100"
+        "--max-pictures",
+        type=int,
+        default=100,
+        metavar="N",
+        help="most pictures of one request, default 100",
     )
-    batch = "pictures at a time on each device; default: 1 on a CPU and with little memory, else 8"
+    batch = (
+        "pictures at a time on each device; default: 1 on a CPU or with --memory low or least, "
+        "else 8"
+    )
     sampling_arguments.add_model_arguments(parser.add_argument_group("model"), batch)
 
 
