@@ -60,18 +60,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="with --photos: the records that the model was trained on. People in them are an "
-        "error, and pictures that show one of them are counted; --records has these records itself",
+        "error, and pictures that show one of them are counted; not needed with --records",
     )
     parser.add_argument(
         "--training-people",
         action="store_true",
-        help="with --training-records: judge people whom training has seen all the same",
+        help="with --training-records: evaluate people whom training has seen, too",
     )
     parser.add_argument(
         "--no-drawings",
         action="store_true",
-        help="skip pictures that the probe for drawings takes for drawn or painted (it misses most "
-        "paintings and may take a photo for one)",
+        help="skip pictures that the probe for drawings classifies as drawn or painted; it misses "
+        "most paintings and may misclassify photos",
     )
     parser.add_argument(
         "--clip",
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite",
         default="requests",
         metavar="NAME|FILE.toml",
-        help="what is asked for, as a file or one of: requests (default), quick, heads, prompts, "
+        help="what is requested: a file, or one of requests (default), quick, heads, prompts, "
         "humaniphc (pictures made from noise), edit, small-faces, people; docs/evaluation.md "
         "describes them",
     )
@@ -103,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures of each person; default: the suite's own, 8 with requests, which takes "
         "about half an hour for 50 people on 2 cores",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
         "--steps", type=positive_int, help="sampling steps; default: the model's own"
     )
@@ -118,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ablate",
         metavar="WHAT[,WHAT …]",
-        help="also make everything with one thing left out or changed: identity-global, "
+        help="also make all pictures with one thing left out or changed: identity-global, "
         "identity-local, hints, or a setting with values, such as control-scale=0.5:1.5, "
         "guidance=1:5, steps=10, sampler=ddim, tau=300",
     )

@@ -21,7 +21,7 @@ from data_pipeline.prepare.splits import ALL_PAIRS
 from data_pipeline.records.manifest import ENDINGS
 
 _THRESHOLD_HELP = {
-    "min_face": "height of the face in pixels; default: 142 at --size 512, 71 at 256, and so on",
+    "min_face": "larger side of the face in pixels; default: 142 at --size 512, 71 at 256 …",
     "min_sharpness": "sharpness of the face; a face in focus is far above it; ",
     "min_presence": "the landmark network's certainty that there is a face; ",
     "max_yaw": "degrees; ",
