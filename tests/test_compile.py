@@ -177,7 +177,7 @@ def test_options_of_a_gpu_that_is_not_here():
     )
     assert found.fits and found.memory["arguments"] == 64
     alone = dataclasses.replace(found, bytes_accessed=None)
-    assert "bytes moved are not told" in compile_command._told(
+    assert "bytes moved are not known" in compile_command._told(
         alone
     ) and "moved" in compile_command._told(dataclasses.replace(found, bytes_accessed=1e9))
     assert ahead.roofline(989e12, None, target) == (pytest.approx(1), "arithmetic")

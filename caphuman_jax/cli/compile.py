@@ -257,7 +257,7 @@ def _told(outcome) -> str:
         )
     elif o.flops:
         lines.append(
-            f"  {o.flops / 1e12:.2f} TFLOP of the networks; bytes moved are not told for this "
+            f"  {o.flops / 1e12:.2f} TFLOP of the networks; bytes moved are not known for this "
             f"device"
         )
     if o.seconds_estimate:
