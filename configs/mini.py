@@ -16,6 +16,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.recipe = "mini"
     config.data = ""  # records, by caphuman prepare
+    config.autoencoder_from = ""  # a model whose autoencoder is taken; else one is trained
     config.model = MINI.to_dict()
 
     config.autoencoder = {
@@ -36,27 +37,29 @@ def get_config() -> ml_collections.ConfigDict:
         "dtype": "auto",
     }
     config.training = {
-        "steps": 6000,
-        "batch_size": 512,
-        "learning_rate": 8e-4,
-        "warmup_steps": 300,
+        "steps": 13000,
+        "batch_size": 256,
+        "learning_rate": 6e-4,
+        "warmup_steps": 500,
         "weight_decay": 0.01,
         "grad_clip_norm": 1.0,
         "ema_decay": 0.9995,
         "min_snr_gamma": 5.0,
-        "face_weight": 2.0,
-        "feature_weight": 3.0,
+        "face_weight": 2.5,
+        "feature_weight": 4.0,
         "mask_weight": 1.0,
         "color_share": 0.65,
-        "background_swap_prob": 0.4,
+        "background_swap_prob": 0.6,
         "no_text_prob": 0.12,
         "no_identity_prob": 0.05,
         "no_identity_prob_without_text": 0.2,
-        "identity_dropout_prob": 0.1,
+        "identity_dropout_prob": 0.2,
         "no_control_prob": 0.05,
         "no_control_prob_without_text": 0.3,
         "identity_swap_prob": 0.5,
         "grayscale_prob": 0.08,
+        "light": 1.2,
+        "rare_head_weight": 0.5,
         "seed": 0,
         "dtype": "auto",  # float32 on CPUs, bfloat16 elsewhere
         "augment": {
@@ -68,7 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
         },
     }
     config.evaluators = {
-        "held_out": {"every": 500, "pictures": 64},  # loss on other people
+        "held_out": {"every": 1000, "pictures": 64},  # loss on other people
         "previews": {"every": 3000, "people": 8},  # pictures of other people, and their numbers
     }
     config.loop = {

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float16, Int, UInt8
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.face import align, colors, recognition, segmentation
-from caphuman_jax.head import hints
+from caphuman_jax.head import hints, pose
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
 from caphuman_jax.head.models.registry import SHIPPED, load_head
@@ -111,8 +111,25 @@ def build(
         "background_ids": background_ids,
         "background_rgb": background_rgb,
         "heads": heads,
+        "rarity": head_rarity(heads.rotation, part.expression),
         "name": part.name,
     }
+
+
+def head_rarity(
+    rotation: Float[np.ndarray, "n 3 3"], expression: Float[np.ndarray, "n e"]
+) -> Float[np.ndarray, " n"]:
+    """How far each head is from an ordinary one: the largest of three squared distances (yaw from
+    straight on, pitch and expression from their mean), each with mean 1 over the photos.
+
+    Args:
+        rotation: of the heads.
+        expression: ARKit weights.
+    """
+    yaw, pitch = np.asarray(pose.angles(rotation))[:, :2].T
+    spread = (expression - expression.mean(0)) / (expression.std(0) + 0.02)
+    distances = np.stack([yaw**2, (pitch - pitch.mean()) ** 2, np.mean(spread**2, axis=1)])
+    return np.max(distances / (distances.mean(1, keepdims=True) + 1e-6), axis=0).astype(np.float32)
 
 
 def compose(found: dict, rng: np.random.Generator, kind: str | None) -> str:
@@ -120,9 +137,10 @@ def compose(found: dict, rng: np.random.Generator, kind: str | None) -> str:
     background if it is to be another.
     """
     if kind == "black-and-white":
-        found = {k: v for k, v in found.items() if k not in ("hair", "clothes", "background")} | {
-            "kind": kind
-        }
+        color = {"hair", "clothes", "background"}
+        if found.get("background") in captions.OBJECTS:  # which are seen without color, too
+            color.remove("background")
+        found = {k: v for k, v in found.items() if k not in color} | {"kind": kind}
     if kind == "no background":
         found = {k: v for k, v in found.items() if k != "background"}
     return captions.compose(found, rng, keep=rng.choice(captions.MENTIONED))

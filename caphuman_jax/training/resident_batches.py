@@ -7,7 +7,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from caphuman_jax.head.hints import unpack_hints
 from caphuman_jax.nn.typing import Array
@@ -33,18 +33,33 @@ ON_DEVICE = (
     "background_rgb",
 )
 
+MOST_RARE = 6.0
+FINENESS = 4  # places of an ordinary photo in the index: weights are rounded to quarters
 
-def resident(data: dict) -> dict:
+
+def resident(data: dict, rare_head_weight: float = 0.0) -> dict:
     """What of `dataset.build` rests on every device, with the index of photos in color and
-    without.
+    without, in which photos of rare heads stand several times (`repeats`).
     """
     chosen = {name: data[name] for name in ON_DEVICE}
-    chosen["colour_index"] = np.flatnonzero(~data["grey"]).astype(np.int32)
-    chosen["grey_index"] = np.flatnonzero(data["grey"]).astype(np.int32)
+    times = repeats(data["rarity"], rare_head_weight) if rare_head_weight else 1
+    times = np.broadcast_to(times, data["grey"].shape)
+    for kind, mask in (("colour_index", ~data["grey"]), ("grey_index", data["grey"])):
+        chosen[kind] = np.repeat(np.flatnonzero(mask), times[mask]).astype(np.int32)
     for kind in ("colour_index", "grey_index"):
         if not len(chosen[kind]):
             chosen[kind] = np.arange(len(data["grey"]), dtype=np.int32)
     return chosen
+
+
+def repeats(rarity: Float[np.ndarray, " n"], weight: float) -> Int[np.ndarray, " n"]:
+    """How often photos (N,) stand in the index that batches are sampled from.
+
+    A photo of rarity r (`dataset.head_rarity`; 1 on average, more for few) is picked 1 + weight ×
+    (r − 1) times as often as one of an ordinary head, r counting at most MOST_RARE.
+    """
+    excess = np.clip(rarity - 1, 0, MOST_RARE - 1)
+    return np.rint(FINENESS * (1 + weight * excess)).astype(np.int64)
 
 
 def sample_batch(data: dict, key, cfg, size: int, mesh=None) -> Batch:
@@ -81,6 +96,9 @@ def sample_batch(data: dict, key, cfg, size: int, mesh=None) -> Batch:
         "caption": choice(k[8], data["captions"].shape[1]),
         "dropped": jax.random.uniform(k[9], (n,)) < cfg.no_text_prob,
     }
+    if cfg.light > 1:
+        stops = jax.random.uniform(jax.random.fold_in(k[13], 2), (n,), minval=-1.0)
+        chosen["gain"] = jnp.exp(stops * np.log(cfg.light)).astype(jnp.float32)
     return sharding.over_batch(mesh, lambda data, chosen: _make_batch(data, chosen, size))(
         data, chosen
     )
@@ -96,6 +114,10 @@ def _make_batch(data: dict, chosen: dict, size: int) -> Batch:
     )
     warped = augment.warp(stacked, coordinates) / 255.0
     pictures, hints, region, features, person = jnp.split(warped, (3, 12, 13, 14), axis=-1)
+    if "gain" in chosen:  # as if in other light: the albedo stays
+        gain = chosen["gain"][:, None, None, None]
+        pictures = jnp.minimum(pictures * gain, 1.0)
+        hints = jnp.concatenate([hints[..., :6], jnp.minimum(hints[..., 6:] * gain, 1.0)], axis=-1)
     plain = augment.plain_background(
         data["background_rgb"][chosen["word"], chosen["shade"]], chosen["slope"], size
     )

@@ -42,6 +42,7 @@ _RANGES: dict[str, config_rules.Range] = {
     "learning_rate": (1e-12, 10),
     "lora_alpha": (0, 65_536),
     "lora_rank": (0, 65_536),
+    "light": (1, 8),
     "log_every": (1, _LARGEST),
     "keep": (1, 10_000),
     "mirror": (0, 1),

@@ -28,7 +28,10 @@ from caphuman_jax.face.colors import (
 
 
 def attributes(
-    expression: dict[str, float], colors: np.ndarray, probes: dict[str, bool] | None = None
+    expression: dict[str, float],
+    colors: np.ndarray,
+    probes: dict[str, bool] | None = None,
+    behind: str | None = None,
 ) -> dict[str, str | bool]:
     """What a caption may mention, as words.
 
@@ -36,6 +39,7 @@ def attributes(
         expression: ARKit weights by name.
         colors: (5, 4) from `measure_colors`.
         probes: {name: whether it applies}, see `face.attributes`.
+        behind: "flag" or "busy" where the background is so, see `background_kind`.
     """
     smile = (expression["mouthSmileLeft"] + expression["mouthSmileRight"]) / 2
     found: dict[str, str | bool | None] = {
@@ -65,6 +69,8 @@ def attributes(
                 if lightness > 70
                 else "grey"
             )
+    if behind in OBJECTS:
+        found["background"] = behind
     found.update(probes or {})
     return {k: v for k, v in found.items() if v}
 
@@ -107,7 +113,10 @@ def compose(found: dict[str, str | bool], rng: np.random.Generator, keep: float 
         details.append("with closed eyes")
     if say("clothes"):
         details.append(f"in {found['clothes']} clothes")
-    if say("background"):
+    if found.get("background") in OBJECTS:
+        # Always said, so that prompts without a background are not followed by these.
+        details.append(OBJECTS[str(found["background"])])
+    elif say("background"):
         article = "a " if rng.random() < 0.7 else ""
         details.append(f"{article}{found['background']} background")
     if rng.random() < 0.3:
@@ -115,10 +124,16 @@ def compose(found: dict[str, str | bool], rng: np.random.Generator, keep: float 
     return ", ".join([person, *details])
 
 
+OBJECTS = {"flag": "in front of a flag", "busy": "a busy background"}
+"""Backgrounds that are not one plain color, and how captions name them."""
+
 WORDS = frozenset(
-    "a an and background bald beard black black-and-white clothes closed colour dark drawing "
-    "engraving eyes glasses grey hair in light long moustache mouth of old open painting person "
-    "photo picture plain portrait sepia serious smiling wearing white with brown".split()
+    (
+        "a an and background bald beard black black-and-white brown busy closed clothes colour "
+        "dark drawing engraving eyes flag front glasses grey hair in light long moustache mouth "
+        "of old open painting person photo picture plain portrait sepia serious smiling wearing "
+        "white with"
+    ).split()
 ).union(*(color.split() for color in SURFACE))
 """The words of all captions that are composed here, with those of replaced backgrounds."""
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from caphuman_jax.errors import DataError, HeadError, PhotoError
 from caphuman_jax.face import attributes, recognition
-from caphuman_jax.face.colors import measure_colors
+from caphuman_jax.face.colors import background_kind, measure_colors
 from caphuman_jax.face.crop import crop_square, head_square
 from caphuman_jax.face.face import Face, find_faces
 from caphuman_jax.face.landmarks import expression_names
@@ -283,7 +283,12 @@ class Measurer:
         colors = measure_colors(candidate.square, person, marks, covered)
         expression = np.clip(candidate.face.expression, 0, 1).astype(np.float32)
         worn = attributes.worn(scores)
-        said = captions.attributes(dict(zip(expression_names(), expression.tolist())), colors, worn)
+        said = captions.attributes(
+            dict(zip(expression_names(), expression.tolist())),
+            colors,
+            worn,
+            background_kind(candidate.square, person, covered),
+        )
         scalar = lambda value: np.asarray(value, np.float32)
         clip = self._identify.tokens == "clip"
         picture = (

@@ -96,6 +96,7 @@ def data():
         "features": np.where(rng.random((n, size, size)) < 0.2, 255, 0).astype(np.uint8),
         "person": np.zeros((n, size, size), np.uint8),
         "trained": {},
+        "rarity": np.where(np.arange(n) == 4, 5.0, 0.5).astype(np.float32),
         "background_ids": np.array(
             [[[5, 6, 99, 99], [6, 99, 99, 99]], [[5, 7, 99, 99], [7, 99, 99, 99]]], np.int32
         ),

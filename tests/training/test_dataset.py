@@ -12,6 +12,7 @@ from records_standin import write_standin
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.face import colors
+from caphuman_jax.head import pose
 from caphuman_jax.head.hints import render_hints_batch
 from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.models.tokenizer import ClipTokenizer
@@ -140,6 +141,26 @@ def test_every_shade_is_called_by_its_word():
         seen = cv2.cvtColor(shades[None], cv2.COLOR_RGB2LAB)[0]
         assert {colors.color_word(lab) for lab in seen} == {word}
         assert np.ptp(shades, axis=0).max() > 0.02
+
+
+def test_turned_heads_and_uncommon_expressions_are_rare():
+    turned = np.zeros((40, 3), np.float32)
+    turned[:, 0] = np.where(np.arange(40) % 2, 6, -6)
+    turned[3] = (35, 0, 0)
+    turned[5] = (0, -25, 0)
+    expression = np.full((40, 52), 0.1, np.float32)
+    expression[7, 20:24] = 0.9
+    rarity = dataset.head_rarity(pose.rotation_matrix(*turned.T), expression)
+    assert rarity.shape == (40,) and rarity.dtype == np.float32
+    assert set(np.argsort(rarity)[-3:].tolist()) == {3, 5, 7} and np.median(rarity) < 1
+
+
+@pytest.mark.parametrize("kind, said", [(None, 1), ("black-and-white", 1), ("no background", 0)])
+def test_flags_are_named_whenever_they_are_seen(kind, said):
+    found = {"kind": "colour", "smile": "smiling", "background": "flag"}
+    rng = np.random.default_rng(0)
+    texts = [dataset.compose(found, rng, kind) for _ in range(30)]
+    assert {"in front of a flag" in text for text in texts} == {bool(said)}
 
 
 def test_captions_without_background_say_nothing_of_it():

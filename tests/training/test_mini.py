@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from caphuman_jax.cli import app
+from caphuman_jax.config import MINI
 from caphuman_jax.models import registry
 from caphuman_jax.runtime import sharding
-from caphuman_jax.training import loop
+from caphuman_jax.training import loop, run_config
 from caphuman_jax.training.recipes import mini
 from caphuman_jax.training.resident_batches import resident, sample_batch
 from caphuman_jax.weights.model_folder import load_params, read_config, verify_model
@@ -70,6 +71,23 @@ def test_the_same_loss_on_one_and_eight_devices_in_float32(
     reference = losses("replicated", 1, 1)
     assert len(reference) == 2
     np.testing.assert_allclose(losses("fsdp", 8, 8), reference, rtol=0, atol=1e-5)
+
+
+def test_the_autoencoder_of_another_model_is_taken(tiny_folder, tmp_path):
+    config = run_config.raw_config("mini")
+    names = lambda: [stage.name for stage in mini.stages(config, tmp_path)]
+    assert names() == ["autoencoder", "denoiser"]
+    config.autoencoder_from = str(tiny_folder)
+    assert names() == ["denoiser"]
+    model, vae = mini._autoencoder(config, tmp_path)
+    given = read_config(tiny_folder)
+    assert model.vae == given.vae != MINI.vae and model.unet == MINI.unet != given.unet
+    shapes = {"vae": registry.abstract(given, only=("vae",))["vae"][1]}
+    assert leaves_equal(vae, load_params(tiny_folder, shapes)["vae"])
+
+
+def leaves_equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
 
 
 TINY_CONFIG = """

@@ -15,7 +15,12 @@ from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training import compiled_step, loop
 from caphuman_jax.training.recipes import mini
-from caphuman_jax.training.resident_batches import join_captions, resident, sample_batch
+from caphuman_jax.training.resident_batches import (
+    join_captions,
+    repeats,
+    resident,
+    sample_batch,
+)
 
 
 def place(data, mesh=None):
@@ -182,6 +187,36 @@ def test_a_new_background_is_seen_and_named(tiny, training, data):
     assert (red != blue).all() and 10 < red.sum() < 54 and (ids == 5).any(axis=1).sum() > 10
     np.testing.assert_allclose(seen[red], np.tile([0.8, 0.1, 0.1], (red.sum(), 1)), atol=0.09)
     np.testing.assert_allclose(seen[blue], np.tile([0.1, 0.1, 0.8], (blue.sum(), 1)), atol=0.09)
+
+
+def test_rare_heads_are_picked_more_often(data):
+    plain, weighted = resident(data), resident(data, 0.5)
+    for kind in ("colour_index", "grey_index"):
+        assert plain[kind].dtype == weighted[kind].dtype == np.int32
+        assert set(plain[kind]) == set(weighted[kind]) and len(plain[kind]) == len(set(plain[kind]))
+    # Photo 4 has rarity 5, the others 0.5: it counts 1 + 0.5 * (5 - 1) = 3 times as much.
+    times = np.bincount(weighted["colour_index"])
+    assert times[4] == 3 * times[1] > 0
+    assert (np.diff(repeats(np.array([0, 1, 2, 6, 60], np.float32), 0.5)) >= 0).all()
+    np.testing.assert_array_equal(repeats(np.array([6, 60], np.float32), 1.0), [24, 24])
+
+
+def test_photo_and_light_get_brighter_together_and_the_albedo_stays(tiny, training, data):
+    flat = dict(
+        data,
+        pictures=np.full_like(data["pictures"], 100),
+        hints=np.full_like(data["hints"], 100),
+        person=np.full_like(data["person"], 255),
+    )
+    cfg = dataclasses.replace(training, batch_size=64, light=1.5, grayscale_prob=0.0)
+    sample = jax.jit(lambda d, k: sample_batch(d, k, cfg, tiny.image_size))
+    batch = sample(place(flat), jax.random.key(0))
+    gain = np.asarray(batch.photo / 2 + 0.5)[:, 16, 16, 0] * 255 / 100
+    assert gain.min() < 0.8 and gain.max() > 1.25 and 1 / 1.5 - 1e-4 <= gain.min()
+    assert gain.max() <= 1.5 + 1e-4
+    hints = np.asarray(batch.hints)[:, 16, 16]
+    np.testing.assert_allclose(hints[:, 3:6], 100 / 255, atol=1e-5)
+    np.testing.assert_allclose(hints[:, 6:], (100 / 255 * gain)[:, None].repeat(3, 1), atol=1e-5)
 
 
 def test_joined_captions_are_what_the_tokenizer_makes_of_the_whole_sentence():

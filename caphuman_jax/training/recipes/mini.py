@@ -48,7 +48,7 @@ from caphuman_jax.training.step import (
     make_train_step,
 )
 from caphuman_jax.weights import model_card
-from caphuman_jax.weights.model_folder import load_params, read_config, save_model
+from caphuman_jax.weights.model_folder import find_model, load_params, read_config, save_model
 from data_pipeline.loading.augment import AugmentConfig
 from data_pipeline.prepare.captions import WORDS
 
@@ -81,9 +81,13 @@ class MiniTraining:
             with a prompt; with the ending _without_text, of those without one.
         identity_dropout_prob: share of the pictures whose identity tokens are kept only from a
             random timestep down.
+        rare_head_weight: how much more often photos are picked whose head is turned or whose
+            expression is uncommon, see `resident_batches.repeats`; 0: all alike.
         identity_swap_prob: share of the pictures whose hints have the identity of another photo of
             the person, or a mirrored albedo.
         grayscale_prob: share of photos in color that are shown without.
+        light: photos and their heads' light are changed by factors up to this one, or its
+            inverse.
         seed: decides everything random.
         dtype: "bfloat16" or "float32", of what is computed; weights are float32.
         augment: changes of photo and hints.
@@ -108,8 +112,10 @@ class MiniTraining:
     identity_dropout_prob: float = 0.1
     no_control_prob: float = 0.05
     no_control_prob_without_text: float = 0.3
+    rare_head_weight: float = 0.0
     identity_swap_prob: float = 0.5
     grayscale_prob: float = 0.08
+    light: float = 1.0
     seed: int = 0
     dtype: str = "bfloat16"
     augment: AugmentConfig = AugmentConfig()
@@ -147,7 +153,7 @@ class MiniRecipe(Recipe):
         self.frozen = {
             "vae": jax.device_get(vae),
             "empty": {"ids": data["empty"]},
-            "data": resident(data),
+            "data": resident(data, cfg.rare_head_weight),
         }
         if held_out is not None:
             self.frozen["data_held_out"] = resident(held_out)
@@ -221,7 +227,12 @@ class MiniRecipe(Recipe):
 
     def held_out_loss(self):
         """`objective.held_out_loss` on one batch of held-out people, who are shown as they are."""
-        unchanged = {"grayscale_prob": 0.0, "background_swap_prob": 0.0, "identity_swap_prob": 0.0}
+        unchanged = {
+            "grayscale_prob": 0.0,
+            "background_swap_prob": 0.0,
+            "identity_swap_prob": 0.0,
+            "light": 1.0,
+        }
         cfg = dataclasses.replace(self.cfg, **unchanged)
         inputs = functools.partial(self._inputs, cfg, "data_held_out", self._mesh)
         return held_out_loss(self._loss, inputs, functools.partial(step_key, cfg), lambda: [{}])
@@ -274,10 +285,17 @@ def init_params(model: ModelConfig, cfg: MiniTraining) -> Tree:
 
 
 def stages(config, workdir: Path) -> list[Stage]:
-    """The autoencoder, in WORKDIR/autoencoder, then everything else."""
+    """The autoencoder, in WORKDIR/autoencoder unless another model's is taken, then everything
+    else.
+    """
     records = functools.cache(lambda: _records(config))
+    first = (
+        []
+        if config.get("autoencoder_from")
+        else [autoencoder.stage(config, workdir / "autoencoder", records)]
+    )
     return [
-        autoencoder.stage(config, workdir / "autoencoder", records),
+        *first,
         Stage(
             name="denoiser",
             workdir=workdir,
@@ -304,7 +322,7 @@ def _records(config):
 def _build(config, workdir: Path, records, mesh, log) -> tuple[MiniRecipe, None]:
     records, train_index, test_index = records()
     log(f"{len(train_index)} photos to train on, {len(test_index)} of other people held out")
-    model, vae = _autoencoder(workdir)
+    model, vae = _autoencoder(config, workdir)
     cfg = from_config(MiniTraining, config.training, "training")
     data = dataset.build(records, train_index, head=model.head, log=log)
     photos = config.evaluators.get("held_out", {}).get("pictures", 0)
@@ -331,17 +349,24 @@ def _build(config, workdir: Path, records, mesh, log) -> tuple[MiniRecipe, None]
     return recipe, None
 
 
-def _autoencoder(workdir: Path) -> tuple[ModelConfig, Tree]:
-    """(configuration, parameters) of the trained autoencoder."""
-    folder = workdir / "autoencoder" / "model"
+def _autoencoder(config, workdir: Path) -> tuple[ModelConfig, Tree]:
+    """(configuration of the whole model, the autoencoder's parameters): of the model that
+    `config.autoencoder_from` names, or trained in WORKDIR. Raises ModelFolderError if there is no
+    such model.
+    """
+    given = config.get("autoencoder_from")
+    folder = find_model(given) if given else workdir / "autoencoder" / "model"
     model = read_config(folder)
+    if given:
+        wanted = ModelConfig.from_dict(config.model.to_dict())
+        model = dataclasses.replace(wanted, vae=model.vae)
     shapes = registry.abstract(model, only=("vae",))["vae"][1]
     return model, load_params(folder, {"vae": shapes})["vae"]
 
 
 def export(config, workdir: Path, params: Tree, folder: Path, metadata: dict) -> None:
-    """A model folder of the trained parameters and the autoencoder in WORKDIR."""
-    model, vae = _autoencoder(workdir)
+    """A model folder of the trained parameters and the autoencoder."""
+    model, vae = _autoencoder(config, workdir)
     networks = params | {"vae": vae}
     metadata = {**metadata, "prompt_words": " ".join(sorted(WORDS))}
     save_model(

@@ -1,9 +1,11 @@
 """Captions say what was measured and nothing else."""
 
+import itertools
 import json
 import re
 from importlib.resources import files
 
+import cv2
 import numpy as np
 import pytest
 
@@ -28,6 +30,8 @@ COLORS = np.array(
         ((45, 5, -30), "blue"),
         ((40, 50, 28), "red"),
         ((50, 0, 1), "grey"),
+        ((31, 28, -56), "blue"),
+        ((36, 30, -28), "purple"),
     ],
 )
 def test_color_words(lab, word):
@@ -213,7 +217,7 @@ def test_the_words_of_all_captions():
         "kind": ("colour", "black-and-white", "sepia"),
         "hair": ("dark", "brown", "grey"),
         "clothes": tuple(colors.SURFACE),
-        "background": ("light", "dark", *colors.SURFACE),
+        "background": ("light", "dark", *captions.OBJECTS, *colors.SURFACE),
     }
     flags = "mouth open,eyes closed,glasses,bald,beard,moustache,long hair,drawing".split(",")
     for _ in range(3000):
@@ -224,3 +228,53 @@ def test_the_words_of_all_captions():
     mini = json.loads((files("caphuman_jax") / "assets" / "mini" / "config.json").read_text())
     earlier = set(mini["metadata"]["prompt_words"].split()) - captions.WORDS
     assert earlier == {"fair", "frowning"}
+
+
+def _background(kind):
+    """A person's mask in the lower middle, before a background that is drawn here."""
+    rng = np.random.default_rng(0)
+    image = np.full((256, 256, 3), (70, 90, 130), np.uint8)
+    image = np.clip(image + np.linspace(-30, 30, 256)[:, None, None], 0, 255).astype(np.uint8)
+    if kind == "stripes":
+        for x in range(0, 60, 20):
+            image[:, x : x + 10], image[:, x + 10 : x + 20] = (170, 30, 45), (225, 220, 215)
+    if kind == "stars":
+        image[:, :70] = (25, 30, 75)
+        for x, y in itertools.product(range(8, 70, 20), range(8, 250, 20)):
+            image[y : y + 6, x : x + 6] = (230, 230, 235)
+    if kind == "red curtain":
+        image[:] = (150, 25, 40)
+    if kind == "leaves":
+        image = cv2.resize(
+            rng.integers(20, 200, (32, 32, 3)).astype(np.uint8) // np.uint8([2, 1, 3]), (256, 256)
+        )
+    person = np.zeros((256, 256), np.float32)
+    person[90:, 60:200] = 1
+    return image, person, np.array([0, 0, 1, 1], np.float32)
+
+
+@pytest.mark.parametrize(
+    "seen, kind",
+    [
+        ("stripes", "flag"),
+        ("stars", "flag"),
+        ("red curtain", "plain"),
+        ("shaded", "plain"),
+        ("leaves", "busy"),
+    ],
+)
+def test_what_stands_behind_a_person(seen, kind):
+    assert colors.background_kind(*_background(seen)) == kind
+
+
+def test_a_background_that_is_hardly_seen_is_not_judged():
+    image, _, covered = _background("stripes")
+    assert colors.background_kind(image, np.ones((256, 256), np.float32), covered) is None
+
+
+def test_flags_are_always_mentioned():
+    found = captions.attributes(NEUTRAL, COLORS, behind="flag")
+    for seed in range(8):
+        said = captions.compose(found, np.random.default_rng(seed), keep=0.0)
+        assert "in front of a flag" in said and "background" not in said
+    assert captions.attributes(NEUTRAL, COLORS, behind="plain")["background"] == "blue"
