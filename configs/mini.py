@@ -37,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
         "dtype": "auto",
     }
     config.training = {
-        "steps": 13000,
+        "steps": 12000,
         "batch_size": 256,
         "learning_rate": 6e-4,
         "warmup_steps": 500,

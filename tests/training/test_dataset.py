@@ -150,7 +150,7 @@ def test_turned_heads_and_uncommon_expressions_are_rare():
     turned[5] = (0, -25, 0)
     expression = np.full((40, 52), 0.1, np.float32)
     expression[7, 20:24] = 0.9
-    rarity = dataset.head_rarity(pose.rotation_matrix(*turned.T), expression)
+    rarity = dataset.head_rarity(np.asarray(pose.rotation_matrix(*turned.T)), expression)
     assert rarity.shape == (40,) and rarity.dtype == np.float32
     assert set(np.argsort(rarity)[-3:].tolist()) == {3, 5, 7} and np.median(rarity) < 1
 
