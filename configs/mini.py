@@ -59,7 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
         "identity_swap_prob": 0.5,
         "grayscale_prob": 0.08,
         "light": 1.2,
-        "rare_head_weight": 0.5,
+        "rare_head_weight": 0.8,
         "seed": 0,
         "dtype": "auto",  # float32 on CPUs, bfloat16 elsewhere
         "augment": {
