@@ -74,7 +74,7 @@ def test_the_same_loss_on_one_and_eight_devices_in_float32(
 
 
 def test_the_autoencoder_of_another_model_is_taken(tiny_folder, tmp_path):
-    config = run_config.raw_config("mini")
+    config = run_config.read_config("mini")
     names = lambda: [stage.name for stage in mini.stages(config, tmp_path)]
     assert names() == ["autoencoder", "denoiser"]
     config.autoencoder_from = str(tiny_folder)
