@@ -142,7 +142,7 @@ def _train_here(args) -> int:
         print(
             f"training on a CPU, in {config.training.dtype}: enough to try out a small "
             "configuration. The full model needs a GPU; on a CPU a step of mini takes minutes and "
-            "its 6,000 steps more than a week (docs/training.md)",
+            "all of its steps take weeks (docs/training.md)",
             flush=True,
         )
     with buckets.local_folder(args.workdir, _is_mine) as (workdir, mirror):
