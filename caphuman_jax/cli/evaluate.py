@@ -81,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "accuracy; default: the model folder's own, if it was imported with one",
     )
     parser.add_argument(
+        "--inception",
+        type=Path,
+        metavar="FILE",
+        help="Inception's weights for FID and KID: pt_inception-2015-12-05-6726825d.pth",
+    )
+    parser.add_argument(
         "--suite",
         default="requests",
         metavar="NAME|FILE.toml",
@@ -146,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
         CapHumanError: wrong arguments, photos or suites.
     """
     # Imported here because they import jax, which `--help` does not need.
-    from caphuman_jax.evaluation import asked, benchmark, bulk, clip_judge, prompt_suite, whole
+    from caphuman_jax.evaluation import asked, benchmark, bulk, judges, prompt_suite, whole
     from caphuman_jax.evaluation.suites.kinds import KINDS
     from caphuman_jax.jobs import multi_device
     from caphuman_jax.weights import model_folder
@@ -157,7 +163,8 @@ def run(args: argparse.Namespace) -> int:
     suite = _suite(args)
     _make_room(args)
     folder = model_folder.find_model(args.model)
-    metadata, judge = model_folder.read_metadata(folder), clip_judge.find(args.clip, folder)
+    metadata = model_folder.read_metadata(folder)
+    judging = judges.find(folder, args.clip, args.inception)
     photos, source = _photos(args, suite, metadata)
     pipe, batch = multi_device.load(args.model, batch=args.batch)
     start = time.perf_counter()
@@ -205,7 +212,7 @@ def run(args: argparse.Namespace) -> int:
                 f"of more people, or a higher --per-person"
             )
     evaluation = whole.Evaluation(
-        pipe, batch, suite, subjects, wanted, facts, args.seed, training, shown, judge
+        pipe, batch, suite, subjects, wanted, facts, args.seed, training, shown, judging
     )
     return _evaluate(args, evaluation)
 

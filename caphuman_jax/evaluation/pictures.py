@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,9 +23,9 @@ from caphuman_jax.errors import CapHumanError, DataError, SettingError
 from caphuman_jax.evaluation import prompt_suite, stored
 from caphuman_jax.evaluation.ablations import Variant
 from caphuman_jax.evaluation.asked import Asked, Look, files_of, request_id, write_people
-from caphuman_jax.evaluation.clip_judge import ClipJudge
+from caphuman_jax.evaluation.judges import Judges
+from caphuman_jax.evaluation.judges import facts as facts_of
 from caphuman_jax.evaluation.measure import measure_images
-from caphuman_jax.evaluation.metrics.clip_score import VALUE
 from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement, Outcome, Subject
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.evaluation.prompt_suite import Request
@@ -76,11 +77,11 @@ class MeasuredFiles(Files):
         pipe: Pipeline,
         label: str | None,
         faces: Faces | None,
-        judge: ClipJudge | None,
+        judges: Judges,
     ):
         super().__init__(folder, "png")
         self.pipe, self.seconds, self.count, self.label = pipe, 0.0, 0, label
-        self.faces, self.judge = faces, judge
+        self.faces, self.judges = faces, judges
         # Programs that run at the same time on a CPU share its threads. Two fits of several heads
         # then wait for each other for ever, since each holds the threads that the other needs.
         on_cpu = jax.default_backend() == "cpu"
@@ -134,9 +135,9 @@ class MeasuredFiles(Files):
             model, head_of = self.pipe.head_model, self.pipe.head_of
             every = [images[name] for name in filled]
             found = measure_images(model, every, head_of, len(part))
-            if self.judge is not None:
-                for one, vector in zip(found, self.judge.images(every[: len(part)])):
-                    one.values[VALUE] = vector
+            for judge, network in self.judges.items():
+                for one, vector in zip(found, network.images(every[: len(part)])):
+                    one.values[judge] = vector
             measured += found
         return measured
 
@@ -191,7 +192,7 @@ def make_and_measure(
     variant: Variant | None = None,
     look: LookAt | None = None,
     photos: Sequence[Photo] = (),
-    judge: ClipJudge | None = None,
+    judges: Judges = MappingProxyType({}),
     stopped: Callable[[], bool] = lambda: False,
 ) -> Made:
     """Make and measure the pictures that are missing in `folder`, and read what was measured.
@@ -211,7 +212,7 @@ def make_and_measure(
         look: finds the faces in a picture, see `suites.kinds.Kind`; None: the picture is measured
             as a whole.
         photos: of the subjects, if jobs edit them.
-        judge: measures the agreement of pictures and prompts, too.
+        judges: look at the pictures, too.
         stopped: whether to stop after what has been started.
 
     Raises:
@@ -242,7 +243,7 @@ def make_and_measure(
         "precision": pipe.record["dtype"],
         "ablation": label,
         "units": plan.size,
-        "clip": judge.sha256 if judge else None,
+        **facts_of(judges),
     }
     faces = None
     if look is not None:
@@ -250,7 +251,7 @@ def make_and_measure(
         (folder / FACES).mkdir(exist_ok=True)
     run = RunFolder(folder / PICTURES, facts, plan.total, plan.units, "--report")
     try:
-        place = MeasuredFiles(folder / PICTURES, pipe, label, faces, judge)
+        place = MeasuredFiles(folder / PICTURES, pipe, label, faces, judges)
         start = time.perf_counter()
         run.reopen_changed(lambda line: place.sound(line, False))
         before, failed_before = run.counts()

@@ -13,6 +13,7 @@ import numpy as np
 from caphuman_jax.evaluation import (
     benchmark,
     head_pictures,
+    judges,
     pictures,
     report,
     statistics,
@@ -21,8 +22,8 @@ from caphuman_jax.evaluation import (
 from caphuman_jax.evaluation.ablations import Variant
 from caphuman_jax.evaluation.asked import Asked
 from caphuman_jax.evaluation.clip_judge import ClipJudge
+from caphuman_jax.evaluation.judges import Judges
 from caphuman_jax.evaluation.metrics.base import Run
-from caphuman_jax.evaluation.metrics.clip_score import VALUE
 from caphuman_jax.evaluation.outcome import Outcome, Subject
 from caphuman_jax.evaluation.page.write import write_report
 from caphuman_jax.evaluation.photos import Photo
@@ -46,7 +47,7 @@ class Evaluation:
         seed: of what is random.
         training: see `Run`.
         photos: of the subjects, for a suite that edits them.
-        judge: measures the agreement of pictures and prompts, where there is a CLIP.
+        judges: networks of the user that look at the pictures, too.
     """
 
     pipe: Pipeline
@@ -58,7 +59,7 @@ class Evaluation:
     seed: int = 0
     training: np.ndarray | None = None
     photos: Sequence[Photo] = ()
-    judge: ClipJudge | None = None
+    judges: Judges = dataclasses.field(default_factory=dict)
 
     @property
     def kind(self) -> Kind | None:
@@ -89,7 +90,7 @@ class Evaluation:
             variant=variant,
             look=self.kind.look if self.kind else None,
             photos=self.photos,
-            judge=self.judge,
+            judges=self.judges,
             stopped=stopped,
         )
         if not made.done:
@@ -104,7 +105,7 @@ class Evaluation:
             "sampling": sampling,
             "ablation": variant.label if variant else None,
             "batch": self.batch,
-            "clip": self.judge.sha256 if self.judge else None,
+            "judges": judges.facts(self.judges),
         }
         facts = {
             **self.facts,
@@ -123,10 +124,10 @@ class Evaluation:
         floor = benchmark.run_measurement_floor(
             model, subjects, seed=seed, batch=self.pipe.batch, head_of=self.pipe.head_of
         )
-        if self.judge is not None:
-            references = self.judge.images([subject.picture for subject in subjects])
+        for name, judge in self.judges.items():
+            references = judge.images([subject.picture for subject in subjects])
             subjects = [
-                dataclasses.replace(one, values={**one.values, VALUE: vector})
+                dataclasses.replace(one, values={**one.values, name: vector})
                 for one, vector in zip(subjects, references)
             ]
         run = Run(model, subjects, outcomes, seed, self.training, self._texts(outcomes))
@@ -153,6 +154,7 @@ class Evaluation:
     def _texts(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray]:
         """{prompt: its vector}, where there is a CLIP."""
         prompts = sorted({one.request.prompt for one in outcomes if one.request is not None})
-        if self.judge is None or not prompts:
+        clip = self.judges.get(judges.CLIP)
+        if not isinstance(clip, ClipJudge) or not prompts:
             return {}
-        return dict(zip(prompts, self.judge.texts(prompts)))
+        return dict(zip(prompts, clip.texts(prompts)))

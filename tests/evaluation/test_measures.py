@@ -67,7 +67,7 @@ def unrelated(seed=0) -> Run:
         "arcface": rng.standard_normal(512).astype(np.float32),
     }
     picture, more = np.zeros((8, 8, 3), np.uint8), np.random.default_rng(seed + 1)
-    clip = lambda: {"clip": unit(more.standard_normal(16))}
+    clip = lambda: {"clip": unit(more.standard_normal(16)), "inception": more.standard_normal(8)}
     subjects = [
         Subject(f"{i}.jpg", picture, None, None, vectors(), values=values(rng) | clip())
         for i in range(PEOPLE)
