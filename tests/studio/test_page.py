@@ -221,11 +221,20 @@ def test_people_grid_edit_light_and_keys(opened, astronaut_file, two_faces):
     page.get_by_role("button", name="+ person").click()
     _drop(page, _png(Image.fromarray(two_faces)))
     page.select_option("#shape", "1.5")
-    page.click("#make")
+    page.fill("#own-prompt", "a photo of a person wearing glasses")
+    page.select_option("#own-place", "band")
+    page.locator("#band-from").fill("0.5")
+    assert page.locator("#part").is_visible()
+    page.evaluate("document.getElementById('detail').value = 0.4")
+    with page.expect_request("**/v1/images") as asked:
+        page.click("#make")
+    assert json.loads(asked.value.post_data)["detail"] == 0.4
     _made(page, 2)
     page.locator("#gallery button").first.click()
     recorded = page.evaluate("studio.gallery.shown.settings")
     assert len(recorded["people"]) == 2 and recorded["size"] == [96, 64]
+    assert recorded["people"][1]["prompt"] == "a photo of a person wearing glasses"
+    assert recorded["people"][1]["box"][:2] == [0.5, 0] and "box" not in recorded["people"][0]
     assert [p["asked_head"]["position"][0] for p in recorded["people"]] == [0.25, 0.75]
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Remove").click()

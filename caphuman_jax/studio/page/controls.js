@@ -8,16 +8,54 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 function slider(id, label, low, high, step, unit, set) {
   const input = element("input", { type: "range", id, min: low, max: high, step });
   const output = element("output", { htmlFor: id });
+  let last = null;
   const shown = (value) => {
-    input.value = value;
+    if (value === last) return; // what is written again is laid out again
+    input.value = last = value;
     output.textContent = step < 1 ? Number(value).toFixed(2) : `${Math.round(value)}${unit}`;
   };
   input.oninput = () => {
-    shown(input.value);
+    shown(Number(input.value));
     set(Number(input.value));
   };
   const row = element("div", { className: "slider" }, element("label", { htmlFor: id, textContent: label }), input, output);
   return { row, shown };
+}
+
+// The words of one person, and the part of the picture that they are for. `person()` is the one who
+// is chosen, `changed()` is called after each change.
+export function ownWords(person, changed) {
+  const edges = [["from", "Left edge", 0], ["to", "Right edge", 1]].map(([id, label, side]) => {
+    const made = slider(`band-${id}`, label, 0, 1, 0.01, "", (value) => {
+      const { band } = person();
+      band[side] = side ? Math.max(value, band[0] + 0.05) : Math.min(value, band[1] - 0.05);
+      changed();
+    });
+    $("band").append(made.row);
+    return made;
+  });
+  $("own-prompt").oninput = () => {
+    person().words = $("own-prompt").value.trim();
+    changed();
+  };
+  $("own-place").onchange = () => {
+    const { now } = person();
+    const side = (x) => clamp(Math.round(100 * x) / 100, 0, 1);
+    person().band = $("own-place").value === "band" ? [side(now.x - now.size), side(now.x + now.size)] : null;
+    changed();
+  };
+  return () => {
+    const one = person();
+    $("own-name").textContent = one.photo.name;
+    if ($("own-prompt").value.trim() !== one.words) $("own-prompt").value = one.words;
+    $("own-place").value = one.band ? "band" : "head";
+    $("band").hidden = !one.band;
+    if (one.band) edges.forEach((made, side) => made.shown(one.band[side]));
+  };
+}
+
+function press(button, on) {
+  if (button.getAttribute("aria-pressed") !== String(on)) button.setAttribute("aria-pressed", String(on));
 }
 
 function chip(text, click) {
@@ -64,7 +102,10 @@ export class Controls {
     const person = this.person();
     if (!person) return;
     change(person);
-    this.show();
+    this.waiting ??= requestAnimationFrame(() => {
+      this.waiting = null;
+      this.show();
+    });
     this.changed();
   }
 
@@ -73,8 +114,8 @@ export class Controls {
     if (!person) return;
     for (const [shown, read] of this.rows) shown(read(person));
     const weights = JSON.stringify(person.now.weights);
-    for (const [made, preset] of this.presets) made.setAttribute("aria-pressed", String(JSON.stringify(preset) === weights));
-    for (const [made, name] of this.lights) made.setAttribute("aria-pressed", String(!person.lamp && person.now.light === this.model.lights[name]));
+    for (const [made, preset] of this.presets) press(made, JSON.stringify(preset) === weights);
+    for (const [made, name] of this.lights) press(made, !person.lamp && person.now.light === this.model.lights[name]);
   }
 
   // Turn, move or light by (dx, dy) in parts of the canvas; (x, y) is where the pointer is.

@@ -123,9 +123,11 @@ export class HeadModel {
 export class HeadView {
   constructor(canvas) {
     this.canvas = canvas;
-    this.gl = canvas.getContext("webgl", { antialias: true, preserveDrawingBuffer: true });
+    this.gl = canvas.getContext("webgl", { antialias: true });
     this.model = null;
     this.frames = 0;
+    // Pixels drawn over pixels shown: now, and while a head moves.
+    Object.assign(this, { detail: 1, coarse: 1, last: -Infinity, mean: 0 });
     if (this.gl) this.start();
     canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
     canvas.addEventListener("webglcontextrestored", () => {
@@ -179,9 +181,27 @@ export class HeadView {
     });
   }
 
+  // Fewer pixels while frames of a movement come too slowly, all of them once the head is still.
+  pace() {
+    const now = performance.now();
+    const seconds = (now - this.last) / 1000;
+    const moving = seconds < 0.25;
+    this.last = now;
+    this.mean = moving ? 0.7 * (this.mean || seconds) + 0.3 * seconds : 0;
+    if (this.mean > 1 / 32) this.coarse = Math.max(0.4, this.coarse - 0.1);
+    this.detail = moving ? this.coarse : 1;
+    clearTimeout(this.still);
+    if (this.detail === 1) return;
+    this.still = setTimeout(() => {
+      this.last = -Infinity;
+      this.draw(...this.scene);
+    }, 300);
+  }
+
   render(heads, aspect) {
     const gl = this.gl;
-    const ratio = Math.min(window.devicePixelRatio || 1, 2);
+    this.pace();
+    const ratio = Math.min(window.devicePixelRatio || 1, 2) * this.detail;
     const width = Math.round(this.canvas.clientWidth * ratio);
     const height = Math.round(width / aspect);
     if (!width) return;

@@ -45,6 +45,8 @@ export class Person {
     this.fitted = measured(answer);
     this.now = copy(this.fitted);
     this.lamp = null; // [direction, strength] where the light was dragged
+    this.words = ""; // of this person alone, next to others
+    this.band = null; // [left, right] of this person's part of the picture; null: around the head
     this.current = true;
   }
 
@@ -110,6 +112,14 @@ export class Person {
       light: head.light,
     });
     this.lamp = null;
+    this.words = recorded.prompt || "";
+    this.band = recorded.box ? [recorded.box[0], recorded.box[2]] : null;
+  }
+
+  // What a job says of this person's part of the picture.
+  region() {
+    const { words, band } = this;
+    return { ...(words ? { prompt: words } : {}), ...(band ? { box: [band[0], 0, band[1], 1] } : {}) };
   }
 
   // An edit's head is recorded as it stands in its canvas: what was asked for is taken instead.
@@ -142,6 +152,6 @@ export function job(people, settings, edited) {
     return { ...numbers, denoise, edit: { photo: first.photo.id, face: first.face }, head: first.target(1, false, true) };
   }
   const one = (person) => ({ reference: person.photo.id, face: person.face, head: person.target(aspect, several) });
-  const shown = several ? { people: people.map(one) } : one(first);
+  const shown = several ? { people: people.map((person) => ({ ...one(person), ...person.region() })) } : one(first);
   return { ...numbers, ...(size ? { size } : {}), ...shown };
 }

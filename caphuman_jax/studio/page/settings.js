@@ -12,8 +12,9 @@ export const aspect = () => (editing() ? 1 : Number($("shape").value));
 export function settings() {
   const values = { prompt: $("prompt").value.trim(), seed: Number($("seed").value), num_images: Number($("number").value) };
   if ($("negative").value.trim()) values.negative_prompt = $("negative").value.trim();
-  for (const [id, name] of [["steps", "steps"], ["guidance", "guidance_scale"], ["control", "control_scale"], ["denoise", "denoise"]]) {
-    if ($(id).value !== "" && (id !== "denoise" || editing())) values[name] = Number($(id).value);
+  for (const [id, name] of [["steps", "steps"], ["guidance", "guidance_scale"], ["control", "control_scale"], ["denoise", "denoise"], ["detail", "detail"]]) {
+    const asked = { denoise: editing(), detail: !editing() && Number($(id).value) > 0 }[id] ?? true;
+    if ($(id).value !== "" && asked) values[name] = Number($(id).value);
   }
   const shape = aspect();
   if (!editing() && shape !== 1 && state.model) {
@@ -32,6 +33,7 @@ export function setSettings(made) {
   $("steps").value = made.steps ?? "";
   $("guidance").value = made.guidance_scale ?? "";
   $("control").value = made.control_scale ?? 1;
+  $("detail").value = made.detail || "";
   if (made.num_images) $("number").value = made.num_images;
   if (made.edit && made.denoise) $("denoise").value = made.denoise;
   const shape = made.size ? made.size[0] / made.size[1] : 1;

@@ -3,13 +3,14 @@
 import * as server from "./server.js";
 import { HeadModel, HeadView } from "./head_view.js";
 import { Person, job, sideBySide } from "./heads.js";
-import { Controls, gridCells, onDrop, themes } from "./controls.js";
+import { Controls, gridCells, onDrop, ownWords, themes } from "./controls.js";
 import { $, Gallery, element } from "./gallery.js";
 import { aspect, editing, mode, person, setMode, setSettings, settings, state } from "./settings.js";
 
 const KEPT = "caphuman";
 const view = new HeadView($("view"));
 let controls = null, running = null;
+const showWords = ownWords(() => person(), () => changed());
 
 function problem(error) {
   if (error?.name === "AbortError") return;
@@ -27,6 +28,11 @@ function draw() {
   const people = editing() ? state.people.slice(state.chosen, state.chosen + 1) : state.people;
   $("stage").style.aspectRatio = aspect();
   view.draw(people.map((one) => one.shown(aspect(), several)), aspect());
+  $("own").hidden = !several;
+  const band = several ? person().band : null;
+  $("part").hidden = !band;
+  if (band) Object.assign($("part").style, { left: `${100 * band[0]}%`, right: `${100 * (1 - band[1])}%` });
+  if (several) showWords();
 }
 
 function changed() {
@@ -166,8 +172,15 @@ async function restore(made) {
   notices([]);
 }
 
+let keeping = 0;
 function keep() {
-  const people = state.people.map(({ photo, face, now, lamp }) => ({ photo: photo.id, face, now, lamp }));
+  keeping ||= setTimeout(keepNow, 300);
+}
+
+function keepNow() {
+  clearTimeout(keeping);
+  keeping = 0;
+  const people = state.people.map(({ photo, face, now, lamp, words, band }) => ({ photo: photo.id, face, now, lamp, words, band }));
   const kept = { people, settings: settings(), number: $("number").value, mode: mode() };
   try {
     sessionStorage.setItem(KEPT, JSON.stringify(kept));
@@ -185,9 +198,9 @@ async function resume(photos) {
   const known = kept.people.filter((one) => there.has(one.photo));
   if (!known.length) return;
   await waiting(async () => {
-    for (const { photo, face, now, lamp } of known) {
+    for (const { photo, face, ...rest } of known) {
       const one = new Person(await server.head(photo, face));
-      Object.assign(one, { now, lamp });
+      Object.assign(one, rest);
       state.people.push(one);
     }
     choose(0);
@@ -339,6 +352,8 @@ function wire() {
   $("forget").onclick = async () => {
     running?.abort();
     await server.endSession().catch(problem);
+    clearTimeout(keeping);
+    keeping = 0;
     sessionStorage.removeItem(KEPT);
     Object.assign(state, { people: [], chosen: 0, pending: null });
     state.photos.clear();
@@ -350,6 +365,7 @@ function wire() {
   onDrop($("drop"), async (files) => {
     for (const [i, file] of files.entries()) await take(file, i ? "add" : "replace");
   });
+  window.addEventListener("pagehide", () => keeping && keepNow());
   new ResizeObserver(draw).observe($("stage"));
 }
 
