@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="measures to test; default: all. The correction for multiple tests counts only these, "
         "so choose them before you have seen the results",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of resampling; default: 0")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of resampling; default: 0"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison")
 
 

@@ -19,7 +19,9 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--config",
         default="sd15",
-        help="name of a file in configs/ (without .py), or the path of your own",
+        metavar="NAME|FILE.py",
+        help="name of a file in configs/ (without .py), or the path of your own; "
+        "default: %(default)s",
     )
     parser.add_argument(
         "--topology",
@@ -66,6 +68,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
+        metavar="FILE",
         help=(
             "also write the results to this file: .json, or a table with any other ending; "
             "its other rows are kept"

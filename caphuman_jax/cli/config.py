@@ -12,7 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `caphuman config`; `--config.NAME=VALUE` overrides an entry."""
     parser.add_argument("action", choices=("show",), help="show: print every entry")
     parser.add_argument(
-        "name", help="name of a file in configs/ (without .py), or the path of your own"
+        "name",
+        metavar="NAME|FILE.py",
+        help="name of a file in configs/ (without .py), or the path of your own",
     )
     parser.add_argument(
         "--devices", type=int, default=1, metavar="N", help="devices of all hosts; default 1"

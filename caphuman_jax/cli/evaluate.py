@@ -33,11 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--photos",
         type=Path,
         metavar="DIR",
-        help="directory of photos of one person each, or of identity files; its subdirectories are "
-        "searched too",
+        help="directory of photos that each show one person, or of identity files; its "
+        "subdirectories are searched too",
     )
     parser.add_argument(
-        "--model", default="mini", help="shipped model or model folder; default: %(default)s"
+        "--model",
+        default="mini",
+        metavar="NAME|FOLDER",
+        help="a shipped model or a model folder; default: %(default)s",
     )
     parser.add_argument(
         "--report",
@@ -109,17 +112,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures of each person; default: the suite's own, 8 with requests, which takes "
         "about half an hour for 50 people on 2 cores",
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--steps", type=positive_int, help="sampling steps; default: the model's own"
+        "--steps", type=positive_int, metavar="N", help="sampling steps; default: the model's own"
     )
     parser.add_argument(
-        "--guidance-scale", type=float, help="guidance scale; default: the model's own"
+        "--guidance-scale",
+        type=float,
+        metavar="G",
+        help="how strongly the prompt is followed; default: the model's own",
     )
     parser.add_argument(
         "--batch",
         type=positive_int,
-        help="pictures at a time; default: the model's own for this machine",
+        metavar="B",
+        help="pictures at a time on each device; default: 1 on a CPU, else 8",
     )
     parser.add_argument(
         "--ablate",

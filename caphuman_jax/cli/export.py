@@ -31,6 +31,7 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--step",
         default="newest",
+        metavar="newest|best|N",
         help="which checkpoint of a training run: newest (default), best, or a number",
     )
     parser.add_argument(

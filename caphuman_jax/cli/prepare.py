@@ -115,6 +115,7 @@ def _add_content_arguments(group, default: PrepareSettings) -> None:
         "--margin",
         type=float,
         default=default.margin,
+        metavar="X",
         help="side of the stored square divided by --size; more than 1 leaves room for shifts and "
         "rotations; default %(default)s",
     )
@@ -122,6 +123,7 @@ def _add_content_arguments(group, default: PrepareSettings) -> None:
         "--quality",
         type=int,
         default=default.quality,
+        metavar="N",
         help="quality of the stored JPEG; default %(default)s",
     )
     group.add_argument(
@@ -174,6 +176,7 @@ def _add_content_arguments(group, default: PrepareSettings) -> None:
         "--seed",
         type=int,
         default=default.seed,
+        metavar="N",
         help="of the captions and the order of the records; default %(default)s",
     )
     group.add_argument(

@@ -10,7 +10,9 @@ import time
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `caphuman status`."""
-    parser.add_argument("workdir", help="work folder of a run, or its URL in a bucket")
+    parser.add_argument(
+        "workdir", metavar="WORKDIR", help="work folder of a run, or its URL in a bucket"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list of stages")
     parser.add_argument(
         "--follow", type=float, metavar="SECONDS", help="repeat until the run has finished"

@@ -17,11 +17,14 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--config",
         default="mini",
-        help="name of a file in configs/ (without .py), or the path of your own",
+        metavar="NAME|FILE.py",
+        help="name of a file in configs/ (without .py), or the path of your own; "
+        "default: %(default)s",
     )
     parser.add_argument(
         "--workdir",
         required=True,
+        metavar="DIR|URL",
         help="checkpoints, metrics and the finished model go here: a folder, gs://… or s3://…; the "
         "same folder resumes",
     )
