@@ -1,13 +1,18 @@
 """The sampler's work in PyTorch, for runs beside benchmarks/sampler.py: diffusers' UNet and
 ControlNet at the size of Stable Diffusion 1.5.
 
-    python benchmarks/torch_sampler.py [--batch 1 8 16] [--size 512] [--steps 20] [--no-compile] [--repeats 5] [--json FILE]
+    python benchmarks/torch_sampler.py [--batch 1 8 16] [--size 512] [--steps 20] [--mode max-autotune] [--repeats 5] [--json FILE]
     python benchmarks/torch_sampler.py --tiny --device cpu --dtype float32 --size 64 --steps 2      a rehearsal
 
 A ControlNet with hints of 9 channels and 258 identity tokens stands for CapFace; it is run once for
-both halves of guidance, the hints are encoded once, and the autoencoder decodes the end: what the
-JAX sampler computes, by the means of PyTorch: channels-last, bfloat16, torch.compile on whole
-networks, fused attention. Random weights; DDIM with guidance 7. Medians after two warm-up runs.
+both halves of guidance, the hints are encoded once, keys and values of text and identity tokens are
+computed once, and the autoencoder decodes the end: what the JAX sampler computes, by the means of
+PyTorch: channels-last, bfloat16, torch.compile on a whole step, CUDA graphs, fused attention. Random
+weights; DDIM with guidance 7. Medians after two warm-up runs.
+
+--mode is torch.compile's. `max-autotune` tries Triton's products beside cuBLAS's, which takes
+minutes; with --library-products it tunes everything else, and products and convolutions are
+libraries'.
 """
 
 from __future__ import annotations
@@ -35,7 +40,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--no-compile", dest="compile", action="store_false")
+    modes = ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+    parser.add_argument("--mode", default="max-autotune", choices=modes)
+    parser.add_argument("--library-products", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="narrow networks, to see that it runs")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -43,12 +50,18 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
         torch.backends.cudnn.benchmark
     ) = True
+    if args.library_products:
+        torch._inductor.config.max_autotune_gemm_backends = "ATEN"
+        torch._inductor.config.max_autotune_conv_backends = "ATEN"
     name = torch.cuda.get_device_name() if args.device == "cuda" else args.device
     results = {
         "device": name,
         "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+        "cuda": torch.version.cuda,
         "diffusers": diffusers.__version__,
-        "compiled": args.compile,
+        "mode": args.mode,
+        "library_products": args.library_products,
         "dtype": args.dtype,
         "size": args.size,
         "steps": args.steps,
@@ -98,20 +111,21 @@ class Sampler:
             ).eval().requires_grad_(False)
         self.embed_hints = control.controlnet_cond_embedding
         control.controlnet_cond_embedding = torch.nn.Identity()  # its features come in, made once
-        compiled = (
-            (lambda f: torch.compile(f, fullgraph=True, dynamic=False))
-            if args.compile
-            else (lambda f: f)
+        self.unet, self.control, self.vae = unet, control, vae
+        for network in (unet, control):
+            for attention in cross_attentions(network):
+                attention.set_processor(KeptKeysValues())
+        compiled = lambda f: (
+            f
+            if args.mode == "none"
+            else torch.compile(f, fullgraph=True, dynamic=False, mode=args.mode)
         )
-        self.unet, self.control, self.decode, self.embed_hints = (
-            compiled(unet),
-            compiled(control),
-            compiled(vae.decode),
-            compiled(self.embed_hints),
-        )
+        self.step, self.decode = compiled(self._step), compiled(self._decode)
         levels = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
         self.times = (np.arange(0, 1000, 1000 // args.steps) + 1)[::-1]
-        self.now, self.then = levels[self.times], levels[np.append(self.times[1:], 0)]
+        device = lambda x: torch.tensor(np.ascontiguousarray(x), device=args.device).float()
+        self.then = device(levels[np.append(self.times[1:], 0)])
+        self.now, self.times = device(levels[self.times]), device(self.times)
 
     def inputs(self, batch):
         """Latents, text of both halves, identity tokens, hints."""
@@ -127,29 +141,66 @@ class Sampler:
 
     def __call__(self, latents, text, identity, hints):
         features = self.embed_hints(hints)
-        for time_, now, then in zip(self.times, self.now, self.then):
-            steps = torch.full((latents.shape[0],), int(time_), device=latents.device)
-            x = latents.to(self.dtype)
-            down, middle = self.control(x, steps, identity, features, return_dict=False)
-            twice = lambda y: torch.cat([y, y])
-            noise = self.unet(
-                twice(x),
-                twice(steps),
-                text,
-                down_block_additional_residuals=[twice(y) for y in down],
-                mid_block_additional_residual=twice(middle),
-                return_dict=False,
-            )[0]
-            empty, with_text = noise.float().chunk(2)
-            noise = empty + GUIDANCE * (with_text - empty)
-            clean = (latents - (1 - now) ** 0.5 * noise) / now**0.5
-            latents = then**0.5 * clean + (1 - then) ** 0.5 * noise
-        pictures = self.decode((latents / 0.18215).to(self.dtype), return_dict=False)[0]
+        keep(self.unet, text)
+        keep(self.control, identity)
+        for coefficients in zip(self.times, self.now, self.then):
+            torch.compiler.cudagraph_mark_step_begin()
+            latents = self.step(latents, features, *coefficients).clone()
+        torch.compiler.cudagraph_mark_step_begin()
+        return self.decode(latents)
+
+    def _step(self, latents, features, time_, now, then):
+        x, steps = latents.to(self.dtype), time_.expand(latents.shape[0])
+        # Contexts are not read: their keys and values are kept.
+        unread = latents.new_zeros((1, 1, 1), dtype=self.dtype)
+        down, middle = self.control(x, steps, unread, features, return_dict=False)
+        twice = lambda y: torch.cat([y, y])
+        noise = self.unet(
+            twice(x),
+            twice(steps),
+            unread,
+            down_block_additional_residuals=[twice(y) for y in down],
+            mid_block_additional_residual=twice(middle),
+            return_dict=False,
+        )[0]
+        empty, with_text = noise.float().chunk(2)
+        noise = empty + GUIDANCE * (with_text - empty)
+        clean = (latents - (1 - now) ** 0.5 * noise) / now**0.5
+        return then**0.5 * clean + (1 - then) ** 0.5 * noise
+
+    def _decode(self, latents):
+        pictures = self.vae.decode((latents / 0.18215).to(self.dtype), return_dict=False)[0]
         return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
 
+class KeptKeysValues:
+    """Attention of diffusers to the keys and values that `keep` computed."""
+
+    def __call__(self, attn, hidden_states, *_, **__):
+        batch, length, width = hidden_states.shape
+        query = attn.to_q(hidden_states).view(batch, length, attn.heads, -1).transpose(1, 2)
+        out = torch.nn.functional.scaled_dot_product_attention(query, attn.kept_k, attn.kept_v)
+        return attn.to_out[0](out.transpose(1, 2).reshape(batch, length, width))
+
+
+def cross_attentions(network):
+    return [part for name, part in network.named_modules() if name.endswith("attn2")]
+
+
+def keep(network, context):
+    """Compute keys and values of every cross-attention, into the same memory each time."""
+    for attn in cross_attentions(network):
+        for name, layer in (("kept_k", attn.to_k), ("kept_v", attn.to_v)):
+            made = layer(context).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            if getattr(attn, name, None) is None or getattr(attn, name).shape != made.shape:
+                attn.register_buffer(name, made.contiguous())
+            getattr(attn, name).copy_(made)
+
+
 def measure(work, batch, args) -> dict:
-    """Median seconds a batch, from inputs on the device to pictures on the host."""
+    """Median seconds a batch, from inputs on the device to pictures on the host, one after the
+    other; and pictures a second where a batch begins before the last has arrived.
+    """
     inputs, times = work.inputs(batch), []
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -158,17 +209,42 @@ def measure(work, batch, args) -> dict:
         assert work(*inputs).cpu().shape == (batch, 3, args.size, args.size)
         times.append(time.perf_counter() - started)
     seconds = statistics.median(times[2:])
+    rates = [batch / streamed(work, inputs, args.repeats) for _ in range(3)]
     line = {
         "batch": batch,
         "first_s": round(times[0], 2),
         "seconds": round(seconds, 4),
-        "pictures_a_second": round(batch / seconds, 3),
+        "seconds_range": [round(min(times[2:]), 4), round(max(times[2:]), 4)],
+        "pictures_a_second": round(statistics.median(rates), 3),
+        "pictures_a_second_range": [round(min(rates), 3), round(max(rates), 3)],
     }
     return line | (
         {"peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
         if args.device == "cuda"
         else {}
     )
+
+
+def streamed(work, inputs, repeats: int) -> float:
+    """Seconds a batch, the next begun before the last is fetched."""
+    if not inputs[0].is_cuda:
+        started = time.perf_counter()
+        for _ in range(repeats + 1):
+            work(*inputs)
+        return (time.perf_counter() - started) / (repeats + 1)
+    there = work(*inputs)
+    hosts = [torch.empty(there.shape, dtype=there.dtype, pin_memory=True) for _ in range(2)]
+    arrived = [torch.cuda.Event() for _ in hosts]
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for turn in range(repeats + 2):
+        if turn <= repeats:
+            hosts[turn % 2].copy_(work(*inputs), non_blocking=True)
+            arrived[turn % 2].record()
+        if turn:
+            arrived[(turn - 1) % 2].synchronize()
+            hosts[(turn - 1) % 2].clone()  # as the other side hands out arrays of its own
+    return (time.perf_counter() - started) / (repeats + 1)
 
 
 if __name__ == "__main__":
