@@ -141,7 +141,8 @@ def write_pictures(args: argparse.Namespace, make: Callable[..., Result]) -> Non
     from caphuman_jax.pipeline.loading import load
 
     with console.notices(), console.ProgressReporter() as progress:
-        pipe = load(args.model, dtype=args.dtype, batch=args.batch, memory=args.memory)
+        settings = {"dtype": args.dtype, "batch": args.batch, "memory": args.memory}
+        pipe = load(args.model, **settings, kind=_kind(args))
         sampling_arguments.use_files(pipe, args)
         loaded = time.perf_counter() - started
         writer = PictureWriter(args.out, args.overwrite)
@@ -154,6 +155,18 @@ def write_pictures(args: argparse.Namespace, make: Callable[..., Result]) -> Non
     print(*writer.paths, sheet, sep="\n")
     seconds = {"start": loaded, **result.seconds, "in all": time.perf_counter() - started}
     print("; ".join(f"{name} {value:.1f} s" for name, value in seconds.items()), file=sys.stderr)
+
+
+def _kind(args: argparse.Namespace) -> tuple | None:
+    """What the arguments say about the compiled programs that they need; None for --repeat, whose
+    picture says it.
+    """
+    if args.repeat:
+        return None
+    fields = [name for name, spec in FIELDS.items() if spec.flag and not spec.per_image]
+    counted = ("reference", "person", "control")
+    counts = [len(getattr(args, name, None) or ()) for name in counted]
+    return args.run.__module__, [getattr(args, name) for name in fields], counts
 
 
 def _rows(path: str) -> list[dict[str, Any]]:

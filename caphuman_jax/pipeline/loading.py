@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ def load(
     memory: str = "normal",
     shard_fn: ShardFn | None = None,
     compiler_options: dict[str, str | bool] | None = None,
+    kind: Any = None,
 ) -> Pipeline:
     """Load a shipped model or a model folder.
 
@@ -54,6 +56,8 @@ def load(
             device.
         memory: one of `placement.MEMORY`.
         shard_fn, compiler_options: see `Pipeline`.
+        kind: what is known already of the pictures to be made. The compiled programs that the last
+            process with an equal `kind` took are read while the weights are.
 
     Raises:
         ModelFolderError: the folder does not exist, or a file in it is damaged.
@@ -83,6 +87,8 @@ def load(
     by_device = place is None and memory != "least" and jax.default_backend() != "cpu"
     place = place or (lambda name, host: put(name, host, memory))
     store = executables.shared(cache_folder() / "executables") if cache else None
+    if store is not None and kind is not None:
+        store.expect((config, compute.name, batch, memory, kind))
     with ThreadPoolExecutor(_READERS) as pool:
         # Checksums are computed while the networks are laid out and their weights are copied to the
         # device.

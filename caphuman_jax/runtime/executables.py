@@ -41,8 +41,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 _HIT = "/jax/compilation_cache/cache_hits"
 _NAME = re.compile("[0-9a-f]{40}")  # of a program, see `key`
 _READERS = 2
+_MOST_LISTED = 16  # a server would list what each of its requests took
+_MOST_LISTS = 2  # by the command's arguments, and by the first request
 T = TypeVar("T")
-_FORMAT = 1  # of the files
+_FORMAT = 2  # of the files
 
 
 class ExecutableStore:
@@ -63,26 +65,25 @@ class ExecutableStore:
             log.info("%s can be written by others; compiled programs are not kept there", folder)
             self.folder = None
         self._ahead: dict[str, Future] = {}
-        self._list: Path | None = None
-        self._listed: list[str] = []
+        self._lists: dict[Path, list[str]] = {}
         self._used: list[str] = []
 
     def expect(self, kind: Any) -> None:
         """Read the programs that the last process of this kind used, in threads, before they are
         asked for: reading a sampler takes a second on a CPU. From now on, this process is of that
-        kind.
+        kind. Only the first calls of a process count.
 
         Args:
             kind: what decides about the programs, as far as it is known by now; its `repr` counts.
         """
-        if self.folder is None or jax.process_count() > 1:
+        if self.folder is None or jax.process_count() > 1 or len(self._lists) == _MOST_LISTS:
             return
-        self._list = self.folder / f"{key(kind, ())}.list"
-        listed = self._read(self._list, lambda data: data.decode("ascii").split()) or []
-        self._listed, self._used = [name for name in listed if _NAME.fullmatch(name)], []
+        path = self.folder / f"{key(kind, ())}.list"
+        listed = self._read(path, lambda data: data.decode("ascii").split()) or []
+        self._lists[path] = [name for name in listed if _NAME.fullmatch(name)]
         pool = ThreadPoolExecutor(_READERS, thread_name_prefix="executables")
-        for name in self._listed:
-            if name not in self._ahead:
+        for name in self._lists[path]:
+            if name not in self._ahead and name not in self._used:
                 self._ahead[name] = pool.submit(self._read, self._path(name), _loaded)
         pool.shutdown(wait=False)
 
@@ -109,7 +110,7 @@ class ExecutableStore:
         before = hits[0]
         compiled = compile()
         if hits[0] == before:  # one that JAX's cache gave lacks functions once it is stored again
-            self._write(path, lambda: pickle.dumps(serialize_executable.serialize(compiled)))
+            self._write(path, lambda: _stored(compiled))
         return compiled
 
     def graphs(self, make: Callable[[], T], static: Any) -> T:
@@ -134,13 +135,14 @@ class ExecutableStore:
         return self.folder / f"{name}.executable"
 
     def _note(self, name: str) -> None:
-        """Add a program to the list of those that this kind of process uses."""
-        if self._list is None or name in self._used:
+        """Add a program to the lists of those that such processes use."""
+        if name in self._used:
             return
         self._used.append(name)
-        if self._listed[: len(self._used)] != self._used:
-            self._listed = self._used[:]
-            self._write(self._list, lambda: "\n".join(self._used).encode())
+        for path, listed in list(self._lists.items()):
+            if len(self._used) <= _MOST_LISTED and listed[: len(self._used)] != self._used:
+                self._lists[path] = self._used[:]
+                self._write(path, lambda: "\n".join(self._used).encode())
 
     def _read(self, path: Path, load: Callable[[bytes], T]) -> T | None:
         try:
@@ -185,20 +187,25 @@ def shared(folder: Path) -> ExecutableStore:
     return ExecutableStore(folder)
 
 
+def _stored(compiled: jax.stages.Compiled) -> bytes:
+    calls_lapack = jax.default_backend() == "cpu" and "lapack_" in str(compiled.as_text())
+    return pickle.dumps((calls_lapack, serialize_executable.serialize(compiled)))
+
+
+def _loaded(data: bytes) -> jax.stages.Compiled:
+    devices = jax.devices()[:1]
+    calls_lapack, stored = pickle.loads(data)
+    if calls_lapack:
+        _find_lapack()
+    return serialize_executable.deserialize_and_load(*stored, execution_devices=devices)
+
+
 @functools.cache
 def _find_lapack() -> None:
     """Lets JAX look up LAPACK's functions, as it does when it lowers a program that calls them: a
     program that is only loaded would call what is not there.
     """
-    if jax.default_backend() == "cpu":
-        jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
-
-
-def _loaded(data: bytes) -> jax.stages.Compiled:
-    _find_lapack()
-    devices = jax.devices()[:1]
-    stored = pickle.loads(data)
-    return serialize_executable.deserialize_and_load(*stored, execution_devices=devices)
+    jax.jit(jnp.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
 
 
 def key(static: Any, arguments: Any) -> str:

@@ -151,7 +151,9 @@ def _warm_up(api: Api) -> None:
 
     try:
         job = {"reference": "warm-up.png", "prompt": "a photo of a person"}
-        api.engine.submit(api.engine.check(job, session), session, listen)
+        request = api.engine.check(job, session)
+        api.engine.expect(request)
+        api.engine.submit(request, session, listen)
         ended.wait()
     finally:
         api.sessions.end(session)

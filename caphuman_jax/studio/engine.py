@@ -122,6 +122,12 @@ class Engine:
             raise RequestError(400, *wrong)
         return request
 
+    def expect(self, request: Request) -> None:
+        """Begin to read the compiled programs that a request will need; see
+        `ProgramCache.expect`.
+        """
+        self.pipe.programs.expect(request, self._least)
+
     def submit(self, request: Request, session: Session, listener: Listener) -> Work:
         """Let a request wait for its pictures.
 
