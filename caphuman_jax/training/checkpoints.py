@@ -78,6 +78,8 @@ class Checkpoints:
             best_fn=self._rank if best else None,
             best_mode="max" if highest else "min",
             enable_async_checkpointing=not read_only,
+            # Otherwise, what writes waits 20 minutes for a folder that cannot be made.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             read_only=read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,

@@ -2,12 +2,15 @@
 what does not fit, what cannot be written.
 """
 
+import concurrent.futures.thread
 import dataclasses
+import errno
 import gc
 import json
 import os
 import resource
 import signal
+import threading
 import time
 
 import jax
@@ -207,6 +210,27 @@ def test_a_folder_that_cannot_be(state, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="checkpoints cannot be kept in .*file/c"):
         Checkpoints(tmp_path / "file" / "c")
+
+
+def test_nothing_waits_for_a_folder_that_cannot_be_made(state, tmp_path, monkeypatch):
+    """A program ends only when all threads have; those of executors end by themselves."""
+    before, make = set(threading.enumerate()), os.mkdir
+
+    def fail(path, *rest, **named):
+        if "checkpoint-tmp/" in os.fspath(path):
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+        make(path, *rest, **named)
+
+    checkpoints = Checkpoints(tmp_path / "c")
+    monkeypatch.setattr(os, "mkdir", fail)
+    with pytest.raises(DataError, match="cannot be written to .*there is none yet"):
+        checkpoints.save(5, state, RUN | {"samples": 80})
+        checkpoints.wait()
+    before |= set(concurrent.futures.thread._threads_queues)
+    left = [one for one in threading.enumerate() if one not in before and not one.daemon]
+    for thread in left:
+        thread.join(20)
+    assert not [thread for thread in left if thread.is_alive()]
 
 
 def test_a_full_disk_is_told_and_the_last_checkpoint_stays(state, tmp_path):
