@@ -253,11 +253,13 @@ def _make_room(args) -> None:
     """Check the report's directory. Raises CapHumanError."""
     import shutil
 
+    from caphuman_jax.jobs.run_folder import RunFolder
+
     if not args.report.exists():
         return
     if not args.report.is_dir():
         raise CapHumanError(f"{args.report} is not a directory; choose another with --report")
-    begun = (args.report / "pictures" / ".sample" / "run.json").exists()
+    begun = RunFolder.exists(args.report / "pictures")
     if args.overwrite:
         told = ("report.json", "summary.json", "scores.jsonl", "index.md", "ablations.json")
         told += ("report.html", "summary.csv", "scores.csv")
@@ -273,8 +275,10 @@ def _make_room(args) -> None:
 
 def _is_beginning(path: Path) -> bool:
     """Whether this is what an evaluation makes before its first picture, on this host or another
-    one: people/ with identity files and photos.
+    one: people/ with identity files and photos, and pictures/ with nothing that a person sees.
     """
+    if path.name == "pictures":
+        return all(one.name.startswith(".") for one in path.iterdir())
     return path.name == "people" and all(
         re.fullmatch(r"\.?\d{5}\.(identity|photo).*", one.name) for one in path.iterdir()
     )

@@ -88,23 +88,25 @@ def write_people(
     subjects: Sequence[Subject],
     photos: Sequence[Photo],
     head_name: str,
+    keep: bool,
 ) -> None:
-    """Write what jobs refer to, where it is missing.
+    """Write what jobs refer to.
 
     Args:
         folder: that the jobs' paths are relative to.
         subjects: the people.
         photos: of the subjects, if jobs edit them; or none.
         head_name: the model's morphable head.
+        keep: only write what is missing. Otherwise files may be left of a run with other people.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for i, subject in enumerate(subjects):
         path = folder / reference_name(i)
-        if not path.exists():
+        if not keep or not path.exists():
             identity_file.save(path, subject.person, head_name)
     for i, photo in enumerate(photos):
         path = folder / photo_name(i)
-        if not path.exists():
+        if not keep or not path.exists():
             source = photo.source()
             atomic.write_bytes(path, source if isinstance(source, bytes) else source.read_bytes())
 

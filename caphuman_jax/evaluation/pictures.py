@@ -224,7 +224,8 @@ def make_and_measure(
         dataclasses.replace(subject, person=variant.change(subject.person)) if variant else subject
         for subject in subjects
     ]
-    write_people(persons, changed, photos, pipe.head_name)
+    begun = RunFolder.exists(folder / PICTURES)  # with these people, as is checked below
+    write_people(persons, changed, photos, pipe.head_name, keep=begun)
     sampling = {**(sampling or {}), **(variant.sampling if variant else {})}
     entries = (
         jobs.Entry(one.id, one.requests[0].head, persons, {**sampling, **one.fields})

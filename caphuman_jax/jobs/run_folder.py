@@ -22,6 +22,7 @@ from caphuman_jax.io import atomic, files
 
 _WAIT = 2.0  # seconds between two checks of what other processes still hold
 _STATE = ".sample"
+_RUN = Path(_STATE, "run.json")
 INDEX, FAILED = "index.jsonl", "failed.jsonl"
 
 
@@ -42,7 +43,7 @@ class RunFolder:
             "units": units,
             "facts": facts,
         }
-        run = self._state / "run.json"
+        run = out / _RUN
         try:
             if not run.exists() and out.exists():
                 _refuse_strangers(out)
@@ -68,6 +69,11 @@ class RunFolder:
         self._locks = open(
             self._state / "claims", "ab"
         )  # closing any handle of it in this process would free all locks
+
+    @staticmethod
+    def exists(out: Path) -> bool:
+        """Whether a run was started in `out`."""
+        return (out / _RUN).exists()
 
     def close(self) -> None:
         """Release all claims."""

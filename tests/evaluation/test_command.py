@@ -5,6 +5,7 @@ weights.
 import argparse
 import dataclasses
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -249,7 +250,10 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     with pytest.raises(CapHumanError, match="exists already"):
         evaluate.run(arguments(*words))
 
-    again = tmp_path / "again"
+    again = tmp_path / "again"  # of a run with other people that was killed as it began
+    (again / "people").mkdir(parents=True)
+    shutil.copy(out / "people" / "00001.identity", again / "people" / "00000.identity")
+    (again / "pictures" / ".sample" / "units").mkdir(parents=True)
     evaluate.run(arguments(*words[:5], again, *words[6:]))
     assert (again / "scores.jsonl").read_text() == (out / "scores.jsonl").read_text()
     for line in lines:
