@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from caphuman_jax.evaluation import prompt_suite
-from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement, Subject
+from caphuman_jax.evaluation.outcome import WHOLE, HeadParams, ImageMeasurement, Subject
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.evaluation.prompt_suite import Request
 from caphuman_jax.head.base import HeadModel
@@ -49,7 +49,7 @@ class Look:
 
     square: np.ndarray
     asked: HeadParams
-    frame: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    frame: tuple[float, float, float, float] = WHOLE
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def in_picture(self, measured: ImageMeasurement) -> ImageMeasurement:

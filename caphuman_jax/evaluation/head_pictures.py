@@ -39,11 +39,12 @@ def write_heads(folder: Path, run: Run) -> list[str]:
     files: dict[tuple, str] = {}
     names, waiting = [], []
     for outcome in run.outcomes:
-        params = dataclasses.astuple(outcome.asked)
+        asked = outcome.asked_in_square
+        params = dataclasses.astuple(asked)
         key = (outcome.person, *(np.round(part, 4).tobytes() for part in params))
         if key not in files:
             files[key] = f"{FOLDER}/{len(files):05d}.webp"
-            waiting.append((files[key], run.subjects[outcome.person].head, outcome.asked))
+            waiting.append((files[key], run.subjects[outcome.person].head, asked))
         names.append(files[key])
     for part, filled in batches(waiting, _AT_A_TIME):
         heads = stack([asked_head(run.model, own, asked) for _, own, asked in filled])

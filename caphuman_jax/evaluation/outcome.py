@@ -17,6 +17,8 @@ from caphuman_jax.head.spherical_harmonics import SH_CONSTANTS
 RECOGNIZERS = ("dlib", "mobilefacenet")
 ARCFACE = "arcface"
 """A third recognizer, where the user has a pack of insightface."""
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+"""The frame of a whole image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,8 @@ class Outcome:
         asked: the requested head.
         own: the subject's own head.
         measured: in the generated image.
-        file: of the generated image, relative to the report.
+        file: of the generated image, or of the square of the face in it, relative to the report.
+        frame: left, top, width and height of that square, as fractions of the image's.
     """
 
     request: Request | None
@@ -120,3 +123,12 @@ class Outcome:
     own: HeadParams
     measured: ImageMeasurement
     file: str | None = None
+    frame: tuple[float, float, float, float] = WHOLE
+
+    @property
+    def asked_in_square(self) -> HeadParams:
+        """The requested head, with its position in the square."""
+        left, top, width, height = self.frame
+        x, y, size = self.asked.position
+        position = np.array([(x - left) / width, (y - top) / height, size / height])
+        return dataclasses.replace(self.asked, position=position)

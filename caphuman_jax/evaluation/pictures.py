@@ -124,7 +124,8 @@ class MeasuredFiles(Files):
                 looks[request_id(request)] = look
         measured = self._measured(list(looks), lambda name: looks[name].square)
         in_pictures = [look.in_picture(one) for look, one in zip(looks.values(), measured)]
-        stored.save(path, list(looks), in_pictures, [look.asked for look in looks.values()])
+        asked, frames = zip(*((look.asked, look.frame) for look in looks.values()))
+        stored.save(path, list(looks), in_pictures, asked, frames)
 
     def _measured(
         self, names: Sequence[str], read: Callable[[str], np.ndarray]
@@ -324,9 +325,9 @@ def _of_unit(folder: Path, unit: int) -> Path:
 
 def _measurements(
     folder: Path, units: Sequence[int]
-) -> tuple[dict[str, ImageMeasurement], dict[str, HeadParams]]:
+) -> tuple[dict[str, ImageMeasurement], dict[str, tuple[HeadParams, stored.Frame]]]:
     measured: dict[str, ImageMeasurement] = {}
-    asked: dict[str, HeadParams] = {}
+    asked: dict[str, tuple[HeadParams, stored.Frame]] = {}
     for unit in units:
         if (path := _of_unit(folder, unit)).exists():  # not where all its pictures failed
             measured |= stored.load(path)
@@ -339,10 +340,10 @@ def _outcomes(
     subjects: Sequence[Subject],
     asked: Sequence[Asked],
     measured: Mapping[str, ImageMeasurement],
-    heads: Mapping[str, HeadParams],
+    heads: Mapping[str, tuple[HeadParams, stored.Frame]],
     seed: int,
 ) -> list[Outcome]:
-    """heads: what was asked for, of requests whose face has a square of its own."""
+    """heads: what was asked for and where, of requests whose face has a square of its own."""
     own = [HeadParams.of(model, subject.head) for subject in subjects]
     known: dict[tuple, HeadParams] = {}
     outcomes = []
@@ -351,14 +352,14 @@ def _outcomes(
         if (seen := measured.get(name)) is None:
             continue
         if name in heads:
-            outcomes.append(
-                Outcome(request, person, heads[name], own[person], seen, face_file(request))
-            )
+            head, frame = heads[name]
+            file = face_file(request)
+            outcomes.append(Outcome(request, person, head, own[person], seen, file, frame))
             continue
         key = (person, request.head, request.number if request.head == "random" else 0)
         if key not in known:
-            head = prompt_suite.requested_head(model, subjects[person].head, request, seed)
-            known[key] = HeadParams.of(model, head)
+            posed = prompt_suite.requested_head(model, subjects[person].head, request, seed)
+            known[key] = HeadParams.of(model, posed)
         file = f"{PICTURES}/{picture}_00.png"
         outcomes.append(Outcome(request, person, known[key], own[person], seen, file))
     return outcomes

@@ -13,6 +13,7 @@ from caphuman_jax.errors import DataError
 from caphuman_jax.evaluation.outcome import HeadParams, ImageMeasurement
 from caphuman_jax.io import atomic
 
+Frame = tuple[float, float, float, float]
 _HEAD = ("angles", "position", "expression", "light")
 
 
@@ -21,6 +22,7 @@ def save(
     ids: Sequence[str],
     measured: Sequence[ImageMeasurement],
     asked: Sequence[HeadParams] = (),
+    frames: Sequence[Frame] = (),
 ) -> None:
     """Write the measurements of the requests `ids`.
 
@@ -29,10 +31,13 @@ def save(
         ids: of requests.
         measured: in the picture of each.
         asked: the head that each asks for, where it is not known without the picture.
+        frames: with `asked`, of the squares that were measured, see `Outcome`.
     """
     arrays = {"ids": np.array(ids, dtype=str), "faces": np.array([m.faces for m in measured])}
     for field in _HEAD if asked else ():
         arrays[f"asked.{field}"] = np.stack([getattr(one, field) for one in asked])
+    if asked:
+        arrays["frames"] = np.array(frames, np.float64)
     for field in _HEAD:
         arrays[f"head.{field}"] = np.stack([getattr(m.head, field) for m in measured])
     for name in measured[0].vectors:
@@ -64,15 +69,17 @@ def load(path: Path) -> Iterator[tuple[str, ImageMeasurement]]:
         yield str(number), ImageMeasurement(int(arrays["faces"][i]), head, vectors, values)
 
 
-def load_asked(path: Path) -> Iterator[tuple[str, HeadParams]]:
-    """The heads that were asked for, by request, where the file has them.
+def load_asked(path: Path) -> Iterator[tuple[str, tuple[HeadParams, Frame]]]:
+    """The heads that were asked for and the frames of their squares, by request, where the file has
+    them.
 
     Raises:
         DataError: the file is missing or damaged.
     """
     arrays = _arrays(path)
     for i, number in enumerate(arrays["ids"] if f"asked.{_HEAD[0]}" in arrays else ()):
-        yield str(number), HeadParams(**_row(arrays, "asked.", i))
+        left, top, width, height = map(float, arrays["frames"][i])
+        yield str(number), (HeadParams(**_row(arrays, "asked.", i)), (left, top, width, height))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

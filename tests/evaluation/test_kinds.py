@@ -12,6 +12,7 @@ from caphuman_jax.evaluation import bulk, estimators, pictures, whole
 from caphuman_jax.evaluation.asked import Look
 from caphuman_jax.evaluation.comparison import compare
 from caphuman_jax.evaluation.measure import measure_images
+from caphuman_jax.evaluation.outcome import Outcome
 from caphuman_jax.evaluation.photos import Photo
 from caphuman_jax.evaluation.scored_run import read_run
 from caphuman_jax.evaluation.suites.kinds import KINDS
@@ -104,6 +105,7 @@ def test_a_broken_run_resumes_and_equals_the_undisturbed_one(
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     for first, second in zip(made, again, strict=True):
         assert first.request == second.request and first.file == second.file
+        assert first.frame == second.frame
         files = [(tmp_path / name / first.file).read_bytes() for name in "ab"]
         assert files[0] == files[1]
         for head in ("asked", "own"):
@@ -144,4 +146,8 @@ def test_positions_are_those_in_the_picture(pipe, astronaut):
     frame = (left / 512, top / 512, side / 512, side / 512)
     found = Look(images[1], measured.head, frame, {"seam": 1.5}).in_picture(measured)
     np.testing.assert_allclose(found.head.position, whole_picture.head.position, atol=0.02)
+    asked = whole_picture.head  # what is shown next to the square is framed as the square is
+    outcome = Outcome(None, 0, asked, asked, found, None, frame)
+    position = outcome.asked_in_square.position
+    np.testing.assert_allclose(position, measured.head.position, atol=0.04)
     assert found.values["seam"] == 1.5 and found.values["worn"] is measured.values["worn"]
