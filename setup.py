@@ -36,7 +36,7 @@ EXTRAS = {
     ],
     "studio": ["starlette>=0.40", "uvicorn", "python-multipart", "prometheus-client"],
     "heic": ["pillow-heif"],
-    "buckets": ["gcsfs", "s3fs"],
+    "buckets": ["gcsfs", "s3fs", "boto3"],  # boto3: `prepare` writes to s3:// by Beam
     "insightface": ["insightface>=2"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
@@ -61,6 +61,11 @@ EXTRAS = {
         "kubernetes-validate",
         "gcsfs",
         "gcp-storage-emulator",
+        "s3fs",
+        "moto[s3]",
+        "boto3",  # for moto, and Beam's s3://
+        "flask",  # moto's server
+        "flask-cors",
         "kubeflow-trainer-api",  # models of JobSet
         "ipykernel",
         "onnx",

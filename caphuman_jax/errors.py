@@ -33,5 +33,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM. Whatever cleans up after Ctrl-C does so after it too; the exit code differs."""
 
 
-RESTART, INTERRUPTED = 75, 130
-"""Exit codes: after a SIGTERM (EX_TEMPFAIL of sysexits.h, "start me again"), and after Ctrl-C."""
+RESTART, INTERRUPTED, HUNG = 75, 130, 142
+"""Exit codes: after a SIGTERM (EX_TEMPFAIL of sysexits.h, "start me again"), after Ctrl-C, and of a
+host whose steps hang (128 + SIGALRM).
+"""

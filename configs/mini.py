@@ -84,5 +84,6 @@ def get_config() -> ml_collections.ConfigDict:
         "fsdp": 1,
         "tensorboard": True,
         "wandb": "",
+        "hang_seconds": 600.0,
     }
     return config

@@ -17,7 +17,7 @@
 #SBATCH --open-mode=append
 set -uo pipefail
 
-: "${VENV:=.venv}" "${MAX_RESTARTS:=20}" "${CONTAINER:=}"
+: "${VENV:=.venv}" "${MAX_RESTARTS:=20}" "${CONTAINER:=}" "${WAIT:=30}"
 for ((i = 1; i <= $#; i++)); do
   case ${!i} in
     --workdir | --out) next=$((i + 1)) && folder=${!next} ;;
@@ -36,8 +36,8 @@ if [ -n "$CONTAINER" ]; then
 fi
 
 # srun's tasks find each other by Slurm's variables: caphuman_jax/runtime/distributed.py. When one ends, the others are killed after
-# a minute; srun's own code is the highest of theirs.
-srun --kill-on-bad-exit=0 --wait=60 "${options[@]}" "${command[@]}" "$@"
+# WAIT seconds, more than a heartbeat (15); srun's own code is the highest of theirs.
+srun --kill-on-bad-exit=0 --wait="$WAIT" "${options[@]}" "${command[@]}" "$@"
 code=$?
 case $code in
   # finished, NaN, wrong settings, failed pictures, a fault, interrupted: starting again does not help

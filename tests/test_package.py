@@ -3,6 +3,7 @@
 import os
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from importlib.resources import files
@@ -91,6 +92,14 @@ def test_the_wheel_alone_is_enough(tmp_path):
     for package in ("caphuman_jax", "data_pipeline"):
         typed = f"from importlib.resources import files; print((files('{package}') / 'py.typed'))"
         assert Path(command(bin_ / "python", "-c", typed, cwd=elsewhere).strip()).exists()
+    for words in (
+        ["slurm"],
+        ["tpu-vm", "--accelerator=v5litepod-16", "--zone=z", "--bucket=b", "--repository=r"],
+    ):
+        launch = ["launch", "--on", *words, "--", "train", "--workdir", "run"]
+        printed = shlex.split(command(bin_ / "caphuman", *launch, cwd=elsewhere))
+        script = next(Path(word) for word in printed if word.endswith(".sh"))
+        assert script.is_relative_to(tmp_path / "venv") and os.access(script, os.X_OK)
     words = ["--reference", files("caphuman_jax") / "assets" / "astronaut_nasa.png"]
     words += ["--prompt", "a photo of a person", "--steps", "2", "--out", "out"]
     command(bin_ / "caphuman", "generate", *words, cwd=elsewhere)

@@ -4,9 +4,12 @@ loop does, in seconds.
 As a configuration: `caphuman train --config tests/tiny_recipe.py` with this folder on PYTHONPATH.
 """
 
+import ctypes
 import dataclasses
 import functools
+import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -129,8 +132,9 @@ class Numbered:
     `drawn`.
     """
 
-    def __init__(self, batch: int, pause: float = 0.0):
+    def __init__(self, batch: int, pause: float = 0.0, hang=""):
         self.batch, self.pause, self.drawn, self.started = batch, pause, [], []
+        self.hang = hang
 
     def start(self, samples: int):
         self.started.append(samples)
@@ -140,8 +144,22 @@ class Numbered:
             index = np.arange(first, first + share)
             self.drawn.append(index)
             time.sleep(self.pause)
+            if self.hang and first >= 12 * self.batch:
+                hang_once(*self.hang.split(":"))
             yield rows(index)
             first += self.batch
+
+
+def hang_once(host, how, mark) -> None:
+    """The host of that number hangs, once: the file `mark` says that it has."""
+    if jax.process_index() != int(host) or Path(mark).exists():
+        return
+    Path(mark).touch()
+    if how == "lock":
+        deadlock = threading.Lock()
+        deadlock.acquire()
+        deadlock.acquire()
+    ctypes.PyDLL(None).sleep(10**6)  # a call that never lets other threads run
 
 
 def save(folder, params, metadata) -> None:
@@ -160,6 +178,7 @@ def get_config() -> ml_collections.ConfigDict:
             "recipe": "tiny_recipe",
             "data": "",
             "pause": 0.0,
+            "hang": "",
             "slow_export": 0.0,
             "training": dataclasses.asdict(Training()),
             "evaluators": {"held_out": {"every": 0}, "previews": {"every": 0}},
@@ -175,7 +194,7 @@ def stages(config, workdir):
         made = recipe(from_config(Training, config.training, "training"))
         known = {"held_out": lambda: made.held_out_error, "previews": lambda: made.previews}
         made.evaluators = make_evaluators(config.evaluators, known)
-        return made, Numbered(made.batch_size, config.pause)
+        return made, Numbered(made.batch_size, config.pause, config.hang)
 
     write = functools.partial(export, config, workdir)
     return [Stage("tiny", workdir, config.loop, build, write)]

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code: the job's own (local), or that of the platform's program.
     """
-    from caphuman_jax.launch import clusters, job, local
+    from caphuman_jax.launch import clusters, job, local, room
 
     flags = {name: getattr(args, name) for name in job.fields()}
     for name in ("env", "wrap"):
@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if found.on == "docker" and found.nodes > 1 and action != "follow":
         raise SettingError("with several nodes, run each printed command on its own machine")
+    if action in ("start", "resume"):
+        room.check(found)
     return clusters.run(commands)
 
 

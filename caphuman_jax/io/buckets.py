@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ MARK = ".bucket"
 """The file in a stand-in that names its URL."""
 _PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 _SECONDS = 20.0  # between two copies
+_LISTED = 60.0  # that a listing may be late
 
 
 def is_url(path: str | os.PathLike) -> bool:
@@ -29,9 +31,9 @@ def is_url(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-def check(path: str) -> None:
-    """Raises SettingError for a URL that work folders cannot have, and for one that became a local
-    path on its way (gs:/bucket).
+def check(path: str, what: str = "work folders") -> None:
+    """Raises SettingError for a URL that cannot be used, and for one that became a local path on
+    its way (gs:/bucket). what: names what lies there, for the message.
     """
     if re.match(r"(gs|s3):/(?!/)", path):
         raise SettingError(f"{path}: a bucket is written with two slashes, {path[:3]}//…")
@@ -42,7 +44,7 @@ def check(path: str) -> None:
         return
     if scheme not in _PACKAGES:
         known = ", ".join(f"{name}://" for name in _PACKAGES)
-        raise SettingError(f"{path}: work folders can be in {known} or on a disk, not in {scheme}")
+        raise SettingError(f"{path}: {what} can be in {known} or on a disk, not in {scheme}")
     # Orbax and status reach buckets through etils, which would prefer TensorFlow's readers.
     os.environ.setdefault("EPATH_USE_TF", "0")
     if importlib.util.find_spec(_PACKAGES[scheme]) is None:
@@ -60,6 +62,25 @@ def problems(path: str) -> Generator[None]:
         if not is_url(path) or path.startswith("file://"):
             raise
         raise DataError(f"{path} cannot be read: {_short(error)}") from error
+
+
+def move(folder: str, target: str) -> None:
+    """Moves a folder of a bucket, and waits until it is no longer listed, for a minute at most:
+    what is listed counts as there, and cannot be written again.
+    """
+    from fsspec.core import url_to_fs
+
+    # A rename of etils wants the folder of the target, and buckets have no empty folders.
+    system, source = url_to_fs(folder)
+    # "ignore": a file that is listed although it is gone.
+    system.copy(source, url_to_fs(target)[1], recursive=True, on_error="ignore")
+    system.rm(source, recursive=True)
+    deadline = time.monotonic() + _LISTED
+    while time.monotonic() < deadline:
+        system.invalidate_cache()
+        if not system.exists(source):
+            return
+        time.sleep(0.5)
 
 
 def url_of(folder: Path) -> str | None:

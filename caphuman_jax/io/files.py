@@ -76,6 +76,10 @@ def written(path: str) -> Generator[str]:
     with tempfile.TemporaryDirectory(prefix="caphuman-") as folder:
         part = os.path.join(folder, "part")
         yield part
+        if path.startswith("s3://") and not os.path.getsize(part):
+            # Beam uploads in parts, and S3 refuses an upload without any.
+            _fsspec(path).pipe_file(path, b"")
+            return
         with (
             open(part, "rb") as source,
             _beam().create(path, compression_type=_uncompressed()) as target,
@@ -203,8 +207,18 @@ def _check_regular(status: os.stat_result) -> None:
 
 def _beam():
     from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
 
+    # s3:// does not open without options, and a pipeline sets them only in its own process.
+    if FileSystems._pipeline_options is None:
+        FileSystems.set_options(PipelineOptions([]))
     return FileSystems
+
+
+def _fsspec(path: str):
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(path)[0]
 
 
 def _uncompressed():

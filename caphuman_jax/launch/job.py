@@ -41,7 +41,12 @@ class Job:
     devices: int = _field(1, "GPUs or chips of a machine; local: simulated devices")
     slices: int = _field(1, "gke, tpu-vm: TPU slices")
     accelerator: str = _field(
-        "", "gke: value of the node label, such as nvidia-h100-80gb; tpu-vm: type, v5litepod-16"
+        "",
+        "gke: value of the node label, such as nvidia-h100-80gb; tpu-vm: type, v5litepod-16; "
+        "slurm, docker: name of the GPU, to check that the state fits",
+    )
+    figures: str = _field(
+        "", "file of `caphuman compile --out FILE.json`, to check that a step fits"
     )
     topology: str = _field("", "gke: topology of a TPU slice, such as 4x4; empty: GPUs")
     image: str = _field("", "gke, docker: image of launch/Dockerfile")
@@ -63,7 +68,7 @@ class Job:
     venv: str = _field(".venv", "slurm: environment with the package")
     coordinator: str = _field("", "docker with several nodes: HOST:PORT of node 0")
     cache: str = _field("", "folder of compiled programs, on storage that all hosts share")
-    heartbeat: int = _field(0, "seconds until a silent host counts as dead; default: 30")
+    heartbeat: int = _field(0, "seconds until a silent host counts as dead; default: 15")
     logs: str = _field("", "local: folder of the hosts' logs; default: NAME.logs")
     network: str = _field("auto", "local: namespaces, loopback, or auto: namespaces for root")
     env: dict[str, str] = _field({}, "NAME=VALUE for every host; may be repeated")

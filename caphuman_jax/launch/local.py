@@ -21,11 +21,12 @@ from caphuman_jax.io import atomic
 from caphuman_jax.launch import network
 from caphuman_jax.launch.job import TOGETHER, Job
 from caphuman_jax.launch.outcome import job_code, shell_code
+from caphuman_jax.runtime.distributed import HEARTBEAT
 
-HEARTBEAT = 15
-"""Seconds until a silent host counts as dead, here; the other hosts notice within twice that."""
-_GRACE = 20
-"""Seconds beyond two heartbeats that hosts have to end after one did; then they are killed."""
+_LOST, _ASKED = 10, 300
+"""Seconds beyond a heartbeat that hosts have to end after one did, then they are killed: where one
+was lost, and where all were asked to stop and save.
+"""
 _POLL = 0.1
 _PR_SET_PDEATHSIG = 1
 
@@ -156,7 +157,6 @@ class _Hosts:
 
     def wait(self, signals: _Signals, log: Log) -> list[int]:
         """The exit codes, once all hosts have ended; the ones that do not end are killed."""
-        limit = 2 * (self.job.heartbeat or HEARTBEAT) + _GRACE
         passed, deadline = 0, None
         with _lines_of(self.folder / "host-0.log", log) as show:
             while None in (ended := [process.poll() for process in self.processes]):
@@ -166,6 +166,7 @@ class _Hosts:
                 failed = {host: code for host, code in enumerate(ended) if code}
                 if deadline is None and failed:
                     host, code = next(iter(failed.items()))
+                    limit = (self.job.heartbeat or HEARTBEAT) + (_ASKED if passed else _LOST)
                     log(
                         f"host {host} ended with {shell_code(code)}; the rest have {limit} s to end"
                     )

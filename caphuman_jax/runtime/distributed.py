@@ -14,6 +14,10 @@ from typing import Any
 
 from caphuman_jax.errors import CapHumanError, SettingError
 
+HEARTBEAT = 15
+"""Seconds until a silent host counts as dead. With those that launchers wait after the first host
+has ended, a job is down within a minute.
+"""
 _LINGER = 3.0  # seconds
 _failed = False
 
@@ -137,7 +141,7 @@ def join(arguments: dict[str, Any] | None, environment: Mapping[str, str] = os.e
     """Joins the other processes; to be called before anything else of JAX. On CPUs they talk
     through gloo.
 
-    A process that sends no sign of life for $CAPHUMAN_HEARTBEAT seconds (default 30) counts as
+    A process that sends no sign of life for $CAPHUMAN_HEARTBEAT seconds (default 15) counts as
     dead, and the others end with code 134. Raises SettingError where that is not a number of
     seconds, and where another number of hosts than $CAPHUMAN_HOSTS have met.
     """
@@ -147,7 +151,7 @@ def join(arguments: dict[str, Any] | None, environment: Mapping[str, str] = os.e
     if arguments is None:
         _check_hosts(1, int(expected))
         return
-    heartbeat = environment.get("CAPHUMAN_HEARTBEAT") or "30"
+    heartbeat = environment.get("CAPHUMAN_HEARTBEAT") or str(HEARTBEAT)
     if not heartbeat.isdigit() or not 1 <= int(heartbeat) <= 86400:
         raise SettingError(f"CAPHUMAN_HEARTBEAT is {heartbeat!r}; it must be whole seconds")
     import jax

@@ -27,9 +27,11 @@ from jaxtyping import Shaped, UInt32
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keeping
 
 from caphuman_jax.errors import DataError
+from caphuman_jax.io import buckets
 from caphuman_jax.nn.typing import Array
 from caphuman_jax.runtime.distributed import is_lost_host
 from caphuman_jax.runtime.sharding import path_name, place
+from caphuman_jax.training import s3_checkpoints
 from caphuman_jax.training.run_folder import check_same_run, differences
 from caphuman_jax.training.step import TrainState
 
@@ -83,7 +85,7 @@ class Checkpoints:
             read_only=read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
-            step_name_format=ocp.path.step.standard_name_format(),
+            **s3_checkpoints.options(self.folder),
         )
         try:
             self.manager = ocp.CheckpointManager(
@@ -270,8 +272,11 @@ class Checkpoints:
             target = target.with_name(target.name + "_")
         _barrier("damaged")
         if jax.process_index() == 0:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / str(step)).rename(target)
+            if buckets.is_url(str(self.folder)):
+                buckets.move(str(self.folder / str(step)), str(target))
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (self.folder / str(step)).rename(target)
         _barrier("moved")
         self.manager.reload()
         return target

@@ -26,6 +26,7 @@ from caphuman_jax.errors import INTERRUPTED, SettingError
 from caphuman_jax.io import atomic
 from caphuman_jax.runtime import compiler, profiling, sharding
 from caphuman_jax.runtime.preemption import Preemption
+from caphuman_jax.runtime.watchdog import Watchdog
 from caphuman_jax.training import compiled_step, room, run_folder
 from caphuman_jax.training.checkpoints import Checkpoints
 from caphuman_jax.training.feed import Feed
@@ -55,6 +56,9 @@ class LoopConfig:
         fsdp: devices that share a copy of what is split, 0 for all of a slice.
         tensorboard: write event files.
         wandb: project of Weights & Biases, "" for none.
+        hang_seconds: a host whose step takes longer ends with 142, so that the job restarts; 0 for
+            never. The first step may take six times as long, and each step ten times as long as the
+            slowest before it. Evaluating and saving do not count.
     """
 
     log_every: int = 100
@@ -66,12 +70,15 @@ class LoopConfig:
     fsdp: int = 1
     tensorboard: bool = True
     wandb: str = ""
+    hang_seconds: float = 600.0
 
     def __post_init__(self):
         if self.sharding not in sharding.MODES:
             raise SettingError(
                 f"loop.sharding is {self.sharding!r}; there are {', '.join(sharding.MODES)}"
             )
+        if self.hang_seconds < 0:
+            raise SettingError("loop.hang_seconds is at least 0")
         if self.log_every < 1 or self.keep < 1 or self.save_every < 0:
             raise SettingError(
                 "loop.log_every and loop.keep are at least 1, loop.save_every at least 0"
@@ -223,23 +230,26 @@ class _Loop:
         trace = profiling.Trace(self.workdir / "profile", mark, trace_from, profile, self.drain)
         stopping = False
         try:
-            while True:
-                stopping = self.step < steps and stop.reached(self.step)
-                if not stopping:
-                    self.evaluate()
-                last = self.step == steps or stopping
-                best = self.cfg.best in self.eval_metrics.get(self.step, ())
-                if last or best or self.due(self.cfg.save_every):
-                    self.save()
-                if self.step >= steps or stopping:
-                    break
-                trace.at(self.step)
-                rows = self.fetch()
-                self.take_step(rows)
-                if self.step % self.cfg.log_every == 0 or self.step in (first + 1, steps):
-                    self.checkpoints.check()
-                    self.drain()
-                    self.report(trace)
+            with Watchdog(self.cfg.hang_seconds, " (loop.hang_seconds)") as watchdog:
+                while True:
+                    stopping = self.step < steps and stop.reached(self.step)
+                    with watchdog.paused():
+                        if not stopping:
+                            self.evaluate()
+                        last = self.step == steps or stopping
+                        best = self.cfg.best in self.eval_metrics.get(self.step, ())
+                        if last or best or self.due(self.cfg.save_every):
+                            self.save()
+                    if self.step >= steps or stopping:
+                        break
+                    trace.at(self.step)
+                    rows = self.fetch()
+                    self.take_step(rows)
+                    if self.step % self.cfg.log_every == 0 or self.step in (first + 1, steps):
+                        self.checkpoints.check()
+                        self.drain()
+                        self.report(trace)
+                    watchdog.step()
             self.checkpoints.wait()
         except NotFinite as error:
             self.log(str(error))

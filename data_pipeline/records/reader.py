@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from caphuman_jax.errors import DataError
-from caphuman_jax.io import json_reader
-from data_pipeline.records import tf_example
+from caphuman_jax.io import buckets, json_reader
+from data_pipeline.records import staging, tf_example
 from data_pipeline.records.manifest import MANIFEST, records_hash
 from data_pipeline.records.schema import NAME, VERSION, Feature
 
@@ -26,6 +26,7 @@ _SPARE_FILES = 256  # for whatever else the process has open
 
 class RecordsFolder:
     """The records in a folder: `--out` of `caphuman prepare`, or the version's folder inside it.
+    Those of a bucket (gs://, s3://) are copied to this machine first.
 
     Safe to use from many threads. Can be pickled.
 
@@ -42,11 +43,8 @@ class RecordsFolder:
     """
 
     def __init__(self, folder: str | os.PathLike):
-        if "://" in os.fspath(folder):
-            raise DataError(
-                f"{folder} is in a bucket, which training reads through a mount: mount it "
-                f"(gcsfuse, mount-s3 …) and give the folder there"
-            )
+        if buckets.is_url(folder):
+            folder = staging.local_copy(os.fspath(folder))
         self.path = version_folder(Path(folder))
         self.manifest = _json(self.path / MANIFEST)
         try:
@@ -266,8 +264,12 @@ def held_out_rule(folder: str | os.PathLike) -> dict:
     leaves out their split "test". The hash is None where the records cannot be read.
     """
     try:
-        found = records_hash(_json(version_folder(Path(folder)) / MANIFEST))
-    except DataError:
+        if buckets.is_url(folder):
+            manifest = json_reader.parse(staging.read_manifest(os.fspath(folder))[1])
+        else:
+            manifest = _json(version_folder(Path(folder)) / MANIFEST)
+        found = records_hash(manifest)
+    except (DataError, ValueError):
         found = None
     return {"rule": "records", "sha256": found}
 

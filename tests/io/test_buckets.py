@@ -87,3 +87,9 @@ def test_folders_of_a_stand_in_know_their_url(tmp_path):
     (tmp_path / buckets.MARK).write_text("gs://bucket/run")
     assert buckets.url_of(tmp_path) == "gs://bucket/run"
     assert buckets.url_of(tmp_path / "autoencoder") == "gs://bucket/run/autoencoder"
+
+
+def test_a_folder_is_moved(bucket):
+    bucket.pipe_file("/bucket/run/checkpoints/2/a/b", b"1")
+    buckets.move("memory://bucket/run/checkpoints/2", "memory://bucket/run/damaged/2")
+    assert bucket.find("/bucket/run") == ["/bucket/run/damaged/2/a/b"]

@@ -4,6 +4,9 @@ commands, and manifests whose variables are those that training looks for.
 
 import json
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -247,3 +250,24 @@ def test_the_dockerfile_passes_hadolint():
     # Versions of Debian's packages and pip's are those of the image's day and of constraints.txt.
     ignored = ["--ignore", "DL3008", "--ignore", "DL3013"]
     subprocess.run([hadolint, *ignored, LAUNCH / "Dockerfile"], check=True)
+
+
+def test_xpk_accepts_the_command_of_the_documentation(tmp_path):
+    """Its dry run writes the JobSet that it would apply."""
+    if (xpk := shutil.which("xpk")) is None:
+        pytest.skip("xpk is not installed; its versions do not go with those of constraints.txt")
+    text = (LAUNCH.parent / "docs" / "launch.md").read_text()
+    (line,) = re.findall(r"^xpk (workload create .*)$", text, re.MULTILINE)
+    out = tmp_path / "jobset.yaml"
+    more = ["--dry-run", "--skip-validation", f"--output-manifest-file={out}"]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    subprocess.run([xpk, *shlex.split(line), *more], check=True, env=environment, cwd=tmp_path)
+    jobset = yaml.safe_load(out.read_text())
+    _, job, pod, container = job_of(jobset)
+    (rule,) = job["podFailurePolicy"]["rules"]
+    ends = rule["onExitCodes"]
+    assert ends["operator"] == "NotIn" and {75, 134, 142} <= set(ends["values"])
+    assert job["completions"] == 4 and pod["terminationGracePeriodSeconds"] == 300
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert environment["CAPHUMAN_HOSTS"] == "4"
+    assert "caphuman train --config sd15_tpu" in container["command"][-1]

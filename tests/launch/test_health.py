@@ -122,6 +122,17 @@ def test_a_host_that_is_lost_ends_the_job_and_the_next_start_resumes(
 
 
 @pytest.mark.slow
+def test_a_host_whose_steps_hang_ends_the_job_and_the_next_start_resumes(tmp_path, undisturbed):
+    """Its heartbeats continue, and none of its Python threads runs."""
+    hang = f"--config.hang=1:call:{tmp_path / 'mark'}"
+    options = (hang, "--config.loop.hang_seconds=8")
+    said = Launch(tmp_path / "run", "--max-restarts", "1", training=options).finish()
+    assert "start 1 ended with 75" in said and "142" in said and "in hang_once" in said
+    assert "resumed at step" in said and "start 2 ended with 0" in said
+    assert_same_bits(weights(tmp_path / "run"), undisturbed)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_host_whose_disk_is_full_ends_the_job(tmp_path, undisturbed, number):
     began = time.monotonic()

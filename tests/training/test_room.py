@@ -1,5 +1,8 @@
 """What does not fit is refused before the first step."""
 
+import os
+import signal
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -37,11 +40,23 @@ def test_memory_that_is_too_small(monkeypatch):
         room.check_memory(compiled)
 
 
-def test_a_trace_on_demand(tmp_path):
-    """The file is removed, and the trace has the steps after it was seen."""
-    (tmp_path / profiling.MARK).write_text("")
+class Asking(tiny_recipe.Numbered):
+    """Asks this process for a trace while it trains."""
+
+    def start(self, samples):
+        for number, rows in enumerate(super().start(samples)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield rows
+
+
+@pytest.mark.parametrize("source", [tiny_recipe.Numbered, Asking], ids=["file", "signal"])
+def test_a_trace_on_demand(tmp_path, source):
+    """The file is removed, and the trace has the steps after it was seen, or after the signal."""
+    if source is not Asking:
+        (tmp_path / profiling.MARK).write_text("")
     recipe = tiny_recipe.recipe(tiny_recipe.Training(steps=14))
     cfg = LoopConfig(log_every=1, save_every=0, tensorboard=False)
-    loop.run(recipe, tiny_recipe.Numbered(16), cfg, tmp_path, sharding.make_mesh(), log=lambda _: 0)
+    loop.run(recipe, source(16), cfg, tmp_path, sharding.make_mesh(), log=lambda _: 0)
     assert not (tmp_path / profiling.MARK).exists()
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -7,12 +7,15 @@ import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
+import fsspec
 import numpy as np
 import pytest
 from records_standin import write_standin
 
-from caphuman_jax.errors import DataError
-from data_pipeline.records.reader import RecordsFolder
+from caphuman_jax.errors import DataError, SettingError
+from caphuman_jax.io import buckets
+from data_pipeline.records import staging
+from data_pipeline.records.reader import RecordsFolder, held_out_rule
 from data_pipeline.records.schema import NAME, VERSION
 
 
@@ -117,8 +120,10 @@ def test_a_file_cut_off_or_empty_or_missing(copied):
 
 
 def test_folders_that_are_not_ready(copied, tmp_path):
-    with pytest.raises(DataError, match="gs://bucket/records is in a bucket.*mount"):
-        RecordsFolder("gs://bucket/records")
+    with pytest.raises(
+        SettingError, match="records can be in gs://, s3:// or on a disk, not in az"
+    ):
+        RecordsFolder("az://bucket/records")
     with pytest.raises(DataError, match="no records there; make them with caphuman prepare"):
         RecordsFolder(tmp_path / "nowhere")
     file = version(copied) / "manifest.json"
@@ -152,3 +157,31 @@ def test_splits_and_numbers_that_there_are_not(folder):
     for number in (-1, 13):
         with pytest.raises(DataError, match=f"split 'train' has no record {number};"):
             records.read("train", [number])
+
+
+@pytest.fixture
+def bucket(folder, tmp_path, monkeypatch):
+    """fsspec's memory:// in place of a bucket, with the records in it."""
+    monkeypatch.setitem(buckets._PACKAGES, "memory", "fsspec")
+    monkeypatch.setenv("CAPHUMAN_CACHE", str(tmp_path / "cache"))
+    system = fsspec.filesystem("memory")
+    system.put(str(folder), "/bucket/records", recursive=True)
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+def test_records_of_a_bucket_are_copied_once(folder, bucket, monkeypatch):
+    here, there = RecordsFolder(folder), RecordsFolder("memory://bucket/records")
+    assert there.read("test", range(4)) == here.read("test", range(4))
+    rule = held_out_rule("memory://bucket/records")
+    assert rule["sha256"] and rule == held_out_rule(folder)
+    monkeypatch.setattr(staging, "_fetch", lambda *_: pytest.fail("it is there already"))
+    assert RecordsFolder(f"memory://bucket/records/{NAME}/{VERSION}").path == there.path
+
+
+def test_records_of_a_bucket_that_cannot_be_copied(bucket, monkeypatch, capsys):
+    with pytest.raises(DataError, match="no finished records .* --out memory://bucket/nothing"):
+        RecordsFolder("memory://bucket/nothing")
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(DataError, match="set CAPHUMAN_CACHE to a larger disk, or mount the bucket"):
+        RecordsFolder("memory://bucket/records")
