@@ -23,11 +23,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from caphuman_jax.errors import INTERRUPTED, SettingError
-from caphuman_jax.io import atomic
 from caphuman_jax.runtime import compiler, profiling, sharding
 from caphuman_jax.runtime.preemption import Preemption
 from caphuman_jax.runtime.watchdog import Watchdog
-from caphuman_jax.training import compiled_step, room, run_folder
+from caphuman_jax.training import bad_batch, compiled_step, room, run_folder
 from caphuman_jax.training.checkpoints import Checkpoints
 from caphuman_jax.training.feed import Feed
 from caphuman_jax.training.host_log import HostLog
@@ -337,49 +336,23 @@ class _Loop:
         metrics = {name: np.asarray(value) for name, value in jax.device_get(metrics).items()}
         wrong = [name for name, value in metrics.items() if not np.isfinite(value).all()]
         if wrong:
-            raise NotFinite(self.dump_bad_batch(step, metrics, rows, wrong), step)
+            folder = bad_batch.write(self.workdir, self.recipe, self.frozen, step, metrics, rows)
+            before = (
+                "nothing was saved before"
+                if self.last_saved is None
+                else f"the checkpoint of step {self.last_saved} stays"
+            )
+            raise NotFinite(
+                f"caphuman: error: {', '.join(wrong)} of step {step} is NaN or infinite; its batch "
+                f"is in {folder}, {before}",
+                step,
+            )
         self.metric_writer.add(metrics)
 
     def drain(self) -> None:
         """Waits for all steps in flight and reads their metrics."""
         while self.pending:
             self.check_oldest()
-
-    def dump_bad_batch(self, step: int, metrics: dict, rows: dict, wrong: list[str]) -> str:
-        """Writes WORKDIR/nan-STEP: each host's rows of the batch, and the metrics. Returns the
-        line for people.
-        """
-        folder = self.workdir / f"nan-{step}"
-        folder.mkdir(exist_ok=True)
-        batch = rows or self.recipe.sampled_rows(self.frozen, step - 1)
-        arrays: dict[str, Any] = {
-            sharding.path_name(path): _local_rows(value)
-            for path, value in jax.tree_util.tree_leaves_with_path(dict(batch))
-        }
-        with atomic.file(folder / f"batch-{jax.process_index()}.npz") as part:
-            with open(part, "wb") as file:  # NumPy would add .npz to a path
-                np.savez(file, **arrays)
-        if jax.process_index() == 0:
-            numbers = {
-                name: value.tolist() if np.isfinite(value).all() else str(value.tolist())
-                for name, value in metrics.items()
-            }
-            content = {
-                "step": step,
-                "samples": step * self.recipe.batch_size,
-                "metrics": numbers,
-                "settings": self.recipe.settings,
-            }
-            atomic.write_text(folder / "step.json", json.dumps(content, indent=1))
-        before = (
-            "nothing was saved before"
-            if self.last_saved is None
-            else f"the checkpoint of step {self.last_saved} stays"
-        )
-        return (
-            f"caphuman: error: {', '.join(wrong)} of step {step} is NaN or infinite; its batch is "
-            f"in {folder}, {before}"
-        )
 
     def close(self) -> None:
         for part in (self.feed, self.writer, self.host_log):
@@ -403,15 +376,3 @@ def _of_first_host(values: dict[str, Any]) -> dict[str, Any]:
     written = np.frombuffer(json.dumps(values).encode(), np.uint8)
     text[: len(written)] = written
     return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(text))).rstrip(b"\0"))
-
-
-def _local_rows(value) -> np.ndarray:
-    """What this host holds of an array, in order, each part once."""
-    if not isinstance(value, jax.Array):
-        return np.asarray(value)
-    parts = {
-        shard.index[0].start or 0 if shard.index else 0: shard.data
-        for shard in value.addressable_shards
-    }
-    rows = [np.asarray(parts[start]) for start in sorted(parts)]
-    return np.concatenate(rows) if value.ndim else rows[0]
