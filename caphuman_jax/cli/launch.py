@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code: the job's own (local), or that of the platform's program.
     """
-    from caphuman_jax.launch import clusters, job, local, room
+    from caphuman_jax.launch import clusters, job, local, resumed_base, room
 
     flags = {name: getattr(args, name) for name in job.fields()}
     for name in ("env", "wrap"):
@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if found.on == "docker" and found.nodes > 1 and action != "follow":
         raise SettingError("with several nodes, run each printed command on its own machine")
     if action in ("start", "resume"):
+        resumed_base.check(found)
         room.check(found)
     return clusters.run(commands)
 

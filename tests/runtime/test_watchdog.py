@@ -1,11 +1,13 @@
 """The watchdog ends a process whose steps hang, whatever hangs, and leaves every other alone."""
 
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from caphuman_jax.errors import HUNG
+from caphuman_jax.runtime.watchdog import Watchdog
 
 BEGIN = """
 import ctypes, threading, time
@@ -31,7 +33,16 @@ def test_steps_that_hang(hangs):
         assert "no step was taken" in said and "(the setting)" in said
 
 
-def test_steps_that_do_not():
-    pause = "    with watchdog.paused(): time.sleep(0.8)\n"
-    steps = "    for _ in range(3): watchdog.step()\ntime.sleep(0.8)"
-    assert run(pause + steps) == (0, "")
+def test_the_timer_runs_only_while_steps_are_taken():
+    left = lambda: signal.getitimer(signal.ITIMER_REAL)[0]
+    with Watchdog(1000) as watchdog:
+        assert 1000 < left() <= 6001, "the first step has six times as long"
+        watchdog.step()
+        assert 0 < left() <= 1001
+        with watchdog.paused():
+            assert left() == 0
+        assert 0 < left() <= 1001
+    assert left() == 0
+    with Watchdog(0) as watchdog:
+        watchdog.step()
+        assert left() == 0
