@@ -21,7 +21,7 @@ from data_pipeline.records import reader
 
 pytestmark = pytest.mark.slow
 
-LAG = 2.0
+LAG = 1.0
 """Seconds that the listings are late."""
 
 

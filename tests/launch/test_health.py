@@ -125,7 +125,7 @@ def test_a_host_that_is_lost_ends_the_job_and_the_next_start_resumes(
 def test_a_host_whose_steps_hang_ends_the_job_and_the_next_start_resumes(tmp_path, undisturbed):
     """Its heartbeats continue, and none of its Python threads runs."""
     hang = f"--config.hang=1:call:{tmp_path / 'mark'}"
-    options = (hang, "--config.loop.hang_seconds=8")
+    options = (hang, "--config.loop.hang_seconds=4")
     said = Launch(tmp_path / "run", "--max-restarts", "1", training=options).finish()
     assert "start 1 ended with 75" in said and "142" in said and "in hang_once" in said
     assert "resumed at step" in said and "start 2 ended with 0" in said
