@@ -40,6 +40,7 @@ OTHER_PROGRAMS = {
     "kubectl": "needs a cluster; its files must exist",
     "docker": "needs Docker; its files must exist",
     "gcloud": "needs a cloud",
+    "xpk": "tests/launch makes its dry run where it is installed",
     "python": "a script of this repository, or a module",
     "python3": "the same",
     "pre-commit": "its configuration must exist",
