@@ -13,7 +13,7 @@ from records_standin import write_standin
 
 from caphuman_jax.cli import evaluate
 from caphuman_jax.errors import CapHumanError, DataError, PhotoError
-from caphuman_jax.evaluation import bulk, photos
+from caphuman_jax.evaluation import bulk, judges, photos
 from caphuman_jax.jobs import multi_device
 from caphuman_jax.training.run import held_out_metadata
 from caphuman_jax.weights import model_folder
@@ -68,6 +68,7 @@ def seen_by(monkeypatch, tmp_path, metadata, *words):
     )
     monkeypatch.setattr(model_folder, "find_model", lambda model: model)
     monkeypatch.setattr(model_folder, "read_metadata", lambda folder: metadata)
+    monkeypatch.setattr(judges, "find", lambda model, clip, inception: {})
     monkeypatch.setattr(multi_device, "load", lambda model, batch: (pipe, 1))
     monkeypatch.setattr(bulk, "subject_reader", reader)
     parser = argparse.ArgumentParser()
