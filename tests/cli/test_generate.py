@@ -402,9 +402,8 @@ def test_the_second_run_compiles_nothing(tiny_folder, astronaut_file, tmp_path):
         }
 
     first = run()
-    assert {"jit_generate", "jit_heads_from_photos", "jit_render_hints_batch"} <= {
-        name.rsplit("-", 2)[0] for name in first
-    }
+    for program in ("jit_generate", "jit_heads_from_photos", "jit_render_hints_batch"):
+        assert any(name.startswith(program) for name in first), first
     assert run() == first
 
 

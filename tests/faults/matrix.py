@@ -29,7 +29,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # xla_flags, and what verbs.build needs
+# xla_flags, and what verbs.build needs; the checkout first, since tests/ has a data_pipeline, too.
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 import xla_flags  # noqa: E402
 from judgement import FAULTS, KILLS  # noqa: E402

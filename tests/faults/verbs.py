@@ -183,7 +183,7 @@ def build(folder: Path, small: bool = False) -> None:
     """Make what the commands read, in `folder`, with the real commands where there is one. `small`:
     without what takes long, which only some commands read.
     """
-    sys.path.insert(0, str(TESTS))
+    sys.path[:0] = [str(TESTS.parent), str(TESTS)]
     import tiny_model
     from photos_standin import write_people
     from records_standin import write_standin
