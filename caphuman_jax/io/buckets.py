@@ -45,10 +45,19 @@ def check(path: str, what: str = "work folders") -> None:
     if scheme not in _PACKAGES:
         known = ", ".join(f"{name}://" for name in _PACKAGES)
         raise SettingError(f"{path}: {what} can be in {known} or on a disk, not in {scheme}")
-    # Orbax and status reach buckets through etils, which would prefer TensorFlow's readers.
-    os.environ.setdefault("EPATH_USE_TF", "0")
+    _read_without_tensorflow()
     if importlib.util.find_spec(_PACKAGES[scheme]) is None:
         raise SettingError(f"{path} needs {_PACKAGES[scheme]}: pip install {_PACKAGES[scheme]}")
+
+
+def _read_without_tensorflow() -> None:
+    """Orbax and status reach buckets through etils, which prefers TensorFlow, and that has no s3://.
+    etils keeps its choice from the first path, also a local one.
+    """
+    from etils.epath import gpath
+
+    os.environ.setdefault("EPATH_USE_TF", "0")
+    gpath._is_tf_installed.cache_clear()
 
 
 @contextlib.contextmanager

@@ -62,6 +62,7 @@ class Checkpoints:
         highest: bool = False,
         read_only: bool = False,
     ):
+        buckets.check(os.fspath(folder), "checkpoints")
         self.folder = epath.Path(os.path.abspath(folder) if "://" not in str(folder) else folder)
         self.best = best
         self._highest, self._worst = highest, -np.inf if highest else np.inf

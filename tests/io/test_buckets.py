@@ -2,6 +2,8 @@
 
 import fsspec
 import pytest
+from etils import epath
+from etils.epath import backend, gpath
 
 from caphuman_jax.errors import DataError, SettingError
 from caphuman_jax.io import buckets
@@ -93,3 +95,13 @@ def test_a_folder_is_moved(bucket):
     bucket.pipe_file("/bucket/run/checkpoints/2/a/b", b"1")
     buckets.move("memory://bucket/run/checkpoints/2", "memory://bucket/run/damaged/2")
     assert bucket.find("/bucket/run") == ["/bucket/run/damaged/2/a/b"]
+
+
+def test_tensorflow_does_not_read_buckets(monkeypatch):
+    """Also where a local path was looked at first."""
+    monkeypatch.setenv("EPATH_USE_TF", "1")  # so that it is as before afterwards
+    monkeypatch.delenv("EPATH_USE_TF")
+    gpath._is_tf_installed.cache_clear()
+    assert epath.Path("/").exists() and gpath._is_tf_installed()
+    buckets.check("s3://bucket/run")
+    assert epath.Path("s3://bucket/run")._backend is backend.fsspec_backend
