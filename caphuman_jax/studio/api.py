@@ -170,7 +170,8 @@ class Api:
         if not body.files:
             raise RequestError(400, "photo: is missing; send it as a file of a form")
         session = self._known_session(request) or self.sessions.create()
-        stored = await self._store_all(session, body)
+        with self.engine.attended() if self.engine else contextlib.nullcontext():
+            stored = await self._store_all(session, body)
         photos = [{"id": one.id, **one.facts} for one in stored]
         return self._with_cookie({"photos": photos}, session, 201)
 
@@ -203,7 +204,8 @@ class Api:
             face = fields.get("face")
             if face is not None and (not isinstance(face, int) or isinstance(face, bool)):
                 raise RequestError(400, f"face: must be a number, 0 the largest, not {face!r}")
-            view = await to_thread.run_sync(measures().head_of, engine, session, upload, face)
+            with engine.attended():
+                view = await to_thread.run_sync(measures().head_of, engine, session, upload, face)
             return JSONResponse({"photo": {"id": upload.id, **upload.facts}, **view})
 
     async def images(self, request: Request) -> Response:

@@ -33,6 +33,8 @@ from caphuman_jax.studio.sessions import Session
 log = logging.getLogger("caphuman_jax")
 
 _FIRST_GUESS = 2.0  # seconds of a picture, before one was made
+_PAUSE = 5.0  # seconds after the last photo, before work that nobody waits for begins
+_LOOK = 0.2  # seconds between looks whether it may
 
 Listener = Callable[[str, dict[str, Any]], None]
 """listener(kind, facts), called from the engine's threads: "started", "stage", "picture" with its
@@ -51,6 +53,8 @@ class Work:
         left: pictures that are not finished.
         conditioning: once it is prepared.
         notices: warnings about its photos and heads.
+        idle: nobody waits for it: it is made only while nothing else is to be done.
+        compiled: an idle one's program is there, though its pictures may not be.
     """
 
     request: Request
@@ -62,6 +66,8 @@ class Work:
     conditioning: Conditioning | None = None
     key: tuple = ()
     notices: list[str] = dataclasses.field(default_factory=list)
+    idle: bool = False
+    compiled: bool = False
     ended: bool = False
 
     @property
@@ -89,6 +95,8 @@ class Engine:
         self._active: set[Work] = set()
         self._ready: collections.deque[Work] = collections.deque()
         self._change, self._closed = threading.Condition(), False
+        # Whoever has opened the page will drop a photo.
+        self._attending, self._attended = 0, time.monotonic() if options.page else -_PAUSE
         # On a CPU, photos and pictures share the cores.
         on_cpu, cores = jax.default_backend() == "cpu", os.cpu_count() or 1
         threads = 1 if on_cpu else max(2, min(8, cores // 2))
@@ -100,8 +108,8 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait or are made."""
-        return len(self._active)
+        """Requests that wait or are made, without idle ones."""
+        return sum(not work.idle for work in list(self._active))
 
     def check(self, fields: dict[str, Any], session: Session) -> Request:
         """A job's fields as a request; photos are uploads of the session.
@@ -128,23 +136,31 @@ class Engine:
         """
         self.pipe.programs.expect(request, self._least)
 
-    def submit(self, request: Request, session: Session, listener: Listener) -> Work:
+    def submit(
+        self, request: Request, session: Session, listener: Listener, idle: bool = False
+    ) -> Work:
         """Let a request wait for its pictures.
+
+        Args:
+            request: what is asked for.
+            session: whose photos it uses.
+            listener: see `Listener`.
+            idle: see `Work`.
 
         Raises:
             RequestError: 429 where the queue is full.
         """
         numbers = collections.deque(request.numbers)
         with self._change:
-            if len(self._active) >= self._options.queue:
+            if (waiting := self.waiting) >= self._options.queue:
                 rows = sum(work.left for work in self._active)
-                seconds = max(1, round(rows * self._seconds_each / len(self._active)))
+                seconds = max(1, round(rows * self._seconds_each / waiting))
                 raise RequestError(
                     429,
-                    f"{len(self._active)} requests wait already; try again in {seconds} s",
+                    f"{waiting} requests wait already; try again in {seconds} s",
                     headers={"Retry-After": str(seconds)},
                 )
-            work = Work(request, session, listener, numbers, len(numbers))
+            work = Work(request, session, listener, numbers, len(numbers), idle=idle)
             self._active.add(work)
         self._preparing.submit(self._prepare, work)
         return work
@@ -153,6 +169,20 @@ class Engine:
         """Make nothing more of a request; does nothing where it has ended."""
         if self._end(work, "cancelled", {}):
             self._metrics.cancelled.inc()
+
+    @contextlib.contextmanager
+    def attended(self) -> Generator[None]:
+        """While somebody's photo is read or measured, and a while after that, no idle work begins:
+        they will want its head, and turn it.
+        """
+        with self._change:
+            self._attending += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._attending -= 1
+                self._attended = time.monotonic()
 
     def person(self, session: Session, path: str, face: int | None) -> Person:
         """The person in an upload of a session; see `Pipeline.person`."""
@@ -214,20 +244,44 @@ class Engine:
         """The thread that makes the pictures."""
         while True:
             with self._change:
-                while not self._ready and not self._closed:
-                    self._change.wait()
+                while not (self._closed or self._next_work() or self._to_compile()):
+                    self._change.wait(_LOOK if self._ready else None)
                 if self._closed:
                     return
-                rows = self._next_rows()
+                rows = self._next_rows() if self._next_work() else []
+                idle = self._to_compile()
             if rows:
                 self._make(rows)
+            elif idle:
+                idle.compiled = True
+                filled = filled_up([(idle.conditioned, idle.todo[0])], self._least)
+                with contextlib.suppress(Exception):  # `_make` reports it
+                    self.pipe.program(filled)
+
+    def _to_compile(self) -> Work | None:
+        """An idle work whose program can be compiled before its picture is made."""
+        if self._attending or not all(one.idle for one in self._active):
+            return None
+        return next((one for one in self._ready if not one.compiled), None)
+
+    def _next_work(self, key: tuple | None = None) -> Work | None:
+        """The work whose turn it is, of those with this key; idle ones come last, and not before
+        all else is done.
+        """
+        ready = [one for one in self._ready if key in (None, one.key)]
+        work = min(ready, key=lambda one: one.idle, default=None)
+        if work is None or not work.idle:
+            return work
+        unattended = not self._attending and time.monotonic() - self._attended >= _PAUSE
+        return work if unattended and all(one.idle for one in self._active) else None
 
     def _next_rows(self) -> list[tuple[Work, int]]:
         """The next batch: requests take turns, and all that can be made in one batch are."""
         rows: list[tuple[Work, int]] = []
-        key = self._ready[0].key
+        first = self._next_work()
+        assert first is not None
         while len(rows) < self._batch:
-            work = next((one for one in self._ready if one.key == key), None)
+            work = self._next_work(first.key)
             if work is None:
                 break
             self._ready.remove(work)
@@ -262,6 +316,8 @@ class Engine:
         self._seconds_each = 0.7 * self._seconds_each + 0.3 * seconds / len(rows)
         for (work, number), image in zip(rows, made):
             self._writing.submit(self._finish, work, number, image)
+        for work in [one for one in list(self._ready) if one.idle and one.key == works[0].key]:
+            self._end(work, "done", {"seconds": 0.0, "notices": []})  # its program has run
 
     def _finish(self, work: Work, number: int, image: np.ndarray) -> None:
         """In a writer's thread."""

@@ -8,6 +8,8 @@ import base64
 from typing import Any
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from caphuman_jax.face.face import Face
 from caphuman_jax.head import editing, head_json
@@ -22,10 +24,10 @@ def model_view(model: HeadModel) -> dict[str, Any]:
     """What viewers need to know of a head model, as JSON types.
 
     Returns:
-        "triangles": T × 3 uint16 in base64; "expressions": names; "offsets": for each name V × 3
-        int16 in base64, to be multiplied by "steps" and added to a person's shape; "face_height" in
-        the model's unit; "presets" {name: {expression: weight}}; "lights" {name: 9 × 3}; "limits"
-        in degrees.
+        "triangles": T × 3 uint16 in base64, neighbors one after another; "expressions": names;
+        "offsets": for each name V × 3 int16 in base64, to be multiplied by "steps" and added to a
+        person's shape; "face_height" in the model's unit; "presets" {name: {expression: weight}};
+        "lights" {name: 9 × 3}; "limits" in degrees.
     """
     names, basis = model.arkit_basis()
     nobody = np.zeros(len(model.identity_basis), np.float32)
@@ -41,7 +43,7 @@ def model_view(model: HeadModel) -> dict[str, Any]:
     return {
         "model": model.name,
         "vertices": len(rest),
-        "triangles": _coded(np.asarray(model.triangles).astype(kind)),
+        "triangles": _coded(_nearby(np.asarray(model.triangles), len(rest)).astype(kind)),
         "expressions": list(names),
         "offsets": offsets,
         "steps": steps,
@@ -86,6 +88,15 @@ def face_view(face: Face, shape: tuple[int, ...]) -> dict[str, Any]:
         "box": [round(float(side), 4) for side in np.clip(box, 0, 1)],
         "score": round(float(face.score), 4),
     }
+
+
+def _nearby(triangles: np.ndarray, count: int) -> np.ndarray:
+    """Triangles in an order in which renderers compute fewer points more than once."""
+    edges = triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).T
+    graph = coo_array((np.ones(edges.shape[1]), edges), (count, count)).tocsr()
+    rank = np.empty(count, np.int64)
+    rank[reverse_cuthill_mckee(graph)] = np.arange(count)
+    return triangles[np.argsort(rank[triangles].min(axis=1), kind="stable")]
 
 
 def _coded(array: np.ndarray) -> str:

@@ -1,8 +1,10 @@
-"""The ComfyUI nodes, against a stand-in of `comfy_api.latest` that takes what its documentation
-lists (docs.comfy.org, "V3 migration") and nothing else: ComfyUI is in no package registry.
+"""The ComfyUI nodes, against `comfy_api.latest` where ComfyUI is installed, and against a stand-in
+that takes what ComfyUI's documentation ("V3 migration") and source list, and nothing else. No
+package registry has ComfyUI.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import enum
 import importlib
@@ -22,15 +24,16 @@ from caphuman_jax.head.hints import pack_hints
 
 FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
 WORKFLOWS = sorted((FOLDER / "workflows").glob("*.json"))
-_COMMON = {"display_name", "optional", "tooltip", "lazy", "extra_dict", "raw_link"}
+_COMMON = {"display_name", "optional", "tooltip", "lazy", "extra_dict", "raw_link", "advanced"}
 _WIDGET = _COMMON | {"default", "socketless", "force_input"}
 _NUMBER = _WIDGET | {"min", "max", "step", "display_mode"}
 _OPTIONS = {
     "BOOLEAN": _WIDGET | {"label_on", "label_off"},
     "INT": _NUMBER | {"control_after_generate"},
-    "FLOAT": _NUMBER | {"round"},
+    "FLOAT": _NUMBER | {"round", "gradient_stops"},
     "STRING": _WIDGET | {"multiline", "placeholder", "dynamic_prompts"},
-    "COMBO": (_WIDGET | {"options", "control_after_generate"}) - {"force_input"},
+    "COMBO": (_WIDGET | {"options", "control_after_generate", "upload", "remote"})
+    - {"force_input"},
 }
 
 
@@ -62,18 +65,39 @@ class _Schema:
     category: str
     inputs: list
     outputs: list
+    hidden: list = dataclasses.field(default_factory=list)
     description: str = ""
+    search_aliases: list = dataclasses.field(default_factory=list)
     is_output_node: bool = False
+    is_deprecated: bool = False
+    is_experimental: bool = False
 
 
 class _NodeOutput:
-    def __init__(self, *args, ui=None):
+    def __init__(self, *args, ui=None, expand=None, block_execution=None):
         self.args = args
 
 
 class _Number(enum.StrEnum):
     number = "number"
     slider = "slider"
+    gradient_slider = "gradientslider"
+
+
+@contextlib.contextmanager
+def _loaded(added):
+    """The nodes' extension, as ComfyUI loads it; `added`: modules that are there meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in added.items():
+            patch.setitem(sys.modules, name, module)
+        spec = importlib.util.spec_from_file_location(
+            "comfyui_caphuman", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
+        )
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, "comfyui_caphuman", module)
+        spec.loader.exec_module(module)
+        yield asyncio.run(module.comfy_entrypoint())
+        sys.modules.pop("comfyui_caphuman.nodes", None)
 
 
 @pytest.fixture(scope="module")
@@ -91,20 +115,23 @@ def nodes():
     latest.ComfyExtension = type("ComfyExtension", (), {})
     package = types.ModuleType("comfy_api")
     added = {"comfy_api": package, "comfy_api.latest": latest}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, module in added.items():
-            patch.setitem(sys.modules, name, module)
-        spec = importlib.util.spec_from_file_location(
-            "comfyui_caphuman", FOLDER / "__init__.py", submodule_search_locations=[str(FOLDER)]
-        )
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, "comfyui_caphuman", module)
-        spec.loader.exec_module(module)
-        extension = asyncio.run(module.comfy_entrypoint())
-        yield {
-            node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())
-        }
-        sys.modules.pop("comfyui_caphuman.nodes", None)
+    with _loaded(added) as extension:
+        assert isinstance(extension, latest.ComfyExtension)
+        found = asyncio.run(extension.get_node_list())
+        assert all(issubclass(node, latest.io.ComfyNode) for node in found)
+        yield {node.define_schema().node_id: node for node in found}
+
+
+def test_comfyui_takes_the_nodes():
+    """What it sends to its page; only where ComfyUI is installed."""
+    latest = pytest.importorskip("comfy_api.latest")
+    with _loaded({}) as extension:
+        assert isinstance(extension, latest.ComfyExtension)
+        for node in asyncio.run(extension.get_node_list()):
+            facts = node.GET_NODE_INFO_V1()
+            order = [name for names in facts["input_order"].values() for name in names]
+            assert sorted(order) == sorted(inspect.signature(node.execute).parameters)
+            assert json.loads(json.dumps(facts))["name"].startswith("CapHuman")
 
 
 def test_nodes_are_what_comfyui_expects(nodes):
@@ -115,7 +142,8 @@ def test_nodes_are_what_comfyui_expects(nodes):
         optional = [port.id for port in schema.inputs if port.options.get("optional")]
         assert inspect.ismethod(node.execute) and inspect.ismethod(node.define_schema)
         signature = inspect.signature(node.execute).parameters
-        assert list(signature) == ids
+        assert list(signature) == ids and len(set(ids)) == len(ids)
+        json.dumps([port.options for port in schema.inputs])  # sent to the page
         assert [n for n, p in signature.items() if p.default is not p.empty] == optional
         for port in schema.inputs:
             low, high = port.options.get("min"), port.options.get("max")

@@ -5,6 +5,7 @@ import os
 import pytest
 from starlette.testclient import TestClient
 
+from caphuman_jax.cli.app import run
 from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.studio.app import create_app
 from caphuman_jax.studio.options import ServerOptions
@@ -98,6 +99,43 @@ def test_names_of_uploads_stay_in_the_folder(tmp_path, name):
     session = Sessions(ServerOptions(), tmp_path).create()
     stored = session.add_upload(name, b"x")
     assert stored.path.parent.parent == session.folder and stored.path.read_bytes() == b"x"
+
+
+def test_paths_and_links_lead_nowhere(tmp_path):
+    client = _client(tmp_path, page=True)
+    session = client.app.state.api.sessions.get(client.post("/v1/session").json()["session"])
+    (session.folder / "link.png").symlink_to("/etc/hostname")
+    assert client.get("/page/studio.js").status_code == 200
+    for path in (
+        "/page/%2e%2e/app.py",
+        "/page/..%2fapp.py",
+        "/page/%2fetc%2fhostname",
+        "/page//etc/hostname",
+        "/v1/photos/..%2flink.png",
+        "/v1/photos/link.png",
+        "/v1/pictures/%2e%2e%2flink.png",
+        "/v1/pictures/link.png",
+    ):
+        assert client.get(path).status_code == 404, path
+    assert session.find("link.png", session.folder)[0]
+
+
+@pytest.mark.parametrize("verb", ["serve", "studio"])
+def test_flags_and_variables(verb, monkeypatch):
+    """This machine only, and no password unless one is given; a flag goes before a variable."""
+    started = []
+    serve = lambda options, port, *rest: started.append((options, port))
+    monkeypatch.setattr("caphuman_jax.studio.server.serve", serve)
+    monkeypatch.delenv("CAPHUMAN_PASSWORD", raising=False)
+    run([verb])
+    monkeypatch.setenv("CAPHUMAN_PASSWORD", "p1")
+    run([verb, "--port", "0"])
+    run([verb, "--password", "p2", "--api-key", "k", "--host", "0.0.0.0", "--max-upload", "1"])
+    first, second, third = (options for options, _ in started)
+    assert first == ServerOptions(page=verb == "studio") and first.host == "127.0.0.1"
+    assert (second.password, third.password, third.api_key) == ("p1", "p2", "k")
+    assert (third.host, third.max_upload) == ("0.0.0.0", 2**20)
+    assert [port for _, port in started] == [8440, 0, 8440]
 
 
 @pytest.mark.parametrize("option", [{"queue": 0}, {"max_upload": -1}, {"api_key": ""}])

@@ -6,7 +6,7 @@ import { $, element } from "./gallery.js";
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
 function slider(id, label, low, high, step, unit, set) {
-  const input = element("input", { type: "range", id, min: low, max: high, step });
+  const input = element("input", { type: "range", id, min: low, max: high, step, value: 0 });
   const output = element("output", { htmlFor: id });
   let last = null;
   const shown = (value) => {

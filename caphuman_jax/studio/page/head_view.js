@@ -32,6 +32,13 @@ void main() {
   gl_FragColor = vec4(clamp(vColor * shade, 0.0, 1.0) * fade, 1.0) * vThere;
 }`;
 
+// Pixels drawn over pixels of the page, in each direction: FINE where a head is still, COARSE of
+// them at the least while it moves. More than one smooths the edges. The browser's own antialiasing
+// would cost more than the rest of a frame where no GPU renders.
+const [FINE, COARSE] = [2, 0.5];
+const NO_GPU = /swiftshader|llvmpipe|softpipe|basic render/i;
+const SLOW = 1 / 32; // seconds of a frame, above which fewer pixels are drawn
+
 const PI = Math.PI;
 // Constants of the nine functions, as in caphuman_jax.head.spherical_harmonics.
 const SH = [
@@ -123,10 +130,10 @@ export class HeadModel {
 export class HeadView {
   constructor(canvas) {
     this.canvas = canvas;
-    this.gl = canvas.getContext("webgl", { antialias: true });
+    this.gl = canvas.getContext("webgl", { antialias: false });
     this.model = null;
     this.frames = 0;
-    // Pixels drawn over pixels shown: now, and while a head moves.
+    // Parts of the finest detail: now, and while a head moves. Then seconds of a frame.
     Object.assign(this, { detail: 1, coarse: 1, last: -Infinity, mean: 0 });
     if (this.gl) this.start();
     canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
@@ -160,6 +167,8 @@ export class HeadView {
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
     gl.clearColor(0, 0, 0, 0);
     this.buffers = new WeakMap();
+    const facts = gl.getExtension("WEBGL_debug_renderer_info");
+    if (facts && NO_GPU.test(gl.getParameter(facts.UNMASKED_RENDERER_WEBGL))) this.coarse = COARSE;
   }
 
   use(model) {
@@ -187,8 +196,12 @@ export class HeadView {
     const seconds = (now - this.last) / 1000;
     const moving = seconds < 0.25;
     this.last = now;
-    this.mean = moving ? 0.7 * (this.mean || seconds) + 0.3 * seconds : 0;
-    if (this.mean > 1 / 32) this.coarse = Math.max(0.4, this.coarse - 0.1);
+    // One slow frame may be a slow hand.
+    this.mean = moving ? 0.7 * this.mean + 0.3 * Math.min(seconds, 1.6 * SLOW) : SLOW / 2;
+    if (this.mean > SLOW && this.coarse > COARSE) {
+      this.coarse = Math.max(COARSE, 0.7 * this.coarse);
+      this.mean = SLOW / 2;
+    }
     this.detail = moving ? this.coarse : 1;
     clearTimeout(this.still);
     if (this.detail === 1) return;
@@ -201,7 +214,7 @@ export class HeadView {
   render(heads, aspect) {
     const gl = this.gl;
     this.pace();
-    const ratio = Math.min(window.devicePixelRatio || 1, 2) * this.detail;
+    const ratio = Math.min(FINE * (window.devicePixelRatio || 1), 3) * this.detail;
     const width = Math.round(this.canvas.clientWidth * ratio);
     const height = Math.round(width / aspect);
     if (!width) return;

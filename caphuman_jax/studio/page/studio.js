@@ -64,6 +64,7 @@ function show() {
   }
   $("people").replaceChildren(...chips);
   $("photo").hidden = !there;
+  $("controls").inert = $("reset").disabled = !there;
   if (there) showPhoto(person());
   controls?.show();
   changed();
@@ -212,6 +213,7 @@ async function resume(photos) {
 async function run(count, work) {
   running = new AbortController();
   $("cancel").hidden = false;
+  $("progress").style.visibility = "visible";
   $("progress").max = count;
   $("progress").value = 0;
   problem(null);
@@ -223,7 +225,7 @@ async function run(count, work) {
   } finally {
     running = null;
     $("cancel").hidden = true;
-    $("progress").value = 0;
+    $("progress").style.visibility = "hidden";
     show();
   }
 }
@@ -369,11 +371,16 @@ function wire() {
   new ResizeObserver(draw).observe($("stage"));
 }
 
+function showStatus(status) {
+  const usable = ["ready", "warming up"].includes(status) && state.model;
+  const text = usable ? `Ready · ${state.model.name}` : status === "gone" ? "The server does not answer" : "Loading the model …";
+  $("status").className = usable ? "ready" : status === "gone" ? "gone" : "";
+  $("status").lastElementChild.textContent = text;
+}
+
 async function watch() {
   const status = await server.stage();
-  const text = { ready: `Ready · ${state.model?.name ?? ""}`, gone: "The server does not answer" }[status] ?? "Loading the model …";
-  $("status").className = status;
-  $("status").lastElementChild.textContent = text;
+  showStatus(status);
   setTimeout(watch, status === "ready" ? 10000 : 700);
 }
 
@@ -411,6 +418,7 @@ async function start() {
       return element("label", {}, box, ` ${name.replace("-", " ")}`);
     }),
   );
+  showStatus("ready");
   await resume(kept.photos);
   show();
 }
