@@ -116,10 +116,18 @@ def write_png(
     atomic.write_bytes(path, encode_png(image, metadata))
 
 
-def encode_png(image: np.ndarray, metadata: dict[str, str] | None = None) -> bytes:
-    """An RGB or grey uint8 picture as a PNG file with text entries."""
-    target = io.BytesIO()
-    Image.fromarray(image).save(target, format="PNG", pnginfo=png_text(metadata))
+def encode_png(
+    image: np.ndarray, metadata: dict[str, str] | None = None, compression: int = 6
+) -> bytes:
+    """An RGB or grey uint8 picture as a PNG file with text entries.
+
+    Args:
+        image: the picture.
+        metadata: the entries.
+        compression: 1 (fast) to 9 (small), as zlib counts.
+    """
+    target, entries = io.BytesIO(), png_text(metadata)
+    Image.fromarray(image).save(target, "PNG", pnginfo=entries, compress_level=compression)
     return target.getvalue()
 
 

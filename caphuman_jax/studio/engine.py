@@ -33,6 +33,7 @@ from caphuman_jax.studio.sessions import Session
 log = logging.getLogger("caphuman_jax")
 
 _FIRST_GUESS = 2.0  # seconds of a picture, before one was made
+_COMPRESSION = 1  # of PNG files: 7 % larger than with 6, and three times as fast
 _PAUSE = 5.0  # seconds after the last photo, before work that nobody waits for begins
 _LOOK = 0.2  # seconds between looks whether it may
 
@@ -326,7 +327,8 @@ class Engine:
         try:
             conditioning = work.conditioned
             settings = {**conditioning.settings, "index": number}
-            png = encode_png(conditioning.finish(to_bytes(image)), metadata(settings))
+            picture = conditioning.finish(to_bytes(image))
+            png = encode_png(picture, metadata(settings), _COMPRESSION)
         except Exception as error:  # noqa: BLE001 - reported to the one whose picture it is
             self._fail([work], error)
             return
