@@ -257,7 +257,7 @@ def test_for_a_tpu_slice(config, tmp_path, capsys):
         (
             "v5e:4x4",
             ModuleNotFoundError("No module named 'libtpu'"),
-            "pip install 'caphuman-jax\\[compile\\]'",
+            "pip install '.\\[compile\\]'",
         ),
         (
             "h100",

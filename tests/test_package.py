@@ -109,3 +109,10 @@ def test_the_wheel_alone_is_enough(tmp_path):
 def test_links_of_the_readme_lead_somewhere():
     for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / "README.md").read_text()):
         assert (ROOT / link).exists(), link
+
+
+def test_messages_name_installs_that_work():
+    """The package is not on PyPI: extras are installed from the checkout, as README says."""
+    for package in ("caphuman_jax", "data_pipeline", "configs"):
+        for file in (ROOT / package).rglob("*.py"):
+            assert "caphuman-jax[" not in file.read_text(encoding="utf-8"), file

@@ -122,7 +122,7 @@ def find_target(text: str) -> Target:
         devices = tuple(topologies.get_topology_desc(platform="tpu", topology_name=text).devices)
     except ModuleNotFoundError as error:
         raise SettingError(
-            "compiling for TPUs needs libtpu: pip install 'caphuman-jax[compile]' (Linux)"
+            "compiling for TPUs needs libtpu: pip install '.[compile]' (Linux)"
         ) from error
     except (RuntimeError, ValueError, NotImplementedError) as error:
         if (
@@ -131,7 +131,7 @@ def find_target(text: str) -> Target:
             and "topology" not in str(error).lower()
         ):
             raise SettingError(
-                f"libtpu cannot be used: {error}; pip install 'caphuman-jax[compile]' (Linux)"
+                f"libtpu cannot be used: {error}; pip install '.[compile]' (Linux)"
             ) from error
         raise SettingError(
             f"there is no TPU slice {text!r} ({str(error).splitlines()[0]}); write for example "

@@ -93,7 +93,7 @@ def serve(
         if error.name not in _NEEDED:
             raise
         raise CapHumanError(
-            f"the package {error.name} is missing; pip install 'caphuman-jax[studio]' brings it"
+            f"the package {error.name} is missing; pip install '.[studio]' brings it"
         ) from error
     api_key, password = (
         getattr(args, name) if getattr(args, name) is not None else os.environ.get(variable)

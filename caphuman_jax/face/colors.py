@@ -143,10 +143,10 @@ def _like(lab: np.ndarray, skin: np.ndarray) -> np.ndarray:
 def hair_word(colors: np.ndarray) -> str | None:
     """ "dark", "brown" or "grey" where a photo shows it clearly, else None.
 
-    Rules by eye on 120 portraits, revised on 653 others, where each word was then right for nine in
-    ten of the photos that it was said of (docs/notes/data.md). Lightness counts relative to the
-    face, so that the photo's exposure does not matter. Black cannot be distinguished from
-    dark brown; white, fair and red hair were too rare, or too similar to lit skin, to be measured.
+    Rules by eye on 120 portraits, revised on 653 others; docs/notes/data.md says how often each
+    word was right on unseen ones. Lightness counts relative to the face, so that the photo's
+    exposure does not matter. Black cannot be distinguished from dark brown; white, fair and red
+    hair were too rare, or too similar to lit skin, to be measured.
 
     Args:
         colors: (5, 4) of `measure_colors`.

@@ -91,7 +91,7 @@ def _devices() -> Finding:
             return Finding("devices", FAILED, f"{device} multiplies wrongly", kinds)
     text = ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
     if jax.default_backend() == "cpu" and Path("/dev/nvidia0").exists():
-        why = "; an NVIDIA GPU is there, but JAX does not use it: pip install 'caphuman-jax[cuda]'"
+        why = "; an NVIDIA GPU is there, but JAX does not use it: pip install '.[cuda]'"
         return Finding("devices", WARNING, text + why, kinds)
     return Finding("devices", OK, text, kinds)
 

@@ -138,7 +138,7 @@ def check_writers(tensorboard: bool, wandb: str) -> None:
     """Raises SettingError where what is asked for is not installed."""
     if tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise SettingError(
-            "for TensorBoard's files install tensorboardX (pip install 'caphuman-jax[train]'), "
+            "for TensorBoard's files install tensorboardX (pip install '.[train]'), "
             "or leave them out with --config.loop.tensorboard=false"
         )
     if wandb and importlib.util.find_spec("wandb") is None:

@@ -75,8 +75,7 @@ def _read_graph(path: str | Path | Traversable):
         import onnx
     except ModuleNotFoundError as error:
         raise ModelFolderError(
-            "training needs the package onnx: pip install 'caphuman-jax[train]', or pip install "
-            "onnx"
+            "training needs the package onnx: pip install '.[train]', or pip install onnx"
         ) from error
 
     try:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from caphuman_jax.errors import HeadError
+from caphuman_jax.head.base import HeadSource
 from caphuman_jax.head.models import registry as heads
 from caphuman_jax.weights.import_plan import Pieces
 from caphuman_jax.weights.known_files import PUBLISHED, Identification
@@ -25,6 +27,19 @@ def origin(pieces: Pieces) -> str:
         for piece in pieces.values()
     )
     return " and ".join(names)
+
+
+def _is_set_up(source: HeadSource, given: str | Path | None) -> bool:
+    """Whether the environment already names the head model's files, those of `given` if any."""
+
+    def resolved(path: Path | None) -> dict[str, Path]:
+        return {name: file.resolve() for name, file in source.files(path).items()}
+
+    try:
+        ready = resolved(None)
+        return not given or ready == resolved(Path(given).expanduser())
+    except HeadError:
+        return False
 
 
 def _short(path: Path) -> str:
@@ -110,7 +125,8 @@ def report(out, config, plan, files, unused, loras, manifest, lacking, flame) ->
     source, _ = heads.find(config.head)
     if flame:
         lines.append(f"{flame} holds all that is needed; it is not copied")
-    if source.setup:
-        lines.append(f"before use, {source.setup}" + (f" ({flame})" if flame else ""))
+    if source.setup and not _is_set_up(source, flame):
+        place = f" ({Path(flame).expanduser().resolve()})" if flame else ""
+        lines.append(f"before use, {source.setup}{place}")
     lines.append(f"what it can do: caphuman check {out}")
     return lines

@@ -75,7 +75,20 @@ def test_an_import_names_all_that_photos_need(
     assert main([*common, "--overwrite", "--facenet", str(facenet), "--flame", str(flame)]) == 0
     out = capsys.readouterr().out
     assert "missing: without DECA's encoder" in out and "need" not in out.split("missing:")[0]
+    assert "before use, set CAPHUMAN_FLAME to the folder with generic_model.pkl" in out
+    assert f"({flame.resolve()})" in out
     assert model_folder.read_config(tmp_path / "m").head == "flame"
+
+
+@pytest.mark.parametrize("named, said", [("the same", False), ("another", True)])
+def test_flame_that_the_environment_names_is_not_asked_for(
+    tmp_path, caphuman_512, config_512, facenet, flame, named, said, monkeypatch, capsys
+):
+    monkeypatch.setenv("CAPHUMAN_FLAME", str(flame if named == "the same" else tmp_path / "other"))
+    command = ["import", str(tmp_path / "m"), "--caphuman", str(caphuman_512)]
+    command += ["--config", str(config_512), "--facenet", str(facenet), "--flame", str(flame)]
+    assert main(command) == 0
+    assert ("before use, set CAPHUMAN_FLAME" in capsys.readouterr().out) is said
 
 
 def test_the_shipped_head_is_said_aloud(tmp_path, caphuman, tiny_config, no_flame, capsys):
