@@ -131,7 +131,7 @@ def parsed(text: str) -> dict:
     settings = {}
     for entry in text.split(","):
         name, _, value = entry.partition("=")
-        if name == "sampler":
+        if name in ("sampler", "precision"):
             settings[name] = value
         elif name == "guidance_interval":
             settings[name] = [float(end) for end in value.split(":")]

@@ -174,6 +174,15 @@ class SamplingParams:
         TIMESTEPS,
         metavar="N",
     )
+    precision: str = field(
+        "exact",
+        (
+            "fp8: matrix products of the UNet and CapFace in 8-bit floating point, experimental "
+            "(NVIDIA Ada, Hopper or newer); default exact: in --dtype"
+        ),
+        "choice",
+        choices=("exact", "fp8"),
+    )
     gate: str = field(
         "hard",
         (
@@ -370,6 +379,7 @@ class SamplingParams:
             "hard_gate": self.gate == "hard",
             "shallow": _DEEP_BLOCKS_KEPT if self.cache_interval > 1 else 0,
             "clip_skip": self.clip_skip,
+            "fp8_products": self.precision == "fp8",
         }
         return settings, coefficients, static
 

@@ -31,7 +31,7 @@ from caphuman_jax.diffusion.regions import RegionWeights, texts_of_regions
 from caphuman_jax.models.capface import gate_by, gates, scale_control, sum_controls
 from caphuman_jax.models.identity_projector import keeps_identity
 from caphuman_jax.models.unet import control_shapes
-from caphuman_jax.nn import quantization
+from caphuman_jax.nn import fp8, quantization
 from caphuman_jax.nn.layers import fold_upsampling
 from caphuman_jax.nn.typing import Array
 
@@ -59,6 +59,7 @@ def networks_of(params: Mapping[str, dict]) -> dict[str, dict]:
         "shallow",
         "tile",
         "clip_skip",
+        "fp8_products",
     ),
 )
 def generate(
@@ -76,6 +77,7 @@ def generate(
     shallow: int = 0,
     tile: int = 0,
     clip_skip: int = 1,
+    fp8_products: bool = False,
 ):
     """Generate images.
 
@@ -114,6 +116,8 @@ def generate(
         clip_skip: Which of the text encoder's layers is the output, from its end; 1 is the last.
         tile: Side in pixels of the tiles that the autoencoder decodes one by one; 0: the whole
             image at once.
+        fp8_products: Multiply 8-bit floating-point numbers in the UNet and CapFace, see
+            `fp8.with_fp8_products`.
 
     Returns:
         Images (B, H, W, 3) float32 in [0, 1], and the people's face masks (B, P, H/f, W/f).
@@ -127,6 +131,8 @@ def generate(
 
     unet, text_encoder = network("unet"), network("text")
     params = {**params, "unet": fold_upsampling(params["unet"], unet.encoder.conv_in.dtype)}
+    if fp8_products:  # rounded once, before the steps
+        params |= {name: fp8.with_fp8_products(params[name]) for name in ("unet", "capface")}
     encode = functools.partial(
         encode_text,
         text_encoder,

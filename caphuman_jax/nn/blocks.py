@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from caphuman_jax.nn import fused
+from caphuman_jax.nn import fp8, fused
 from caphuman_jax.nn.attention import attention
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.layers import GroupNorm, LayerNorm, conv, linear
@@ -143,11 +143,14 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b l w"]:
         """(B, L, width) → the same."""
-        if fused.is_half(x.dtype):
+        kernel, half = self.up.kernel[...], fused.is_half(x.dtype)
+        if half and not isinstance(kernel, fp8.Fp8):
             assert self.up.bias is not None
-            kernel, bias = self.up.kernel[...].astype(x.dtype), self.up.bias[...].astype(x.dtype)
+            kernel, bias = kernel.astype(x.dtype), self.up.bias[...].astype(x.dtype)
             return self.down(fused.geglu_layer(x, kernel, bias))
         value, gate = jnp.split(self.up(x), 2, axis=-1)
+        if half:
+            return self.down(fused.geglu(value, gate))
         return self.down(value * jax.nn.gelu(gate, approximate=False))
 
 

@@ -107,7 +107,7 @@ def geglu_layer(
     halves are products of their own: their gradients, side by side, would have to be written once
     more; without, one product is faster than two."""
     value, gate = jnp.split(x @ kernel + broadcast_to_rank(bias, x.ndim), 2, axis=-1)
-    return _geglu(value, gate)
+    return geglu(value, gate)
 
 
 def _geglu_layer(x, kernel, bias):
@@ -116,7 +116,7 @@ def _geglu_layer(x, kernel, bias):
         x @ kernel[:, part] + broadcast_to_rank(bias[part], x.ndim)
         for part in (slice(half), slice(half, None))
     )
-    return _geglu(value, gate), (x, kernel, value, gate)
+    return geglu(value, gate), (x, kernel, value, gate)
 
 
 def _geglu_layer_backward(kept, gradient):
@@ -139,7 +139,8 @@ def _geglu_layer_backward(kept, gradient):
 geglu_layer.defvjp(_geglu_layer, _geglu_layer_backward)
 
 
-def _geglu(value, gate):
+def geglu(value: Float[Array, "*shape"], gate: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """value · GELU(gate), the exact one computed in float32."""
     return (value.astype(jnp.float32) * gelu(gate.astype(jnp.float32))).astype(value.dtype)
 
 

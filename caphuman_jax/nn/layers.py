@@ -13,7 +13,7 @@ from flax import nnx
 from jax.lax import broadcast_to_rank
 from jaxtyping import Array, Float
 
-from caphuman_jax.nn import fused
+from caphuman_jax.nn import fp8, fused
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.nn.initializers import lecun_normal
 from caphuman_jax.nn.typing import Rngs
@@ -90,6 +90,18 @@ class LayerNorm(nnx.Module):
         return (centered * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
 
 
+class Linear(nnx.Linear):
+    """nnx.Linear whose kernel may be `fp8.Fp8`."""
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
+        """(..., inputs) → (..., outputs)."""
+        kernel = self.kernel[...]
+        if not isinstance(kernel, fp8.Fp8):
+            return super().__call__(inputs, out_sharding)
+        bias = None if self.bias is None else self.bias[...]
+        return fp8.product(inputs.astype(self.dtype), kernel, bias)
+
+
 def linear(
     inputs: int,
     outputs: int,
@@ -98,12 +110,12 @@ def linear(
     rngs: Rngs,
     use_bias: bool = True,
     zero: bool = False,
-) -> nnx.Linear:
+) -> Linear:
     """Dense layer on the last axis; on pictures it is the 1×1 convolution. `zero` starts it at
     zero.
     """
     kernel_init = nnx.initializers.zeros_init() if zero else lecun_normal
-    return nnx.Linear(
+    return Linear(
         inputs,
         outputs,
         use_bias=use_bias,

@@ -20,6 +20,7 @@ from caphuman_jax.io.images import PhotoSource
 from caphuman_jax.io.picture import Picture
 from caphuman_jax.models.prompt import PromptEncoder
 from caphuman_jax.models.tokenizer import ClipTokenizer
+from caphuman_jax.nn import fp8
 from caphuman_jax.person.person_reader import PersonReader
 from caphuman_jax.pipeline import regions, small_faces
 from caphuman_jax.pipeline.conditioning import Conditioning, Progress, create_conditioning
@@ -212,6 +213,8 @@ class Pipeline:
         warn: bool = True,
     ) -> Conditioning:
         """What the images of a request are made from; see `conditioning.create_conditioning`."""
+        if request.params.precision == "fp8":
+            fp8.check_device(jax.devices()[0])
         if warn:
             warn_of_prompt(request.prompt, request.params.prompt_syntax, self._vocabulary.encode)
             warn_if_other_size(request.params, self.config)
