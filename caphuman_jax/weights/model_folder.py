@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +23,8 @@ from caphuman_jax.io import atomic, finite, safetensors_file
 from caphuman_jax.io.binary_file import File
 from caphuman_jax.io.pickle_reader import guarded
 from caphuman_jax.weights import folder_description, folder_files, hub
+
+_READERS = 4  # threads for one network: new memory and the check for NaN take as long as the disk
 
 
 def find_model(name_or_path: str | os.PathLike, download: bool = False) -> Path:
@@ -323,12 +326,13 @@ def _read_network(file: Path, tree: Any, dtype: Any) -> Any:
                 {key: tuple(leaf.shape) for key, leaf in wanted.items()},
                 {key: t.shape for key, t in tensors.items()},
             )
-            return {
-                key: _finite(file.stem, key, tensors[key].read()).astype(
-                    dtype or tensors[key].dtype, copy=False
-                )
-                for key in wanted
-            }
+
+            def one(key):
+                array = _finite(file.stem, key, tensors[key].read())
+                return array.astype(dtype or tensors[key].dtype, copy=False)
+
+            with ThreadPoolExecutor(_READERS) as pool:
+                return dict(zip(wanted, pool.map(one, wanted)))
         finally:
             stored.close()
 
