@@ -33,7 +33,8 @@ def client(url: str, number: int, end: float, seen: Counter, seconds: list, step
         answer = requests.post(f"{url}/v1/images", timeout=600, **form)
         seen[answer.status_code] += 1
         if answer.status_code == 429:
-            time.sleep(min(float(answer.headers["Retry-After"]), end - time.monotonic(), 5))
+            wait = min(float(answer.headers["Retry-After"]), end - time.monotonic(), 5)
+            time.sleep(max(0.0, wait))
         elif answer.status_code == 200:
             seconds.append(time.monotonic() - started)
             (picture,) = answer.json()["pictures"]
