@@ -149,10 +149,14 @@ def compile_outcome(
     batch_per_device: int,
     settings: dict,
     flops: float | None,
+    padded: float | None = None,
     options: dict[str, Any] | None = None,
 ) -> Outcome:
     """Compiles what `lower()` gives (`jax.stages.Lowered`) and says what came of it; a program that
     does not fit is an outcome too.
+
+    padded: flops with what the device's matrix units work on besides (`runtime.flops.of`), for
+        the roofline.
     """
     began = time.perf_counter()
     common = {
@@ -193,7 +197,7 @@ def compile_outcome(
     memory, cost = _memory(compiled), _cost(compiled)
     fits = None if target.capacity is None else memory["total"] <= target.capacity
     compiled_flops, touched = cost.get("flops"), cost.get("bytes accessed")
-    estimate, bound = roofline(max(flops or 0, compiled_flops or 0), touched, target)
+    estimate, bound = roofline(max(flops or 0, padded or 0, compiled_flops or 0), touched, target)
     return Outcome(
         **common,
         fits=fits,

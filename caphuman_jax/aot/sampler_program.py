@@ -22,6 +22,8 @@ from caphuman_jax.person.identity import image_token_count
 from caphuman_jax.runtime import flops, sharding
 from caphuman_jax.training import trainable
 
+_TPU_LANES = 128  # of the vector units; matrix units are as wide, v6e's twice as wide
+
 
 def sampler(
     model: ModelConfig,
@@ -30,9 +32,9 @@ def sampler(
     steps: int | None = None,
     dtype: str = "bfloat16",
     attention: str = "auto",
-) -> tuple[Callable[[], Any], float, dict[str, Any]]:
-    """(lower, operations of one device, settings) of `generate` for `batch` pictures a device of
-    one person each, with the model's own settings.
+) -> tuple[Callable[[], Any], float, float, dict[str, Any]]:
+    """(lower, operations of one device, the same with the zeros that a TPU fills up with, settings)
+    of `generate` for `batch` pictures a device of one person each, with the model's own settings.
 
     lower() gives the program (`jax.stages.Lowered`): everything from token ids, hints and identity
     tokens to decoded pictures."""
@@ -70,7 +72,8 @@ def sampler(
         return generate.trace(*arguments, graphs=graphs, **static)
 
     mesh = sharding.make_mesh(devices=target.devices)
-    arithmetic = flops.of(traced(batch, "xla").jaxpr)
+    program = traced(batch, "xla").jaxpr
+    padded = flops.of(program, _TPU_LANES if target.platform == "tpu" else 1)
     told = {
         "sampler": sampling.sampler,
         "steps": coefficients.steps,
@@ -78,7 +81,8 @@ def sampler(
         "dtype": dtype,
         "attention": attention,
     }
-    return lambda: traced(batch * len(target.devices), attention, mesh).lower(), arithmetic, told
+    lower = lambda: traced(batch * len(target.devices), attention, mesh).lower()
+    return lower, flops.of(program), padded, told
 
 
 def conditions(model: ModelConfig, count: int) -> dict[str, Any]:

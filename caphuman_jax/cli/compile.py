@@ -196,7 +196,9 @@ def _sample(args, target, options):
     )
 
     def attempt(batch):
-        lower, flops, settings = sampler_program.sampler(model, target, batch or 1, args.steps)
+        lower, flops, padded, settings = sampler_program.sampler(
+            model, target, batch or 1, args.steps
+        )
         return compile.compile_outcome(
             lower,
             what="sample",
@@ -204,6 +206,7 @@ def _sample(args, target, options):
             batch_per_device=batch or 1,
             settings={"config": args.config, **settings, **_effort(args)},
             flops=flops,
+            padded=padded,
             options=options,
         )
 

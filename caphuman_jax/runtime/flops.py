@@ -24,39 +24,51 @@ def count(function: Callable, *args: Any) -> int:
     return of(jax.make_jaxpr(function)(*args))
 
 
-def of(traced: core.ClosedJaxpr) -> int:
-    """Operations of what was traced."""
+def of(traced: core.ClosedJaxpr, lanes: int = 1) -> int:
+    """Operations of what was traced.
+
+    Args:
+        traced: a function's program.
+        lanes: side of the matrix unit. Channels and widths of heads count as the next multiple of
+            it, as on a TPU, which fills them with zeros (heads of 40 become 128).
+    """
     needed, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
-    return _of(needed)
+    return _of(needed, lanes)
 
 
-def _of(jaxpr: core.Jaxpr) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def _of(jaxpr: core.Jaxpr, lanes: int) -> int:
+    return sum(_of_equation(equation, lanes) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation) -> int:
+def _of_equation(equation, lanes: int) -> int:
     name, params = equation.primitive.name, equation.params
+    filled = lambda count: -(-count // lanes) * lanes
     if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        return (
-            2
-            * _size(equation.outvars[0])
-            * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
-        )
+        (contracted, others), (_, batch) = params["dimension_numbers"]
+        left, right = (factor.aval.shape for factor in equation.invars)
+        summed = math.prod(left[i] for i in contracted)
+        every = _size(equation.outvars[0])
+        columns = math.prod(n for i, n in enumerate(right) if i not in (*others, *batch))
+        if batch:  # attention, where einsum may have exchanged the factors: heads are the narrower
+            rows = every // max(columns * math.prod(right[i] for i in batch), 1)
+            columns = min(rows, columns)
+        return 2 * (every // max(columns, 1)) * filled(columns) * filled(summed)
     if name == "conv_general_dilated":
         # Zeros that a transposed convolution puts between the entries of an input are not worked
         # with.
         kernel, output = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
+        outputs, inputs = kernel[output[0]], kernel[output[1]]
+        if params["feature_group_count"] > 1:
+            filled = lambda count: count
         products = (
             2
-            * _size(equation.outvars[0])
-            * math.prod(kernel)
-            // kernel[output[0]]
+            * (_size(equation.outvars[0]) // outputs * filled(outputs))
+            * (math.prod(kernel) // outputs // inputs * filled(inputs))
             // params["batch_group_count"]
         )
         return products // math.prod(params["lhs_dilation"])
     if name == "cond":
-        return max(_of(branch.jaxpr) for branch in params["branches"])
+        return max(_of(branch.jaxpr, lanes) for branch in params["branches"])
     inner = [found for value in params.values() for found in _jaxprs(value)]
     times = (
         params["length"]
@@ -65,7 +77,7 @@ def _of_equation(equation) -> int:
         if name == "shard_map"
         else 1
     )
-    return times * sum(_of(jaxpr) for jaxpr in inner)
+    return times * sum(_of(jaxpr, lanes) for jaxpr in inner)
 
 
 def _jaxprs(value: Any) -> list[core.Jaxpr]:
