@@ -216,7 +216,7 @@ def _sample(args, target, options):
 def _batch(text: str) -> int | str:
     if text == "auto":
         return text
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise SettingError(f"--batch {text}: a number of pictures per device, or auto")
     return int(text)
 

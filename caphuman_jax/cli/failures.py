@@ -118,8 +118,9 @@ def flush(stream: TextIO) -> OSError | None:
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
+    if not isinstance(error, UnicodeEncodeError):  # of what reads a stream's file back, as tests do
+        text, end = codecs.backslashreplace_errors(error)
+        return str(text), end
     return "".join(map(_plain, error.object[error.start : error.end])), error.end
 
 

@@ -248,7 +248,7 @@ def _share(text: str | None) -> tuple[int, int]:
     if text is None:
         return 0, 1
     part, slash, parts = text.partition("/")
-    if not (slash and part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise SettingError(
             f"--share takes a part and how many there are, such as 1/4, not {text!r}"
         )

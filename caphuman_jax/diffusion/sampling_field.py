@@ -88,7 +88,8 @@ def image_size(value: Any, config: ModelConfig | None = None) -> tuple[int, int]
     sides = value
     if isinstance(value, str):
         sides = value.lower().split("x")
-        if not all(side.strip().isdigit() for side in sides):
+        sides = [side.strip() for side in sides]
+        if not all(side.isdecimal() for side in sides):
             raise SettingError(
                 f"size is a side in pixels or WIDTHxHEIGHT, such as 256 or 256x320, not {value!r}"
             )

@@ -24,7 +24,7 @@ PACKS = {
     "antelopev2": "glintr100.onnx",
     "buffalo_m": "w600k_r50.onnx",
 }
-_BATCH = 32
+_BATCH, _LARGEST_BATCH = 32, 1024
 
 
 class ArcFace:
@@ -49,10 +49,10 @@ class ArcFace:
                 f"the ArcFace network {self.path} cannot be read ({error.strerror or error})"
             ) from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        options.intra_op_num_threads, options.log_severity_level = threads, 4
         try:
             self._session = onnxruntime.InferenceSession(
-                document, options, providers=["CPUExecutionProvider"]
+                document, options, providers=["CPUExecutionProvider"], enable_fallback=0
             )
         except Exception as error:  # onnxruntime's own exceptions have no common base
             raise ModelFolderError(
@@ -90,8 +90,19 @@ class ArcFace:
             pixels = np.concatenate(
                 [pixels, np.zeros((step - count, *pixels.shape[1:]), np.float32)]
             )
-        outputs = self._session.run(None, {self._input: np.ascontiguousarray(pixels)})
-        return np.asarray(outputs[0])[:count]
+        try:
+            outputs = self._session.run(None, {self._input: np.ascontiguousarray(pixels)})
+            vectors = np.asarray(outputs[0], np.float32)
+        except Exception as error:  # onnxruntime's own exceptions have no common base
+            raise ModelFolderError(
+                f"{self.path} cannot be run; download it again ({_first_line(error)})"
+            ) from error
+        if vectors.shape != (len(pixels), WIDTH):
+            raise ModelFolderError(
+                f"{self.path} gives {vectors.shape} for {len(pixels)} faces; an ArcFace network "
+                f"gives (N, {WIDTH})"
+            )
+        return vectors[:count]
 
 
 def find(path: str | os.PathLike | None = None, threads: int = 0) -> ArcFace:
@@ -145,7 +156,7 @@ def _places(asked: str | None) -> list[Path]:
 def _check(session, path) -> tuple[str, int | None]:
     """Name of the only input and its batch where that is fixed."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    shape, result = inputs[0].shape, outputs[0].shape
+    shape, result = ([part.shape for part in parts] for parts in (inputs, outputs))
     # Sides without a name are None or a text, as "N".
     fits = lambda shape, wanted: (
         len(shape) == len(wanted) + 1
@@ -153,16 +164,23 @@ def _check(session, path) -> tuple[str, int | None]:
     )
     if (
         len(inputs) != 1
-        or inputs[0].type != "tensor(float)"
-        or not fits(shape, (3, SIZE, SIZE))
-        or not fits(result, (WIDTH,))
+        or not outputs
+        or {inputs[0].type, outputs[0].type} != {"tensor(float)"}
+        or not fits(shape[0], (3, SIZE, SIZE))
+        or (isinstance(shape[0][0], int) and shape[0][0] > _LARGEST_BATCH)
+        or not fits(result[0], (WIDTH,))
     ):
         raise ModelFolderError(
-            f"{path} takes {shape} to {result}; an ArcFace network takes (N, 3, {SIZE}, {SIZE}) "
-            f"floats to (N, {WIDTH}): "
+            f"{path} takes {_listed(shape)} to {_listed(result)}; an ArcFace "
+            f"network takes (N, 3, {SIZE}, {SIZE}) floats to (N, {WIDTH}): "
             "name the pack's recognition network, w600k_r50.onnx or glintr100.onnx"
         )
-    return inputs[0].name, shape[0] if isinstance(shape[0], int) and shape[0] > 0 else None
+    batch = shape[0][0]
+    return inputs[0].name, batch if isinstance(batch, int) and batch > 0 else None
+
+
+def _listed(shapes: list) -> str:
+    return ", ".join(map(str, shapes))[:100] or "nothing"
 
 
 def _first_line(error) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import shutil
@@ -15,7 +16,6 @@ import stat
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
-from typing import BinaryIO
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.io import atomic
@@ -159,7 +159,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike) -> io.BufferedReader:
     """A local file, opened for reading bytes. Raises OSError; NotRegularError for a named pipe, a
     socket or a device, without waiting for it.
     """

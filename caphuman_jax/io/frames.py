@@ -100,7 +100,7 @@ def check_rate(every: int, fps: float | None) -> None:
 
 def _photos_of(folder: Path) -> list[Path]:
     digits = lambda path: [
-        (0, int(part), "") if part.isdigit() else (1, 0, part.lower())
+        (0, int(part), "") if part.isdecimal() else (1, 0, part.lower())
         for part in re.split(r"(\d+)", path.name)
     ]
     photos = sorted(photos_in(folder), key=digits)

@@ -130,7 +130,7 @@ def open_picture(
             file: BinaryIO = io.BytesIO(source)
             size = len(source)
         else:
-            file = stack.enter_context(_opened(source, name))
+            file = stack.enter_context(_Bounded(_opened(source, name).detach()))
             size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
             raise PhotoError(
@@ -152,7 +152,17 @@ def open_picture(
         yield stack.enter_context(picture)
 
 
-def _opened(path: str | os.PathLike, name: str) -> BinaryIO:
+class _Bounded(io.BufferedReader):
+    """A file of which no more is asked than there is: Pillow asks for as much as the length in a
+    file says, up to 4 GB, and Python allocates it before it reads.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(os.fstat(self.fileno()).st_size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def _opened(path: str | os.PathLike, name: str) -> io.BufferedReader:
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
             raise PhotoError(f"{name} is a folder; name the photo in it")

@@ -62,7 +62,7 @@ def start(job: Job, log: Log = print) -> int:
     """
     folder = folder_of(job)
     folder.mkdir(parents=True, exist_ok=True)
-    unknown = [key for key in job.wrap if not key.isdigit() or int(key) >= job.nodes]
+    unknown = [key for key in job.wrap if not key.isdecimal() or int(key) >= job.nodes]
     if unknown:
         raise SettingError(f"--wrap {unknown[0]}=…: hosts are 0 to {job.nodes - 1}")
     code, attempt = RESTART, 0

@@ -71,7 +71,7 @@ def _checkpoint(workdir: epath.Path | None) -> tuple[int, dict[str, str]] | None
     folder = None if workdir is None else workdir / "checkpoints"
     if folder is None or not folder.exists():
         return None
-    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
     if not steps:
         return None
     described = (folder / str(max(steps)) / "run" / "metadata").read_text()

@@ -174,7 +174,7 @@ def _steps(config: dict, stage: str) -> int | None:
 def _checkpoints(folder: epath.Path) -> list[int]:
     if not folder.exists():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
 def _json_lines(path: epath.Path) -> list[dict]:

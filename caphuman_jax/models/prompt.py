@@ -39,6 +39,19 @@ _PIECES = re.compile(
     r"\\[()\[\]\\]|\\|[(\[]|:\s*+(?P<weight>[+-]?(?:\d++\.?+\d*+|\.\d++))\s*+\)|[)\]]|[^\\()\[\]:]+|:"
 )
 _LORA_TAG = re.compile(r"<(?:lora|lyco|lycoris|hypernet):([^:<>]+)(?::([^<>]*))?>", re.IGNORECASE)
+# Names of embeddings that many prompts on the web have, mostly in negative prompts; and the ways in
+# which diffusers (<name>) and ComfyUI (embedding:name) write any.
+_EMBEDDINGS = re.compile(
+    r"""<(?P<tag>[\w.-]{2,60})> | \bembedding:(?P<comfy>[\w.-]{2,60})
+    | (?<![\w-])(?: easy_?negative(?:v2)? | negative_hand(?:-neg)? | bad-?hands?-?v?[45]
+      | bad_prompt(?:_version2)?(?:-neg)? | bad-?artist(?:-anime)? | bad-image-v2-39000
+      | bad_pictures | bad-picture-chill-75v | verybadimagenegative_v1\.[0-9] | aid291
+      | ng_deepnegative_v1_(?:64|75)t | (?:bad|fast|unrealistic)dream
+      | fastnegative(?:v2|embedding)?
+      | (?:realisvision|cyberrealistic|juggernaut)_?negative(?:[\w-]*) | epicphotogasm[\w-]*neg
+      | by\ bad\ artist | charturner(?:v2)? )(?![\w-])""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _BRACKETS = re.compile(r"\[([^\[\]]*+)\]")
 _EDITING = re.compile(r"\||:\s*+[\d.]++\s*+\Z")
 _LARGEST_WEIGHT = 1e6
@@ -121,6 +134,15 @@ class PromptEncoder:
             EncodedPrompt(ids, weights if weighted else None, bool((ids >= self._vocabulary).any()))
             for ids, weights in arrays
         ]
+
+    def unread_embeddings(self, text: str) -> list[str]:
+        """The words of a prompt that name textual-inversion embeddings that are not among the added
+        words: well-known ones, and any written `<name>` or `embedding:name`.
+        """
+        added = {word.lower() for word in self._names}
+        found = [match for match in _EMBEDDINGS.finditer(text)]
+        named = {match[0]: match["tag"] or match["comfy"] or match[0] for match in found}
+        return [word for word, name in named.items() if not added & {word.lower(), name.lower()}]
 
     def unknown_words(self, text: str, syntax: bool = True) -> list[str]:
         """The words of a prompt that the model was not trained with, in their order; [] where the

@@ -198,13 +198,7 @@ def encode_prompts(request: Request, encode: PromptEncoder) -> tuple[EncodedProm
     """Prompt and negative prompt of a request, and with regions that of each person. Raises
     SettingError.
     """
-    texts = [request.prompt, request.params.negative_prompt]
-    if request.has_regions:
-        texts += [
-            request.prompt if subject.prompt is None else subject.prompt
-            for subject in request.subjects
-        ]
-    encoded = tuple(encode(texts, request.params.prompt_syntax))
+    encoded = tuple(encode(request.texts, request.params.prompt_syntax))
     chunks = len(encoded[0].token_ids) // encode.length
     if chunks > 1:
         log.warning(

@@ -31,6 +31,7 @@ from caphuman_jax.pipeline.request import (
     Request,
     create_request,
     warn_if_other_size,
+    warn_of_embeddings,
     warn_of_prompt,
 )
 from caphuman_jax.pipeline.result import Result, collect
@@ -217,6 +218,7 @@ class Pipeline:
             fp8.check_device(jax.devices()[0])
         if warn:
             warn_of_prompt(request.prompt, request.params.prompt_syntax, self._vocabulary.encode)
+            warn_of_embeddings(request.texts, self._vocabulary.encode)
             warn_if_other_size(request.params, self.config)
         model = {"model": self.config.name, **self.record}
         ran_by = {"version": __version__, "jax": jax.__version__, "backend": jax.default_backend()}

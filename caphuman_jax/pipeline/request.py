@@ -143,6 +143,13 @@ class Request:
         return len(self.subjects), self.params.shared, controls, self.photo, self.has_regions
 
     @property
+    def texts(self) -> list[str]:
+        """Prompt and negative prompt, and with regions the prompt of each person."""
+        prompts = [one.prompt for one in self.subjects] if self.has_regions else []
+        own = [self.prompt if prompt is None else prompt for prompt in prompts]
+        return [self.prompt, self.params.negative_prompt, *own]
+
+    @property
     def has_regions(self) -> bool:
         """Whether parts of the picture have prompts of their own."""
         return any(subject.has_region for subject in self.subjects)
@@ -296,6 +303,19 @@ def create_controls(controls: Sequence[Mapping], config: ModelConfig) -> tuple[C
     if len(set(names)) < len(names):
         raise SettingError(f"each ControlNet can be used once; asked for: {', '.join(names)}")
     return tuple(checked)
+
+
+def warn_of_embeddings(prompts: Sequence[str], encoder: PromptEncoder) -> None:
+    """Log a warning where prompts name textual-inversion embeddings that are not loaded."""
+    words = dict.fromkeys(word for text in prompts for word in encoder.unread_embeddings(text))
+    if words:
+        first = next(iter(words)).strip("<>").removeprefix("embedding:")
+        log.warning(
+            "%s: read as plain text, since no such embedding is loaded; if it is one, add its "
+            "file: --embedding %s.safetensors[=WORD]",
+            ", ".join(words),
+            first,
+        )
 
 
 def warn_of_prompt(prompt: str, syntax: bool, encoder: PromptEncoder) -> None:

@@ -146,13 +146,13 @@ def join(arguments: dict[str, Any] | None, environment: Mapping[str, str] = os.e
     seconds, and where another number of hosts than $CAPHUMAN_HOSTS have met.
     """
     expected = environment.get("CAPHUMAN_HOSTS") or "1"
-    if not expected.isdigit():
+    if not expected.isdecimal():
         raise SettingError(f"CAPHUMAN_HOSTS is {expected!r}; a number of hosts is wanted")
     if arguments is None:
         _check_hosts(1, int(expected))
         return
     heartbeat = environment.get("CAPHUMAN_HEARTBEAT") or str(HEARTBEAT)
-    if not heartbeat.isdigit() or not 1 <= int(heartbeat) <= 86400:
+    if not heartbeat.isdecimal() or not 1 <= int(heartbeat) <= 86400:
         raise SettingError(f"CAPHUMAN_HEARTBEAT is {heartbeat!r}; it must be whole seconds")
     import jax
 

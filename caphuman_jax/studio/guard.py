@@ -88,7 +88,7 @@ class Guard:
                 headers={"WWW-Authenticate": asks},
             )
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._options.max_upload:
+        if length.isdecimal() and int(length) > self._options.max_upload:
             raise self._too_large()
 
     def _allowed(self, given: str) -> bool:

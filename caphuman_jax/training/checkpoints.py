@@ -164,9 +164,10 @@ class Checkpoints:
 
         like: shapes of the state. run: entries that the checkpoint's `run` must have too, nested
         dicts of JSON values. A damaged checkpoint is named through `log` and moved to
-        FOLDER/../damaged. Raises DataError if what is whole does not fit `like` or `run`, naming
-        every difference, and if there are checkpoints but none is whole."""
-        broken = []
+        FOLDER/../damaged, once a whole one was found. Raises DataError, without moving anything,
+        if what is whole does not fit `like` or `run`, naming every difference, and if there are
+        checkpoints but none is whole."""
+        broken: dict[int, str] = {}
         for step in reversed(self.steps()):
             content, problem = self._attempt(lambda: self._read_run(step))
             if content is not None:
@@ -175,18 +176,16 @@ class Checkpoints:
                     lambda: self._read_state(step, content, like, shardings)
                 )
                 if state is not None:
+                    self._set_all_aside(broken, log)
                     return state, content
-            broken.append(step)
-            log(
-                f"WARNING: the checkpoint of step {step} in {self.folder} is damaged ({problem}) "
-                f"and was moved to {self._set_aside(step)}; "
-                "going back to the one before it"
-            )
+            broken[step] = problem
         if broken:
+            problems = "; ".join(f"step {step}: {problem}" for step, problem in broken.items())
             raise DataError(
                 f"no checkpoint in {self.folder} can be read (steps {', '.join(map(str, broken))} "
                 f"are damaged); "
-                "start again in another work folder, or bring a copy of a checkpoint back"
+                f"start again in another work folder, or bring a copy of a checkpoint back "
+                f"({problems})"
             )
         return None
 
@@ -267,6 +266,14 @@ class Checkpoints:
             result, problem = None, problem or "another host could not read its part"
         return result, problem
 
+    def _set_all_aside(self, broken: Mapping[int, str], log: Callable[[str], None]) -> None:
+        for step, problem in broken.items():
+            log(
+                f"WARNING: the checkpoint of step {step} in {self.folder} is damaged ({problem}) "
+                f"and was moved to {self._set_aside(step)}; "
+                "going back to the one before it"
+            )
+
     def _set_aside(self, step: int) -> epath.Path:
         target = self.folder.parent / "damaged" / str(step)
         while target.exists():
@@ -291,7 +298,7 @@ class Checkpoints:
             if is_lost_host(error):
                 raise
             whole = (
-                sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+                sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
                 if self.folder.exists()
                 else []
             )

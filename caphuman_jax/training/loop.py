@@ -15,6 +15,7 @@ import collections
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def run(
     minutes: float | None = None,
     profile: int = 0,
     config: dict | None = None,
+    begin: Callable[[], None] = lambda: None,
     log: Log = print,
 ) -> Result:
     """Trains up to the recipe's steps, from the newest checkpoint of `workdir` or from the start.
@@ -122,6 +124,7 @@ def run(
         minutes: save and stop after that long.
         profile: how many steps to write a trace of.
         config: shown by W&B.
+        begin: called when nothing can refuse the start any more, before anything is written.
         log: takes the lines for people, on the first host.
 
     Raises:
@@ -129,9 +132,10 @@ def run(
     """
     workdir = Path(workdir)
     log = log if jax.process_index() == 0 else lambda line: None
-    run_folder.prepare(workdir, recipe)
+    run_folder.prepare(workdir)
+    folder = run_folder.checkpoint_folder(workdir)
     checkpoints = Checkpoints(
-        run_folder.checkpoint_folder(workdir),
+        folder,
         cfg.keep,
         cfg.best or None,
         highest=cfg.best_highest,
@@ -140,7 +144,7 @@ def run(
         with Preemption(minutes) as stop:
             loop = _Loop(recipe, cfg, mesh, checkpoints, workdir, log)
             try:
-                loop.init(source, config)
+                loop.init(source, config, begin)
                 result = loop.run_steps(stop, profile)
             finally:
                 loop.close()
@@ -150,6 +154,7 @@ def run(
         if jax.process_count() > 1:
             raise
         checkpoints.close()
+        run_folder.remove_empty(folder, workdir)
         raise
     checkpoints.close()
     return result
@@ -169,7 +174,9 @@ class _Loop:
         self.writer: MetricWriter | None = None
         self.host_log: HostLog | None = None
 
-    def init(self, source: RowSource | None, config: dict | None) -> None:
+    def init(
+        self, source: RowSource | None, config: dict | None, begin: Callable[[], None]
+    ) -> None:
         """The state restored or initialized, the step compiled, the first batch on its way."""
         recipe, mode = self.recipe, self.cfg.sharding
         shapes = recipe.abstract_state()
@@ -190,6 +197,7 @@ class _Loop:
         self.frozen = compiler.laid_out(sharding.place(recipe.frozen, frozen_shardings))
         self.feed = Feed(source, self.samples, self.mesh)
         if self.step >= recipe.steps:
+            self.begin(begin)
             return
         self.log(
             f"{len(jax.devices())} × {jax.devices()[0].device_kind}, {mode}; compiling the step"
@@ -199,6 +207,7 @@ class _Loop:
         self.compiled = compiled_step.compile_step(recipe, self.mesh, mode, self.frozen, rows)
         room.check_memory(self.compiled)
         self.log(f"step compiled in {time.perf_counter() - began:.1f} s")
+        self.begin(begin)
         self.writer = MetricWriter(
             self.workdir,
             batch_size=recipe.batch_size,
@@ -214,6 +223,11 @@ class _Loop:
         self.host_log.write(self.step, f"starts; {len(jax.local_devices())} devices")
         if jax.process_index() == 0:
             run_folder.log_run_start(self.workdir, self.step)
+
+    def begin(self, begin: Callable[[], None]) -> None:
+        """Nothing can refuse the start any more: the folder becomes that of this run."""
+        begin()
+        run_folder.keep_settings(self.workdir, self.recipe)
 
     @property
     def metric_writer(self) -> MetricWriter:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -59,14 +60,16 @@ def train(
     agreement.check("start", _facts(name, config, workdir))
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     with run_folder.locked(workdir):
-        run_folder.keep_config(workdir, name, config)
-        return _train_stages(module, config, workdir, deadline, profile, mirror, log)
+        run_folder.check_config(workdir, name, config)
+        begin = functools.partial(run_folder.keep_config, workdir, name, config)
+        return _train_stages(module, config, workdir, begin, deadline, profile, mirror, log)
 
 
 def _train_stages(
     module: ModuleType,
     config: ml_collections.ConfigDict,
     workdir: Path,
+    begin: Callable[[], None],
     deadline: float | None,
     profile: int,
     mirror: buckets.Mirror | None,
@@ -93,6 +96,7 @@ def _train_stages(
                 minutes=None if deadline is None else (deadline - time.monotonic()) / 60,
                 profile=profile,
                 config=config.to_dict(),
+                begin=begin,
                 log=log,
             )
             if result.exit_code or result.step < recipe.steps:
@@ -111,7 +115,7 @@ def _train_stages(
             if mirror is not None and jax.process_index() != 0:
                 mirror.pull()  # the next stage reads the model
     except CapHumanError:
-        run_folder.forget_config(workdir)
+        run_folder.forget(workdir)
         raise
     if jax.process_index() == 0 and not (workdir / "config.json").exists():
         raise DataError(
@@ -160,7 +164,7 @@ def export_run(
     try:
         if not checkpoints.steps():
             raise DataError(f"{workdir} has no checkpoint yet")
-        if step not in ("newest", "best") and not step.isdigit():
+        if step not in ("newest", "best") and not step.isdecimal():
             raise DataError(f"--step is newest, best or a number, not {step!r}")
         chosen = {"newest": checkpoints.steps()[-1], "best": checkpoints.best_step()}.get(step)
         params, run = checkpoints.read_average(int(step) if chosen is None else chosen)

@@ -1,7 +1,8 @@
 """The work folder of a run: what it holds is of one run, and where that run came from.
 
 config.json: the configuration as it was asked for. settings.json: what decides the numbers, for
-people. starts.jsonl: a line for each start.
+people. starts.jsonl: a line for each start. None of them is written before everything that a start
+can be refused for has been checked.
 """
 
 from __future__ import annotations
@@ -94,28 +95,37 @@ def locked(workdir: Path) -> Generator[None]:
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(folder_lock.held(workdir / _LOCK, taken))
         except OSError as error:
-            raise DataError(f"the work folder {workdir} cannot be written: {error}") from error
+            raise _unwritable(workdir, error) from error
         yield
 
 
-def keep_config(workdir: Path, name: str, config) -> None:
-    """Writes WORKDIR/config.json, which `caphuman export` reads.
-
-    Raises:
-        DataError: where the folder holds a run of another configuration.
-    """
+def check_config(workdir: Path, name: str, config) -> None:
+    """Raises DataError where the folder holds a run of another configuration."""
     path = workdir / "config.json"
-    now = json.loads(json.dumps({"name": name, "config": config.to_dict()}))
     deciding = lambda content: {
         key: value for key, value in content["config"].items() if key not in MAY_CHANGE
     }
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
+            now = _config_content(name, config)
             check_same_run(deciding(json.loads(path.read_text())), deciding(now), str(workdir))
-        atomic.write_text(path, json.dumps(now, indent=1))
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path} cannot be read or written: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def keep_config(workdir: Path, name: str, config) -> None:
+    """Writes WORKDIR/config.json, which `caphuman export` reads. Raises DataError where it cannot
+    be written.
+    """
+    path = workdir / "config.json"
+    try:
+        atomic.write_text(path, json.dumps(_config_content(name, config), indent=1))
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}") from error
+
+
+def _config_content(name: str, config) -> dict[str, Any]:
+    return json.loads(json.dumps({"name": name, "config": config.to_dict()}))
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -123,12 +133,11 @@ def read_config(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "config.json").read_text())["config"]
 
 
-def forget_config(workdir: Path) -> None:
-    """Removes config.json if nothing else was written, so that the next start may differ."""
+def forget(workdir: Path) -> None:
+    """Removes the folder if nothing was written to it."""
     with contextlib.suppress(OSError):
-        if {path.name for path in workdir.iterdir()} <= {"config.json", _LOCK}:
-            for name in ("config.json", _LOCK):
-                (workdir / name).unlink(missing_ok=True)
+        if {path.name for path in workdir.iterdir()} <= {_LOCK}:
+            (workdir / _LOCK).unlink(missing_ok=True)
             workdir.rmdir()
 
 
@@ -144,26 +153,55 @@ def checkpoint_folder(workdir: Path) -> str | Path:
     return workdir / "checkpoints" if url is None else f"{url}/checkpoints"
 
 
-def prepare(workdir: Path, recipe: Recipe) -> None:
-    """Makes the work folder and writes settings.json. Raises DataError where it cannot be written,
-    or where a host does not see it.
+def prepare(workdir: Path) -> None:
+    """Makes the work folder.
+
+    Raises:
+        DataError: it cannot be written, or a host does not see it.
     """
-    path = workdir / "settings.json"
-    content = {"recipe": recipe.name, **identity(recipe)}
+    shared = jax.process_count() > 1 and buckets.url_of(workdir) is None
+    mark = workdir / ".seen"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            atomic.write_text(path, json.dumps(content, indent=1))
+        if shared and jax.process_index() == 0:
+            mark.touch()
     except OSError as error:
-        raise DataError(f"the work folder {workdir} cannot be written: {error}") from error
-    if jax.process_count() > 1 and buckets.url_of(workdir) is None:
+        raise _unwritable(workdir, error) from error
+    if shared:
         multihost_utils.sync_global_devices("workdir")
-        seen = multihost_utils.process_allgather(np.int32(path.exists()))
+        seen = multihost_utils.process_allgather(np.int32(mark.exists()))
+        if jax.process_index() == 0:
+            mark.unlink(missing_ok=True)
         if not seen.all():
             raise DataError(
-                f"host {int(np.argmin(seen))} does not see {path}: --workdir has to be a folder "
+                f"host {int(np.argmin(seen))} does not see {workdir}: --workdir has to be a folder "
                 f"that all hosts share"
             )
+
+
+def keep_settings(workdir: Path, recipe: Recipe) -> None:
+    """Writes settings.json, on the first host. Raises DataError where it cannot be written."""
+    if jax.process_index() != 0:
+        return
+    content = {"recipe": recipe.name, **identity(recipe)}
+    try:
+        atomic.write_text(workdir / "settings.json", json.dumps(content, indent=1))
+    except OSError as error:
+        raise _unwritable(workdir, error) from error
+
+
+def remove_empty(*folders: str | Path) -> None:
+    """Removes those of the folders that are empty. Folders in buckets do not exist while they are
+    empty.
+    """
+    for folder in folders:
+        if not buckets.is_url(str(folder)):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+
+
+def _unwritable(workdir: Path, error: OSError) -> DataError:
+    return DataError(f"the work folder {workdir} cannot be written: {error}")
 
 
 def log_run_start(workdir: Path, step: int) -> None:

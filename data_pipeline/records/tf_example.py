@@ -254,7 +254,7 @@ def _array(feature: Feature, parts: list[memoryview]) -> np.ndarray:
         else:
             array = np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), dtype)
         return array.reshape(feature.shape)
-    except (ValueError, zlib.error) as error:
+    except (ValueError, OverflowError, zlib.error) as error:
         raise DataError(
             f"{feature.name} does not hold {feature.dtype} {feature.shape}: {error}"
         ) from error

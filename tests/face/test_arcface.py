@@ -121,6 +121,17 @@ def test_what_is_no_arcface_network(crops, tmp_path):
     ):
         with pytest.raises(ModelFolderError, match="w600k_r50"):
             arcface.ArcFace(path)
+    changed = onnx.load(save_network(tmp_path / "a.onnx"))
+    del changed.graph.output[:]
+    onnx.save(changed, tmp_path / "mute.onnx")
+    with pytest.raises(ModelFolderError, match="to nothing; an ArcFace"):
+        arcface.ArcFace(tmp_path / "mute.onnx")
+    changed = onnx.load(tmp_path / "a.onnx")
+    changed.graph.node[2].CopyFrom(helper.make_node("Reshape", ["f", "shape"], ["683"]))
+    changed.graph.initializer.append(numpy_helper.from_array(np.array([7, 512]), "shape"))
+    onnx.save(changed, tmp_path / "fails.onnx")
+    with pytest.raises(ModelFolderError, match="fails.onnx cannot be run; download it again"):
+        arcface.ArcFace(tmp_path / "fails.onnx")(crops[:1])
     (tmp_path / "text.onnx").write_text("no network")
     with pytest.raises(ModelFolderError, match="damaged"):
         arcface.find(tmp_path / "text.onnx")

@@ -24,13 +24,16 @@ from caphuman_jax.errors import CapHumanError
 CORPUS = Path(__file__).parent / "corpus"
 REGRESSIONS = Path(__file__).parent / "regressions"
 SECONDS = 5
+"""Of the processor's time for an input, so that a busy machine makes no finding."""
+STILL = 60
+"""Seconds by the clock for an input, for readers that wait."""
 MEMORY = 2**30
 LARGEST = 1 << 18
 _LONGEST_MESSAGE = 4000
 
 
 class Hang(BaseException):
-    """An input took longer than SECONDS."""
+    """An input took longer than SECONDS, or waited longer than STILL."""
 
 
 class Forbidden(BaseException):
@@ -63,7 +66,7 @@ def outcome(run: Callable[[bytes], object], data: bytes) -> str:
         raise
     except BaseException as error:
         raise Finding(_place(error), f"{type(error).__name__}: {error}"[:300]) from error
-    return f"value: {type(value).__name__}"
+    return f"value: {_kind_of(value) if isinstance(value, str) else type(value).__name__}"
 
 
 def _check_causes(error: BaseException) -> None:
@@ -87,7 +90,7 @@ def _place(error: BaseException) -> str:
 
 
 def _kind_of(text: str) -> str:
-    return re.sub(r"'[^']*'|\"[^\"]*\"|[\d.,]+|/\S+", "_", text)[:60]
+    return re.sub(r"'[^']*'|\"[^\"]*\"|[\d.,]+|/\S+", "_", text)[:120]
 
 
 def seeds(name: str) -> list[bytes]:
@@ -153,19 +156,28 @@ def keep(name: str, data: bytes) -> Path:
 
 
 @contextmanager
-def limited_time(seconds: float = SECONDS) -> Iterator[None]:
-    """Raises Hang after so many seconds, where the interpreter gets to run."""
+def limited_time(seconds: float = SECONDS, still: float = STILL) -> Iterator[None]:
+    """Raises Hang, where the interpreter gets to run, after `seconds` of the processor's time or
+    `still` by the clock.
+    """
+    timers = (
+        (signal.SIGPROF, signal.ITIMER_PROF, seconds, "of the processor's time"),
+        (signal.SIGALRM, signal.ITIMER_REAL, still, "by the clock"),
+    )
 
-    def late(*_):
-        raise Hang(f"more than {seconds} s")
+    def late(number: int, frame: object) -> None:
+        limit, kind = next((timer[2], timer[3]) for timer in timers if timer[0] == number)
+        raise Hang(f"more than {limit} s {kind}")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = {number: signal.signal(number, late) for number, *_ in timers}
+    for _, timer, limit, _ in timers:
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, timer, *_ in timers:
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 def limit_memory() -> None:

@@ -173,9 +173,16 @@ def zipped(rng: random.Random, data: bytes, inner: Mutation = any_bytes) -> byte
     return out.getvalue()
 
 
-def png(rng: random.Random, data: bytes) -> bytes:
-    """One chunk of a PNG file, with its length and checksum corrected; other formats: any bytes."""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n") or rng.random() < 0.2:
+def png_texts(rng: random.Random, data: bytes) -> bytes:
+    """`png`, but mostly the JSON of its texts."""
+    return png(rng, data, texts=0.8)
+
+
+def png(rng: random.Random, data: bytes, texts: float = 0.0) -> bytes:
+    """One chunk of a PNG file, with its length and checksum corrected; other formats: any bytes.
+    texts: how often the chunk is a text, if there is one.
+    """
+    if not data.startswith(b"\x89PNG\r\n\x1a\n") or rng.random() < (0.2 if not texts else 0.05):
         return any_bytes(rng, data)
     chunks, at = [], 8
     while at + 12 <= len(data):
@@ -184,7 +191,8 @@ def png(rng: random.Random, data: bytes) -> bytes:
         at += 12 + length
     if not chunks:
         return any_bytes(rng, data)
-    at = rng.randrange(len(chunks))
+    named = [at for at, chunk in enumerate(chunks) if chunk[0] == b"tEXt"]
+    at = rng.choice(named if named and rng.random() < texts else range(len(chunks)))
     name, content = chunks[at]
     if name == b"tEXt" and rng.random() < 0.8:
         key, _, text = content.partition(b"\0")
@@ -201,6 +209,98 @@ def png(rng: random.Random, data: bytes) -> bytes:
         sum_ = zlib.crc32(name + content).to_bytes(4, "big")
         out += len(content).to_bytes(4, "big") + name + content + sum_
     return bytes(out)
+
+
+def protobuf(rng: random.Random, data: bytes) -> bytes:
+    """One field of a message or of a message in it, with the lengths corrected; or any bytes."""
+    fields = _fields(data)
+    if not fields or rng.random() < 0.1:
+        return any_bytes(rng, data)
+    at, kind = rng.randrange(len(fields)), rng.randrange(12)
+    key, value = fields[at]
+    if kind == 0:
+        del fields[at]
+    elif kind == 1:
+        fields.insert(rng.randrange(len(fields) + 1), fields[at])
+    elif kind == 2:
+        fields[at] = (key & 7 | rng.choice((1, 2, 3, 5, 7, 8, 20)) << 3, value)
+    elif isinstance(value, int):
+        fields[at] = (key, rng.choice(_NUMBERS) if rng.random() < 0.7 else rng.getrandbits(64))
+    elif key & 7 == 2:
+        fields[at] = (key, protobuf(rng, value))
+    else:
+        fields[at] = (key, rng.choice((bytes(len(value)), b"\xff" * len(value))))
+    return b"".join(map(_field, fields))
+
+
+def _fields(data: bytes) -> list[tuple[int, int | bytes]]:
+    """(key, value) of each field of a message; [] where it is not one."""
+    fields, at = [], 0
+    try:
+        while at < len(data):
+            key, at = _varint_at(data, at)
+            if key & 7 == 0:
+                value, at = _varint_at(data, at)
+            else:
+                size = {1: 8, 5: 4}.get(key & 7)
+                if key & 7 == 2:
+                    size, at = _varint_at(data, at)
+                if size is None or key < 8 or at + size > len(data):
+                    return []
+                value, at = data[at : at + size], at + size
+            fields.append((key, value))
+    except IndexError:
+        return []
+    return fields
+
+
+def _field(field: tuple[int, int | bytes]) -> bytes:
+    key, value = field
+    if isinstance(value, int):
+        return _varint(key) + _varint(value)
+    return _varint(key) + (_varint(len(value)) if key & 7 == 2 else b"") + value
+
+
+def _varint_at(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 128:
+            return value, at
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def tfrecord(rng: random.Random, data: bytes) -> bytes:
+    """The messages of a file with their lengths corrected, the frame around one, or any bytes."""
+    frames, at = [], 0
+    while at + 16 <= len(data):
+        length = int.from_bytes(data[at : at + 8], "little")
+        if at + 16 + length > len(data):
+            break
+        frames.append(data[at + 12 : at + 12 + length])
+        at += 16 + length
+    if not frames or rng.random() < 0.2:
+        return any_bytes(rng, data)
+    at, kind = rng.randrange(len(frames)), rng.randrange(8)
+    if kind == 0:
+        del frames[at]
+    elif kind == 1:
+        frames.insert(at, frames[at] * rng.choice((1, 2, 50)))
+    else:
+        frames[at] = protobuf(rng, frames[at])
+    heads = [len(frame).to_bytes(8, "little") for frame in frames]
+    if kind == 2:
+        heads[at] = rng.choice(_NUMBERS).to_bytes(8, "little")
+    zeros = bytes(4)  # the checksums, which are not compared
+    return b"".join(head + zeros + frame + zeros for head, frame in zip(heads, frames))
 
 
 def tar(rng: random.Random, data: bytes) -> bytes:

@@ -12,6 +12,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from fuzz import mutations
 from fuzz.mutations import Mutation
 
@@ -88,9 +89,9 @@ def _embedding(path: Path) -> object:
 
 
 def _onnx(path: Path) -> object:
-    from caphuman_jax.face.arcface import ArcFace
+    from caphuman_jax.face.arcface import SIZE, ArcFace
 
-    return ArcFace(path, 1)
+    return ArcFace(path, 1)(np.full((1, SIZE, SIZE, 3), 100, np.uint8))
 
 
 def _photo(scratch: Path) -> Run:
@@ -279,18 +280,19 @@ def _identity(path: Path) -> object:
     return identity_file.load(path, "anny", "shipped")
 
 
-def _tar(path: Path) -> object:
+def _tar(path: Path) -> str:
     from caphuman_jax.errors import DataError
     from data_pipeline.sources.tars import TarSource
 
     source = TarSource(str(path))
     items = list(itertools.islice(source.items(), _ITEMS))
+    said = []
     for item in items:
         try:
-            source.read(item)
-        except DataError:
-            pass  # this item is left out, the others are read
-    return items
+            said.append(f"read {len(source.read(item)) // 100}")
+        except DataError as error:
+            said.append(str(error))  # this item is left out, the others are read
+    return "; ".join(sorted({line[:60] for line in said}))
 
 
 def _prompt(scratch: Path) -> Run:
@@ -370,10 +372,10 @@ READERS = {
         Reader("template", _in_file("x.obj", _template), mutations.any_text),
         Reader("lora", _in_file("x.safetensors", _lora), mutations.safetensors),
         Reader("embedding", _in_file("x.pt", _embedding), _OF_ZIP),
-        Reader("onnx", _in_file("w600k_r50.onnx", _onnx)),
+        Reader("onnx", _in_file("w600k_r50.onnx", _onnx), mutations.protobuf),
         Reader("photo", _photo, mutations.png),
         Reader("video", _in_file("x.mp4", _video)),
-        Reader("metadata", _in_file("x.png", _metadata), mutations.png),
+        Reader("metadata", _in_file("x.png", _metadata), mutations.png_texts),
         Reader("jobs", _jobs, mutations.json_lines),
         Reader("json", _json, mutations.any_json),
         Reader("head", _in_file("head.json", _head), mutations.any_json),
@@ -386,8 +388,8 @@ READERS = {
         Reader("suite", _in_file("x.toml", _suite), mutations.any_text),
         Reader("manifest", _manifest, mutations.any_json),
         Reader("array_record", _in_file("x.array_record", _array_record)),
-        Reader("tfrecord", _in_file("x.tfrecord", _tfrecord)),
-        Reader("record", _record),
+        Reader("tfrecord", _in_file("x.tfrecord", _tfrecord), mutations.tfrecord),
+        Reader("record", _record, mutations.protobuf),
         Reader("identity", _in_file("x.identity", _identity), mutations.safetensors),
         Reader("tar", _in_file("x.tar", _tar), mutations.tar),
         Reader("prompt", _prompt, mutations.any_text),

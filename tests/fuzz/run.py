@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from fuzz import engine
 from fuzz.readers import READERS
 from fuzz.worker import read_current
 
-_STILL = 60  # seconds on one input in which the interpreter does not even get to raise Hang
+# Seconds on one input in which the interpreter does not even get to raise Hang: of the processor's
+# time, and by the clock.
+_BUSY, _STILL = 30, 5 * engine.STILL
 _MOST_DEATHS = 20
 
 
@@ -83,7 +86,8 @@ def _child(name: str, inputs: int, seed: int, seconds: float, state: Path) -> in
     command += [f"--state={state}", f"--seconds={seconds}"]
     log = open(state.with_suffix(".log"), "wb")
     child = subprocess.Popen(command, stdout=log, stderr=log)
-    current, before, since = state.with_suffix(".input"), b"", time.monotonic()
+    current, before = state.with_suffix(".input"), b""
+    since = busy = 0.0
     while True:
         try:
             code = child.wait(1)
@@ -94,11 +98,20 @@ def _child(name: str, inputs: int, seed: int, seconds: float, state: Path) -> in
         except subprocess.TimeoutExpired:
             now = current.read_bytes() if current.exists() else b""
             if now != before or not now:
-                before, since = now, time.monotonic()
-            elif time.monotonic() - since > _STILL:
+                before, since, busy = now, time.monotonic(), _processor_time(child.pid)
+            elif time.monotonic() - since > _STILL or _processor_time(child.pid) - busy > _BUSY:
                 child.kill()
                 child.wait()
                 return "hang"
+
+
+def _processor_time(pid: int) -> float:
+    """Seconds that a process has computed (Linux; elsewhere 0)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _versions() -> str:

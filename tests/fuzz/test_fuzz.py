@@ -29,7 +29,7 @@ def test_mutated_inputs_give_a_value_or_one_line(name, tmp_path):
 def test_what_was_found_stays_mended(name, tmp_path):
     data = engine.regressions()[name]()
     run = READERS[name.partition("/")[0]].make(tmp_path)
-    with engine.limited_time(4 * engine.SECONDS):  # this machine may be busy
+    with engine.limited_time(2 * engine.SECONDS):
         engine.outcome(run, data)
 
 

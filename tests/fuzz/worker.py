@@ -8,11 +8,13 @@ STATE.input, so that the parent knows it where this process dies.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import mmap
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -44,18 +46,18 @@ def _fast_folder() -> str | None:
 
 
 def _run(args: argparse.Namespace, scratch: Path) -> None:
-    if atheris is not None:
-        with atheris.instrument_imports(include=["caphuman_jax", "data_pipeline"]):
-            engine, reader, run = _prepared(args.reader, scratch)
-    else:
+    with (
+        atheris.instrument_imports(include=["caphuman_jax", "data_pipeline"])
+        if atheris is not None
+        else contextlib.nullcontext()
+    ):
         engine, reader, run = _prepared(args.reader, scratch)
+        seeds = engine.seeds(reader.name)
+        for data in seeds:  # readers import late: instrumented, and before the limits
+            with contextlib.suppress(Exception):  # looked at below
+                run(data)
     current = _Current(args.state.with_suffix(".input"), engine.LARGEST)
     watch = engine.Watch(scratch)
-    for data in engine.seeds(reader.name):  # what is imported late is imported before the limits
-        try:
-            run(data)
-        except Exception:  # noqa: BLE001 - looked at below
-            pass
     engine.limit_memory()
     count, found, outcomes = 0, {}, set()
     begin = time.monotonic()
@@ -87,20 +89,22 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
         current.set(data)
         count += 1
         try:
+            kind, finding = engine.outcome(guarded, data), None
             if len(outcomes) < 10_000:
-                outcomes.add(engine.outcome(guarded, data))
-        except engine.Finding as finding:
-            if finding.place not in found:
-                found[finding.place] = str(finding)
-                small = engine.shrink(guarded, data, finding.place)
-                found[finding.place] += f" [{engine.keep(reader.name, small).name}]"
-                save()
+                outcomes.add(kind)
+        except engine.Finding as error:
+            finding = (error.place, str(error))
+        # Outside of `except`, whose traceback holds what the reader held.
+        if finding and finding[0] not in found:
+            place, what = finding
+            found[place] = what
+            small = engine.shrink(guarded, data, place)
+            found[place] += f" [{engine.keep(reader.name, small).name}]"
+            save()
         if count % 1000 == 0:
             save()
         if count >= args.inputs or time.monotonic() - begin > args.seconds:
             save()
-            import shutil
-
             shutil.rmtree(scratch, ignore_errors=True)
             os._exit(0)
 
@@ -112,7 +116,9 @@ def _run(args: argparse.Namespace, scratch: Path) -> None:
 
     def mutated(data: bytes, most: int, seed: int) -> bytes:
         rng = random.Random(seed)
-        if rng.random() < 0.3:
+        if rng.random() < 0.3:  # libFuzzer forgets seeds that reach no code of this project's own
+            data = rng.choice(seeds)
+        if rng.random() < 0.2:
             return atheris.Mutate(data, most)
         try:
             return reader.mutate(rng, data)[:most]

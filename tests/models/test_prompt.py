@@ -236,3 +236,20 @@ def test_prompts_of_one_kind_share_a_program():
     ]
     assert kinds[0] == kinds[1] != kinds[2] == kinds[3] and len(set(kinds)) == 4
     assert dataclasses.is_dataclass(encode(["a"])[0])
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("blurry, easynegative", ["easynegative"]),
+        ("EasyNegativeV2, bad-hands-5, (bad_prompt_version2:0.8)", 3),
+        ("ng_deepnegative_v1_75t,verybadimagenegative_v1.3", 2),
+        ("embedding:mine, (embedding:mine:1.2)", ["embedding:mine"]),
+        ("a toy in the style of <my-style>", ["<my-style>"]),
+        ("bad hands, a negative mood, easy, bad artist", []),
+        ("I <3 you, 1 < 2 > 0, uneasynegativeness", []),
+    ],
+)
+def test_names_of_embeddings_that_are_not_loaded(text, words):
+    found = PromptEncoder(ClipTokenizer()).unread_embeddings(text)
+    assert found == words or len(found) == words

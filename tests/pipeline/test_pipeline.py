@@ -318,6 +318,28 @@ def test_words_that_the_model_was_not_trained_with_are_noticed(pipe, person, cap
     assert not caplog.messages
 
 
+def test_embeddings_that_are_not_loaded_are_noticed(pipe, person, caplog, tmp_path):
+    condition = lambda one, negative: one.condition(
+        one.request(reference=person, prompt="a photo", negative_prompt=negative), with_hints=False
+    )
+    words = "(EasyNegative:1.2), badhandv4, <cat-toy>, embedding:own"
+    before = condition(pipe, words)
+    assert caplog.messages == [
+        "EasyNegative, badhandv4, <cat-toy>, embedding:own: read as plain text, since no such "
+        "embedding is loaded; if it is one, add its file: "
+        "--embedding EasyNegative.safetensors[=WORD]"
+    ]
+    plain = ClipTokenizer().ids("badhandv4")  # the ids are those of the letters, as ever
+    assert set(plain) <= set(before.prompts[1].token_ids)
+    caplog.clear()
+    known = Pipeline(pipe.config, pipe.params, pipe.graphs)
+    for word in ("EasyNegative", "badhandv4", "cat-toy", "own"):
+        save_file({"emb_params": np.zeros((2, 8), np.float32)}, tmp_path / f"{word}.safetensors")
+        known.add_embeddings([(tmp_path / f"{word}.safetensors", None)])
+    condition(known, words)
+    assert not caplog.messages
+
+
 def test_a_width_that_does_not_fit_is_refused_when_loading(pipe):
     known = dataclasses.replace(pipe.config.identity, recognition_width=100)
     config = dataclasses.replace(pipe.config, identity=known)

@@ -9,14 +9,17 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny_recipe
 
 from caphuman_jax.cli import app
 from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.runtime import compile_cache
 from caphuman_jax.runtime.distributed import distributed_arguments, first_node
+from caphuman_jax.training import room
 from caphuman_jax.training import run as training_run
 from caphuman_jax.training.loop import LoopConfig
 from caphuman_jax.training.recipes.autoencoder import AutoencoderTraining
@@ -244,6 +247,45 @@ def test_another_configuration_in_the_same_folder_is_refused(tmp_path, capsys):
     assert train(tmp_path, "--config.training.steps=1", "--config.loop.log_every=7") == 0
 
 
+def _no_data(self, samples):
+    raise CapHumanError("record 7 is damaged")
+    yield
+
+
+@pytest.mark.parametrize(
+    "target, name, value, words",
+    [
+        (room.shutil, "disk_usage", lambda _: SimpleNamespace(free=1), "one checkpoint needs"),
+        (room, "available_memory", lambda: 1, "a step needs"),
+        (tiny_recipe.Numbered, "start", _no_data, "record 7 is damaged"),
+        (tiny_recipe, "tree_hash", lambda _: "other", "frozen.base was"),
+    ],
+    ids=["disk", "memory", "data", "frozen"],
+)
+def test_a_refused_start_writes_nothing(monkeypatch, tmp_path, capsys, target, name, value, words):
+    options = ("--config.training.bad_at=3", "--config.loop.save_every=2")
+    assert train(tmp_path / "w", *options) == 1  # with a checkpoint of step 2
+    capsys.readouterr()
+    before = files(tmp_path / "w")
+    assert {"config.json", "settings.json"} <= before.keys()
+    monkeypatch.setattr(target, name, value)
+    assert train(tmp_path / "w", *options, "--config.loop.log_every=9") == 2
+    assert words in capsys.readouterr().err
+    assert files(tmp_path / "w") == before
+    if name != "tree_hash":
+        assert train(tmp_path / "new", *options) == 2
+        assert not (tmp_path / "new").exists()
+
+
+def files(folder):
+    """{path: (content, when it was written)}; what is locked does not count."""
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
 def test_exit_codes_and_one_line(tmp_path, capsys):
     assert train(tmp_path / "a", "--config.training.bad_at=2") == 1
     assert "loss of step 3 is NaN or infinite" in capsys.readouterr().out
@@ -259,8 +301,6 @@ def test_exit_codes_and_one_line(tmp_path, capsys):
 
 def test_a_work_folder_that_was_removed_is_told(monkeypatch, tmp_path, capsys):
     """Its checkpoints are gone; a code of 0 would say that they are there."""
-    import tiny_recipe
-
     monkeypatch.setattr(tiny_recipe, "export", lambda _, workdir, *__: shutil.rmtree(workdir))
     assert train(tmp_path / "w") == 2
     assert "something removed" in capsys.readouterr().err
