@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.recipe = "mini"
     config.data = ""  # records, by caphuman prepare
     config.autoencoder_from = ""  # a model whose autoencoder is taken; else one is trained
+    config.weights_from = ""  # a model of these sizes to start with; else from nothing
     config.model = MINI.to_dict()
 
     config.autoencoder = {
@@ -45,6 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
         "grad_clip_norm": 1.0,
         "ema_decay": 0.9995,
         "min_snr_gamma": 5.0,
+        "timestep_power": 1.0,
         "face_weight": 2.5,
         "feature_weight": 4.0,
         "mask_weight": 1.0,

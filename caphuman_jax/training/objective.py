@@ -114,7 +114,11 @@ class NoiseKeys(NamedTuple):
 
 
 def sample_noise(
-    keys: NoiseKeys, model: ModelConfig, identity_dropout_prob: float, pictures: tuple[int, ...]
+    keys: NoiseKeys,
+    model: ModelConfig,
+    identity_dropout_prob: float,
+    pictures: tuple[int, ...],
+    timestep_power: float = 1.0,
 ) -> Noise:
     """The noise of a batch.
 
@@ -125,12 +129,19 @@ def sample_noise(
             random timestep down.
         pictures: (B,), or () for one picture without the leading axis: with `jax.vmap` each picture
             has keys of its own.
+        timestep_power: timesteps are the number of timesteps times u to this power, u uniform in
+            [0, 1): 1 gives all alike, more gives fewer noisy ones.
     """
     timesteps, shape = model.diffusion.num_timesteps, (*pictures, *latent_shape(model))
+    if timestep_power == 1:
+        timestep = jax.random.randint(keys.timestep, pictures, 0, timesteps)
+    else:
+        share = jax.random.uniform(keys.timestep, pictures) ** jnp.float32(timestep_power)
+        timestep = jnp.minimum((timesteps * share).astype(jnp.int32), timesteps - 1)
     tau = jax.random.uniform(keys.tau, pictures, minval=1.0, maxval=float(timesteps))
     limited = jax.random.uniform(keys.limited, pictures) < identity_dropout_prob
     return Noise(
-        timestep=jax.random.randint(keys.timestep, pictures, 0, timesteps),
+        timestep=timestep,
         noise=jax.random.normal(keys.noise, shape),
         latent_noise=jax.random.normal(keys.latent_noise, shape),
         identity_until=jnp.where(limited, tau, 0.0),

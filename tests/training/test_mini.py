@@ -11,12 +11,13 @@ import pytest
 
 from caphuman_jax.cli import app
 from caphuman_jax.config import MINI
+from caphuman_jax.errors import SettingError
 from caphuman_jax.models import registry
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training import loop, run_config
 from caphuman_jax.training.recipes import mini
 from caphuman_jax.training.resident_batches import resident, sample_batch
-from caphuman_jax.weights.model_folder import load_params, read_config, verify_model
+from caphuman_jax.weights.model_folder import load_params, read_config, save_model, verify_model
 
 
 def run(folder, recipe, mesh, **kinds):
@@ -84,6 +85,38 @@ def test_the_autoencoder_of_another_model_is_taken(tiny_folder, tmp_path):
     assert model.vae == given.vae != MINI.vae and model.unet == MINI.unet != given.unet
     shapes = {"vae": registry.abstract(given, only=("vae",))["vae"][1]}
     assert leaves_equal(vae, load_params(tiny_folder, shapes)["vae"])
+
+
+def test_training_starts_with_the_weights_of_another_model(
+    tiny, tiny_folder, training, data, tmp_path
+):
+    identity = dataclasses.replace(tiny.identity, recognition_width=192)
+    tiny = dataclasses.replace(tiny, identity=identity)
+    data = data | {"vectors": np.ones((10, 4, 192), np.float32)}
+    networks = registry.init(tiny, jax.random.key(7))
+    trees = {name: jax.device_get(params) for name, (_, params) in networks.items()}
+    given = tmp_path / "given"
+    save_model(given, tiny, {name: trees[name] for name in (*mini.TRAINED, "vae")})
+    config = run_config.read_config("mini")
+    config.weights_from = str(given)
+    assert [stage.name for stage in mini.stages(config, tmp_path)] == ["denoiser"]
+    model, _ = mini._autoencoder(config, tmp_path)
+    with pytest.raises(SettingError, match="has another unet, .*image_size than config.model"):
+        mini._start(config, model)
+
+    config.model = tiny.to_dict()
+    model, vae = mini._autoencoder(config, tmp_path)
+    assert model == tiny and leaves_equal(vae, trees["vae"])
+    recipe = mini.MiniRecipe(model, training, vae, data, start=mini._start(config, model))
+    first = recipe.init_params()
+    assert leaves_equal(first, {name: trees[name] for name in mini.TRAINED})
+    assert {x.dtype for x in jax.tree.leaves(first)} == {np.dtype(np.float32)}
+    nothing = mini.MiniRecipe(model, training, vae, data)
+    assert "start" not in nothing.settings and recipe.settings != nothing.settings
+
+    config.autoencoder_from = str(tiny_folder)
+    with pytest.raises(SettingError, match="leave config.autoencoder_from out"):
+        mini._autoencoder(config, tmp_path)
 
 
 def leaves_equal(a, b):

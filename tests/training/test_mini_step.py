@@ -14,6 +14,7 @@ from caphuman_jax.errors import DataError
 from caphuman_jax.models.tokenizer import ClipTokenizer
 from caphuman_jax.runtime import sharding
 from caphuman_jax.training import compiled_step, loop
+from caphuman_jax.training.objective import NoiseKeys, sample_noise
 from caphuman_jax.training.recipes import mini
 from caphuman_jax.training.resident_batches import (
     join_captions,
@@ -243,3 +244,20 @@ def test_error_of_x0_counts_one_where_only_noise_is_left(training):
     np.testing.assert_allclose(
         of_v / (1 - alpha), np.minimum(alpha / (1 - alpha) + 1, training.min_snr_gamma), rtol=2e-5
     )
+
+
+def test_a_power_makes_noisy_timesteps_rarer_and_one_changes_nothing(tiny):
+    """P(t < T x) = x^(1/power), and noise is that of all timesteps alike."""
+    steps, count = tiny.diffusion.num_timesteps, 20000
+    keys = NoiseKeys(*jax.random.split(jax.random.key(3), 5))
+    noise = lambda power: sample_noise(keys, tiny, 0.2, (count,), power)
+    plain, rare = noise(1.0), noise(1.5)
+    np.testing.assert_array_equal(
+        plain.timestep, jax.random.randint(keys.timestep, (count,), 0, steps)
+    )
+    at = np.asarray(rare.timestep)
+    assert at.min() >= 0 and at.max() < steps
+    for share in (0.1, 0.5, 0.9):
+        assert abs((at < steps * share).mean() - share ** (1 / 1.5)) < 0.012
+    np.testing.assert_array_equal(rare.noise, plain.noise)
+    np.testing.assert_array_equal(rare.identity_until, plain.identity_until)

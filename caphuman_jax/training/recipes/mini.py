@@ -18,7 +18,7 @@ from jaxtyping import Float, Key
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import loss
-from caphuman_jax.errors import DataError
+from caphuman_jax.errors import DataError, SettingError
 from caphuman_jax.models import registry
 from caphuman_jax.models.capface import start_from_unet
 from caphuman_jax.nn.compute_config import ComputeConfig
@@ -70,6 +70,8 @@ class MiniTraining:
         grad_clip_norm: largest global norm of the gradient.
         ema_decay: of the moving average of the parameters.
         min_snr_gamma: see `timestep_weight`.
+        timestep_power: 1: all timesteps are as frequent; above, noisy ones are rarer, see
+            `objective.sample_noise`.
         face_weight, feature_weight: how much the denoiser's error counts on the face, and on eyes,
             brows and mouth, as against 1 elsewhere.
         mask_weight: of the mask's error next to the denoiser's.
@@ -101,6 +103,7 @@ class MiniTraining:
     grad_clip_norm: float = 1.0
     ema_decay: float = 0.9995
     min_snr_gamma: float = 5.0
+    timestep_power: float = 1.0
     face_weight: float = 2.0
     feature_weight: float = 3.0
     mask_weight: float = 1.0
@@ -132,6 +135,7 @@ class MiniRecipe(Recipe):
         data: dict,
         mesh=None,
         held_out: dict | None = None,
+        start: Tree | None = None,
     ):
         """
         Args:
@@ -141,14 +145,17 @@ class MiniRecipe(Recipe):
             data: of `dataset.build`.
             mesh: devices over which batches are split, None for one device.
             held_out: as `data`, of other people, for `held_out_loss`.
+            start: parameters of the trained networks that the run starts with, else random ones.
         """
-        self.model, self.cfg, self._mesh = model, cfg, mesh
+        self.model, self.cfg, self._mesh, self._start = model, cfg, mesh, start
         networks = (*TRAINED, "vae")
         abstract = registry.abstract(model, ComputeConfig(cfg.dtype), only=networks)
         graphs = {name: graph for name, (graph, _) in abstract.items()}
-        self.name = f"{model.name} from nothing"
+        self.name = f"{model.name} from {'nothing' if start is None else 'given weights'}"
         self.batch_size, self.steps = cfg.batch_size, cfg.steps
         self.settings = {"model": model.to_dict(), "training": dataclasses.asdict(cfg)}
+        if start is not None:
+            self.settings["start"] = tree_hash(start)
         self.param_shapes = {name: abstract[name][1] for name in TRAINED}
         self.frozen = {
             "vae": jax.device_get(vae),
@@ -198,6 +205,8 @@ class MiniRecipe(Recipe):
         )
 
     def init_params(self) -> Tree:
+        if self._start is not None:
+            return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), self._start)
         with sharding.on_cpu():
             return jax.device_get(init_params(self.model, self.cfg))
 
@@ -216,7 +225,13 @@ class MiniRecipe(Recipe):
         keys = NoiseKeys(time, noise, latent_key, limited, tau)
         return (
             drop_conditions(batch, identity, control, cfg),
-            sample_noise(keys, self.model, cfg.identity_dropout_prob, (cfg.batch_size,)),
+            sample_noise(
+                keys,
+                self.model,
+                cfg.identity_dropout_prob,
+                (cfg.batch_size,),
+                cfg.timestep_power,
+            ),
         )
 
     def sampled_rows(self, frozen, step):
@@ -232,6 +247,7 @@ class MiniRecipe(Recipe):
             "background_swap_prob": 0.0,
             "identity_swap_prob": 0.0,
             "light": 1.0,
+            "timestep_power": 1.0,
         }
         cfg = dataclasses.replace(self.cfg, **unchanged)
         inputs = functools.partial(self._inputs, cfg, "data_held_out", self._mesh)
@@ -286,12 +302,12 @@ def init_params(model: ModelConfig, cfg: MiniTraining) -> Tree:
 
 def stages(config, workdir: Path) -> list[Stage]:
     """The autoencoder, in WORKDIR/autoencoder unless another model's is taken, then everything
-    else.
+    else, from nothing or from another model's weights.
     """
     records = functools.cache(lambda: _records(config))
     first = (
         []
-        if config.get("autoencoder_from")
+        if config.get("weights_from") or config.get("autoencoder_from")
         else [autoencoder.stage(config, workdir / "autoencoder", records)]
     )
     return [
@@ -331,7 +347,7 @@ def _build(config, workdir: Path, records, mesh, log) -> tuple[MiniRecipe, None]
         held_out = dataset.build(
             records, test_index[:photos], head=model.head, log=lambda line: None
         )
-    recipe = MiniRecipe(model, cfg, vae, data, mesh, held_out)
+    recipe = MiniRecipe(model, cfg, vae, data, mesh, held_out, _start(config, model))
     # The folder of the records may move; what is in it may not change while a run is resumed.
     recipe.settings["photos"] = hashlib.sha256(
         "\n".join(data["name"].tolist()).encode()
@@ -351,10 +367,15 @@ def _build(config, workdir: Path, records, mesh, log) -> tuple[MiniRecipe, None]
 
 def _autoencoder(config, workdir: Path) -> tuple[ModelConfig, Tree]:
     """(configuration of the whole model, the autoencoder's parameters): of the model that
-    `config.autoencoder_from` names, or trained in WORKDIR. Raises ModelFolderError if there is no
-    such model.
+    `config.weights_from` or `config.autoencoder_from` names, or trained in WORKDIR. Raises
+    ModelFolderError if there is no such model, SettingError if both are given.
     """
-    given = config.get("autoencoder_from")
+    start, given = config.get("weights_from"), config.get("autoencoder_from")
+    if start and given:
+        raise SettingError(
+            "config.weights_from brings its model's autoencoder; leave config.autoencoder_from out"
+        )
+    given = start or given
     folder = find_model(given) if given else workdir / "autoencoder" / "model"
     model = read_config(folder)
     if given:
@@ -362,6 +383,29 @@ def _autoencoder(config, workdir: Path) -> tuple[ModelConfig, Tree]:
         model = dataclasses.replace(wanted, vae=model.vae)
     shapes = registry.abstract(model, only=("vae",))["vae"][1]
     return model, load_params(folder, {"vae": shapes})["vae"]
+
+
+def _start(config, model: ModelConfig) -> Tree | None:
+    """The parameters that training starts with, of the model that `config.weights_from` names.
+
+    Raises:
+        SettingError: that model's networks are not those of `model`, or it predicts something else.
+    """
+    if not config.get("weights_from"):
+        return None
+    folder = find_model(config.weights_from)
+    theirs = read_config(folder)
+    other = [
+        name
+        for name in ("unet", "capface", "identity", "text", "diffusion", "image_size")
+        if getattr(theirs, name) != getattr(model, name)
+    ]
+    if other:
+        raise SettingError(
+            f"config.weights_from: {folder} has another {', '.join(other)} than config.model"
+        )
+    shapes = {name: registry.abstract(model, only=(name,))[name][1] for name in TRAINED}
+    return load_params(folder, shapes)
 
 
 def export(config, workdir: Path, params: Tree, folder: Path, metadata: dict) -> None:
