@@ -106,6 +106,14 @@ class _Parser(argparse.ArgumentParser):
         if message:
             (file or sys.stderr).write(message)
 
+    def parse_known_args(self, args=None, namespace=None):
+        for text in args or []:
+            if text == "--":
+                break
+            if text.startswith("--") and text.endswith("=--"):  # Python 3.11 makes [] of it
+                self.error(f"{text}: -- is not a value")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message):
         self.exit(_FAILED, f"caphuman: error: {message}; see {self.prog} --help\n")
 

@@ -145,8 +145,6 @@ def light(text: str | None):
     """
     if text is None:
         return None
-    if not isinstance(text, str):  # argparse of Python 3.11 makes [] of --light=--
-        raise SettingError("--light -- is not a light; write for example --light left=0.8")
     source = text.strip()
     if not source.startswith("["):
         if not source.lower().endswith(".json"):

@@ -177,7 +177,7 @@ class SamplingParams:
     precision: str = field(
         "exact",
         (
-            "fp8: matrix products of the UNet and CapFace in 8-bit floating point, experimental "
+            "fp8: feed-forward layers of UNet and CapFace in 8-bit floating point, experimental "
             "(NVIDIA Ada, Hopper or newer); default exact: in --dtype"
         ),
         "choice",

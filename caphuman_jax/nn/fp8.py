@@ -24,9 +24,7 @@ from caphuman_jax.errors import SettingError
 
 E4M3 = jnp.float8_e4m3fn
 _LARGEST = float(jnp.finfo(E4M3).max)  # 448; what is larger would become NaN
-_TOKEN_SIZE = 1.0  # typical size of the text's and the identity's tokens, which are normalized
-# Attention takes means of values, the GELU halves its gate: by how much inputs are smaller for it.
-_AFTER_ATTENTION, _AFTER_GATE = 0.5, 0.5
+_AFTER_GATE = 0.5  # the GELU halves its gate: by how much the next layer's inputs are smaller
 _LEAST_CAPABILITY = 8.9  # Ada
 
 
@@ -76,13 +74,11 @@ def product(
 
 
 def with_fp8_products(params: Mapping[str, Any]) -> dict[str, Any]:
-    """A UNet's or CapFace's parameters with the kernels of its transformer blocks as `Fp8`, but for
-    those at the full size of the latents, the outermost, where products of so few channels gain
-    nothing.
+    """A UNet's or CapFace's parameters with the kernels of its feed-forward layers as `Fp8`, but
+    for those at the full size of the latents, the outermost.
 
-    Left as they are: keys and values of a context, which are computed once for all steps, and the
-    last layer of each block, whose inputs are not normalized. Kernels that are not plain arrays
-    (8-bit whole numbers) stay too.
+    Other products are too small: rounding their inputs costs more than their multiplication saves
+    (docs/notes/performance.md). Kernels that are not plain arrays (8-bit whole numbers) stay too.
 
     Args:
         params: arrays on the device; in a trace.
@@ -98,47 +94,23 @@ def with_fp8_products(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _block(block: Mapping[str, Any]) -> dict[str, Any]:
     """A `TransformerBlock`'s parameters."""
-    own, cross, forward = (
-        block[name] for name in ("self_attention", "cross_attention", "feed_forward")
-    )
-    inputs = [_norm_size(block[name]) for name in ("norm", "norm_1", "norm_2", "norm_3")]
-    values = _output_size(own["value"], inputs[1]), _output_size(cross["value"], _TOKEN_SIZE)
-    hidden = _AFTER_GATE * jnp.square(_output_size(forward["up"], inputs[3]))
-    return {
-        **block,
-        **_packed({"proj_in": block["proj_in"]}, inputs[0]),
-        "self_attention": {
-            **_packed({name: own[name] for name in ("query", "key", "value")}, inputs[1]),
-            **_packed({"out": own["out"]}, _AFTER_ATTENTION * values[0]),
-        },
-        "cross_attention": {
-            **cross,
-            **_packed({"query": cross["query"]}, inputs[2]),
-            **_packed({"out": cross["out"]}, _AFTER_ATTENTION * values[1]),
-        },
-        "feed_forward": {
-            **_packed({"up": forward["up"]}, inputs[3]),
-            **_packed({"down": forward["down"]}, hidden),
-        },
-    }
+    forward, inputs = block["feed_forward"], _norm_size(block["norm_3"])
+    hidden = _AFTER_GATE * jnp.square(_output_size(forward["up"], inputs))
+    packed = {"up": _packed(forward["up"], inputs), "down": _packed(forward["down"], hidden)}
+    return {**block, "feed_forward": packed}
 
 
-def _packed(layers: Mapping[str, Any], input_size: jax.Array) -> dict[str, Any]:
-    """Layers of the same inputs, of this typical size, with kernels of one factor: it makes inputs
-    and kernels equally large.
+def _packed(layer: Mapping[str, Any], input_size: jax.Array) -> dict[str, Any]:
+    """A layer whose inputs have this typical size. The factor of its kernel makes inputs and kernel
+    equally large.
     """
-    kernels = {name: layer["kernel"] for name, layer in layers.items()}
-    if not all(isinstance(kernel, jax.Array) for kernel in kernels.values()):
-        return dict(layers)
-    exact = {name: kernel.astype(jnp.float32) for name, kernel in kernels.items()}
-    size = jnp.stack([_size(kernel) for kernel in exact.values()]).mean()
-    factor = jnp.sqrt(size / jnp.maximum(input_size, 1e-6))
-    factor = jnp.where(factor > 0, factor, 1.0)  # of kernels of zeros
-    small = {
-        name: jnp.clip(kernel / factor, -_LARGEST, _LARGEST).T.astype(E4M3)
-        for name, kernel in exact.items()
-    }
-    return {name: {**layer, "kernel": Fp8(small[name], factor)} for name, layer in layers.items()}
+    if not isinstance(layer["kernel"], jax.Array):
+        return dict(layer)
+    kernel = layer["kernel"].astype(jnp.float32)
+    factor = jnp.sqrt(_size(kernel) / jnp.maximum(input_size, 1e-6))
+    factor = jnp.where(factor > 0, factor, 1.0)  # of a kernel of zeros
+    small = jnp.clip(kernel / factor, -_LARGEST, _LARGEST).T.astype(E4M3)
+    return {**layer, "kernel": Fp8(small, factor)}
 
 
 def _size(x: jax.Array) -> jax.Array:

@@ -63,6 +63,16 @@ def test_a_full_memory_names_a_setting_that_the_verb_has(verb, setting):
     assert setting in told and ("--batch" in told) == (verb == "sample")
 
 
+@pytest.mark.parametrize("given", ["--light=--", "--num-images=--", "--out=--", "--yaw=--"])
+def test_two_dashes_are_no_value(given, capsys):
+    """argparse of Python 3.11 makes an empty list of them, which no option expects."""
+    arguments = ["generate", "--reference", "me.png", "--prompt", "a photo", given]
+    with pytest.raises(SystemExit) as left:
+        app.run(arguments)
+    assert left.value.code == 2
+    assert f"error: {given}: -- is not a value" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_in_a_finalizer_is_not_lost(number, code, monkeypatch, capsys):
     """Python drops what a finalizer raises, as it does in callbacks of its garbage collector."""

@@ -325,17 +325,15 @@ def _person(scratch: Path) -> Run:
 
 def _options(scratch: Path) -> Run:
     """Options of generate, through its own parser."""
-    import argparse
-
     from tiny_model import TINY
 
-    from caphuman_jax.cli import argument_types, head_arguments, sampling_arguments
+    from caphuman_jax.cli import app, argument_types, head_arguments, sampling_arguments
     from caphuman_jax.diffusion.sampling_params import SamplingParams
     from caphuman_jax.errors import SettingError
     from caphuman_jax.pipeline.head_target import HeadTarget
     from caphuman_jax.weights import embeddings, lora
 
-    class Parser(argparse.ArgumentParser):
+    class Parser(app._Parser):
         def error(self, message):
             raise SettingError(message)
 
