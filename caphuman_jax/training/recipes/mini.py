@@ -394,12 +394,9 @@ def _start(config, model: ModelConfig) -> Tree | None:
     if not config.get("weights_from"):
         return None
     folder = find_model(config.weights_from)
-    theirs = read_config(folder)
-    other = [
-        name
-        for name in ("unet", "capface", "identity", "text", "diffusion", "image_size")
-        if getattr(theirs, name) != getattr(model, name)
-    ]
+    wanted, theirs = model.to_dict(), read_config(folder).to_dict()
+    parts = ("unet", "capface", "identity", "text", "diffusion", "image_size")
+    other = [part for part in parts if theirs[part] != wanted[part]]
     if other:
         raise SettingError(
             f"config.weights_from: {folder} has another {', '.join(other)} than config.model"
