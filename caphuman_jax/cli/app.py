@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -91,6 +92,8 @@ _VERBS = {
 """Each verb's module, with add_arguments(parser) and run(args), and its line in the help."""
 _NEEDS_POSIX = ("sample", "serve", "studio", "evaluate", "prepare", "train", "launch")
 """Verbs that lock files, or signal groups of processes, as only POSIX systems do."""
+_PLACE = re.compile(r"PHOTO|PICTURE|FILE|FOLDER|DIR|PATH|SRC|OUT|MODEL|ADDRESS")
+"""In the names of arguments that are a path or an address."""
 _FAILED = 2
 _AGAIN = 0.02  # seconds after which a signal is sent again
 
@@ -113,6 +116,12 @@ class _Parser(argparse.ArgumentParser):
             if text.startswith("--") and text.endswith("=--"):  # Python 3.11 makes [] of it
                 self.error(f"{text}: -- is not a value")
         return super().parse_known_args(args, namespace)
+
+    def _get_value(self, action, arg_string):
+        # An empty path would be the current directory, an empty address every interface.
+        if not arg_string.strip() and _PLACE.search(str(action.metavar or action.dest).upper()):
+            raise argparse.ArgumentError(action, "must not be empty")
+        return super()._get_value(action, arg_string)
 
     def error(self, message):
         self.exit(_FAILED, f"caphuman: error: {message}; see {self.prog} --help\n")

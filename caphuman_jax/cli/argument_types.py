@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 _MOST_DIGITS = 18
 """Of whole numbers: they fit into 64 bits, wherever they go."""
@@ -26,6 +27,22 @@ def positive_int(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number from 0 on."""
+    value = integer(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, not {text!r}")
+    return value
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
     return value
 
 

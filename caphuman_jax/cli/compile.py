@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from caphuman_jax.errors import SettingError
-from caphuman_jax.io import atomic
+from caphuman_jax.io import atomic, json_reader
 from caphuman_jax.runtime.versions import versions
 
 
@@ -97,6 +97,8 @@ def run(args) -> None:
     read_config(args.config, args.overrides)
     batches = [_batch(text) for text in args.batch] if args.batch else [None]
     options = _options(args)
+    if args.out:
+        _check_out(args.out)
     outcomes: list[compile.Outcome] = []
 
     def done(outcome):
@@ -297,12 +299,7 @@ def write(path: Path, outcomes) -> None:
     """Results as JSON or as a table. Rows of the same program that a JSON file holds are replaced,
     others stay.
     """
-    rows = {
-        _key(row): row
-        for row in (
-            json.loads(path.read_text()) if path.suffix == ".json" and path.is_file() else []
-        )
-    }
+    rows = _earlier(path)
     found = versions("jax", "jaxlib", "libtpu", "caphuman-jax")
     new = ({**dataclasses.asdict(outcome), "versions": found} for outcome in outcomes)
     rows |= {_key(row): row for row in new}
@@ -312,6 +309,26 @@ def write(path: Path, outcomes) -> None:
         else table(outcomes)
     )
     atomic.write_text(path, text)
+
+
+def _check_out(path: Path) -> None:
+    """Raises SettingError before anything is compiled, where the results cannot be written."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise SettingError(f"--out {path}: give the name of a file in a folder that exists")
+    _earlier(path)
+
+
+def _earlier(path: Path) -> dict[str, dict]:
+    """The rows of a JSON file of results that is there, by their keys. Raises SettingError."""
+    if path.suffix != ".json" or not path.exists():
+        return {}
+    try:
+        return {_key(row): row for row in json_reader.read(path)}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SettingError(
+            f"--out {path} is there and holds no results of caphuman compile ({error}); choose "
+            f"another name"
+        ) from error
 
 
 def table(outcomes) -> str:

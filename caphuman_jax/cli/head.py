@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from caphuman_jax.cli.head_sequence import GIF_SIDE, write_sequence
 from caphuman_jax.diffusion.sampling_field import image_size
 from caphuman_jax.errors import SettingError
 from caphuman_jax.head.models.registry import HEADS
+from caphuman_jax.io import checks
 
 log = logging.getLogger("caphuman_jax")
 
 _FROM, _SMALLEST, _LARGEST = ("reference", "numbers"), 16, 4096
+_OF_SEQUENCES = {"every": 1, "fps": None, "smooth": 0.0, "missing": "interpolate"}
+"""Options that only sequences have, with their defaults."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +125,11 @@ def _check(args) -> None:
                 raise SettingError(
                     f"--{name.replace('_', '-')} needs --head-from PHOTO or --sequence"
                 )
+    if args.sequence is None:
+        for name, default in _OF_SEQUENCES.items():
+            if getattr(args, name) != default:
+                raise SettingError(f"--{name} needs --sequence")
+    checks.number("--smooth", args.smooth, 0, math.inf)
 
 
 def _start(args):

@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
     try:
         identity_file.save(args.out, person, pipe.head_name)
     except OSError as error:
-        raise CapHumanError(f"the identity cannot be written to {args.out} ({error})") from error
+        reason = error.strerror or error
+        raise CapHumanError(f"the identity cannot be written to {args.out} ({reason})") from error
     console.check_there([args.out], args.out.parent)
     recognizer = person.known_by.partition(" and ")[0]
     print(

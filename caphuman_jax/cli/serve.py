@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from caphuman_jax.cli import console, sampling_arguments
+from caphuman_jax.cli.argument_types import positive_int
 from caphuman_jax.errors import CapHumanError
 
 _NEEDED = ("starlette", "uvicorn", "multipart", "python_multipart", "prometheus_client")
@@ -43,17 +44,21 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     )
     server.add_argument(
         "--queue",
-        type=int,
+        type=positive_int,
         default=32,
         metavar="N",
         help="requests that may wait or run at the same time, default 32; more get status 429",
     )
     server.add_argument(
-        "--max-upload", type=int, default=64, metavar="MB", help="largest request, default 64"
+        "--max-upload",
+        type=positive_int,
+        default=64,
+        metavar="MB",
+        help="largest request, default 64",
     )
     server.add_argument(
         "--max-pictures",
-        type=int,
+        type=positive_int,
         default=100,
         metavar="N",
         help="most pictures of one request, default 100",

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 
+from caphuman_jax.cli.argument_types import count, positive
 from caphuman_jax.cli.console import resumable
 from caphuman_jax.errors import RESTART
 
@@ -30,13 +31,13 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=positive,
         help="save and stop after N minutes; the same command resumes",
         metavar="N",
     )
     parser.add_argument(
         "--profile",
-        type=int,
+        type=count,
         default=0,
         metavar="STEPS",
         help="write a trace of that many steps to WORKDIR/profile",

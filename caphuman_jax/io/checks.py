@@ -33,8 +33,9 @@ def number(
     except (TypeError, ValueError, OverflowError):
         raise error(f"{name} must be a number, not {value!r}") from None
     if not math.isfinite(found) or not low <= found <= high:
-        wanted = f"lie between {low:g} and {high:g}" if high < math.inf else f"be at least {low:g}"
-        raise error(f"{name} must {wanted}, not {found:g}")
+        least, most = _text(low), _text(high)
+        wanted = f"lie between {least} and {most}" if high < math.inf else f"be at least {least}"
+        raise error(f"{name} must {wanted}, not {_text(value)}")
     return found
 
 
@@ -44,3 +45,10 @@ def whole(name: str, value: Any, low: float, high: float) -> int:
     if found != int(found):
         raise SettingError(f"{name} must be a whole number, not {value}")
     return int(found)
+
+
+def _text(value: Any) -> str:
+    """Whole numbers with all their digits, others with six."""
+    if hasattr(value, "__index__"):
+        return str(int(value))
+    return value if isinstance(value, str) else f"{value:g}"

@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 
 from caphuman_jax.errors import SettingError
+from caphuman_jax.io.files import read_regular
 
+_MAX_BYTES = 2**20
 PLATFORMS = ("local", "docker", "slurm", "gke", "tpu-vm")
 TOGETHER = ("train", "doctor")
 """Commands whose hosts compute together, through jax.distributed."""
@@ -193,8 +195,8 @@ def make_job(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        content = yaml.safe_load(read_regular(path, _MAX_BYTES).decode())
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise SettingError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SettingError(f"{path} is not a table of NAME: VALUE")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from caphuman_jax.errors import SettingError
-from caphuman_jax.io import buckets
+from caphuman_jax.io import buckets, json_reader
 from caphuman_jax.launch.job import Job
 from caphuman_jax.runtime import device_specs
 
@@ -121,7 +121,7 @@ def check_figures(job: Job, kind: str, batch: int) -> None:
     try:
         found = [
             row
-            for row in json.loads(Path(job.figures).read_text())
+            for row in json_reader.read(job.figures)
             if row["what"] == "train"
             and kind in row["device"]
             and (row["settings"]["config"], row["devices"], row["batch_per_device"]) == wanted

@@ -53,6 +53,8 @@ def serve(options: ServerOptions, port: int, load: Load, announce: Callable[[str
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:  # some resolvers take the last 16 bits of it
+        raise SettingError(f"--port must lie between 0 and 65535, not {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -62,8 +64,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.bind(address)
         listening.listen(128)
         return listening
-    except OverflowError as error:
-        raise SettingError(f"--port must lie between 0 and 65535, not {port}") from error
     except OSError as error:
         raise CapHumanError(
             f"{host}:{port} cannot be listened on ({error.strerror or error}); choose another with "

@@ -201,7 +201,11 @@ def remove_empty(*folders: str | Path) -> None:
 
 
 def _unwritable(workdir: Path, error: OSError) -> DataError:
-    return DataError(f"the work folder {workdir} cannot be written: {error}")
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "it, or a part of its path, is a file"
+    else:
+        reason = str(error)
+    return DataError(f"the work folder {workdir} cannot be written: {reason}")
 
 
 def log_run_start(workdir: Path, step: int) -> None:

@@ -19,6 +19,7 @@ from caphuman_jax.weights import flax_names, folder_files
 
 _MOST_ENTRIES = 1_000_000
 _DEEPEST = 32
+_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8")  # PNG, JPEG, GIF
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -119,6 +120,8 @@ def _open_file(path: Path, part: str | None) -> Checkpoint:
             )
         elif start.lstrip()[:1] == b"<":
             raise ModelFolderError(f"{path} is a web page, not weights; the download went wrong")
+        elif start.startswith(_PICTURES):
+            raise ModelFolderError(f"{path} is a picture, not weights")
         elif not start:
             raise ModelFolderError(f"{path} is empty")
         else:

@@ -18,6 +18,7 @@ import sys
 import threading
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import create_runner
 
@@ -157,11 +158,33 @@ def one_thread() -> None:
         sys.modules["cv2"].setNumThreads(1)
 
 
+class _LoopbackGrpc:
+    """The module grpc for Beam's local runner: its servers listen on loopback interfaces only.
+
+    Beam has no setting for it. Its servers listen on all interfaces, without a password, though
+    its local workers connect to localhost.
+    """
+
+    def __getattr__(self, name: str):
+        return getattr(grpc, name)
+
+    @staticmethod
+    def server(*args, **named) -> grpc.Server:
+        """As `grpc.server`; the address that the server is given must be `[::]:PORT`."""
+        server = grpc.server(*args, **named)
+        listen = server.add_insecure_port
+        server.add_insecure_port = lambda address: listen(address.replace("[::]", "localhost"))
+        return server
+
+
 def _local_runner(options: PipelineOptions):
     from apache_beam.portability.api import beam_provision_api_pb2
-    from apache_beam.runners.portability.fn_api_runner import fn_runner
+    from apache_beam.runners.portability import local_job_service
+    from apache_beam.runners.portability.fn_api_runner import fn_runner, worker_handlers
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
 
+    # The runner's four servers, and one for the log of each worker.
+    worker_handlers.grpc = local_job_service.grpc = _LoopbackGrpc()
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     return fn_runner.FnApiRunner(
         provision_info=fn_runner.ExtendedProvisionInfo(

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from caphuman_jax.cli import app, failures, generate
-from caphuman_jax.errors import PhotoError
+from caphuman_jax.errors import PhotoError, SettingError
+from caphuman_jax.io import checks
 
 COMMAND = [sys.executable, "-m", "caphuman_jax.cli"]
 
@@ -71,6 +72,56 @@ def test_two_dashes_are_no_value(given, capsys):
         app.run(arguments)
     assert left.value.code == 2
     assert f"error: {given}: -- is not a value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["generate", "--reference", ""], "--reference: must not be empty"),
+        (["generate", "--reference", "a.png", " "], "--reference: must not be empty"),
+        (["generate", "--out="], "--out: must not be empty"),
+        (["check", ""], "MODEL: must not be empty"),
+        (["prepare", "--photos", "", "--out", "o"], "--photos: must not be empty"),
+        (["serve", "--host", ""], "--host: must not be empty"),
+        (["serve", "--max-upload", "-1"], "from 1 on, not '-1'"),
+        (["train", "--workdir", "w", "--minutes", "nan"], "above 0, not 'nan'"),
+        (["train", "--workdir", "w", "--minutes=-inf"], "above 0, not '-inf'"),
+        (["train", "--workdir", "w", "--profile=-1"], "from 0 on, not '-1'"),
+    ],
+)
+def test_values_that_mean_nothing(arguments, said, capsys):
+    """An empty path would be the current directory, and an empty address all interfaces."""
+    with pytest.raises(SystemExit) as left:
+        app.run(arguments)
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--every", "2"], "--every needs --sequence"),
+        (["--missing", "error"], "--missing needs --sequence"),
+        (["--sequence", "photos", "--smooth", "nan"], "--smooth must be at least 0, not nan"),
+    ],
+)
+def test_options_of_sequences(arguments, said, capsys):
+    assert app.main(["head", "--reference", "me.png", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_whole_numbers_have_all_their_digits():
+    with pytest.raises(SettingError, match="between 0 and 4294967295, not 4294967296"):
+        checks.whole("seed", 2**32, 0, 2**32 - 1)
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 70_000])
+def test_ports_out_of_range(port):
+    """Resolvers may take the last 16 bits: 70000 would be 4464."""
+    server = pytest.importorskip("caphuman_jax.studio.server")
+    with pytest.raises(SettingError, match=f"between 0 and 65535, not {port}"):
+        server._listen("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

@@ -46,12 +46,14 @@ def npz_bomb() -> bytes:
 def inputs(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     os.mkfifo(tmp_path / "fifo.jsonl")
+    os.mkfifo(tmp_path / "fifo.yaml")
     with open(tmp_path / "sparse.ckpt", "wb") as file:
         file.truncate(4 << 30)
     deep = "[" * 100_000 + "]" * 100_000
     header = ('{"a": ' + deep + "}").encode()
     for name, data in {
         "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF\n",
+        "me.png": b"\x89PNG\r\n\x1a\n" + bytes(64),
         "page.ckpt": b"<!DOCTYPE html><html>404</html>",
         "pointer.safetensors": b"version https://git-lfs.github.com/spec/v1\n",
         "empty.safetensors": b"",
@@ -103,6 +105,12 @@ CASES = [
     (["import", "OUT", "--partial", "--base", "folder", "--config"], "digits.json", "4000 digits"),
     (["check"], "folder", "it has no config.json"),
     (["check"], "fifo", "no model named"),
+    (["import", "OUT", "--partial", "--base"], "me.png", "is a picture, not weights"),
+    (["launch", "--file"], "fifo.yaml", "not a regular file but a named pipe"),
+    (["launch", "--file"], "deep.json", "cannot be read"),
+    (["compile", "--config", "mini", "--out"], "folder", "the name of a file in a folder"),
+    (["compile", "--config", "mini", "--out"], "list.json", "holds no results of caphuman compile"),
+    (["train", "--config", "mini", "--config.data=x", "--workdir"], "list.json", "is a file"),
 ]
 
 

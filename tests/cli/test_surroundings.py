@@ -139,7 +139,9 @@ def test_sides_of_photos(side, said, tiny_folder, tmp_path, capsys):
     assert said in one_line([*command, "--out", tmp_path / "out"], capsys)
 
 
-@pytest.mark.parametrize("number, said", [(0, "not 0"), (10_001, "not 10001")])
+@pytest.mark.parametrize(
+    "number, said", [(0, "between 1 and 10000, not 0"), (10_001, "between 1 and 10000, not 10001")]
+)
 def test_numbers_of_pictures(number, said, tiny_folder, astronaut_file, tmp_path, capsys):
     command = ["generate", "--model", tiny_folder, "--prompt", "x", "--reference", astronaut_file]
     assert said in one_line([*command, "--num-images", number, "--out", tmp_path], capsys)

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -351,6 +352,31 @@ class _Bucket(LocalFileSystem):
 
     def rename(self, *unused):
         raise AssertionError("buckets do not rename")
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux")
+def test_the_local_runner_listens_on_loopback_only():
+    """What the kernel says of the runner's four servers, and of those of a worker's log."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.portability import local_job_service
+    from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+    beam_pipeline._local_runner(PipelineOptions([]))
+    server = worker_handlers.GrpcServer(None, None, None)
+    log = local_job_service.grpc.server(ThreadPoolExecutor(1))
+    ports = {log.add_insecure_port("[::]:0")}
+    ports |= {getattr(server, f"{name}_port") for name in ("control", "data", "state", "logging")}
+    log.start()
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            address, port = line.split()[1].split(":")
+            if int(port, 16) in ports and line.split()[3] == "0A":  # it listens
+                found.add((int(port, 16), address))
+    log.stop(0)
+    server.close()
+    loopback = {"0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"}
+    assert {port for port, _ in found} == ports and {where for _, where in found} <= loopback
 
 
 def test_a_message_with_partners_is_one_that_tensorflow_reads(prepared):
