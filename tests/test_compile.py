@@ -112,6 +112,7 @@ def test_message_of_a_program_that_does_not_fit():
         (["--batch", "0"], "--batch 0"),
         (["--option", "x"], "NAME=VALUE"),
         (["--effort", "2"], "between -1 and 1"),
+        (["--topology", ""], "--topology must not be empty"),
         (["--topology", "v5e:3x5x7"], "no TPU slice"),
         (["--topology", "abacus"], "no TPU slice"),
         (["--config.training.batch_size=3"], "cannot be divided over 8 devices"),
@@ -122,6 +123,19 @@ def test_what_cannot_be_compiled_is_told(arguments, words, config, capsys):
     extra = [] if "--config" in arguments else ["--config", config]
     assert app.main(["compile", *extra, *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_an_option_that_the_compiler_does_not_have():
+    with pytest.raises(SettingError, match="--option a: the compiler has no such option"):
+        ahead.compile_outcome(
+            lambda: jax.jit(lambda x: x + 1).lower(1.0),
+            what="train",
+            target=ahead.find_target("local"),
+            batch_per_device=1,
+            settings={},
+            flops=None,
+            options={"a": "b"},
+        )
 
 
 @pytest.mark.parametrize("name", gpu_targets.GPUS)

@@ -99,6 +99,8 @@ def find_target(text: str) -> Target:
     """ "local"; a TPU slice as "v5e:4x4", "v5p:2x2x1", "v6e:16x16"; or GPUs as "h100", "h100:4".
     Raises SettingError.
     """
+    if not text.strip():
+        raise SettingError("--topology must not be empty")
     if text == "local":
         devices = tuple(jax.devices())
         return Target("local", devices, compiler.platform_of(devices[0]), devices[0].device_kind)
@@ -179,6 +181,8 @@ def compile_outcome(
             or None
         )
     except jax.errors.JaxRuntimeError as error:
+        if unknown := re.search(r"No such compile option: '([^']*)'", str(error)):
+            raise SettingError(f"--option {unknown[1]}: the compiler has no such option") from error
         wanted = _memory_wanted(str(error))
         if wanted is None:
             raise

@@ -161,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
     # Imported here because they import jax, which `--help` does not need.
     from caphuman_jax.evaluation import asked, benchmark, bulk, judges, prompt_suite, whole
     from caphuman_jax.evaluation.suites.kinds import KINDS
+    from caphuman_jax.head import head_json
     from caphuman_jax.jobs import multi_device
     from caphuman_jax.weights import model_folder
 
@@ -174,6 +175,8 @@ def run(args: argparse.Namespace) -> int:
     judging = judges.find(folder, args.clip, args.inception)
     photos, source = _photos(args, suite, metadata)
     pipe, batch = multi_device.load(args.model, batch=args.batch)
+    if suite.kind not in KINDS:
+        prompt_suite.check_heads(pipe.head_model, head_json.build(pipe.head_model, {}), suite.heads)
     start = time.perf_counter()
     subjects, skipped = benchmark.read_subjects(
         photos, bulk.subject_reader(pipe, drawings=not args.no_drawings)
@@ -204,7 +207,6 @@ def run(args: argparse.Namespace) -> int:
     training = _training(args, subjects)
     shown: list = []
     if (kind := KINDS.get(suite.kind)) is None:
-        prompt_suite.check_heads(pipe.head_model, subjects[0].head, suite.heads)
         requests = suite.requests(len(subjects), args.seed)
         wanted = asked.of_requests(pipe.head_model, subjects, requests, args.seed)
     else:
@@ -226,6 +228,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _suite(args):
     """The suite, with what the arguments replace."""
+    from caphuman_jax.diffusion.sampling_params import SamplingParams
     from caphuman_jax.evaluation.suites import suite_file
 
     suite = suite_file.load(args.suite)
@@ -237,6 +240,7 @@ def _suite(args):
     }
     sampling = {name: getattr(args, name) for name in ("steps", "guidance_scale", "detail")}
     sampling = {name: value for name, value in sampling.items() if value is not None}
+    SamplingParams(**sampling)  # refuses a wrong value before a photo is read
     if suite.kind != "requests":
         for name in ("heads", "prompts", "ablate"):
             if getattr(args, name) is not None:

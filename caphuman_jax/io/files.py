@@ -28,6 +28,18 @@ def is_local(path: str) -> bool:
     return "://" not in path
 
 
+def check_known(path: str) -> None:
+    """Raises DataError where the scheme of a URL is unknown, or its package is not installed."""
+    if not is_local(path):
+        try:
+            _beam().get_filesystem(path)
+        except ValueError as error:
+            raise DataError(
+                f"{path}: no installed package writes to {path.partition('://')[0]}://; for gs:// "
+                f"and s3://, pip install 'apache-beam[gcp]' or 'apache-beam[aws]'"
+            ) from error
+
+
 def join(*parts: str) -> str:
     """A path inside a folder."""
     return (

@@ -52,6 +52,8 @@ def parse(text: str | bytes, pairs_hook: Callable | None = None) -> Any:
         raise JsonError(f"it is not UTF-8 text (byte {error.start})") from error
     except RecursionError as error:
         raise JsonError("it is nested too deeply") from error
+    except json.JSONDecodeError as error:
+        raise JsonError(str(error)) from error
     return value
 
 

@@ -85,6 +85,7 @@ def prepare(
             f"'.[data]'"
         )
     out = out.rstrip("/") if not files.is_local(out) else os.path.abspath(os.path.expanduser(out))
+    files.check_known(out)
     options = {name: value for name, value in (options or {}).items() if value is not None}
     fingerprint = settings.fingerprint()
     job = workdir.Job(

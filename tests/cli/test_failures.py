@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from caphuman_jax.cli import app, failures, generate
-from caphuman_jax.errors import PhotoError, SettingError
+from caphuman_jax.cli import app, failures, generate, sample
+from caphuman_jax.errors import HUNG, INTERRUPTED, RESTART, PhotoError, SettingError
 from caphuman_jax.io import checks
+from caphuman_jax.launch.outcome import OWN_REASONS
 
 COMMAND = [sys.executable, "-m", "caphuman_jax.cli"]
 
@@ -235,3 +237,16 @@ def test_onnxruntime_keeps_and_sends_nothing(tmp_path):
     found = run([], python=[sys.executable, "-c", code], env=home, cwd=Path(__file__).parents[2])
     assert found.stdout.strip() == b"1", found.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_documented_exit_codes_are_those_of_the_code():
+    """134 is JAX's own: its process ends with SIGABRT when another host is lost."""
+    rows = (
+        (Path(__file__).parents[2] / "docs" / "reliability.md")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
+    codes = {int(found[1]) for row in rows if (found := re.match(r"\| (\d+) \|", row))}
+    ours = {app._FAILED, failures.UNEXPECTED, sample.SOME_FAILED, RESTART, INTERRUPTED, HUNG}
+    assert codes == {0, 1, *ours, 128 + signal.SIGABRT}
+    assert {*OWN_REASONS, RESTART} <= codes and HUNG == 128 + signal.SIGALRM

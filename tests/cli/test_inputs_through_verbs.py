@@ -53,6 +53,8 @@ def inputs(tmp_path):
     header = ('{"a": ' + deep + "}").encode()
     for name, data in {
         "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF\n",
+        "summary.json": b"",
+        "scores.jsonl": b"",
         "me.png": b"\x89PNG\r\n\x1a\n" + bytes(64),
         "page.ckpt": b"<!DOCTYPE html><html>404</html>",
         "pointer.safetensors": b"version https://git-lfs.github.com/spec/v1\n",
@@ -108,6 +110,8 @@ CASES = [
     (["import", "OUT", "--partial", "--base"], "me.png", "is a picture, not weights"),
     (["launch", "--file"], "fifo.yaml", "not a regular file but a named pipe"),
     (["launch", "--file"], "deep.json", "cannot be read"),
+    (["compare", "."], "folder", "summary.json is damaged"),
+    (["evaluate", "--guidance-scale", "inf", "--report", "OUT", "--photos"], "folder", "not inf"),
     (["compile", "--config", "mini", "--out"], "folder", "the name of a file in a folder"),
     (["compile", "--config", "mini", "--out"], "list.json", "holds no results of caphuman compile"),
     (["train", "--config", "mini", "--config.data=x", "--workdir"], "list.json", "is a file"),

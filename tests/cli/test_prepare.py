@@ -57,6 +57,7 @@ def test_every_setting_has_an_option_and_the_defaults_are_the_settings_own(monke
     [
         (["--photos", "/nowhere"], "/nowhere does not exist or is not a source of photos"),
         (["--photos", ".", "--size", "13"], "size must be"),
+        (["--photos", ".", "--out", "p://x"], "no installed package writes to p://"),
         (["--photos", ".", "--limit", "0"], "whole number from 1 on, not '0'"),
         (["--photos", ".", "photos"], "unexpected argument 'photos'"),
         (["--photos", ".", "--encode", "moments"], "come from a model"),
