@@ -14,6 +14,7 @@ from records_standin import write_standin
 from caphuman_jax.cli import evaluate
 from caphuman_jax.errors import CapHumanError, DataError, PhotoError
 from caphuman_jax.evaluation import bulk, judges, photos
+from caphuman_jax.head.models.registry import load_head
 from caphuman_jax.jobs import multi_device
 from caphuman_jax.training.run import held_out_metadata
 from caphuman_jax.weights import model_folder
@@ -64,7 +65,7 @@ def seen_by(monkeypatch, tmp_path, metadata, *words):
 
     sampling = types.SimpleNamespace(steps=1, guidance_scale=1.0)
     pipe = types.SimpleNamespace(
-        config=types.SimpleNamespace(sampling=sampling), head_model=None, batch=1
+        config=types.SimpleNamespace(sampling=sampling), head_model=load_head(), batch=1
     )
     monkeypatch.setattr(model_folder, "find_model", lambda model: model)
     monkeypatch.setattr(model_folder, "read_metadata", lambda folder: metadata)
