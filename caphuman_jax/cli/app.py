@@ -118,8 +118,13 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _get_value(self, action, arg_string):
-        # An empty path would be the current directory, an empty address every interface.
-        if not arg_string.strip() and _PLACE.search(str(action.metavar or action.dest).upper()):
+        # An empty path would be the current directory, an empty address every interface. Defaults
+        # come here too.
+        if (
+            arg_string != action.default
+            and not arg_string.strip()
+            and _PLACE.search(str(action.metavar or action.dest).upper())
+        ):
             raise argparse.ArgumentError(action, "must not be empty")
         return super()._get_value(action, arg_string)
 
