@@ -9,6 +9,7 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import documentation
 import pytest
 
 import caphuman_jax
@@ -106,9 +107,22 @@ def test_the_wheel_alone_is_enough(tmp_path):
     assert list((elsewhere / "out").glob("picture_*.png"))
 
 
-def test_links_of_the_readme_lead_somewhere():
-    for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", (ROOT / "README.md").read_text()):
-        assert (ROOT / link).exists(), link
+def anchors(page: Path) -> set[str]:
+    """What GitHub and other renderers call the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", words.lower()).replace(" ", "-") for words in headings}
+
+
+@pytest.mark.parametrize("page", documentation.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_the_pages_lead_somewhere(page):
+    """To files that exist, and to headings of them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}: there is no such heading"
 
 
 def test_messages_name_installs_that_work():
