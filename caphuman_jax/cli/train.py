@@ -4,6 +4,7 @@ device or many hosts.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -157,6 +158,7 @@ def _train_here(args) -> int:
             minutes=args.minutes,
             profile=args.profile,
             mirror=mirror,
+            log=functools.partial(print, flush=True),  # into files and pipes, too
         )
 
 

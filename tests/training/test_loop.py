@@ -3,16 +3,20 @@ step.
 """
 
 import dataclasses
+import io
 import json
+import re
+import sys
 
 import jax
 import numpy as np
 import pytest
 import tiny_recipe
 
+from caphuman_jax.cli import app
 from caphuman_jax.errors import DataError, SettingError
 from caphuman_jax.runtime import sharding
-from caphuman_jax.training import loop
+from caphuman_jax.training import compiled_step, loop
 from caphuman_jax.training.recipe import Evaluation, Evaluator, make_evaluators
 
 QUIET = {"tensorboard": False, "log_every": 4}
@@ -265,6 +269,25 @@ def test_no_step_is_waited_for(tmp_path, monkeypatch):
     run(tmp_path, tiny_recipe.recipe(tiny_recipe.Training(steps=9)), log_every=100, save_every=0)
     assert looked[0] == (1, 1)  # the first line
     assert looked[1:6] == [(step, step + loop.STEPS_IN_FLIGHT) for step in range(2, 7)]
+
+
+def test_a_run_says_that_it_compiles_before_it_does(tmp_path, monkeypatch):
+    """Compiling takes a minute or more, on a CPU too: the line is in a log file before it."""
+    target = io.BytesIO()
+    before = []
+    compile_step = compiled_step.compile_step
+
+    def compiles(*given, **more):
+        before.extend(target.getvalue().decode().splitlines())
+        return compile_step(*given, **more)
+
+    monkeypatch.setattr(compiled_step, "compile_step", compiles)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(target, encoding="utf-8"))
+    words = ["--config", tiny_recipe.__file__, "--config.training.steps=1", "--workdir"]
+    assert app.main(["train", *words, str(tmp_path / "w")]) == 0
+    assert re.fullmatch(r"\d+ × cpu, .*; compiling the step", before[-1])
+    after = target.getvalue().decode().splitlines()[len(before)]
+    assert re.fullmatch(r"step compiled in \d+\.\d s", after)
 
 
 def test_a_trace_is_written(tmp_path):
