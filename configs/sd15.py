@@ -3,9 +3,8 @@ the base frozen, nothing augmented or dropped.
 
     caphuman train --config sd15 --config.base=base --config.data=records --workdir runs/sd15
 
-docs/training.md says which further options are worth it. The meaning of each entry is in
-`CapFaceTraining` (caphuman_jax/training/recipes/sd15.py) and `LoopConfig`
-(caphuman_jax/training/loop.py).
+docs/training.md describes a run. More about each entry is in `CapFaceTraining`
+(caphuman_jax/training/recipes/sd15.py) and `LoopConfig` (caphuman_jax/training/loop.py).
 """
 
 import ml_collections
@@ -39,30 +38,32 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.training = {
         "steps": 100_000,
-        "batch_size": 128,
-        "accumulate": 1,
+        "batch_size": 128,  # pictures per step, over all devices
+        "accumulate": 1,  # micro-batches that they are split into
         "learning_rate": 1e-4,
         "warmup_steps": 0,
-        "lr_schedule": "constant",
+        "lr_schedule": "constant",  # or "cosine"
         "weight_decay": 0.01,
-        "weight_decay_on": "all",
+        "weight_decay_on": "all",  # "matrices": without norms and biases
         "b1": 0.9,
         "b2": 0.999,
-        "grad_clip_norm": 0.0,
-        "ema_decay": 0.0,
-        "min_snr_gamma": 0.0,
+        "grad_clip_norm": 0.0,  # largest norm of the gradient; 0: any
+        "ema_decay": 0.0,  # of the weights' moving average; 0: none
+        "min_snr_gamma": 0.0,  # limit of the min-SNR loss weights; 0: all equal
         "mask_weight": 1.0,
+        # Shares of pictures: with the identity only from a random timestep down, without prompt,
+        # without identity.
         "identity_dropout_prob": 0.0,
         "no_text_prob": 0.0,
         "no_identity_prob": 0.0,
-        "init_from": "unet",
-        "unfreeze": "",
-        "lora_rank": 0,
-        "lora_alpha": 0.0,
+        "init_from": "unet",  # "base": starts from the base's own CapFace and projector
+        "unfreeze": "",  # r"up\..*cross_attention=1e-5": also trains these parts of the UNet
+        "lora_rank": 0,  # above 0: also trains a LoRA of the UNet, model/lora.safetensors
+        "lora_alpha": 0.0,  # 0: the rank
         "lora_targets": r"(self|cross)_attention\.(query|key|value|out)\.kernel$",
         "dtype": "auto",  # float32 on CPUs, bfloat16 elsewhere
-        "remat": "none",
-        "attention": "auto",
+        "remat": "none",  # recomputed to save memory: "attention", "products", "blocks"
+        "attention": "auto",  # the kernel: "xla", "cudnn", "splash"
         "seed": 0,
     }
     config.evaluators = {
@@ -70,15 +71,15 @@ def get_config() -> ml_collections.ConfigDict:
         "previews": {"every": 0, "people": 6},  # pictures of its people, and their numbers
     }
     config.loop = {
-        "log_every": 100,
-        "save_every": 2000,
-        "keep": 2,
-        "best": "",
-        "best_highest": False,
-        "sharding": "replicated",
-        "fsdp": 1,
+        "log_every": 100,  # steps between two log lines
+        "save_every": 2000,  # steps between two checkpoints; the last step is always saved
+        "keep": 2,  # the newest checkpoints
+        "best": "",  # "held_out/loss": the best checkpoint by this metric is kept, too
+        "best_highest": False,  # whether the highest value is the best
+        "sharding": "replicated",  # also split: "zero": optimizer and average; "fsdp": weights, too
+        "fsdp": 1,  # devices that share a copy of the weights; 0: all of a slice
         "tensorboard": True,
-        "wandb": "",
-        "hang_seconds": 600.0,
+        "wandb": "",  # a project of Weights & Biases
+        "hang_seconds": 600.0,  # a host whose step takes longer ends, so that the job restarts
     }
     return config
