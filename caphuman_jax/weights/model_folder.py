@@ -1,4 +1,4 @@
-"""Model folders: config.json and one safetensors file for each network. docs/model-folder.md
+"""Model folders: config.json and one safetensors file for each network. docs/notes/model-folder.md
 describes the format.
 """
 
