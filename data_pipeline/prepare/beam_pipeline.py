@@ -11,18 +11,23 @@ data_pipeline.prepare.worker_process makes sure that they end with it.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import pickle
 import sys
 import threading
+from typing import NoReturn
 
 import apache_beam as beam
 import grpc
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.portable_runner import PortableRunner
 from apache_beam.runners.runner import create_runner
 
-from caphuman_jax.errors import CapHumanError
+from caphuman_jax.errors import CapHumanError, SettingError
 from caphuman_jax.io import files
 from data_pipeline.prepare import plan, shards, workdir
 from data_pipeline.prepare.error_text import extract_error, wrap_error
@@ -41,6 +46,49 @@ ONE_THREAD = {
     "TF_NUM_INTEROP_THREADS": "1",
 }
 _XLA_ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+
+
+def check_arguments(arguments: list[str]) -> None:
+    """Check what `run` is given, before anything is read or written.
+
+    Args:
+        arguments: Beam's own, as of `run`.
+
+    Raises:
+        SettingError: a runner that there is not or that cannot be imported; an option that Beam
+            does not know, a value that an option does not take, or an option that is missing.
+            What Beam does not know is passed on where the runner has a job server, which has
+            options of its own.
+    """
+    name = _parse(arguments)[0].runner or LOCAL_RUNNER
+    try:
+        runner = FnApiRunner() if name == LOCAL_RUNNER else create_runner(name)
+    except Exception as error:  # whatever the import of a runner raises
+        text = " ".join(str(error).split())
+        raise SettingError(f"--runner {name} cannot be used: {text or type(error).__name__}") from (
+            error
+        )
+    unknown = _parse(arguments)[1]  # again, since the runner's module may define options
+    if unknown and not isinstance(runner, PortableRunner):
+        raise SettingError(
+            f"{unknown[0]!r} after -- is not an option of Apache Beam; check its spelling, or "
+            f"leave it out"
+        )
+    if problems := PipelineOptionsValidator(PipelineOptions(arguments), runner).validate():
+        raise SettingError(f"Beam's options, after --: {'; '.join(map(str, problems))}")
+
+
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Beam's options, and what it does not know. Raises SettingError for a wrong value."""
+    parsers: list[argparse.ArgumentParser] = []
+    # Without arguments: Beam would log the unknown ones.
+    PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
+
+    def refuse(message: str) -> NoReturn:
+        raise SettingError(f"Beam's options, after --: {message}")
+
+    parsers[0].error = refuse
+    return parsers[0].parse_known_args(arguments)
 
 
 def run(job: workdir.Job, arguments: list[str]) -> None:

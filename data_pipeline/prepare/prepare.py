@@ -86,6 +86,7 @@ def prepare(
         )
     out = out.rstrip("/") if not files.is_local(out) else os.path.abspath(os.path.expanduser(out))
     files.check_known(out)
+    _check_beam(runner, workers, beam_options or [])
     options = {name: value for name, value in (options or {}).items() if value is not None}
     fingerprint = settings.fingerprint()
     job = workdir.Job(
@@ -112,14 +113,9 @@ def prepare(
         with _explained(out), _locked(job):
             done = read_manifest(out)  # of a run that ended meanwhile
             if not done:
-                listing = _listed(items, job)
-                splits.check_photos(settings.same_person, listing.photos)
-                _run_pipeline(
-                    job,
-                    listing,
-                    _arguments(runner, workers, listing.chunks, beam_options or []),
-                    stream,
-                )
+                listing = _listed(items, job, settings.same_person)
+                arguments = _arguments(runner, workers, listing.chunks, beam_options or [])
+                _run_pipeline(job, listing, arguments, stream)
                 done = finalize.finish(
                     job, listing, {"text": photos, "options": options, "limit": limit}
                 )
@@ -131,9 +127,9 @@ def prepare(
     return done
 
 
-def _listed(items: Callable, job: workdir.Job) -> workdir.Listing:
+def _listed(items: Callable, job: workdir.Job, same_person: str) -> workdir.Listing:
     """Write the listing. Raises DataError if it differs from the one that the work began with; only
-    the places of the photos may change.
+    the places of the photos may change. Photos that are refused leave no new work folder.
     """
     before = workdir.read_listing(job.folder)
     if before and workdir.write_listing(items(), None) != before:
@@ -141,8 +137,15 @@ def _listed(items: Callable, job: workdir.Job) -> workdir.Listing:
             f"{job.source} has changed since this work began, when it had {before.photos:,} "
             f"photos; remove {job.folder} to start again"
         )
-    files.write(job.path("settings.json"), json.dumps(job.settings.to_dict()).encode())
-    return workdir.write_listing(items(), job.folder)
+    try:
+        files.write(job.path("settings.json"), json.dumps(job.settings.to_dict()).encode())
+        listing = workdir.write_listing(items(), job.folder)
+        splits.check_photos(same_person, listing.photos)
+    except CapHumanError:
+        if before is None:
+            files.remove(job.folder)
+        raise
+    return listing
 
 
 def _run_pipeline(job: workdir.Job, listing: workdir.Listing, arguments: list[str], stream) -> None:
@@ -203,6 +206,18 @@ def _failure(job: workdir.Job, code: int, output: str) -> CapHumanError:
         f"the pipeline failed: {last[:300]} (more in {job.path(_LOG)}); run the same command "
         f"again to resume"
     )
+
+
+def _check_beam(runner: str, workers: int | None, options: list[str]) -> None:
+    """Raises SettingError where the runner or one of its options is wrong."""
+    arguments = _arguments(runner, workers, 1, options)
+    if not options and runner.lower() in _LOCAL_NAMES:
+        return
+    checked = subprocess.run(
+        worker_process.CHECK, input=json.dumps(arguments), capture_output=True, text=True
+    )
+    if line := extract_error(checked.stderr):
+        raise SettingError(line)
 
 
 def _arguments(runner: str, workers: int | None, chunks: int, options: list[str]) -> list[str]:

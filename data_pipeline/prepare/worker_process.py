@@ -4,6 +4,7 @@ all, and they end when that process is gone.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import pickle
@@ -15,12 +16,10 @@ import time
 from caphuman_jax.errors import CapHumanError, DataError
 from data_pipeline.prepare.error_text import wrap_error
 
+_CALL = "import sys; from data_pipeline.prepare.worker_process import {0}; sys.exit({0}())"
 # Not `-m`: a class of __main__ would not reach the workers by its name.
-COMMAND = (
-    sys.executable,
-    "-c",
-    "import sys; from data_pipeline.prepare.worker_process import main; sys.exit(main())",
-)
+COMMAND = (sys.executable, "-c", _CALL.format("main"))
+CHECK = (sys.executable, "-c", _CALL.format("check"))
 _INTERVAL = 0.5  # seconds
 _FAILED = 2
 
@@ -43,6 +42,23 @@ def main() -> int:
     threading.excepthook = _thread_failed
     try:
         beam_pipeline.run(job, arguments)
+    except CapHumanError as error:
+        print(wrap_error(error), file=sys.stderr)
+        return _FAILED
+    return 0
+
+
+def check() -> int:
+    """Check Beam's arguments, a JSON list from standard input. Here, since Beam takes seconds to
+    import and changes how its process logs.
+
+    Returns:
+        The exit code; 2 for an error whose wrapped message is on standard error.
+    """
+    from data_pipeline.prepare import beam_pipeline
+
+    try:
+        beam_pipeline.check_arguments(json.load(sys.stdin))
     except CapHumanError as error:
         print(wrap_error(error), file=sys.stderr)
         return _FAILED

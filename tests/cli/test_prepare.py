@@ -1,12 +1,16 @@
 """`caphuman prepare`: from the command line to the settings."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 
 from caphuman_jax.cli import prepare
 from caphuman_jax.cli.app import main
+from data_pipeline.prepare import splits
 from data_pipeline.prepare.settings import PrepareSettings, QualityThresholds
+
+ASSETS = Path(__file__).parents[2] / "caphuman_jax" / "assets"
 
 
 def test_every_setting_has_an_option_and_the_defaults_are_the_settings_own(monkeypatch):
@@ -61,6 +65,11 @@ def test_every_setting_has_an_option_and_the_defaults_are_the_settings_own(monke
         (["--photos", ".", "--limit", "0"], "whole number from 1 on, not '0'"),
         (["--photos", ".", "photos"], "unexpected argument 'photos'"),
         (["--photos", ".", "--encode", "moments"], "come from a model"),
+        (["--photos", ".", "--", "--nonsense=1"], "'--nonsense=1' after -- is not an option"),
+        (["--photos", ".", "--", "--direct_num_workers=x"], "invalid int value: 'x'"),
+        (["--photos", ".", "--runner", "NopeRunner"], "--runner NopeRunner cannot be used"),
+        (["--photos", ".", "--runner", "FlinkRunner", "--workers", "2"], "--workers is for this"),
+        (["--photos", ".", "--runner", "DataflowRunner", "--", "--project=p"], "after --: Missing"),
     ],
 )
 def test_bad_input_is_reported_in_one_line(arguments, message, tmp_path, capsys):
@@ -72,3 +81,11 @@ def test_bad_input_is_reported_in_one_line(arguments, message, tmp_path, capsys)
     assert (
         code == 2 and message in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
     )
+
+
+def test_photos_that_are_refused_leave_no_work_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(splits, "ALL_PAIRS", 0)
+    arguments = ["prepare", "--photos", str(ASSETS), "--out", str(tmp_path), "--size", "64"]
+    assert main([*arguments, "--same-person", "recognition"]) == 2
+    assert "compares every photo with every other" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

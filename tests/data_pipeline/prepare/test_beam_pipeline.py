@@ -10,7 +10,7 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.localfilesystem import LocalFileSystem
 from cheap_measurer import CheapMeasurer, CheapSettings, write_photos
 
-from caphuman_jax.errors import CapHumanError, DataError
+from caphuman_jax.errors import CapHumanError, DataError, SettingError
 from caphuman_jax.io import files
 from data_pipeline.prepare import beam_pipeline, finalize, plan, workdir
 from data_pipeline.prepare.splits import SAME_PERSON
@@ -352,6 +352,12 @@ class _Bucket(LocalFileSystem):
 
     def rename(self, *unused):
         raise AssertionError("buckets do not rename")
+
+
+def test_options_of_a_job_server_are_passed_on():
+    beam_pipeline.check_arguments(["--runner=FlinkRunner", "--known_to_the_server=1"])
+    with pytest.raises(SettingError, match="not an option of Apache Beam"):
+        beam_pipeline.check_arguments(["--known_to_the_server=1"])
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux")
