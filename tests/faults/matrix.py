@@ -41,6 +41,8 @@ SHORT = ("kill", "term by clock", "disk full")
 SHORT_VERBS = ("import over", "export ldm", "export diffusers", "train")
 """Those that have little to compile."""
 _KILLS_FIRST = 4  # of each kind
+_SLOW = {"kill": 5, "term": 4}
+"""Trials of a slow verb; it meets other faults once."""
 
 
 def applies(verb: Verb, fault: str) -> bool:
@@ -58,7 +60,8 @@ def plan(chosen: list[Verb], faults: list[str], share: float) -> Iterator[tuple[
         for verb in chosen:
             for fault in faults:
                 number = turn if fault in KILLS else turn - _KILLS_FIRST
-                wanted = 1 if verb.slow else max(1, round(ROUNDS[fault] * share))
+                full = _SLOW.get(fault, 1) if verb.slow else ROUNDS[fault]
+                wanted = max(1, round(full * share))
                 if 0 <= number < wanted and applies(verb, fault):
                     # Few trials are spread over the run as many are.
                     yield verb, fault, number * ROUNDS[fault] // wanted

@@ -37,7 +37,7 @@ class Verb:
             the contents of files are compared.
         weights: the model folder in in/ whose weights become NaN; None where it has none.
         memory: whether it runs compiled programs that can find the device's memory full.
-        slow: whether it takes so long that it meets each fault once at most.
+        slow: whether it takes so long that it meets few faults, most of them once.
         many: whether it goes on without one of the files that it reads, and says so.
     """
 
