@@ -169,11 +169,14 @@ def run(args: argparse.Namespace) -> int:
         raise CapHumanError(f"--seed is a whole number from 0 on, not {args.seed}")
     console.check_batch(args.batch)
     suite = _suite(args)
-    _make_room(args)
+    begun = _check_room(args)
     folder = model_folder.find_model(args.model)
     metadata = model_folder.read_metadata(folder)
     judging = judges.find(folder, args.clip, args.inception)
     photos, source = _photos(args, suite, metadata)
+    _check_training(args)
+    if begun and args.overwrite:
+        _remove_report(args.report)
     pipe, batch = multi_device.load(args.model, batch=args.batch)
     if suite.kind not in KINDS:
         prompt_suite.check_heads(pipe.head_model, head_json.build(pipe.head_model, {}), suite.heads)
@@ -253,28 +256,33 @@ def _suite(args):
     return dataclasses.replace(suite, **changes, sampling={**suite.sampling, **sampling})
 
 
-def _make_room(args) -> None:
-    """Check the report's directory. Raises CapHumanError."""
-    import shutil
-
+def _check_room(args) -> bool:
+    """Whether the report's directory holds an evaluation that has begun. Raises CapHumanError where
+    there is anything else.
+    """
     from caphuman_jax.jobs.run_folder import RunFolder
 
     if not args.report.exists():
-        return
+        return False
     if not args.report.is_dir():
         raise CapHumanError(f"{args.report} is not a directory; choose another with --report")
     begun = RunFolder.exists(args.report / "pictures")
-    if args.overwrite:
-        told = ("report.json", "summary.json", "scores.jsonl", "index.md", "ablations.json")
-        told += ("report.html", "summary.csv", "scores.csv")
-        for name in told if begun else ():
-            (args.report / name).unlink(missing_ok=True)  # of the pictures before
-        for name in ("pictures", "people", "heads", "faces", "ablations") if begun else ():
-            shutil.rmtree(args.report / name, ignore_errors=True)
-    elif not begun and not all(map(_is_beginning, args.report.iterdir())):
+    if not (args.overwrite or begun or all(map(_is_beginning, args.report.iterdir()))):
         raise CapHumanError(
             f"{args.report} exists already; choose another directory or add --overwrite"
         )
+    return begun
+
+
+def _remove_report(report: Path) -> None:
+    """Remove an earlier report, and nothing else."""
+    import shutil
+
+    told = ("report.json", "summary.json", "scores.jsonl", "index.md", "ablations.json")
+    for name in (*told, "report.html", "summary.csv", "scores.csv"):
+        (report / name).unlink(missing_ok=True)  # of the pictures before
+    for name in ("pictures", "people", "heads", "faces", "ablations"):
+        shutil.rmtree(report / name, ignore_errors=True)
 
 
 def _is_beginning(path: Path) -> bool:
@@ -288,18 +296,28 @@ def _is_beginning(path: Path) -> bool:
     )
 
 
+def _check_training(args) -> None:
+    """Raises CapHumanError where --training-records or --training-people cannot be used."""
+    from caphuman_jax.evaluation import photos
+    from data_pipeline.records.reader import RecordsFolder
+
+    if args.training_people and args.training_records is None:
+        raise CapHumanError("--training-people goes with --training-records")
+    if args.training_records is None:
+        return
+    if args.records is not None:
+        raise CapHumanError("--training-records goes with --photos; --records has them itself")
+    photos.check_training_records(RecordsFolder(args.training_records))
+
+
 def _training(args, subjects):
     """Vectors of the faces that training saw, where its records are given. Raises CapHumanError."""
     from caphuman_jax.evaluation import photos
     from data_pipeline.records.reader import RecordsFolder
 
     if args.training_records is None:
-        if args.training_people:
-            raise CapHumanError("--training-people goes with --training-records")
         folder = None if args.records is None else RecordsFolder(args.records)
         return photos.training_vectors(folder) if folder and folder.splits.get("train") else None
-    if args.records is not None:
-        raise CapHumanError("--training-records goes with --photos; --records has them itself")
     training = photos.training_vectors(RecordsFolder(args.training_records))
     if not args.training_people:
         photos.check_held_out(subjects, training, args.training_records)

@@ -35,6 +35,31 @@ def sampling_given(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def check_files(args: argparse.Namespace) -> None:
+    """Check --model, --lora and --embedding without loading a network's weights.
+
+    Raises:
+        CapHumanError: a file that is missing, is of another kind, or was made for another model.
+    """
+    from caphuman_jax.models import registry
+    from caphuman_jax.weights import embeddings, lora, model_folder  # bring JAX
+
+    folder = model_folder.find_model(args.model)
+    config = model_folder.read_config(folder)
+    there = model_folder.file_entries(folder)
+    networks = registry.abstract(config)
+    networks |= registry.abstract(config, only=[n for n in registry.OPTIONAL if n in there])
+    shapes = {name: shape for name, (_, shape) in networks.items()}
+    for name, shape in shapes.items():
+        model_folder.check_network(folder, name, shape)
+    for text in args.lora or ():
+        path, strength = lora.parse(text)
+        lora.check(shapes, [(lora.read_file(path, config), strength)])
+    for text in args.embedding or ():
+        path, word = embeddings.parse(text)
+        embeddings.read_file(path, config, word)
+
+
 def use_files(pipe: Pipeline, args: argparse.Namespace) -> None:
     """Add the files of --lora and --embedding to a model. Raises CapHumanError."""
     from caphuman_jax.weights import embeddings, lora  # bring JAX

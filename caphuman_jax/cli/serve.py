@@ -104,6 +104,7 @@ def serve(
         getattr(args, name) if getattr(args, name) is not None else os.environ.get(variable)
         for name, variable in _SECRETS.items()
     )
+    sampling_arguments.check_files(args)
     options = ServerOptions(
         page=page,
         host=args.host,
@@ -115,7 +116,7 @@ def serve(
     )
 
     def load():
-        from caphuman_jax.jobs import multi_device  # brings JAX: the page does not wait for it
+        from caphuman_jax.jobs import multi_device  # its programs are not needed for --help
 
         pipe, batch = multi_device.load(
             args.model, dtype=args.dtype, batch=args.batch, memory=args.memory

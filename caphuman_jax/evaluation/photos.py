@@ -30,6 +30,7 @@ from data_pipeline.records.reader import RecordsFolder
 
 TRAIN, TEST = "train", "test"
 _AT_A_TIME = 1024  # records
+_VECTORS = "recognition/mobilefacenet"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,15 +130,22 @@ def trained_on(metadata: Mapping[str, Any], folder: RecordsFolder) -> bool:
     return bool(found) and _rule(metadata) == {"rule": "records", "sha256": found}
 
 
+def check_training_records(folder: RecordsFolder) -> int:
+    """Number of records that `training_vectors` would read. Raises DataError if there are none, or
+    they lack the vectors.
+    """
+    folder.require([_VECTORS])
+    return folder.count(TRAIN)
+
+
 def training_vectors(folder: RecordsFolder) -> np.ndarray:
     """(M, 192) unit vectors of the shipped recognizer of the records' split `train`.
 
     Raises:
         DataError: there are none, or a record is damaged.
     """
-    name = "recognition/mobilefacenet"
-    folder.require([name])
-    count, vectors = folder.count(TRAIN), []
+    name = _VECTORS
+    count, vectors = check_training_records(folder), []
     for start in range(0, count, _AT_A_TIME):
         messages = folder.read(TRAIN, range(start, min(start + _AT_A_TIME, count)))
         vectors += [folder.decode(message, (name,))[name] for message in messages]

@@ -17,7 +17,10 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from caphuman_jax.errors import CapHumanError, DataError, SettingError
+from caphuman_jax.io.files import read_regular
 
 MARK = ".bucket"
 """The file in a stand-in that names its URL."""
@@ -58,6 +61,13 @@ def _read_without_tensorflow() -> None:
 
     os.environ.setdefault("EPATH_USE_TF", "0")
     gpath._is_tf_installed.cache_clear()
+
+
+def read_bytes(path: epath.Path, limit: int) -> bytes:
+    """The bytes of a file on a disk or in a bucket. Raises OSError, on a disk also for what is not
+    a regular file, without waiting for it, and where there are more than `limit`.
+    """
+    return path.read_bytes() if is_url(path) else read_regular(path, limit)
 
 
 @contextlib.contextmanager

@@ -55,9 +55,11 @@ def exists(path: str) -> bool:
 
 
 def read(path: str, offset: int = 0, length: int | None = None) -> bytes:
-    """The bytes of a file, or a part. Raises OSError, also where there are fewer than `length`."""
+    """The bytes of a file, or a part. Raises OSError, also where there are fewer than `length`, and
+    for what is not a regular file here.
+    """
     with (
-        open(path, "rb")
+        open_regular(path)
         if is_local(path)
         else _beam().open(path, compression_type=_uncompressed()) as file
     ):

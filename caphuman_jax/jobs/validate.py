@@ -45,7 +45,12 @@ def find_in_folder(photo: str, folder: Path) -> tuple[str | None, str]:
     """(what is wrong or None, the absolute path) of a photo that is named relative to a folder."""
     path = folder / photo
     # Not `Path.is_file`, which raises OSError for a name that is too long.
-    problem = None if os.path.isfile(path) else f"{path} does not exist; check the path"
+    if os.path.isfile(path):
+        problem = None
+    elif os.path.exists(path):
+        problem = f"{path} is not a regular file; check the path"
+    else:
+        problem = f"{path} does not exist; check the path"
     return problem, str(path.absolute())
 
 
@@ -218,6 +223,9 @@ class Checker:
     def _photo(self, photo, folder, name, wrong) -> str | None:
         if not isinstance(photo, str):
             wrong.append(f"{name}: must be the path of a photo, not {photo!r}")
+            return None
+        if not photo.strip():
+            wrong.append(f"{name}: must not be empty; it is the path of a photo")
             return None
         key = ("photo", str(folder), photo)
         if key not in self._known:

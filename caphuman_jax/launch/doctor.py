@@ -67,6 +67,8 @@ def _tried(name: str, check: Callable[[], Finding]) -> Finding:
         return check()
     except Exception as error:  # whatever is wrong with the machine is a finding
         text = " ".join(str(error).split())[:200]
+        if isinstance(error, OSError) and error.strerror:
+            text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         plain = isinstance(error, CapHumanError | OSError)
         return Finding(name, FAILED, text if plain else f"{type(error).__name__}: {text}")
 
@@ -169,6 +171,11 @@ def _work_folder(workdir: str) -> Finding:
     folder = epath.Path(workdir.removeprefix("file://"))
     name = f".doctor-{uuid.uuid4().hex}"
     data = os.urandom(2**20).hex()
+    if not buckets.is_url(workdir):
+        for place in (folder, *folder.parents):
+            if os.path.lexists(place) and not place.is_dir():
+                text = f"{place} is not a directory; choose another --workdir"
+                return Finding("work folder", FAILED, text)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     began = time.perf_counter()

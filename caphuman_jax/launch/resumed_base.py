@@ -82,5 +82,6 @@ def _hashes(base: epath.Path | None) -> dict[str, str]:
     """{network: SHA-256} of a model folder."""
     if base is None:
         return {}
-    files = json_reader.parse((base / "config.json").read_text())["files"]
+    document = buckets.read_bytes(base / "config.json", json_reader.MAX_BYTES)
+    files = json_reader.parse(document)["files"]
     return {name: entry["sha256"] for name, entry in files.items()}

@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from caphuman_jax.errors import DataError
-from caphuman_jax.io import buckets
+from caphuman_jax.io import buckets, json_reader
 
 _SILENT = 600.0
 """Seconds without a line of metrics, or three times their interval, until a run counts as not
@@ -76,8 +76,9 @@ def read(workdir: str, now: float | None = None) -> list[Status]:
 def _read(workdir: str, now: float) -> list[Status]:
     folder = epath.Path(workdir.removeprefix("file://"))
     try:
-        config = json.loads((folder / "config.json").read_text())["config"]
-    except (OSError, ValueError, KeyError) as error:
+        document = buckets.read_bytes(folder / "config.json", json_reader.MAX_BYTES)
+        config = json_reader.parse(document)["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         unreachable = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
         if unreachable and buckets.is_url(workdir):
             raise

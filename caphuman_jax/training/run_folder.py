@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 
 from caphuman_jax import __version__
 from caphuman_jax.errors import DataError
-from caphuman_jax.io import atomic, buckets, folder_lock
+from caphuman_jax.io import atomic, buckets, folder_lock, json_reader
 from caphuman_jax.training.recipe import Recipe
 
 _LOCK = ".lock"
@@ -108,7 +108,7 @@ def check_config(workdir: Path, name: str, config) -> None:
     try:
         if path.exists():
             now = _config_content(name, config)
-            check_same_run(deciding(json.loads(path.read_text())), deciding(now), str(workdir))
+            check_same_run(deciding(json_reader.read(path)), deciding(now), str(workdir))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -130,7 +130,7 @@ def _config_content(name: str, config) -> dict[str, Any]:
 
 def read_config(workdir: Path) -> dict[str, Any]:
     """The configuration that `keep_config` wrote."""
-    return json.loads((workdir / "config.json").read_text())["config"]
+    return json_reader.read(workdir / "config.json")["config"]
 
 
 def forget(workdir: Path) -> None:

@@ -46,6 +46,19 @@ class Part:
     magnitude: np.ndarray | None = None
     by_output: bool = True
 
+    def check_size(self, name: str, shape: Sequence[int]) -> None:
+        """Raise ModelFolderError, which names the file `name`, if a layer of another size than
+        `shape` was trained. Nothing is multiplied.
+        """
+        try:
+            count = lora_kinds.elements(self.arrays)
+            if count != math.prod(shape):
+                raise ValueError(
+                    f"a weight of {count:,} numbers, this model's layer is {_theirs(shape)}"
+                )
+        except ValueError as error:
+            raise ModelFolderError(_misfit(name, self.key, error)) from error
+
     def weight(self) -> np.ndarray:
         """What is added to the layer's weight at strength 1: float32 in PyTorch's layout; a kernel
         may be flat, (out, in·rows·columns).
@@ -84,11 +97,9 @@ class Lora:
         if part is None or factor == 0:
             return None
         shape = tuple(shape)
-        theirs = shape[::-1] if len(shape) == 2 else (shape[3], shape[2], *shape[:2])
+        theirs = _theirs(shape)
+        part.check_size(self.name, shape)
         try:
-            count = lora_kinds.elements(part.arrays)
-            if count != math.prod(theirs):  # before anything is multiplied
-                raise ValueError(f"a weight of {count:,} numbers, this model's layer is {theirs}")
             weight = part.weight()
             if part.magnitude is not None:
                 assert base is not None, "a DoRA needs the weight that it changes"
@@ -109,11 +120,20 @@ class Lora:
             if not fits(path, weight.shape, shape):
                 raise ValueError(f"a weight of {weight.shape}, this model's layer is {theirs}")
         except ValueError as error:
-            raise ModelFolderError(
-                f"{self.name} does not fit: {part.key}: {error}; it was probably made for another "
-                f"base model (SD 2, SDXL …)"
-            ) from error
+            raise ModelFolderError(_misfit(self.name, part.key, error)) from error
         return to_ours(path, weight, shape) * np.float32(factor)
+
+
+def _theirs(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of one of our kernels in PyTorch's layout."""
+    return tuple(shape[::-1]) if len(shape) == 2 else (shape[3], shape[2], *shape[:2])
+
+
+def _misfit(name: str, key: str, error: ValueError) -> str:
+    return (
+        f"{name} does not fit: {key}: {error}; it was probably made for another base model (SD 2, "
+        f"SDXL …)"
+    )
 
 
 Loras = Iterable[tuple[Lora, Strength]]
@@ -285,12 +305,12 @@ def _sorted(
 
 def check(params: Mapping[str, Any], loras: Loras) -> None:
     """Raise ModelFolderError if a LoRA (of a strength that is not 0) adds to a network or layer
-    that is not in `params`.
+    that is not in `params`, or to one of another size.
 
-    params: {network: nested dicts}; the leaves are not read.
+    params: {network: nested dicts with `.shape` leaves}.
     """
     paths = {
-        network: traverse_util.flatten_dict(params[network], sep=".").keys()
+        network: traverse_util.flatten_dict(params[network], sep=".")
         for network in NETWORKS
         if network in params
     }
@@ -309,6 +329,8 @@ def check(params: Mapping[str, Any], loras: Loras) -> None:
                     f"{lora.name} adds to layers that this model does not have: "
                     f"{', '.join(missing[:20])}"
                 )
+            for path, part in parts.items():
+                part.check_size(lora.name, paths[network][path].shape)
 
 
 def merged(network: str, path: str, array: Any, loras: Loras) -> Any:

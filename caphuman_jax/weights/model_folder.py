@@ -52,7 +52,7 @@ def find_model(name_or_path: str | os.PathLike, download: bool = False) -> Path:
             f"{name_or_path} is a diffusers folder; make a model folder of it: caphuman import OUT "
             f"--base {name_or_path}, with --caphuman or --init"
         )
-    if (path / "config.json").is_file():
+    if os.path.exists(path / "config.json"):  # what is not a regular file is refused by its reader
         return path
     if path.is_dir():
         raise ModelFolderError(f"{path} is not a model folder: it has no config.json")

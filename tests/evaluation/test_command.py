@@ -258,6 +258,13 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     assert (again / "scores.jsonl").read_text() == (out / "scores.jsonl").read_text()
     for line in lines:
         assert (again / line["file"]).read_bytes() == (out / line["file"]).read_bytes()
+    for wrong, message in (
+        (("--training-records", tmp_path), "no records there"),
+        (("--training-people",), "goes with --training-records"),
+    ):
+        with pytest.raises(CapHumanError, match=message):
+            evaluate.run(arguments(*words[:5], again, *words[6:], "--overwrite", *wrong))
+    assert (again / "report.json").is_file(), "what is refused removes nothing"
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,9 @@ def test_doctor_reports_what_fails(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert app.main(["doctor", "--no-face", "--workdir", str(tmp_path / "file" / "run")]) == 1
     assert "FAIL work folder" in capsys.readouterr().out
+    for place in ("file", "file/run"):
+        found = doctor._tried("x", lambda place=place: doctor._work_folder(str(tmp_path / place)))
+        assert found.text == f"{tmp_path / 'file'} is not a directory; choose another --workdir"
     assert doctor._tried("x", lambda: 1 / 0).text == "ZeroDivisionError: division by zero"
 
 
@@ -119,6 +122,6 @@ def test_bucket_that_cannot_be_reached(monkeypatch):
     def no_network(self):
         raise ConnectionError("cannot resolve storage.googleapis.com")
 
-    monkeypatch.setattr("etils.epath.gpath.PosixGPath.read_text", no_network)
+    monkeypatch.setattr("etils.epath.gpath.PosixGPath.read_bytes", no_network)
     with pytest.raises(DataError, match="gs://b/run cannot be read: .*cannot resolve"):
         status.read("gs://b/run")
