@@ -12,7 +12,6 @@ from PIL import Image, ImageCms
 
 log = logging.getLogger("caphuman_jax")
 
-_ROWS = 512  # converted at a time, to spare memory
 _SPACES = {"RGB": "RGB", "L": "GRAY", "CMYK": "CMYK"}  # of a profile, by the mode of pixels
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _MODES = dict.fromkeys(("RGB", "RGBA", "RGBa", "P", "PA"), "RGB") | {
@@ -57,25 +56,13 @@ def _converted(picture: Image.Image, transform, mode: str) -> Image.Image:
         color.putalpha(whole.getchannel("A"))
         return color
     picture = picture if picture.mode == mode else picture.convert(mode)
-    return by_rows(picture, lambda rows: _applied(rows, transform))
+    return _applied(picture, transform)
 
 
 def _applied(picture: Image.Image, transform: ImageCms.ImageCmsTransform) -> Image.Image:
     converted = ImageCms.applyTransform(picture, transform)
     assert converted is not None  # it is only where the picture itself is changed
     return converted
-
-
-def by_rows(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """An RGB picture whose rows are converted a few at a time, with no second whole picture."""
-    if picture.height <= _ROWS:
-        return convert(picture)
-    result = Image.new("RGB", picture.size)
-    for top in range(0, picture.height, _ROWS):
-        part = picture.crop((0, top, picture.width, min(top + _ROWS, picture.height)))
-        part.info = picture.info.copy()
-        result.paste(convert(part), (0, top))
-    return result
 
 
 @functools.lru_cache(maxsize=16)

@@ -26,6 +26,8 @@ from caphuman_jax.io.picture_formats import (
 log = logging.getLogger("caphuman_jax")
 
 FPS = 25.0  # of photos in a folder and of tables, which do not say
+_ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")
+_MOST_PIXELS = 36_000_000  # of a frame of theirs or of a video: 8K has 35 million
 
 Source = str | os.PathLike | Sequence
 
@@ -112,16 +114,22 @@ def _photos_of(folder: Path) -> list[Path]:
 def _pages(picture, path, name, every, fps):
     """Frames of a GIF or another picture of several pages."""
     time = 0.0
+    bounded = picture.format in _ANIMATIONS and getattr(picture, "is_animated", False)
     for i, page in enumerate(ImageSequence.Iterator(picture)):
+        if bounded:  # each, since the frames of a GIF may grow
+            _check_pixels(page.width * page.height, name)
         if i % every == 0:
-            yield Frame(
-                f"frame {i}",
-                read_photo(page.convert("RGBA" if "transparency" in page.info else "RGB")),
-                time,
-            )
+            yield Frame(f"frame {i}", read_photo(page, f"frame {i} of {name}"), time)
         time += 1 / fps if fps else (page.info.get("duration") or 1000 / FPS) / 1000
     if picture.format == "GIF" and not _ends_as_gif(path):
         log.warning("%s is cut off: its end is missing after frame %d", name, i)
+
+
+def _check_pixels(count, name):
+    if count > _MOST_PIXELS:
+        raise PhotoError(
+            f"{name} is too large; shrink its frames to under {_MOST_PIXELS // 10**6} megapixels"
+        )
 
 
 def _ends_as_gif(path: Path) -> bool:
@@ -140,13 +148,15 @@ def _video(path, name, every, fps):
                 f"{name} is not a table, picture or video that can be read; save it as MP4, GIF or "
                 f"a folder of photos"
             )
+        sides = video.get(cv2.CAP_PROP_FRAME_WIDTH), video.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        _check_pixels(sides[0] * sides[1], name)
         rate = fps or video.get(cv2.CAP_PROP_FPS)
         rate = rate if np.isfinite(rate) and rate > 0 else FPS
         i = 0
         while video.grab():
             if i % every == 0:
                 well, image = video.retrieve()
-                if not well:
+                if not well or image is None or not image.size:  # OpenCV calls an empty one well
                     break
                 yield Frame(f"frame {i}", cv2.cvtColor(image, cv2.COLOR_BGR2RGB), i / rate)
             i += 1

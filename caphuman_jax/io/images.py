@@ -11,12 +11,12 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from caphuman_jax.errors import PhotoError
-from caphuman_jax.io import atomic, color_profile
+from caphuman_jax.io import atomic, bands, color_profile
 from caphuman_jax.io.files import printable
-from caphuman_jax.io.picture_formats import DECODE_LIMIT, open_picture, reason, too_large
+from caphuman_jax.io.picture_formats import most_pixels, open_picture, reason, too_large
 
 MAX_PIXELS = 24_000_000
 """Larger photos are shrunk to about this many pixels."""
@@ -41,15 +41,27 @@ DAMAGE = (
 PhotoSource = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
-def read_photo(source: PhotoSource) -> np.ndarray:
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its orientation (EXIF 2.3, tag 0x0112)."""
+
+
+def read_photo(source: PhotoSource, name: str | None = None) -> np.ndarray:
     """RGB uint8 picture (H, W, 3) from a path, the bytes of a file, a PIL picture or an array.
 
     Turned upright by its EXIF orientation, transparency over white, 16 bits to 8, grey, palette and
     CMYK to RGB, colors to sRGB by the embedded profile, shrunk when above MAX_PIXELS or MAX_SIDE.
     Files are of the formats that `picture_formats` lists. Arrays are uint8, uint16 or floats in
     [0, 1], of shape (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4). Raises PhotoError naming
-    the photo when it cannot be read or is under MIN_SIDE pixels."""
-    name = photo_name(source)
+    the photo (as `name`, where given) when it cannot be read or is under MIN_SIDE pixels."""
+    name = name or photo_name(source)
     if isinstance(source, np.ndarray):
         picture = _from_array(source, name)
     elif isinstance(source, Image.Image):
@@ -59,12 +71,6 @@ def read_photo(source: PhotoSource) -> np.ndarray:
     else:
         raise PhotoError(
             f"a photo is a path, bytes, a PIL picture or an array, not {type(source).__name__}"
-        )
-    picture = _shrink(picture)
-    if min(picture.size) < MIN_SIDE:
-        raise PhotoError(
-            f"{name} is only {picture.width}x{picture.height} pixels; use a photo with sides of "
-            f"at least {MIN_SIDE}"
         )
     return np.array(picture)
 
@@ -102,9 +108,17 @@ def _has_transparency(source):
 
 
 def _shows_through(picture):
-    if not picture.has_transparency_data or picture.width * picture.height > DECODE_LIMIT:
+    if not picture.has_transparency_data or _pixels(picture) > most_pixels(picture):
         return False
-    return picture.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    picture.load()
+    return any(
+        bool((np.asarray(band.convert("RGBA").getchannel("A")) < 255).any())
+        for band in bands.each(picture)
+    )
+
+
+def _pixels(picture):
+    return picture.width * picture.height
 
 
 def write_png(
@@ -165,43 +179,55 @@ def photo_name(source: PhotoSource) -> str:
 def _open(source, name):
     try:
         with open_picture(source, name) as picture:
-            if picture.width * picture.height > 4 * MAX_PIXELS:
+            if _pixels(picture) > 4 * MAX_PIXELS:
                 # Where the format can (JPEG), decode at half size, in a quarter of the memory.
                 picture.draft(None, (picture.width // 2, picture.height // 2))
-            return _decode(picture, name, ours=True)
+            return _decode(picture, name)
     except Image.DecompressionBombError as error:
         raise PhotoError(too_large(name)) from error
     except DAMAGE as error:
         raise PhotoError(_damaged(name, error)) from error
 
 
-def _decode(picture, name, ours=False):
-    """RGB picture, upright. `ours`: it may be changed, which saves a copy."""
-    if picture.width * picture.height > DECODE_LIMIT:
-        raise PhotoError(too_large(name))
+def _decode(picture, name):
+    """RGB picture, shrunk and upright. It is turned last, when it is small."""
+    if _pixels(picture) > most_pixels(picture):
+        raise PhotoError(too_large(name, most_pixels(picture)))
+    _check_sides(picture, name)
     try:
         picture.load()
-        picture = _upright(picture, ours)
-        if picture.mode.startswith("I") or picture.mode == "F":
-            return _from_array(np.asarray(picture), name, deep=True)
-        to_srgb = color_profile.converter(picture, name)
-        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-            return color_profile.by_rows(picture, lambda rows: _over_white(to_srgb(rows)))
-        picture = to_srgb(picture)
-        return picture if ours and picture.mode == "RGB" else picture.convert("RGB")
+        turn = _TURNS.get(_orientation(picture))
+        picture = _converted(picture, name)
+        return picture.transpose(turn) if turn is not None else picture
     except MemoryError as error:
-        raise PhotoError(too_large(name)) from error
+        raise PhotoError(too_large(name, most_pixels(picture))) from error
     except DAMAGE as error:
         raise PhotoError(_damaged(name, error)) from error
 
 
-def _upright(picture, ours):
-    """Turned as the EXIF orientation says; as it is where the EXIF part cannot be read."""
+def _converted(picture, name):
+    """In RGB and shrunk."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return bands.converted(
+            picture,
+            _size(picture),
+            lambda rows: _rgb_of_array(np.asarray(rows), name, deep=True),
+        )
+    to_srgb = color_profile.converter(picture, name)
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        return bands.converted(picture, _size(picture), lambda rows: _over_white(to_srgb(rows)))
+    if _size(picture) == picture.size:
+        picture = to_srgb(picture)
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+    return bands.converted(picture, _size(picture), lambda rows: to_srgb(rows).convert("RGB"))
+
+
+def _orientation(picture):
+    """As the EXIF part says; 1 (upright) where it cannot be read."""
     try:
-        turned = ImageOps.exif_transpose(picture, in_place=ours)
-        return picture if ours else turned
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
     except DAMAGE:
-        return picture
+        return 1
 
 
 def _damaged(name, error):
@@ -214,7 +240,13 @@ def _over_white(picture):
     return Image.alpha_composite(white, picture).convert("RGB")
 
 
-def _from_array(array, name, deep=False):
+def _from_array(array, name):
+    picture = _rgb_of_array(array, name)
+    _check_sides(picture, name)
+    return bands.converted(picture, _size(picture), lambda rows: rows)
+
+
+def _rgb_of_array(array, name, deep=False):
     """RGB picture of an array; `deep` marks integers that count to 65535 in a wider type."""
     if array.ndim == 2:
         array = array[..., None]
@@ -247,11 +279,23 @@ def _to_uint8(array, name, deep):
     )
 
 
-def _shrink(picture):
-    scale = min(
-        (MAX_PIXELS / (picture.width * picture.height)) ** 0.5, MAX_SIDE / max(picture.size)
-    )
+def _size(picture):
+    """(width, height) to shrink to."""
+    scale = min((MAX_PIXELS / _pixels(picture)) ** 0.5, MAX_SIDE / max(picture.size))
     if scale >= 1:
-        return picture
-    size = (max(1, int(picture.width * scale)), max(1, int(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
+        return picture.size
+    return max(1, int(picture.width * scale)), max(1, int(picture.height * scale))
+
+
+def _check_sides(picture, name):
+    """Raises PhotoError where what it is shrunk to is under MIN_SIDE pixels."""
+    if min(picture.size) < MIN_SIDE:
+        raise PhotoError(
+            f"{name} is only {picture.width}x{picture.height} pixels; use a photo with sides of "
+            f"at least {MIN_SIDE}"
+        )
+    if min(_size(picture)) < MIN_SIDE:
+        raise PhotoError(
+            f"{name} is a strip of {picture.width}x{picture.height} pixels; use a photo whose "
+            f"longer side is at most {MAX_SIDE // MIN_SIDE:,} times the shorter one"
+        )

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from caphuman_jax.errors import PhotoError
 from caphuman_jax.io.files import open_regular, printable
@@ -39,6 +39,12 @@ DECODE_LIMIT = 178_000_000
 """Pixels. Larger photos are not decoded: a small file may unpack to more than the memory. Just
 below Pillow's own limit.
 """
+_COPIES_LIMIT = {"WEBP": 60_000_000, "AVIF": 100_000_000, "JPEG2000": 50_000_000}
+"""Pixels of formats whose decoders keep several copies: 16, 10 and 20 bytes for each pixel, where
+the others need 4.
+"""
+_TURNED_TIFF_LIMIT = 120_000_000
+"""Pixels of a TIFF file that Pillow turns while it decodes, which takes a second copy."""
 HEAD = 32
 """Bytes of a file that `picture_format` needs."""
 
@@ -189,9 +195,18 @@ def _allowed(found: str | None, name: str) -> tuple[str, ...]:
     return ("HEIF",)
 
 
-def too_large(name: str) -> str:
-    """The message for a picture of more than DECODE_LIMIT pixels."""
-    return f"{name} is too large; shrink it to under {DECODE_LIMIT // 10**6} megapixels"
+def most_pixels(picture: Image.Image) -> int:
+    """Pixels that a picture may have to be decoded, which takes less than 1 GB then."""
+    if isinstance(picture, TiffImagePlugin.TiffImageFile) and (
+        picture.tag_v2.get(ExifTags.Base.Orientation, 1) != 1
+    ):
+        return _TURNED_TIFF_LIMIT
+    return _COPIES_LIMIT.get(picture.format or "", DECODE_LIMIT)
+
+
+def too_large(name: str, most: int = DECODE_LIMIT) -> str:
+    """The message for a picture of more than `most` pixels."""
+    return f"{name} is too large; shrink it to under {most // 10**6} megapixels"
 
 
 def reason(error: Exception) -> str:

@@ -189,7 +189,7 @@ def test_what_is_not_a_file_of_a_photo(tmp_path, kind, monkeypatch):
 def test_a_large_transparent_picture_needs_no_second_copy(picture, monkeypatch):
     rgba = np.concatenate([picture, picture[..., :1]], axis=-1)
     whole = read_photo(encoded(rgba, "PNG"))
-    monkeypatch.setattr("caphuman_jax.io.color_profile._ROWS", 7)
+    monkeypatch.setattr("caphuman_jax.io.bands._PIXELS", 7 * 60)
     np.testing.assert_array_equal(read_photo(encoded(rgba, "PNG")), whole)
 
 
