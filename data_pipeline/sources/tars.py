@@ -11,6 +11,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from typing import IO, cast
 
 from caphuman_jax.errors import DataError
 from caphuman_jax.io.files import valid_text
@@ -19,6 +20,7 @@ from data_pipeline.sources import base, companions, paths
 from data_pipeline.sources.base import Item, Source
 
 _BLOCK = 512
+_LONGEST_HEADER = 2**20
 _MOST_TARS = 1_000_000
 
 
@@ -95,11 +97,28 @@ def _while_equal(rows: list[tuple]) -> Iterator[tuple]:
         yield column
 
 
+class _Headers:
+    """A file whose headers are read: tarfile reads long names and other entries of a header whole,
+    as many bytes as it says, and Python allocates them before.
+    """
+
+    def __init__(self, stream: IO[bytes]):
+        self._stream, self.seek, self.tell = stream, stream.seek, stream.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a name or header has {size:,} bytes")
+        return self._stream.read(size)
+
+
 def _members(path: str, prefix: str, unused: companions.Unused) -> Iterator[Item]:
     """The photos of one tar; if it is damaged, also an item that says so."""
     folders: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with paths.open_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with (
+            paths.open_file(path) as stream,
+            tarfile.open(fileobj=cast(IO[bytes], _Headers(stream)), mode="r:") as tar,
+        ):
             for member in tar:
                 if member.isfile() and not member.name.rpartition("/")[2].startswith("."):
                     folder, slash, name = member.name.removeprefix("./").rpartition("/")
