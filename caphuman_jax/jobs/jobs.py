@@ -25,6 +25,8 @@ from caphuman_jax.pipeline.request import Request
 
 MAX_JOBS = 10_000_000
 """Jobs of one run."""
+_MOST_WRONG = 10_000
+"""Wrong jobs after which the rest of a file is not checked: a line of some bytes makes millions."""
 _LONGEST, _LONGEST_LINE = 2**31, 2**26  # bytes of a file of jobs, and of a line in it
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 
@@ -173,6 +175,7 @@ def _checked(
     """The entries that can be done, with all their fields; what is wrong with others goes into
     `problems`.
     """
+    failed = 0
     ids: dict[int, str | int] = {}  # by hash: the texts of a million ids would take 100 MB
     for number, entry in enumerate(entries, 1):
         _check_count(number, name)
@@ -193,6 +196,10 @@ def _checked(
         if wrong:
             where = _where(name, entry.place)
             problems |= {f"{where}: {problem}": None for problem in wrong}
+            failed += 1
+            if failed == _MOST_WRONG:
+                problems[f"{where}: is wrong job {failed:,}; the rest was not checked"] = None
+                return
         elif request is not None:
             yield entry, fields, request
 

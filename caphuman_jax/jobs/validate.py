@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +306,8 @@ def _objects(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+@functools.lru_cache(maxsize=1000)  # a product repeats its fields in every job
+def nearest(name: str, known: tuple[str, ...]) -> str:
     """The end of a message about an unknown name: the closest known one, or all of them."""
-    close = difflib.get_close_matches(name, list(known), 1)
+    close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"

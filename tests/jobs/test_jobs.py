@@ -330,3 +330,11 @@ def test_files_that_are_no_jobs(tmp_path, checker, data, message):
     (tmp_path / "x.jsonl").write_bytes(data)
     with pytest.raises(SettingError, match=message):
         jobs.read_jobs(tmp_path / "x.jsonl", checker, {})
+
+
+def test_a_product_of_wrong_jobs_is_not_checked_to_its_end(write, checker):
+    """A line of a kB can ask for ten million jobs."""
+    wrong = {"seed": ["x"] * 100, "smiel": [1] * 100, "steps": list(range(1, 101))}
+    found = jobs.read_jobs(write({**GOOD, "product": wrong}), checker, {})
+    assert any("smiel: there is no such field" in problem for problem in found.problems)
+    assert found.problems[-1].endswith("is wrong job 10,000; the rest was not checked")
