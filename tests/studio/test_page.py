@@ -132,11 +132,13 @@ def test_from_a_photo_to_a_picture_and_back(opened, served, astronaut_file, tmp_
     page.keyboard.press("Escape")
 
     page.click("#reset")
-    page.locator("#gallery button").nth(0).click()
+    page.fill("#prompt", "forgotten")
+    page.locator("#gallery button").nth(1).click()
     page.click("#same-seed")
     _made(page, 3)
     again = page.evaluate("async () => (await (await fetch('/v1/session')).json()).pictures.at(-1)")
-    assert again["settings"]["seed"] == 7
+    assert (again["settings"]["seed"], again["settings"]["index"]) == (7, 1)
+    assert again["settings"]["prompt"] == settings["prompt"]
     assert again["settings"]["people"][0]["head"]["yaw"] == pytest.approx(fitted["yaw"], abs=0.01)
     page.fill("#prompt", "something else")
     assert _now(page) == fitted
@@ -229,6 +231,7 @@ def test_people_grid_edit_light_and_keys(opened, astronaut_file, astronaut, two_
     page.locator("#view").click(position={"x": 20, "y": 60})
     page.fill("#number", "1")
     page.locator("input[name=mode][value=edit]").check(force=True)
+    assert page.locator("#shape").is_hidden()  # an edit has the shape of its photo
     page.click("#make")
     _made(page, 1)
     page.locator("#gallery button").first.click()
@@ -242,6 +245,9 @@ def test_people_grid_edit_light_and_keys(opened, astronaut_file, astronaut, two_
     page.locator("input[name=mode][value=make]").check(force=True)
     page.get_by_role("button", name="+ person").click()
     _drop(page, _png(Image.fromarray(two_faces)))
+    page.locator("#photo .boxes button").nth(1).click()
+    page.wait_for_function("studio.state.people[1].face == 1")
+    assert [_now(page)[name] for name in "xy"] == [0.75, 0.5]  # where the other face stood
     page.select_option("#shape", "1.5")
     page.locator("input[name=tool][value=move]").check(force=True)
     box = page.locator("#view").bounding_box()
@@ -266,7 +272,9 @@ def test_people_grid_edit_light_and_keys(opened, astronaut_file, astronaut, two_
     places = [p["asked_head"]["position"][:2] for p in recorded["people"]]
     np.testing.assert_allclose(places, [[0.25, 0.5], [0.65, 0.6]], atol=0.01)
     page.keyboard.press("Escape")
+    turned = page.evaluate("studio.state.people[0].now.yaw")
     page.get_by_role("button", name="Remove").click()
+    assert _now(page)["yaw"] == turned > before["yaw"] and _now(page)["x"] == before["x"]
     page.select_option("#shape", "1")
     page.click("#grid")
     page.fill("#yaws", "-20 20")

@@ -9,7 +9,7 @@ export function element(tag, properties = {}, ...children) {
 }
 
 const NAMES = {
-  prompt: "Prompt", negative_prompt: "Not in it", seed: "Seed", index: "Number", steps: "Steps", sampler: "Sampler",
+  prompt: "Prompt", negative_prompt: "Not in it", seed: "Seed", index: "Index", steps: "Steps", sampler: "Sampler",
   guidance_scale: "Guidance", control_scale: "Control", size: "Size", denoise: "May change", model: "Model",
 };
 
@@ -56,7 +56,7 @@ export class Gallery {
     place.prepend(image);
     place.classList.remove("card-wait");
     place.disabled = false;
-    place.setAttribute("aria-label", `Picture: ${settings.prompt}, seed ${settings.seed}, number ${settings.index}`);
+    place.setAttribute("aria-label", `Picture: ${settings.prompt}, seed ${settings.seed}, index ${settings.index}`);
     place.onclick = () => this.show(picture, photo);
   }
 

@@ -50,10 +50,23 @@ export class Person {
     this.current = true;
   }
 
-  // The photo's head; `share` of the picture is its own where there are several people.
+  // The photo's head.
   reset() {
     this.now = copy(this.fitted);
     this.lamp = null;
+  }
+
+  // The photo's place, for whoever is alone in the picture.
+  center() {
+    const { x, y, size } = this.fitted;
+    Object.assign(this.now, { x, y, size });
+  }
+
+  // Stand where `other` stood among several people, with their words.
+  replace(other) {
+    const { x, y, size } = other.now;
+    Object.assign(this.now, { x, y, size });
+    Object.assign(this, { words: other.words, band: other.band });
   }
 
   use(preset) {

@@ -34,7 +34,8 @@ export function setSettings(made) {
   $("guidance").value = made.guidance_scale ?? "";
   $("control").value = made.control_scale ?? 1;
   $("detail").value = made.detail || "";
-  if (made.num_images) $("number").value = made.num_images;
+  // As many as there were, from the first picture of the seed.
+  if (made.num_images) $("number").value = (made.first_image || 0) + Number(made.num_images);
   if (made.edit && made.denoise) $("denoise").value = made.denoise;
   const shape = made.size ? made.size[0] / made.size[1] : 1;
   const choices = [...$("shape").options].map((option) => Number(option.value));

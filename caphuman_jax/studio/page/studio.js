@@ -94,15 +94,20 @@ function showPhoto(one) {
 
 function remove() {
   state.people.splice(state.chosen, 1);
-  if (state.people.length === 1) state.people[0].reset();
+  if (state.people.length === 1) state.people[0].center();
   else sideBySide(state.people, aspect());
   choose(0);
+}
+
+function replaceChosen(made) {
+  if (state.people.length > 1) made.replace(person());
+  state.people[state.chosen] = made;
 }
 
 async function chooseFace(face) {
   const one = person();
   await waiting(async () => {
-    state.people[state.chosen] = new Person(await server.head(one.photo.id, face));
+    replaceChosen(new Person(await server.head(one.photo.id, face)));
   }, "Fitting the head …");
   choose(state.chosen);
 }
@@ -140,7 +145,7 @@ async function take(file, what) {
       state.people.push(made);
       sideBySide(state.people, aspect());
       state.chosen = state.people.length - 1;
-    } else if (what === "replace" && state.people.length) state.people[state.chosen] = made;
+    } else if (what === "replace" && state.people.length) replaceChosen(made);
     else state.people = [made];
     state.people.forEach((one, i) => (one.current = i === state.chosen));
     notices(made.notices);
@@ -232,8 +237,9 @@ async function run(count, work) {
 
 const done = () => ($("progress").value += 1);
 
-function make() {
-  const asked = settings();
+// `more`: fields of the job that the form does not have.
+function make(more = {}) {
+  const asked = { ...settings(), ...more };
   const wanted = job(editing() ? [person()] : state.people, asked, editing());
   const photo = editing() ? `/v1/photos/${person().photo.id}` : null;
   const shape = editing() ? person().photo.width / person().photo.height : aspect();
@@ -286,11 +292,11 @@ function makeGrid() {
 
 const gallery = new Gallery({
   restore: (picture) => waiting(() => restore({ ...picture.settings, num_images: picture.settings.num_images }), "Fitting the head …"),
-  sameSeed: (picture) => {
-    $("seed").value = picture.settings.seed;
-    $("number").value = 1;
-    keep();
-    if (state.people.length && !running) make();
+  sameSeed: ({ settings: made }) => {
+    setSettings({ ...made, first_image: 0, num_images: 1 });
+    setMode(made.edit ? "edit" : "make");
+    show();
+    if (state.people.length && !running) make({ first_image: made.index });
   },
 });
 
