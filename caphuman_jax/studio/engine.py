@@ -357,7 +357,7 @@ class Engine:
                 return False
             work.ended = True
             self._active.discard(work)
-            with contextlib.suppress(ValueError):
+            if work in self._ready:  # remove() would put all of the work into an error's message
                 self._ready.remove(work)
             work.listener(kind, facts)
         return True

@@ -330,7 +330,7 @@ def check(params: Mapping[str, Any], loras: Loras) -> None:
                     f"{', '.join(missing[:20])}"
                 )
             for path, part in parts.items():
-                part.check_size(lora.name, paths[network][path].shape)
+                part.check_size(lora.name, cast(Any, paths[network][path]).shape)
 
 
 def merged(network: str, path: str, array: Any, loras: Loras) -> Any:
