@@ -223,6 +223,25 @@ def test_the_command_on_all_devices(place, one_by_one, tiny_folder, tmp_path, ca
     )
 
 
+@pytest.mark.parametrize("count", [0, 1000], ids=["none", "thousand"])
+def test_any_number_of_jobs(count, place, tiny_folder, tmp_path, capsys):
+    """No job is said in one line; exactly a thousand are a thousand pictures, no two alike."""
+    jobs_file = place / f"jobs{count}.jsonl"
+    lines = [{"reference": "a.identity", "prompt": "a dog", "seed": i} for i in range(count)]
+    jobs_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out"
+    command = ["sample", "--jobs", str(jobs_file), "--model", str(tiny_folder), "--out", str(out)]
+    code = app.main([*command, "--default", "steps=1", "--batch", "32"])
+    if count == 0:
+        said = capsys.readouterr().err
+        assert code == 2 and said.count("\n") == 1 and not out.exists(), said
+        return
+    pictures = sorted(out.glob("*.png"))
+    assert code == 0 and len(pictures) == count and len(entries(out / "index.jsonl")) == count
+    with_seeds = {metadata.read_settings(picture)["seed"] for picture in pictures}
+    assert with_seeds == set(range(count))
+
+
 def test_pictures_that_vanish_after_the_end_are_made_again_by_the_command(
     place, tiny_folder, tmp_path, capsys
 ):
