@@ -223,7 +223,7 @@ def test_the_command_on_all_devices(place, one_by_one, tiny_folder, tmp_path, ca
     )
 
 
-@pytest.mark.parametrize("count", [0, 1000], ids=["none", "thousand"])
+@pytest.mark.parametrize("count", [0, pytest.param(1000, marks=pytest.mark.slow)])
 def test_any_number_of_jobs(count, place, tiny_folder, tmp_path, capsys):
     """No job is said in one line; exactly a thousand are a thousand pictures, no two alike."""
     jobs_file = place / f"jobs{count}.jsonl"
