@@ -340,7 +340,8 @@ class Pipeline:
             ModelFolderError: a file that cannot be read or does not fit the model.
         """
         weights = self._weights.with_loras(loras, self.config)
-        self.add_embeddings([(path, None) for path, _ in loras if embeddings.in_lora(path)])
+        read = [file for path, _ in loras for file in lora.files(path)]
+        self.add_embeddings([(file, None) for file in read if embeddings.in_lora(file)])
         self._weights = weights
 
     def add_embeddings(self, files: Sequence[tuple[str | os.PathLike, str | None]]) -> None:

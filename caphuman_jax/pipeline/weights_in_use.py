@@ -64,9 +64,17 @@ class WeightsInUse:
         records = tuple(
             {
                 "name": Path(path).name,
-                "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+                "sha256": _checksum(lora.files(path)),
                 "strength": strength,
             }
             for path, strength in files
         )
         return dataclasses.replace(self, params=params, loras=records)
+
+
+def _checksum(files: Sequence[Path]) -> str:
+    """SHA-256 of the files' bytes, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -169,15 +169,23 @@ def read_file(path: str | os.PathLike, cfg: ModelConfig) -> Lora:
         ModelFolderError: the file or folder cannot be read, or see `read`.
     """
     path = hub.locate(path)
+    read_ = [_read_one(file, cfg) for file in files(path)]
     if not path.is_dir():
-        return _read_one(path, cfg)
-    inside = [path / name for name in ("unet", "text_encoder") if (path / name).is_dir()]
-    read_ = [_read_one(_file_of(folder), cfg) for folder in inside or [path]]
+        return read_[0]
     parts: dict[str, dict[str, Part]] = {}
     for one in read_:
         for network, found in one.parts.items():
             parts.setdefault(network, {}).update(found)
     return Lora(path.name, parts)
+
+
+def files(path: str | os.PathLike) -> list[Path]:
+    """The files that `read_file` reads. Raises ModelFolderError for a folder without any."""
+    path = hub.locate(path)
+    if not path.is_dir():
+        return [path]
+    inside = [path / name for name in ("unet", "text_encoder") if (path / name).is_dir()]
+    return [_file_of(folder) for folder in inside or [path]]
 
 
 def _file_of(folder: Path) -> Path:

@@ -175,6 +175,13 @@ def test_loras(pipe, person, tmp_path):
         styled.settings["loras"][0]["name"] == "style.safetensors"
         and styled.settings["loras"][0]["strength"] == 0.8
     )
+    folder = tmp_path / "style"  # as diffusers and PEFT write them
+    folder.mkdir()
+    (tmp_path / "style.safetensors").rename(folder / "pytorch_lora_weights.safetensors")
+    pipe.use_loras([(folder, 0.8)])
+    in_folder = call()
+    np.testing.assert_array_equal(in_folder.images, styled.images)
+    assert in_folder.settings["loras"] == [styled.settings["loras"][0] | {"name": "style"}]
     pipe.use_loras([])
     again = call()
     np.testing.assert_array_equal(again.images, base.images)
