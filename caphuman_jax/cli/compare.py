@@ -41,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="of resampling; default: 0"
     )
+    parser.add_argument(
+        "--no-pictures",
+        action="store_true",
+        help="with --report: leave out all pictures of people, the names of photos and paths, so "
+        "that the comparison can be published",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison")
 
 
@@ -58,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     if args.names and len(args.names) != len(args.runs):
         raise CapHumanError(f"--names gives {len(args.names)} names for {len(args.runs)} runs")
     report = args.report
+    if args.no_pictures and not report:
+        raise CapHumanError("--no-pictures goes with --report")
     if report and report.exists() and not args.overwrite:
         if not report.is_dir() or any(report.iterdir()):
             raise CapHumanError(
@@ -71,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     for line in comparison.cautions(found):
         print(f"caution: {line}")
     if report:
-        print(f"{write.write_comparison(found, report)} has all results")
+        page = write.write_comparison(found, report, pictures=not args.no_pictures)
+        print(f"{page} has all results")
     return 0
 
 

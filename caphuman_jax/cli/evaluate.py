@@ -142,6 +142,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the steps that small faces are sampled again with; default: the suite's own",
     )
     parser.add_argument(
+        "--no-pictures",
+        action="store_true",
+        help="leave out all pictures of people, the names of photos and paths in report.html, so "
+        "that it can be published; the files next to it still have them",
+    )
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="replace an earlier report; without it, the same command resumes one",
@@ -226,7 +232,7 @@ def run(args: argparse.Namespace) -> int:
     evaluation = whole.Evaluation(
         pipe, batch, suite, subjects, wanted, facts, args.seed, training, shown, judging
     )
-    return _evaluate(args, evaluation)
+    return _evaluate(args, dataclasses.replace(evaluation, show_pictures=not args.no_pictures))
 
 
 def _suite(args):

@@ -119,7 +119,7 @@ def compare(
         aligned,
         tuple(dataclasses.replace(one, adjusted=float(p)) for one, p in zip(tested, adjusted)),
         left_out,
-        _other_settings(aligned),
+        other_settings(aligned),
         all(
             one.seed == other.seed
             for run in aligned[1:]
@@ -358,7 +358,8 @@ def _within(title: str) -> str:
     return title[0].lower() + title[1:] if title[1:2].islower() else title
 
 
-def _other_settings(runs: Sequence[ScoredRun]) -> dict[str, list[Any]]:
+def other_settings(runs: Sequence[ScoredRun]) -> dict[str, list[Any]]:
+    """{setting: its value in each run} of those that differ."""
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     values = {key: [run.settings.get(key) for run in runs] for key in keys}
     return {key: found for key, found in values.items() if any(v != found[0] for v in found)}

@@ -87,13 +87,17 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ScoredRun:
-    """A run: its folder, a name to show, the measures, the pictures and the settings."""
+    """A run: its folder, a name to show, the measures, the pictures, the settings, and the model's
+    name and checksum, "" where they are unknown.
+    """
 
     folder: Path
     name: str
     measures: tuple[MeasureSummary, ...]
     pictures: Sequence[Scored]
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    model: str = ""
+    sha256: str = ""
 
     def values(self, name: str) -> np.ndarray:
         """(N,) of a measure for each picture; NaN where there is none."""
@@ -157,13 +161,15 @@ def read_run(folder: Path, name: str | None = None) -> ScoredRun:
     pictures = _pictures(folder / SCORES)
     if not pictures:
         raise DataError(f"{folder / SCORES} has no pictures")
-    settings = summary.get("settings")
+    settings, model = summary.get("settings"), summary.get("model")
+    known = model if isinstance(model, Mapping) else {}
     return ScoredRun(
         folder,
         valid_text(name or folder.resolve().name),
         measures,
         pictures,
         settings if isinstance(settings, Mapping) else {},
+        *(str(known.get(name) or "") for name in ("name", "sha256")),
     )
 
 

@@ -48,6 +48,7 @@ class Evaluation:
         training: see `Run`.
         photos: of the subjects, for a suite that edits them.
         judges: networks of the user that look at the pictures, too.
+        show_pictures: whether report.html shows pictures and names of photos.
     """
 
     pipe: Pipeline
@@ -60,6 +61,7 @@ class Evaluation:
     training: np.ndarray | None = None
     photos: Sequence[Photo] = ()
     judges: Judges = dataclasses.field(default_factory=dict)
+    show_pictures: bool = True
 
     @property
     def kind(self) -> Kind | None:
@@ -148,7 +150,7 @@ class Evaluation:
         heads = head_pictures.write_heads(folder, run)
         summary.write(folder, run, results, of_floor, shown, heads)
         report.write_index(folder / "index.md", document)
-        write_report(read_run(folder))
+        write_report(read_run(folder), self.show_pictures)
         return document
 
     def _texts(self, outcomes: Sequence[Outcome]) -> dict[str, np.ndarray]:

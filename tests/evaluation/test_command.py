@@ -5,6 +5,7 @@ weights.
 import argparse
 import dataclasses
 import json
+import re
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -242,7 +243,9 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     assert all(len(list(out.glob(line["file"]))) == 1 for line in lines)
     assert "report.html" in capsys.readouterr().out and (out / "sheet_00.png").is_file()
     times = {path: path.stat().st_mtime_ns for path in out.glob("pictures/*.png")}
-    assert evaluate.run(arguments(*words)) == 0  # resumes what is done already
+    assert "a.png" in (out / "report.html").read_text()
+    assert evaluate.run(arguments(*words, "--no-pictures")) == 0  # resumes what is done already
+    assert not re.search(r"a\.png|data:image", (out / "report.html").read_text())
     assert times == {path: path.stat().st_mtime_ns for path in out.glob("pictures/*.png")}
     with pytest.raises(CapHumanError, match="other requests.*--report"):
         evaluate.run(arguments(*words, "--steps", 1))

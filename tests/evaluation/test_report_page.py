@@ -76,6 +76,42 @@ def test_pages_are_well_formed_and_need_nothing_else(tmp_path):
         assert data["values"][0][1][10] is None and data["values"][0][0][10] == 0.0
 
 
+def anonymous(text):
+    """What a page says, which shows and names no person and needs nothing else."""
+    page = Page(text)
+    assert not re.search(r"data:\w+/|\.(jpe?g|png|webp|tiff?)\b", text, re.IGNORECASE)
+    assert not re.search(r"https?:|@import|url\(|/home/|/root/|/tmp/|/work/", text)
+    assert not {"img", "picture", "image", "object", "iframe"} & set(page.tags)
+    assert "img-src" not in text  # the browser refuses every picture, of whatever script
+    links = [value for _, name, value in page.attributes if name in ("src", "href")]
+    assert links and all(link.startswith("#") for link in links)
+    data = json.loads(page.data["script", "data"])
+    assert not data["illustrated"] and not data["pictures"]
+    assert not any(map(any, (data["references"], data["heads"], *data["files"])))
+    assert all(re.fullmatch(r"person-\d+", name) for name in data["words"]["person"])
+    assert len(text) < 300_000
+    return data
+
+
+def test_a_page_without_pictures_shows_and_names_nobody(tmp_path):
+    names = ["Zoë Example.JPG", "me/at home.png", *(f"{i:03d}.jpeg" for i in range(10))]
+    runs = [
+        read_run(write_run(tmp_path / name, yaw=yaw, names=names, model=f"/home/zoe/{name}.jpg/m"))
+        for name, yaw in (("A", 0.5), ("B", 0.0))
+    ]
+    found, out = comparison.compare(runs), tmp_path / "out"
+    alone = anonymous(write.write_report(runs[0], pictures=False).read_text())
+    both = anonymous(write.write_comparison(found, out, pictures=False).read_text())
+    shown = json.loads(Page(write.write_comparison(found, out).read_text()).data["script", "data"])
+    assert shown["illustrated"] and shown["values"] == both["values"]
+    assert both["words"]["person"] == alone["words"]["person"]
+    assert both["words"]["person"][::11] == ["person-01", "person-12"]
+    write.write_comparison(found, out, pictures=False)
+    for path in out.iterdir():
+        text = path.read_text()
+        assert "Zoë" not in text and "zoe" not in text and str(tmp_path) not in text
+
+
 def test_hostile_prompts_and_names_stay_text(tmp_path):
     names = [EVIL, *(f"{i}.jpg" for i in range(11))]
     for text in pages(tmp_path, prompts=(EVIL, "=1+1"), names=names):

@@ -2,10 +2,12 @@
 const SHOWN_GROUPS = 12;
 
 function shotsOf(i) {
+  const shown = shots(i);
+  if (!shown.length) return null;
   return el(
     "span",
     {class: "shots"},
-    shots(i).map(([label, path, note]) =>
+    shown.map(([label, path, note]) =>
       el("span", {class: "shot"}, frame(path, label, note), el("span", {}, label)),
     ),
   );

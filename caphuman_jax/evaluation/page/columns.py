@@ -37,8 +37,8 @@ def columns(runs: Sequence[ScoredRun], folder: Path) -> dict[str, Any]:
     Returns:
         runs, measures and index (see `distinct_scores`), words ({"person", "prompt",
         "head": distinct texts}), their numbers by picture, asked ({angle: values}), files ([run]
-        [picture], as links), references, heads, values ([run][measure][picture]), shown (cases on
-        each side), pictures ({link: data URI}).
+        [picture], as links), references, heads, illustrated (whether there is any link), values
+        ([run][measure][picture]), shown (cases on each side), pictures ({link: data URI}).
     """
     first, pictures = runs[0], runs[0].pictures
     measures, index = distinct_scores(runs)
@@ -90,6 +90,7 @@ def columns(runs: Sequence[ScoredRun], folder: Path) -> dict[str, Any]:
         "asked": {
             name: values for name, values in asked.items() if any(v is not None for v in values)
         },
+        "illustrated": any(map(any, (references, heads, *files))),
         "references": references,
         "heads": heads,
         "files": files,

@@ -121,8 +121,10 @@ const angleText = i =>
     .filter(a => data.asked[a][i] !== null)
     .map(a => `${a} ${show(data.asked[a][i], "degrees")}`)
     .join(", ");
-/** [label, path, text without a picture] of the reference, the requested head and the results. */
+/** [label, path, text without a picture] of the reference, the requested head and the results;
+ *  empty in a page without pictures. */
 function shots(i) {
+  if (!data.illustrated) return [];
   const shown = [
     ["reference", data.references[i]],
     ["asked head", data.heads[i], angleText(i)],

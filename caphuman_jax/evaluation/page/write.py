@@ -19,7 +19,7 @@ from typing import Any
 
 from caphuman_jax.evaluation import comparison as comparing
 from caphuman_jax.evaluation.comparison import Comparison
-from caphuman_jax.evaluation.page import tables
+from caphuman_jax.evaluation.page import tables, without_pictures
 from caphuman_jax.evaluation.page.columns import as_script, columns
 from caphuman_jax.evaluation.scored_run import SCORES, SUMMARY, ScoredRun
 from caphuman_jax.io import atomic
@@ -29,18 +29,27 @@ _SCRIPTS = ("dom", "data", "plots", "cases", "list", "main")
 _SHOWN_SETTINGS = ("suite", "steps", "guidance_scale", "sampler", "seed")
 
 
-def write_report(run: ScoredRun) -> Path:
+def write_report(run: ScoredRun, pictures: bool = True) -> Path:
     """Write report.html, scores.csv and summary.csv into the run's folder.
+
+    Args:
+        run: the run.
+        pictures: whether the page shows pictures and names of photos and links to the files next
+            to it; the CSV files are the same with and without.
 
     Returns:
         The page.
     """
-    folder, model = run.folder, str(run.settings.get("model") or run.name)
+    folder = run.folder
     _write_csv(folder / "scores.csv", _score_rows(run))
     _write_csv(folder / "summary.csv", _summary_rows(run))
     names = [SUMMARY, "summary.csv", SCORES, "scores.csv", "report.json"]
+    if not pictures:
+        run, names = without_pictures.of_run(run), []
+    model = str(run.settings.get("model") or run.name)
     page = _page(
         columns([run], folder),
+        pictures=pictures,
         kind="evaluation",
         title=f"{model}: evaluation",
         heading=model,
@@ -56,13 +65,21 @@ def write_report(run: ScoredRun) -> Path:
     return folder / REPORT
 
 
-def write_comparison(found: Comparison, folder: Path) -> Path:
+def write_comparison(found: Comparison, folder: Path, pictures: bool = True) -> Path:
     """Write comparison.html, comparison.json and comparison.csv into a folder, which is made.
+
+    Args:
+        found: the comparison.
+        folder: where to write.
+        pictures: whether the page shows pictures and names of photos and links to the files next
+            to it; without, no file has the runs' paths.
 
     Returns:
         The page.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if not pictures:
+        found = without_pictures.of_comparison(found)
     names = [run.name for run in found.runs]
     document = _finite(comparing.record(found))
     atomic.write_text(folder / "comparison.json", json.dumps(document, indent=1) + "\n")
@@ -75,11 +92,12 @@ def write_comparison(found: Comparison, folder: Path) -> Path:
         data |= {"first": data["index"][surest.measure.name], "first_run": surest.run}
     page = _page(
         data,
+        pictures=pictures,
         kind="comparison",
         title=heading,
         heading=heading,
         facts=_facts(found.runs[0], settings=False),
-        files=["comparison.json", "comparison.csv"],
+        files=["comparison.json", "comparison.csv"] if pictures else [],
         verdict=tables.verdict(found),
         summary_title="Differences",
         legend=tables.LEGEND_OF_DIFFERENCES,
@@ -93,6 +111,7 @@ def write_comparison(found: Comparison, folder: Path) -> Path:
 def _page(
     data: Mapping[str, Any],
     *,
+    pictures: bool,
     kind: str,
     title: str,
     heading: str,
@@ -112,6 +131,7 @@ def _page(
     example = next((one["name"] for one in data["measures"]), "yaw")
     links = (f'<a href="{html.escape(name)}">{html.escape(name)}</a>' for name in files)
     parts = {
+        "IMAGES": "img-src data: file: 'self'; " if pictures else "",
         "SCRIPT_HASH": f"sha256-{digest}",
         "STYLE": _part("page.css"),
         "SCRIPT": script,
