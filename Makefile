@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 # PyTorch is only a reference in tests; from here it comes without gigabytes of CUDA. Elsewhere pip falls back on PyPI.
 TORCH_CPU := --quiet --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 30
 
-.PHONY: demo test test-slow test-all coverage faults fuzz lint lock audit sbom clean
+.PHONY: demo test test-slow test-slow-together test-slow-alone test-all coverage faults fuzz lint lock audit sbom clean
 
 demo: $(VENV)/.installed ## Four pictures of the astronaut in out/demo.
 	$(BIN)/caphuman generate --reference caphuman_jax/assets/astronaut_nasa.png \
@@ -21,8 +21,16 @@ demo: $(VENV)/.installed ## Four pictures of the astronaut in out/demo.
 test: $(VENV)/.installed-test ## The fast tests.
 	$(PYTEST) -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(VENV)/.installed-test ## The slow tests alone.
-	$(PYTEST) -m slow || [ $$? = 5 ] # 5: there are none
+# Two processes, then one for the tests that need the whole machine. Both parts run, even if the first fails.
+test-slow: ## The slow tests.
+	$(MAKE) test-slow-together; together=$$?; $(MAKE) test-slow-alone && exit $$together
+
+# 5: there are none.
+test-slow-together: $(VENV)/.installed-test
+	$(PYTEST) -m "slow and not alone" -n 2 --dist loadfile --no-loadscope-reorder || [ $$? = 5 ]
+
+test-slow-alone: $(VENV)/.installed-test
+	$(PYTEST) -m "slow and alone" || [ $$? = 5 ]
 
 test-all: test test-slow
 

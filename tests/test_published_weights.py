@@ -51,6 +51,7 @@ def test_the_page_has_the_way():
         assert f"`{name}`" in PAGE.read_text(encoding="utf-8")
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory as Linux tells it")
 def test_from_the_files_to_a_picture(tmp_path, monkeypatch, astronaut_file):

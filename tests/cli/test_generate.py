@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import xla_flags
 from PIL import Image
 
 from caphuman_jax.cli import app
@@ -374,6 +375,8 @@ def test_the_second_run_compiles_nothing(tiny_folder, astronaut_file, tmp_path):
         "PATH": "",
         "CAPHUMAN_CACHE": str(tmp_path / "cache"),
         "PYTHONPATH": ":".join(sys.path),
+        "XLA_FLAGS": xla_flags.ONE_DEVICE,  # compiled fast
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
 
     def run():

@@ -144,6 +144,7 @@ def test_the_page_has_the_studios_colors():
         assert re.findall(rf"--{name}: (#\w+);", own)[:2] == values[:2], name
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"

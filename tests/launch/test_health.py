@@ -102,6 +102,7 @@ def cut_off(host):
     subprocess.run(["ip", "link", "set", host["link"], "down"], check=True)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("disturb", [kill, freeze, cut_off])
@@ -121,6 +122,7 @@ def test_a_host_that_is_lost_ends_the_job_and_the_next_start_resumes(
     assert_same_bits(weights(tmp_path / "run"), undisturbed)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_host_whose_steps_hang_ends_the_job_and_the_next_start_resumes(tmp_path, undisturbed):
     """Its heartbeats continue, and none of its Python threads runs."""
@@ -132,6 +134,7 @@ def test_a_host_whose_steps_hang_ends_the_job_and_the_next_start_resumes(tmp_pat
     assert_same_bits(weights(tmp_path / "run"), undisturbed)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_host_whose_disk_is_full_ends_the_job(tmp_path, undisturbed, number):
@@ -146,6 +149,7 @@ def test_a_host_whose_disk_is_full_ends_the_job(tmp_path, undisturbed, number):
     assert all("step 60: seconds" in log.read_text() for log in logs)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_hosts_that_differ_are_refused_by_name(tmp_path):
     wrapper = tmp_path / "wrapper"
@@ -156,6 +160,7 @@ def test_hosts_that_differ_are_refused_by_name(tmp_path):
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_all_hosts_are_told_to_stop(tmp_path, undisturbed):
     launch = Launch(tmp_path / "run", training=("--config.loop.save_every=0",))

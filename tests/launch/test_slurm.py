@@ -116,6 +116,7 @@ def wait(condition, folder, seconds=60):
         time.sleep(0.1)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_job_is_requeued_after_sigterm_and_resumes(slurm, tmp_path):
     program = tmp_path / "venv" / "bin" / "caphuman"

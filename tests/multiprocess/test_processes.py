@@ -101,6 +101,7 @@ def losses(workdir):
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path):
     """The same numbers as one process of as many devices; rows of their own; a checkpoint by two,
@@ -149,6 +150,7 @@ def test_two_processes_are_one_run(tmp_path):
     assert_same(before, weights(tmp_path / "two"))
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_signal_to_one_host_stops_all_at_one_step(tmp_path):
     both = pair(
@@ -167,6 +169,7 @@ def test_a_signal_to_one_host_stops_all_at_one_step(tmp_path):
     assert f"step {checkpoint} of 100000" in said[0]
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_an_export_that_outlasts_the_heartbeat(tmp_path, monkeypatch):
     monkeypatch.setenv("CAPHUMAN_HEARTBEAT", "5")
@@ -175,6 +178,7 @@ def test_an_export_that_outlasts_the_heartbeat(tmp_path, monkeypatch):
     assert weights(tmp_path)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_host_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path, monkeypatch):
     monkeypatch.setenv("CAPHUMAN_HEARTBEAT", "5")
@@ -202,6 +206,7 @@ def test_a_host_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path, m
         assert value.tobytes() == killed[name].tobytes(), name
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_killed_ten_times_and_the_same_to_the_last_bit(tmp_path):
     options = (

@@ -15,7 +15,7 @@ from caphuman_jax.diffusion.schedule import alphas_cumprod
 from caphuman_jax.models.capface import gate, scale_control, sum_controls
 from caphuman_jax.models.identity_projector import drop_identity
 
-SIZES = ["small", pytest.param("full", marks=pytest.mark.slow)]
+SIZES = ["small", pytest.param("full", marks=[pytest.mark.slow, pytest.mark.alone])]
 TOLERANCE = 1e-4
 at_small_size = pytest.mark.parametrize("size", ["small"], indirect=True, scope="module")
 

@@ -287,6 +287,7 @@ def test_people_grid_edit_light_and_keys(opened, astronaut_file, astronaut, two_
     assert page.locator("#empty").is_visible()
 
 
+@pytest.mark.alone
 def test_turning_is_fast_and_sharp(opened, astronaut_file):
     """Where no GPU renders: no multisampling, every pixel while the head moves, finer when still.
     The bound on the frame rate is a fraction of what two cores reach with nothing else running.

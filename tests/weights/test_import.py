@@ -804,6 +804,7 @@ def test_layout_back_and_forth():
     np.testing.assert_array_equal(convert.to_theirs("x.kernel", ours, array.shape), array)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_four_gigabytes_in_a_minute_and_six_gigabytes_of_memory(tmp_path):
     """A stand-in for caphuman.ckpt in half precision: 1.73 billion numbers."""
