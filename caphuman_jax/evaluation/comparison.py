@@ -138,6 +138,23 @@ def verdict(comparison: Comparison) -> list[str]:
     ]
 
 
+def headline(comparison: Comparison, i: int) -> str:
+    """How many measures run `i` is better and worse at than the first run."""
+    outcomes = Counter(one.outcome for one in comparison.differences if one.run == i)
+    none = outcomes.pop("no difference shown", 0)
+    total = none + outcomes.total()
+    said = [
+        f"{word} {'at' if word in ('better', 'worse') else 'in'} {count}"
+        for word in ("better", "worse", "higher", "lower")
+        if (count := outcomes[word])
+    ]
+    name, first = comparison.runs[i].name, comparison.runs[0].name
+    if not said:
+        return f"{name}, compared with {first}: no difference is shown in any of {total} measures."
+    text = f"{name}, compared with {first}: {listed(said)} of {total} measures"
+    return f"{text}; no difference is shown in the other {none}." if none else f"{text}."
+
+
 def cautions(comparison: Comparison) -> list[str]:
     """What a reader should know before believing the verdict."""
     notes = []
@@ -349,7 +366,7 @@ def _sentence(comparison: Comparison, i: int, mine: Iterable[Difference]) -> str
     ]
     if not parts:
         return f"No difference between {name} and {first} is shown in {listed(none)}."
-    text = f"{name} is {', and '.join(parts)}, compared with {first}"
+    text = f"{name}, compared with {first}: {', and '.join(parts)}"
     return f"{text}; no difference is shown in {listed(none)}." if none else f"{text}."
 
 

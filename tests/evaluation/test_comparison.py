@@ -38,10 +38,14 @@ def test_a_known_difference_is_found_and_said(tmp_path):
     assert by_name["identity"].outcome == "no difference shown" and by_name["identity"].p == 1
     (said,) = comparison.verdict(found)
     assert said == (
-        "B is better at yaw error by 0.50° (95 % 0.50–0.50°, 12 people), compared with A; no "
+        "B, compared with A: better at yaw error by 0.50° (95 % 0.50–0.50°, 12 people); no "
         "difference is shown in face found, identity and brightness."
     )
-    assert comparison.verdict(compared(b, a))[0].startswith("A is worse at yaw error by 0.50°")
+    assert comparison.headline(found, 1) == (
+        "B, compared with A: better at 1 of 4 measures; no difference is shown in the other 3."
+    )
+    said = comparison.verdict(compared(b, a))[0]
+    assert said.startswith("A, compared with B: worse at yaw error by 0.50°")
 
 
 def test_many_measures_need_more_people(tmp_path):
@@ -51,6 +55,7 @@ def test_many_measures_need_more_people(tmp_path):
         "No difference between B and A is shown in face found, identity, yaw error and brightness."
     ]
     assert "4 of the 4 tests have too few people (6 to 6)" in comparison.cautions(found)[0]
+    assert comparison.headline(found, 1).endswith("no difference is shown in any of 4 measures.")
     alone = compared(a, b, measures=["yaw-mean"])
     assert alone.differences[0].outcome == "better" and not comparison.cautions(alone)[1:]
 
@@ -130,13 +135,16 @@ def test_the_command(tmp_path, capsys):
     a, b = write_run(tmp_path / "x" / "run", yaw=0.5), write_run(tmp_path / "y" / "run")
     out = tmp_path / "out"
     assert command.run(arguments(a, b, "--report", out)) == 0
-    assert capsys.readouterr().out.startswith("y/run is better at yaw error")
+    assert capsys.readouterr().out.startswith("y/run, compared with x/run: better at yaw error")
     document = json.loads((out / "comparison.json").read_text())
     assert document["tests"] == 4 and document["differences"][2]["outcome"] == "better"
     table = (out / "comparison.csv").read_text().splitlines()
     assert table[0].startswith("run,measure,title") and len(table) == 5
     page = (out / "comparison.html").read_text()
-    assert "y/run is better at yaw error" in page and "../x/run/pictures/00000.png" in page
+    assert (
+        "y/run, compared with x/run: better at 1 of 4 measures;" in page
+        and "../x/run/pictures/00000.png" in page
+    )
     command.run(arguments(a, b, a, "--names", "one", "two", "three", "--measures", "identity"))
     assert len(capsys.readouterr().out.splitlines()) == 2
     for words, said in (

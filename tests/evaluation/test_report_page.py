@@ -144,11 +144,55 @@ def test_the_page_has_the_studios_colors():
         assert re.findall(rf"--{name}: (#\w+);", own)[:2] == values[:2], name
 
 
-@pytest.mark.alone
-@pytest.mark.slow
-@pytest.mark.skipif(
+IN_A_BROWSER = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"
 )
+
+
+@pytest.mark.slow
+@IN_A_BROWSER
+def test_a_comparison_fits_whatever_its_names(tmp_path):
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    long = ("learning_rate_4e-4_" * 6, "a mean of all weights " * 6, "third")
+    runs = [
+        read_run(write_run(tmp_path / name[:9], yaw=yaw, prompts=("a_photo" * 30, "b")), name)
+        for name, yaw in zip(long, (0.5, 0.0, 0.1))
+    ]
+    path = write.write_comparison(comparison.compare(runs), tmp_path / "out", pictures=False)
+    problems = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda line: problems.append(line.text))
+        page.on(
+            "request", lambda request: request.url == path.as_uri() or problems.append(request.url)
+        )
+        for width, scheme in ((1200, "light"), (400, "dark")):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.emulate_media(color_scheme=scheme)
+            page.goto(path.as_uri())
+            page.wait_for_selector("body[data-ready] .item")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            cut = """() => [...document.querySelectorAll("main *")].filter(one =>
+              one.scrollWidth > one.clientWidth + 1 && getComputedStyle(one).overflowX === "auto")
+              .map(one => one.outerHTML.slice(0, 80))"""
+            assert page.evaluate(cut) == []
+            found = Axe().run(page).response["violations"]
+            assert not [(one["id"], one["nodes"][0]["html"]) for one in found]
+        assert page.locator("img, .frame").count() == 0
+        assert page.inner_text(".verdict p >> nth=0").count("better at 1 of 4 measures") == 1
+        page.locator(".case").first.click()
+        assert "person-" in page.inner_text("#viewer")
+        browser.close()
+    assert not problems
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+@IN_A_BROWSER
 def test_ten_thousand_rows_in_a_browser(tmp_path):
     from axe_playwright_python.sync_playwright import Axe
     from playwright.sync_api import sync_playwright

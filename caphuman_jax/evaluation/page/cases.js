@@ -118,7 +118,7 @@ function drawGroups() {
           "div",
           {class: "barline"},
           el("i", {
-            class: comparing && group.mean * direction > 0 ? "good" : "",
+            class: comparing && group.mean * direction < 0 ? "first" : "",
             style: {left: `${from}%`, width: `${Math.max(0.6, until - from)}%`},
           }),
         ),
@@ -160,7 +160,7 @@ function drawGroups() {
                 el("th", {class: "n"}, comparing ? "mean difference" : "mean"),
                 el(
                   "th",
-                  {},
+                  {class: "run"},
                   measures[state.measure].direction
                     ? comparing
                       ? `${runs[0].name} better first`

@@ -70,7 +70,11 @@ function plotByAngle(place) {
     );
   const area = canvas(place, 250),
     {root, width, height} = area;
-  const quarters = bins.flatMap(b => [quantile(b.sorted, 0.1), quantile(b.sorted, 0.9)]);
+  const edgeShare = comparing ? 0.25 : 0.1; // a comparison has no spots beyond its bands
+  const quarters = bins.flatMap(b => [
+    quantile(b.sorted, edgeShare),
+    quantile(b.sorted, 1 - edgeShare),
+  ]);
   let low = Math.min(...quarters),
     high = Math.max(...quarters);
   const share = measure.unit === "share" || binary(state.measure);
@@ -88,7 +92,7 @@ function plotByAngle(place) {
     PAD.left,
     width - PAD.right,
   );
-  const y = linear(low, high, height - PAD.bottom, comparing ? PAD.top + 18 : PAD.top);
+  const y = linear(low, high, height - PAD.bottom, PAD.top);
   const all = [...new Set(places)].sort((a, b) => a - b),
     every = Math.ceil(all.length / (width / 46));
   axes(
@@ -140,21 +144,11 @@ function plotByAngle(place) {
         ),
       );
   }
-  let free = PAD.left;
-  if (comparing)
-    for (const [run, look] of shown) {
-      root.append(
-        svg(
-          "g",
-          {class: "key"},
-          svg("line", {class: `line ${look}`, x1: free, x2: free + 20, y1: 9, y2: 9}),
-          svg("text", {x: free + 26, y: 13}, runs[run].name),
-        ),
-      );
-      free += 50 + runs[run].name.length * 6.6;
-    }
+  const key = shown.map(([run, look]) =>
+    el("span", {}, el("i", {class: `line ${look}`}), runs[run].name),
+  );
   root.setAttribute("aria-label", `${measure.title} by asked ${angle}`);
-  place.replaceChildren(root);
+  place.replaceChildren(...(comparing ? [el("p", {class: "legend names"}, key)] : []), root);
 }
 
 function plotHistogram(place) {
@@ -229,34 +223,42 @@ function plotHistogram(place) {
         }),
       ),
   );
-  for (const {look, at, text, center, line} of marked) {
-    const words = top - 3 - 13 * line;
+  const baseOf = line => top - 3 - 13 * line;
+  for (const {look, at, line} of marked)
     root.append(
       svg("line", {
         class: `mark ${look}`,
         x1: x(at),
         x2: x(at),
-        y1: words + 3,
+        y1: baseOf(line) + 3,
         y2: height - PAD.bottom,
       }),
+    );
+  for (const {look, text, center, line} of marked)
+    root.append(
       svg(
         "text",
-        {x: center, y: words, "text-anchor": "middle", class: look === "mean" ? "label" : ""},
+        {
+          x: center,
+          y: baseOf(line),
+          "text-anchor": "middle",
+          class: look === "mean" ? "over label" : "over",
+        },
         text,
       ),
     );
-  }
   root.setAttribute("aria-label", `Distribution of ${measure.title}`);
   place.replaceChildren(root);
 }
 
-/** How a mean is colored: worse is orange; better is pale, or blue in a comparison. */
+/** How a mean is colored: worse is orange and better is pale; in a comparison, the color is that of
+ *  the run that is better. */
 function shading(means) {
   const direction = sign(state.measure),
     goods = means.map(m => m * direction).sort((a, b) => a - b);
   if (comparing) {
     const most = Math.max(1e-12, ...goods.map(Math.abs));
-    return mean => [mean * direction < 0 ? "accent" : "blue", Math.abs(mean) / most];
+    return mean => [mean * direction < 0 ? "blue" : "accent", Math.abs(mean) / most];
   }
   const low = goods[0],
     high = goods[goods.length - 1];
@@ -377,7 +379,7 @@ function plotMap(place) {
   const key = el("i", {
     style: {
       background: comparing
-        ? `linear-gradient(90deg, ${mix("accent", 96)}, ${mix("accent", 6)}, ${mix("blue", 96)})`
+        ? `linear-gradient(90deg, ${mix("blue", 96)}, ${mix("accent", 6)}, ${mix("accent", 96)})`
         : `linear-gradient(90deg, ${mix("accent", 96)}, ${mix("accent", 6)})`,
     },
   });

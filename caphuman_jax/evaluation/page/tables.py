@@ -6,7 +6,6 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 
-from caphuman_jax.evaluation import comparison as comparing
 from caphuman_jax.evaluation.comparison import Comparison, Difference
 from caphuman_jax.evaluation.numbers_in_words import (
     as_heading,
@@ -17,20 +16,24 @@ from caphuman_jax.evaluation.numbers_in_words import (
 from caphuman_jax.evaluation.page import published
 from caphuman_jax.evaluation.scored_run import MeasureSummary
 
+_LONGEST = 28  # letters of a run's name over a column
 _ARROWS = {"up": "↑ higher is better", "down": "↓ lower is better"}
 
 LEGEND = (
     '<p class="legend"><span><i class="dot"></i>value</span><span><i class="span"></i>95 % '
     'interval</span><span><i class="chance"></i>chance</span><span><i class="copy"></i>copy</span>'
-    '<span><i class="floor"></i>floor</span><span>right is better</span></p>'
+    '<span><i class="floor"></i>floor</span><span>↑ higher is better</span>'
+    "<span>↓ lower is better</span></p>"
 )
 LEGEND_OF_DIFFERENCES = (
     '<p class="legend"><span><i class="span better"></i>better</span><span><i class="span worse">'
-    '</i>worse</span><span><i class="span none"></i>no difference shown</span><span>right is '
-    "better, the line is 0</span></p>"
+    '</i>worse</span><span><i class="span none"></i>no difference shown</span>'
+    "<span>↑ higher is better</span><span>↓ lower is better</span></p>"
 )
 
 METHOD = """<ul>
+<li>Where a measure has ↑, higher is better, and where it has ↓, lower is better; on its scale,
+right is always better.</li>
 <li><b>Chance</b>: the value with the pictures assigned to the requests at random.</li>
 <li><b>Copy</b>: the value of a model that returns the reference photo, whatever is asked for.</li>
 <li><b>Floor</b>: the value of the reference photos themselves, turned by a known angle: the error
@@ -41,6 +44,9 @@ often without a face, is in none of them; the measure of faces found counts it.<
 </ul>"""
 
 METHOD_OF_COMPARISON = """<ul>
+<li>Where a measure has ↑, higher is better, and where it has ↓, lower is better. On the scale of a
+difference, right is always better, and the line is 0: an interval that reaches across the line may
+be chance.</li>
 <li>Each picture is paired with that of the same person, prompt and head in the other run. Pairs in
 which only one has a value are left out, and counted.</li>
 <li>People are the units: the difference is the mean over people of each person's mean difference.
@@ -62,7 +68,13 @@ def summary(measures: Sequence[MeasureSummary]) -> str:
         if not math.isfinite(one.value)
     )
     note = f'<p class="note">Not measured in this run: {html.escape(empty)}.</p>' if empty else ""
-    heads = ("measure", ""), ("value", "n"), ("95 % interval", "n"), ("scale", ""), ("chance", "n")
+    heads = (
+        ("measure", ""),
+        ("value", "n"),
+        ("95 % interval", "n"),
+        ("worse → better", ""),
+        ("chance", "n"),
+    )
     heads += ("copy", "n"), ("floor", "n"), ("pictures", "n")
     return _table(heads, f"<tbody>{rows}</tbody>") + note
 
@@ -104,9 +116,14 @@ def differences(found: Comparison) -> str:
         )
         bodies.append(f"<tbody>{title}{''.join(rows)}</tbody>")
     other = found.runs[1].name if len(found.runs) == 2 else "other"
-    heads = ("measure", ""), (first, "n"), (other, "n"), ("difference, 95 % interval", "n")
-    heads += ("scale", ""), ("p", "n"), ("result", "")
-    return _table(heads, "".join(bodies)) + _left_out(found)
+    heads = (
+        ("measure", ""),
+        (_short(first), "n run"),
+        (_short(other), "n run"),
+        ("difference, 95 % interval", "n"),
+    )
+    heads += ("worse → better", ""), ("p", "n"), ("result", "")
+    return _table(heads, "".join(bodies), "differences") + _left_out(found)
 
 
 def _difference_row(found: Comparison, one: Difference) -> str:
@@ -148,24 +165,6 @@ def _left_out(found: Comparison) -> str:
     return "".join(f'<p class="note">{html.escape(text)}</p>' for text in notes)
 
 
-def verdict(found: Comparison) -> str:
-    """The card with the comparison in words."""
-    said = "".join(f"<p>{html.escape(text)}</p>" for text in comparing.verdict(found))
-    notes = "".join(
-        f'<li class="hint caution">{html.escape(text)}</li>' for text in comparing.cautions(found)
-    )
-    other = [
-        f'<li class="hint">{html.escape(name.replace("_", " "))}: '
-        f"{html.escape(' → '.join(str(value) for value in values))}</li>"
-        for name, values in found.settings.items()
-    ]
-    settings = "".join(other) or '<li class="hint">The settings of the runs are the same.</li>'
-    return (
-        '<section class="card verdict" aria-labelledby="verdict-title"><h2 id="verdict-title">'
-        f"Verdict</h2>{said}<ul>{notes}{settings}</ul></section>"
-    )
-
-
 def paper() -> str:
     """What the paper reports, marked as second-hand."""
     heads = [("as the paper reports", "")]
@@ -185,10 +184,15 @@ def paper() -> str:
     )
 
 
-def _table(heads: Iterable[tuple[str, str]], bodies: str) -> str:
+def _short(name: str) -> str:
+    """A run's name that fits over a column."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+def _table(heads: Iterable[tuple[str, str]], bodies: str, look: str = "") -> str:
     row = "".join(f'<th class="{look}">{html.escape(text)}</th>' for text, look in heads)
     head = f"<thead><tr>{row}</tr></thead>"
-    return f'<div class="scroll"><table class="stack">{head}{bodies}</table></div>'
+    return f'<div class="scroll"><table class="stack {look}">{head}{bodies}</table></div>'
 
 
 def _name(title: str, direction: str, text: str) -> str:

@@ -19,14 +19,13 @@ from typing import Any
 
 from caphuman_jax.evaluation import comparison as comparing
 from caphuman_jax.evaluation.comparison import Comparison
-from caphuman_jax.evaluation.page import tables, without_pictures
+from caphuman_jax.evaluation.page import intro, tables, without_pictures
 from caphuman_jax.evaluation.page.columns import as_script, columns
 from caphuman_jax.evaluation.scored_run import SCORES, SUMMARY, ScoredRun
 from caphuman_jax.io import atomic
 
 REPORT, COMPARISON = "report.html", "comparison.html"
 _SCRIPTS = ("dom", "data", "plots", "cases", "list", "main")
-_SHOWN_SETTINGS = ("suite", "steps", "guidance_scale", "sampler", "seed")
 
 
 def write_report(run: ScoredRun, pictures: bool = True) -> Path:
@@ -53,7 +52,7 @@ def write_report(run: ScoredRun, pictures: bool = True) -> Path:
         kind="evaluation",
         title=f"{model}: evaluation",
         heading=model,
-        facts=_facts(run),
+        lead=intro.of_run(run, model),
         files=[name for name in names if (folder / name).is_file()],
         verdict="",
         summary_title="Summary",
@@ -96,9 +95,9 @@ def write_comparison(found: Comparison, folder: Path, pictures: bool = True) -> 
         kind="comparison",
         title=heading,
         heading=heading,
-        facts=_facts(found.runs[0], settings=False),
+        lead=intro.of_comparison(found),
         files=["comparison.json", "comparison.csv"] if pictures else [],
-        verdict=tables.verdict(found),
+        verdict=intro.verdict(found),
         summary_title="Differences",
         legend=tables.LEGEND_OF_DIFFERENCES,
         summary=tables.differences(found),
@@ -115,7 +114,7 @@ def _page(
     kind: str,
     title: str,
     heading: str,
-    facts: str,
+    lead: str,
     files: Sequence[str],
     verdict: str,
     summary_title: str,
@@ -123,7 +122,7 @@ def _page(
     summary: str,
     method: str,
 ) -> str:
-    """The page; what comes from the run is escaped, and `verdict` to `method` are HTML."""
+    """The page; `lead` and `verdict` to `method` are HTML, and other texts are escaped here."""
     script = "\n".join(_part(f"{name}.js") for name in _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     sections = [("summary", summary_title), ("measure", "One measure"), ("cases", "Cases")]
@@ -139,8 +138,8 @@ def _page(
         "TITLE": html.escape(title),
         "KIND": kind,
         "HEADING": html.escape(heading),
-        "FACTS": html.escape(facts),
-        "FILES": "".join(links),
+        "LEAD": lead + ("" if pictures else intro.NOT_SHOWN),
+        "FILES": f'<p class="files">{"".join(links)}</p>' if files else "",
         "SECTIONS": "".join(f'<a href="#{name}">{text}</a>' for name, text in sections),
         "VERDICT": verdict,
         "SUMMARY_TITLE": summary_title,
@@ -155,21 +154,6 @@ def _page(
 
 def _part(name: str) -> str:
     return files("caphuman_jax.evaluation.page").joinpath(name).read_text("utf-8")
-
-
-def _facts(run: ScoredRun, settings: bool = True) -> str:
-    count = lambda number, one, many: f"{number:,} {one if number == 1 else many}"
-    heads, prompts = ({getattr(one, n) for one in run.pictures} for n in ("head", "prompt"))
-    facts = [
-        f"{count(len(run.pictures), 'picture', 'pictures')} of "
-        f"{count(len(run.people), 'person', 'people')}",
-        count(len(heads), "head", "heads"),
-        count(len(prompts), "prompt", "prompts"),
-    ]
-    if settings:
-        known = [(name, run.settings.get(name)) for name in _SHOWN_SETTINGS]
-        facts += [f"{name.replace('_', ' ')} {value}" for name, value in known if value is not None]
-    return " · ".join(facts)
 
 
 def _score_rows(run: ScoredRun) -> list[dict[str, Any]]:
