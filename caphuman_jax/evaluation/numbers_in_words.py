@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 _WRITTEN = {"degrees": "°", "share": "%", "points": "points"}
-_PLACES = {"degrees": 2, "share": 1, "points": 1}  # what is below cannot be measured
+_MOST_PLACES = {"degrees": 2, "share": 1, "points": 1}  # what is below cannot be measured
 _THIN = "\u202f"
 
 
@@ -24,7 +24,8 @@ def show_range(low: float, high: float, unit: str = "", empty: str = "") -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return empty
     between = "–" if low >= 0 and high >= 0 else " to "
-    return f"{_digits(low, unit)}{between}{_digits(high, unit)}{suffix(unit)}"
+    alike = max(_places(low, unit), _places(high, unit)) if abs(high) * scale(unit) < 10 else None
+    return f"{_digits(low, unit, alike)}{between}{_digits(high, unit, alike)}{suffix(unit)}"
 
 
 def scale(unit: str) -> float:
@@ -56,8 +57,12 @@ def listed(words: Sequence[str]) -> str:
     return f"{head} and {words[-1]}" if head else "".join(words)
 
 
-def _digits(value: float, unit: str) -> str:
-    value *= scale(unit)
-    places = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
-    text = f"{value:.{min(places, _PLACES.get(unit, 3))}f}"
+def _places(value: float, unit: str) -> int:
+    value = abs(value) * scale(unit)
+    places = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return min(places, _MOST_PLACES.get(unit, 3))
+
+
+def _digits(value: float, unit: str, places: int | None = None) -> str:
+    text = f"{value * scale(unit):.{_places(value, unit) if places is None else places}f}"
     return text.replace("-", "−") if float(text) else "0"

@@ -168,5 +168,6 @@ def test_numbers_in_words():
     ]
     assert (show(float("nan"), empty="–"), show(-1e-9), show(1234.5)) == ("–", "0", "1234")
     assert show_range(-0.1, 0.25, "degrees") == "−0.10 to 0.25°"
-    assert show_range(0.1, 0.25) == "0.100–0.250"
+    assert show_range(0.1, 0.25) == "0.100–0.250" and show_range(0.9996, 1) == "1.000–1.000"
+    assert show_range(0.967, 0.996, "share") == "96.7–99.6\u202f%"
     assert listed(["a", "b", "c"]) == "a, b and c" and listed(["a, b", "c"]) == "a, b; and c"

@@ -1,19 +1,21 @@
 """The pages of reports and comparisons: self-contained, well-formed, and quick with many rows."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
 import time
 from html.parser import HTMLParser
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from scores_standin import write_run
 
 from caphuman_jax.evaluation import comparison
-from caphuman_jax.evaluation.page import write
-from caphuman_jax.evaluation.scored_run import read_run
+from caphuman_jax.evaluation.page import tables, write
+from caphuman_jax.evaluation.scored_run import MeasureSummary, read_run
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -112,6 +114,13 @@ def test_a_page_without_pictures_shows_and_names_nobody(tmp_path):
         assert "Zoë" not in text and "zoe" not in text and str(tmp_path) not in text
 
 
+def test_the_published_comparison_shows_and_names_nobody():
+    text = Path(__file__).parents[2].joinpath("docs/mini_comparison.html").read_text("utf-8")
+    data = anonymous(text)
+    assert [run["name"] for run in data["runs"]] == ["before", "these weights"]
+    assert len(data["words"]["person"]) == 82 and data["rows"] == 246
+
+
 def test_hostile_prompts_and_names_stay_text(tmp_path):
     names = [EVIL, *(f"{i}.jpg" for i in range(11))]
     for text in pages(tmp_path, prompts=(EVIL, "=1+1"), names=names):
@@ -134,6 +143,14 @@ def test_links_lead_to_existing_files_only(tmp_path):
     data = json.loads(Page(text).data["script", "data"])
     assert data["files"][0][0] == "../50%25%20off%20%231/pictures/00000.png"
     assert data["files"][0][1] == "" and data["files"][0][2] not in data["pictures"]
+
+
+def test_a_perfect_value_stands_at_the_better_end():
+    best = MeasureSummary("found", "face found", "share", "up", floor=1.0, value=1.0)
+    for measure, at in ((best, 96), (dataclasses.replace(best, direction="down"), 4)):
+        assert f'class="dot" style="left:{at:.1f}%"' in tables.summary([measure])
+    same = dataclasses.replace(best, unit="", copy=1.0)
+    assert 'class="dot" style="left:50.0%"' in tables.summary([same])
 
 
 def test_the_page_has_the_studios_colors():
@@ -217,7 +234,10 @@ def test_ten_thousand_rows_in_a_browser(tmp_path):
         assert page.inner_text("#count") == "10,000 pictures"
         assert page.locator(".item").count() < 40
 
+        start = time.perf_counter()
         page.fill("#search", "0123.jpg yaw-median<1.5")
+        page.wait_for_function("document.getElementById('count').innerText.includes(' of ')")
+        searched = time.perf_counter() - start
         count = int(page.inner_text("#count").split()[0])
         lines = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
         mine = [line for line in lines if line["person"] == "0123.jpg"]
@@ -242,4 +262,4 @@ def test_ten_thousand_rows_in_a_browser(tmp_path):
         assert b"/Font" in page.pdf(print_background=True)  # text, and no picture of it
         browser.close()
     assert not problems
-    assert shown < 2
+    assert shown < 2 and searched < 2

@@ -70,15 +70,15 @@ function plotByAngle(place) {
     );
   const area = canvas(place, 250),
     {root, width, height} = area;
-  const edgeShare = comparing ? 0.25 : 0.1; // a comparison has no spots beyond its bands
-  const quarters = bins.flatMap(b => [
+  const edgeShare = comparing ? 0.25 : 0.02; // a comparison has no spots beyond its bands
+  const ends = bins.flatMap(b => [
     quantile(b.sorted, edgeShare),
     quantile(b.sorted, 1 - edgeShare),
   ]);
-  let low = Math.min(...quarters),
-    high = Math.max(...quarters);
+  let low = Math.min(...ends),
+    high = Math.max(...ends);
   const share = measure.unit === "share" || binary(state.measure);
-  if (low >= 0 && (low < high * 0.6 || share)) low = 0;
+  if (low >= 0 && (low < high * 0.35 || share)) low = 0;
   if (share) high = Math.max(high, 1);
   if (low === high) {
     low -= 0.5;
@@ -361,7 +361,11 @@ function plotMap(place) {
         }),
         svg(
           "text",
-          {x: x + side / 2, y: y + (side > 44 ? 19 : 24), style: {fill: ink, fontWeight: 600}},
+          {
+            x: x + side / 2,
+            y: y + (side > 44 ? 19 : 24),
+            style: {fill: ink, fontWeight: 600, fontSize: side > 44 ? "" : "10px"},
+          },
           side > 24 ? digits(cell.mean * unitScale(unit()), unit()) : "",
         ),
         side > 44

@@ -34,7 +34,8 @@ LEGEND_OF_DIFFERENCES = (
 METHOD = """<ul>
 <li>Where a measure has ↑, higher is better, and where it has ↓, lower is better; on its scale,
 right is always better.</li>
-<li><b>Chance</b>: the value with the pictures assigned to the requests at random.</li>
+<li><b>Chance</b>: the value with the pictures assigned to the requests at random. Where all
+requests that count ask for the same, it is the value itself and says nothing.</li>
 <li><b>Copy</b>: the value of a model that returns the reference photo, whatever is asked for.</li>
 <li><b>Floor</b>: the value of the reference photos themselves, turned by a known angle: the error
 of the measurement, which a perfect model would show too.</li>
@@ -99,7 +100,8 @@ def _scale(one: MeasureSummary) -> str:
     known = {name: at for name, at in landmarks.items() if math.isfinite(at)}
     if not math.isfinite(one.value) or not known:
         return ""
-    place = _places([one.value, *one.interval, *known.values()], one.sign)
+    whole = (0.0, 1.0) if one.unit == "share" else ()  # all that is possible
+    place = _places([one.value, *one.interval, *known.values(), *whole], one.sign)
     marks = [_mark(name, place(at)) for name, at in known.items()]
     span = _span(place, one.interval)
     return f'<span class="scale">{span}{"".join(marks)}{_mark("dot", place(one.value))}</span>'
@@ -210,13 +212,12 @@ def _cell(text: str, look: str, label: str) -> str:
 
 
 def _places(values: Sequence[float], sign: int):
-    """place(value) in percent of the scale's width."""
+    """place(value) in percent of the scale's width, the middle where all values are the same."""
     known = [v for v in values if math.isfinite(v)]
     low, high = min(known), max(known)
-    width = (high - low) or 1.0
 
     def place(value: float) -> float:
-        share = (value - low) / width
+        share = (value - low) / (high - low) if high > low else 0.5
         return 4 + 92 * (1 - share if sign < 0 else share)
 
     return place
