@@ -79,7 +79,8 @@ function ranked(numbers, direction) {
 
 /** The values of an angle that were asked for: those that occur often, where they are most, else
  *  steps of 10°. */
-const steps = {};
+const steps = {},
+  rounded = new Set();
 function stepOf(angle) {
   if (angle in steps) return steps[angle];
   const counts = new Map(),
@@ -91,12 +92,15 @@ function stepOf(angle) {
   const apart = centers.every((v, k) => !k || v - centers[k - 1] >= 3);
   const nearest = value =>
     centers.reduce((best, v) => (Math.abs(v - value) < Math.abs(best - value) ? v : best));
-  return (steps[angle] =
-    covered >= known.length / 2 && apart && centers.length > 1
-      ? value => (value === null || Math.abs(nearest(value) - value) > 5 ? null : nearest(value))
-      : value =>
-          value === null ? null : Math.sign(value) * Math.round(Math.abs(value) / 10) * 10 || 0);
+  if (covered >= known.length / 2 && apart && centers.length > 1)
+    return (steps[angle] = value =>
+      value === null || Math.abs(nearest(value) - value) > 5 ? null : nearest(value));
+  rounded.add(angle);
+  return (steps[angle] = value =>
+    value === null ? null : Math.sign(value) * Math.round(Math.abs(value) / 10) * 10 || 0);
 }
+/** What an axis of an angle is called; after its steps were asked for. */
+const axisOf = angle => `asked ${angle}, degrees${rounded.has(angle) ? ", in steps of 10" : ""}`;
 const degrees = value => `${Number(value.toFixed(1))}`.replace("-", "−");
 const asked = (i, angle) => stepOf(angle)(data.asked[angle][i]);
 const person = i => data.words.person[data.person[i]];

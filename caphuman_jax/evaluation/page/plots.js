@@ -99,7 +99,7 @@ function plotByAngle(place) {
     area,
     x,
     y,
-    `asked ${angle}, degrees`,
+    axisOf(angle),
     all.filter((_, i) => i % every === 0),
     niceSteps(low, high, 4),
     degrees,
@@ -318,7 +318,7 @@ function plotMap(place) {
     svg(
       "text",
       {x: left + (yaws.length * side) / 2, y: height - 5, "text-anchor": "middle"},
-      "asked yaw",
+      axisOf("yaw"),
     ),
     svg(
       "text",
@@ -336,7 +336,7 @@ function plotMap(place) {
     const ink =
       share > 0.75
         ? `var(--on-${hue})`
-        : share < 0.55
+        : share < 0.6
           ? "var(--ink)"
           : `light-dark(var(--ink), var(--on-${hue}))`;
     root.append(
