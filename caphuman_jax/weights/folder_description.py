@@ -17,6 +17,14 @@ from caphuman_jax.io import json_reader
 from caphuman_jax.weights import requirements
 
 FORMAT, FORMAT_VERSION = "caphuman_jax", 1
+_UNSEEN = {
+    "unet": ("heads", "groups"),
+    "vae": ("groups", "scaling_factor"),
+    "text": ("heads",),
+    "image_encoder": ("heads",),
+    "diffusion": ("num_timesteps", "beta_start", "beta_end", "prediction_type"),
+}
+"""Entries that no weight's shape shows: a default in their place would be another model."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 
@@ -51,6 +59,24 @@ def read_document(path: Path) -> dict[str, Any]:
     for name, entry in document["files"].items():
         _check_entry(path, name, entry)
     return document
+
+
+def check_complete(entries: Mapping[str, Any]) -> None:
+    """Refuse a "config" without the entries that the weights do not show.
+
+    Raises:
+        ModelFolderError: with the first entry that is missing.
+    """
+    for part, names in _UNSEEN.items():
+        given = entries.get(part, {})
+        if given is None and part == "image_encoder":
+            continue
+        for name in names:
+            if isinstance(given, dict) and name not in given:
+                raise ModelFolderError(
+                    f"config: {part}.{name} is missing; it must be the one of the training, which "
+                    f"the weights do not show"
+                )
 
 
 def check_names(config: ModelConfig, there: Mapping[str, Any]) -> None:

@@ -34,6 +34,10 @@ def find_model(name_or_path: str | os.PathLike, download: bool = False) -> Path:
     download: fetch a name of the hub that the cache does not hold. Raises ModelFolderError that
     says what there is instead.
     """
+    if isinstance(name_or_path, str) and not name_or_path.strip():
+        raise ModelFolderError(
+            "the model must not be empty; name a shipped model or a model folder"
+        )
     shipped = _shipped_models()
     if str(name_or_path) in shipped:
         return shipped[str(name_or_path)]
@@ -169,6 +173,7 @@ def read_config(path: str | Path) -> ModelConfig:
     """
     try:
         document = folder_description.read_document(Path(path))
+        folder_description.check_complete(document["config"])
         config = ModelConfig.from_dict(document["config"])
         folder_description.check_names(config, document["files"])
     except ModelFolderError as error:

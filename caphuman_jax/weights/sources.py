@@ -14,7 +14,7 @@ from typing import Any
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.errors import ModelFolderError
 from caphuman_jax.io import json_reader
-from caphuman_jax.weights import hub, scheduler_settings
+from caphuman_jax.weights import folder_description, hub, scheduler_settings
 from caphuman_jax.weights.checkpoint_files import Checkpoint, open_checkpoint
 from caphuman_jax.weights.names import PREFIXES, modern_name
 
@@ -275,6 +275,7 @@ def _take_scales(found: dict[str, str]) -> dict[str, str]:
 def _take_description(source: Source, path: Path, described: Any) -> None:
     """What `caphuman export` writes of a model's configuration."""
     try:
+        folder_description.check_complete(described["config"])
         source.config = ModelConfig.from_dict(described["config"])
         source.trained_with_head = described["trained_with_head"]
     except ModelFolderError as error:

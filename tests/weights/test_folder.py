@@ -146,6 +146,20 @@ def test_wrong_descriptions(saved, change, message):
         model_folder.read_config(saved)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    ["unet.heads", "unet.groups", "vae.scaling_factor", "text.heads", "diffusion.prediction_type"],
+)
+def test_entries_that_no_weight_shows_must_be_there(saved, entry):
+    """With a default in their place, the pictures would be those of another model."""
+    document = json.loads((saved / "config.json").read_text())
+    part, name = entry.split(".")
+    del document["config"][part][name]
+    (saved / "config.json").write_text(json.dumps(document))
+    with pytest.raises(ModelFolderError, match=f"config.json: config: {entry} is missing"):
+        model_folder.read_config(saved)
+
+
 def test_unreadable_description(saved):
     (saved / "config.json").write_text("{ half")
     with pytest.raises(ModelFolderError, match="config.json cannot be read"):
