@@ -181,7 +181,9 @@ def test_errors_name_the_photo_and_what_to_do(tmp_path, picture):
     Image.new("RGB", (1, 1)).save(tiny, "PNG")
     for name, data, message in (
         ("short.jpg", whole[: len(whole) // 2], "damaged or incomplete"),
-        ("head.jpg", whole[:20], "not a picture|damaged"),
+        ("head.jpg", whole[:20], "damaged or incomplete JPEG file"),
+        ("heic.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(500), "HEIC"),
+        ("jp2", b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(50), "JPEG2000 file"),
         ("notes.txt", b"no picture", "not a picture"),
         ("empty.png", b"", "not a picture"),
         ("dot.png", tiny.getvalue(), "only 1x1"),

@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+import caphuman_jax
+from caphuman_jax.errors import CapHumanError, PhotoError
+from caphuman_jax.io.frames import frames
+
 _LIBTPU = """
 import sys
 print("a page about TPUs", file=sys.stderr)
@@ -36,3 +40,31 @@ def test_without_a_tpu_libtpu_is_left_alone(first, tiny_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["cpu", "cpu"]
     assert done.stderr == ""
+
+
+BLANK = [
+    ("reference", {"reference": ""}),
+    ("reference", {"reference": ["ASTRONAUT", " "]}),
+    ("reference", {"people": [{"reference": "ASTRONAUT"}, {"reference": ""}]}),
+    ("mask", {"people": [{"reference": "ASTRONAUT", "mask": ""}]}),
+    ("photo of head", {"reference": "ASTRONAUT", "head": ""}),
+    ("photo of head", {"reference": "ASTRONAUT", "head": {"photo": " "}}),
+    ("photo of edit", {"edit": {"photo": ""}}),
+    ("mask of edit", {"edit": {"photo": "ASTRONAUT", "mask": ""}}),
+]
+
+
+@pytest.mark.parametrize(("what", "given"), BLANK)
+def test_an_empty_path_is_named_by_its_argument(pipe, what, given):
+    with pytest.raises(CapHumanError, match=f"^{what} must not be empty; it is the path of"):
+        pipe(prompt="a photo", **given)
+
+
+def test_empty_paths_of_functions(pipe):
+    for photo in ("", " ", "\n"):
+        with pytest.raises(PhotoError, match="^the name of a photo must not be empty"):
+            pipe.person(photo)
+        with pytest.raises(CapHumanError, match="^the model must not be empty"):
+            caphuman_jax.load(photo)
+        with pytest.raises(PhotoError, match="^the sequence must not be empty"):
+            next(frames(photo))

@@ -132,7 +132,12 @@ def read_table(source: Source) -> list[dict] | None:
                 raise HeadError(f'{path} holds no list of heads: [{{"yaw": 10}}, …]')
         else:
             separator = "\t" if path.suffix.lower() == ".tsv" else _separator(text)
-            rows = list(csv.DictReader(text.splitlines(), delimiter=separator, strict=True))
+            table = csv.DictReader(text.splitlines(), delimiter=separator, strict=True)
+            columns = [name.strip() for name in table.fieldnames or ()]
+            twice = next((name for name in columns if name and columns.count(name) > 1), None)
+            if twice is not None:
+                raise HeadError(f"the table {path} has two columns named {twice!r}; leave one out")
+            rows = list(table)
             if separator == ";":
                 rows = [
                     {
@@ -175,6 +180,8 @@ def fit_frames(
     still = not isinstance(source, (str, os.PathLike)) or Path(source).is_dir()
     names, times, heads, places, last, many = [], [], [], [], None, []
     for frame in frames(source, every, fps):
+        if frame.problem is not None:
+            log.warning("a frame of the sequence is taken as without a face: %s", frame.problem)
         faces = [found for found in find_faces(frame.image) if found.presence >= _LEAST_PRESENCE]
         many += [frame.name] * (len(faces) > 1)
         chosen = _follow(faces, None if still else last, face)

@@ -1,4 +1,4 @@
-"""Checks of numbers that people give: on the command line, in files and in Python."""
+"""Checks of numbers and paths that people give: on the command line, in files and in Python."""
 
 from __future__ import annotations
 
@@ -45,6 +45,24 @@ def whole(name: str, value: Any, low: float, high: float) -> int:
     if found != int(found):
         raise SettingError(f"{name} must be a whole number, not {value}")
     return int(found)
+
+
+def path(
+    name: str, value: Any, what: str = "a photo", error: type[CapHumanError] = SettingError
+) -> None:
+    """Refuse a path that is an empty or blank text; anything else passes.
+
+    Args:
+        name: what the message calls it.
+        value: what was given.
+        what: what it is the path of.
+        error: the kind of error.
+
+    Raises:
+        CapHumanError: of that kind.
+    """
+    if isinstance(value, str) and not value.strip():
+        raise error(f"{name} must not be empty; it is the path of {what}")
 
 
 def _text(value: Any) -> str:

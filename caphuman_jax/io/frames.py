@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from caphuman_jax.errors import HeadError, PhotoError
+from caphuman_jax.io import checks
 from caphuman_jax.io.files import open_regular, printable
-from caphuman_jax.io.images import DAMAGE, read_photo
+from caphuman_jax.io.images import DAMAGE, PhotoSource, read_photo
 from caphuman_jax.io.picture_formats import (
     open_picture,
     photos_in,
@@ -26,6 +27,7 @@ from caphuman_jax.io.picture_formats import (
 log = logging.getLogger("caphuman_jax")
 
 FPS = 25.0  # of photos in a folder and of tables, which do not say
+_LEAST_FPS = 0.01  # a frame of a GIF is shown for 655 seconds at most
 _ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")
 _MOST_PIXELS = 36_000_000  # of a frame of theirs or of a video: 8K has 35 million
 
@@ -35,12 +37,13 @@ Source = str | os.PathLike | Sequence
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frame:
     """One picture of a sequence: image (H, W, 3) uint8 RGB, what to call it, and its time in
-    seconds.
+    seconds. A photo that cannot be read is a gray picture with a `problem`.
     """
 
     name: str
     image: np.ndarray
     time: float
+    problem: str | None = None
 
 
 def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator[Frame]:
@@ -56,6 +59,7 @@ def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator
         HeadError: `every` or `fps` is out of range.
     """
     check_rate(every, fps)
+    checks.path("the sequence", source, "a video or a folder of photos", PhotoError)
     if not isinstance(source, (str, os.PathLike)) or Path(source).is_dir():
         photos = (
             _photos_of(Path(source)) if isinstance(source, (str, os.PathLike)) else list(source)
@@ -68,7 +72,7 @@ def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator
                 if isinstance(photo, (str, os.PathLike))
                 else f"photo {i * every}"
             )
-            yield Frame(named, read_photo(photo), i * every / (fps or FPS))
+            yield _of_photo(named, photo, i * every / (fps or FPS))
         return
     path = Path(source)
     name = printable(str(path))
@@ -92,12 +96,20 @@ def frames(source: Source, every: int = 1, fps: float | None = None) -> Iterator
         ) from error
 
 
+def _of_photo(name: str, photo: PhotoSource, time: float) -> Frame:
+    """One photo of several: another one that cannot be read must not end them all."""
+    try:
+        return Frame(name, read_photo(photo), time)
+    except PhotoError as error:
+        return Frame(name, np.full((64, 64, 3), 128, np.uint8), time, str(error))
+
+
 def check_rate(every: int, fps: float | None) -> None:
     """Raises HeadError where one of them is out of range, see `frames`."""
     if every < 1:
         raise HeadError(f"--every must be at least 1, not {every}")
-    if fps is not None and not 0 < fps <= 1000:
-        raise HeadError(f"frames per second must lie between 0 and 1000, not {fps:g}")
+    if fps is not None and not _LEAST_FPS <= fps <= 1000:
+        raise HeadError(f"frames per second must lie between {_LEAST_FPS:g} and 1000, not {fps:g}")
 
 
 def _photos_of(folder: Path) -> list[Path]:

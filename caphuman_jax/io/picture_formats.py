@@ -21,6 +21,7 @@ from typing import BinaryIO
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from caphuman_jax.errors import PhotoError
+from caphuman_jax.io import checks
 from caphuman_jax.io.files import open_regular, printable
 
 PHOTO_ENDINGS = frozenset(
@@ -144,12 +145,17 @@ def open_picture(
             )
         head = file.read(HEAD)
         file.seek(0)
-        allowed = _allowed(picture_format(head), name)
+        found = picture_format(head)
+        allowed = _allowed(found, name)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
                 picture = Image.open(file, formats=allowed)
         except UnidentifiedImageError as error:
+            if found is not None:
+                raise PhotoError(
+                    f"{name} is a damaged or incomplete {found} file; fetch or save it again"
+                ) from error
             raise PhotoError(
                 f"{name} is not a picture in a format that can be read; save it as JPEG or PNG"
             ) from error
@@ -169,6 +175,7 @@ class _Bounded(io.BufferedReader):
 
 
 def _opened(path: str | os.PathLike, name: str) -> io.BufferedReader:
+    checks.path("the name of a photo", os.fsdecode(path), error=PhotoError)
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
             raise PhotoError(f"{name} is a folder; name the photo in it")

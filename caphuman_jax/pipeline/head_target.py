@@ -16,6 +16,7 @@ from caphuman_jax.errors import HeadError, SettingError
 from caphuman_jax.head import editing, head_json
 from caphuman_jax.head.base import HeadModel
 from caphuman_jax.head.head import Head
+from caphuman_jax.io import checks
 from caphuman_jax.io.images import PhotoSource
 from caphuman_jax.person.person import Person
 
@@ -46,7 +47,7 @@ class HeadTarget:
             them that is None stays as it is.
         weights: {expression name: weight}, each of which replaces its own weight alone.
 
-    Raises HeadError for an unknown part or framing.
+    Raises HeadError for an empty path, an unknown part or framing.
     """
 
     photo: PhotoSource | Person | None = None
@@ -62,6 +63,7 @@ class HeadTarget:
     weights: Mapping[str, float] | None = None
 
     def __post_init__(self):
+        checks.path("photo of head", self.photo, "a photo or of a head's numbers", HeadError)
         editing.parse_take(self.take)
         if self.framing not in editing.FRAMINGS:
             raise HeadError(

@@ -256,6 +256,8 @@ def create_edit(
     if people:
         raise SettingError("an edit changes one face; choose it with face, and leave out people")
     given = {name: value for name, value in edit.items() if value is not None}
+    for name in ("photo", "mask"):
+        checks.path(f"{name} of edit", given.get(name))
     changed = EditRequest(**given)
     if changed.face is not None:
         checks.whole("face", changed.face, 0, 10_000)
@@ -298,6 +300,7 @@ def create_controls(controls: Sequence[Mapping], config: ModelConfig) -> tuple[C
                 f"the model {config.name} has no ControlNet named {name!r}; it has {there}"
             )
         scale = checks.number("scale of a control", scale, 0, 10)
+        checks.path("picture of a control", control["picture"])
         checked.append(ControlRequest(name, control["picture"], scale))
     names = [control.name for control in checked]
     if len(set(names)) < len(names):
@@ -392,6 +395,9 @@ def _subject(
         references = ()  # the photo's own person
     elif not references or any(photo is None for photo in references):
         raise SettingError("a reference photo is needed for each person")
+    for name, photos in (("reference", references), ("mask", (one.get("mask"),))):
+        for photo in photos:
+            checks.path(name, photo)
     target = HeadTarget.of(one.get("head"))
     target.check(head_model)
     return SubjectRequest(references, target, one.get("face"), **check_region(one, syntax))

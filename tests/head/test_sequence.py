@@ -85,6 +85,7 @@ def test_table(model, reference, tmp_path):
         ("a.csv", "yaw,light\n1,0,1,0,1\n", "row 1.*quotes"),
         ("a.csv", "", "no rows"),
         ("a.csv", "yaw\n", "no rows"),
+        ("a.csv", "yaw,roll, yaw\n1,2,3\n", "two columns named 'yaw'"),
         ("a.json", "{}", "list of heads"),
         ("a.json", "[", "cannot be read"),
         ("a.csv", None, "cannot be read"),
@@ -204,6 +205,20 @@ def test_gif_and_folder(model, reference, shots, tmp_path):
     assert sizes[0] == pytest.approx(sizes[1], rel=0.05)  # each framed around its head
 
 
+def test_a_photo_that_cannot_be_read_is_a_frame_without_a_face(
+    model, reference, shots, tmp_path, caplog
+):
+    for number in (0, 2):
+        Image.fromarray(shots[2 * number]).save(tmp_path / f"shot {number}.png")
+    (tmp_path / "shot 1.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
+    heads = read(tmp_path, model, reference)
+    assert len(heads) == 3 and "shot 1.png is a damaged or incomplete PNG" in caplog.text
+    first, between, last = (float(head.angles[2]) for head in heads)
+    assert between == pytest.approx((first + last) / 2, abs=1)
+    with pytest.raises(NoFaceError, match="shot 1.png"):
+        read(tmp_path, model, reference, missing="error")
+
+
 def test_bad_sources(model, reference, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.mp4").write_text("no video")
@@ -224,6 +239,7 @@ def test_bad_sources(model, reference, tmp_path):
     for options, told in (
         ({"every": 0}, "at least 1"),
         ({"fps": 0}, "second"),
+        ({"fps": 1e-300}, "second"),
     ):
         with pytest.raises(HeadError, match=told):
             read(tmp_path / "black.gif", model, reference, **options)
