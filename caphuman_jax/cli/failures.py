@@ -50,10 +50,11 @@ def explain(error: BaseException, verb: str = "") -> str | None:
         sampling = "take a smaller --batch, or --memory low"
         advice = sampling if verb in _SAMPLING else _LESS_MEMORY.get(verb, _MEMORY_ELSEWHERE)
         return f"the memory does not suffice; {advice}"
-    if "Unable to initialize backend" in text or "Unknown backend" in text:
+    if "Unable to initialize backend" in text or "Unknown backend" in text or _no_backend(error):
         platforms = os.environ.get("JAX_PLATFORMS")
         named = f" JAX_PLATFORMS={platforms}" if platforms else " this machine's accelerator"
-        return f"JAX cannot use{named} ({text[:200]}); unset JAX_PLATFORMS, or set it to cpu"
+        reason = text[:200] or "there is no such device"
+        return f"JAX cannot use{named} ({reason}); unset JAX_PLATFORMS, or set it to cpu"
     if isinstance(error, ModuleNotFoundError) and error.name in ("fcntl", "resource"):
         return "this needs Linux or macOS; on Windows, use WSL 2"
     if isinstance(error, RecursionError):
@@ -68,6 +69,17 @@ def explain(error: BaseException, verb: str = "") -> str | None:
             return f"{place}no space is left; make room, and run the same command again"
         return f"{place}{error.strerror or text or type(error).__name__}"
     return None
+
+
+def _no_backend(error: BaseException) -> bool:
+    """Whether JAX found none of the devices that JAX_PLATFORMS names, of which it says nothing:
+    where no platform can be used, it fails an assertion.
+    """
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    inside = frame is not None and "xla_bridge" in frame.tb_frame.f_code.co_filename
+    return isinstance(error, AssertionError) and inside
 
 
 def unexpected(error: BaseException) -> str:

@@ -16,7 +16,13 @@ from caphuman_jax.runtime import sharding
 from caphuman_jax.training import base_model
 from caphuman_jax.training.checkpoints import PARTS
 from caphuman_jax.training.loop import LoopConfig
-from caphuman_jax.training.run_config import from_config, raw_config, read_config, recipe_module
+from caphuman_jax.training.run_config import (
+    check_settings,
+    from_config,
+    raw_config,
+    read_config,
+    recipe_module,
+)
 from caphuman_jax.weights import model_folder
 
 
@@ -38,9 +44,11 @@ def entries(
         name: as for `run_config.read_config`, and so are the others.
 
     Raises:
-        CapHumanError: as `read_config` does.
+        CapHumanError: as `read_config` and `from_config` do.
     """
     config = read_config(name, overrides, platform)
+    check_settings(config)
+    from_config(LoopConfig, config.get("loop", {}), "loop")
     base = config.get("base")
     if base and "model" in config:
         config.model = model_folder.read_config(base_model.find(base)).to_dict()

@@ -23,7 +23,7 @@ from caphuman_jax.training import loop, metric_writer, run_folder
 from caphuman_jax.training.checkpoints import Checkpoints
 from caphuman_jax.training.loop import LoopConfig
 from caphuman_jax.training.recipe import Log
-from caphuman_jax.training.run_config import from_config, recipe_module
+from caphuman_jax.training.run_config import check_settings, from_config, recipe_module
 from caphuman_jax.weights import model_card, model_folder
 from data_pipeline.records.reader import held_out_rule
 
@@ -57,6 +57,7 @@ def train(
     """
     log = log if jax.process_index() == 0 else lambda line: None
     module = recipe_module(config)
+    check_settings(config)
     agreement.check("start", _facts(name, config, workdir))
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     with run_folder.locked(workdir):

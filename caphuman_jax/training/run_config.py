@@ -9,6 +9,7 @@ import difflib
 import importlib
 import importlib.util
 import math
+import os
 import pkgutil
 import re
 import typing
@@ -69,9 +70,10 @@ Settings = TypeVar("Settings")
 def recipe_module(config: ml_collections.ConfigDict) -> ModuleType:
     """The module that a configuration's `recipe` names.
 
-    It has stages(config, workdir) → list of `Stage`, and export(config, workdir, params, folder,
-    metadata), which writes a model folder; and perhaps abstract_recipe(config, mesh, platform) →
-    (recipe, shapes of rows), for `caphuman compile`.
+    It has SETTINGS, {entry of the configuration: its dataclass}; stages(config, workdir) → list of
+    `Stage`; and export(config, workdir, params, folder, metadata), which writes a model folder; and
+    perhaps abstract_recipe(config, mesh, platform) → (recipe, shapes of rows), for `caphuman
+    compile`.
 
     Raises:
         CapHumanError: where there is no such module.
@@ -167,6 +169,15 @@ def from_config(cls: type[Settings], entries: Mapping[str, Any], where: str) -> 
     return cls(**values)
 
 
+def check_settings(config: ml_collections.ConfigDict) -> None:
+    """Check the entries whose dataclasses the recipe names in its SETTINGS, before any data is
+    read. Raises SettingError, see `from_config`.
+    """
+    for entry, cls in getattr(recipe_module(config), "SETTINGS", {}).items():
+        if entry in config:
+            from_config(cls, config[entry], entry)
+
+
 def _limits(name: str) -> config_rules.Range:
     if name in _RANGES:
         return _RANGES[name]
@@ -193,7 +204,7 @@ def _explained(name: str, run: Callable[[], Any]) -> Any:
         return run()
     except (CapHumanError, KeyboardInterrupt):
         raise
-    except Exception as error:  # noqa: BLE001 - somebody's own code may raise anything
+    except (Exception, SystemExit) as error:  # somebody's own code may raise anything
         text = " ".join(str(error).split())[:200]
         raise CapHumanError(
             f"the configuration {name} cannot be run: {type(error).__name__}: {text}"
@@ -206,7 +217,8 @@ def _find_config(name: str) -> ModuleType:
     """
     if name.endswith(".py"):
         if not Path(name).is_file():
-            raise CapHumanError(f"there is no file {name}")
+            other = "it is not a regular file" if os.path.exists(name) else "there is no such file"
+            raise CapHumanError(f"the configuration {name} cannot be read: {other}")
         spec = importlib.util.spec_from_file_location(Path(name).stem, name)
         assert spec is not None and spec.loader is not None, "Python files have a loader"
         module = importlib.util.module_from_spec(spec)

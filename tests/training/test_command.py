@@ -136,6 +136,8 @@ def test_settings_out_of_their_range_are_refused(cls, entries, words):
         ("x = 1", r"it has no function get_config\(\)"),
         ("def get_config(): return 5", "gives no ml_collections.ConfigDict"),
         ("def get_config(): return 1 / 0", "cannot be run: ZeroDivisionError"),
+        ("import sys\nsys.exit(0)", "cannot be run: SystemExit: 0"),
+        ("def get_config(): raise SystemExit", "cannot be run: SystemExit"),
         (
             "import ml_collections\ndef get_config(): return ml_collections.ConfigDict()",
             "names no recipe; known: mini, sd15",
@@ -146,6 +148,39 @@ def test_files_that_are_no_configuration(tmp_path, text, words):
     (tmp_path / "own.py").write_text(text)
     with pytest.raises(CapHumanError, match=words):
         read_config(str(tmp_path / "own.py"))
+
+
+@pytest.mark.parametrize("verb", ["config", "train"])
+@pytest.mark.parametrize(
+    "entry, words",
+    [
+        ("training.batch_size=0", "training.batch_size is 0; it must be"),
+        ("training.steps=-1", "training.steps is -1; it must be"),
+        ("training.learning_rate=nan", "training.learning_rate is nan; it must be"),
+        ("autoencoder.steps=-1", "autoencoder.steps is -1; it must be"),
+        ("loop.keep=-1", "loop.keep is -1; it must be"),
+    ],
+)
+def test_wrong_settings_are_refused_before_records_are_asked_for(
+    tmp_path, capfd, verb, entry, words
+):
+    if verb == "train" and entry.startswith("loop"):
+        return  # checked with its stage
+    workdir = tmp_path / "work"
+    arguments = {
+        "config": ["config", "show", "mini", "--platform", "cpu"],
+        "train": ["train", "--config", "mini", "--workdir", str(workdir)],
+    }
+    assert app.main([*arguments[verb], f"--config.{entry}"]) == 2
+    printed, said = capfd.readouterr()
+    assert words in said and not workdir.exists() and "batch:" not in printed
+
+
+def test_configurations_that_are_no_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe.py")
+    for name, words in (("pipe.py", "not a regular file"), ("none.py", "there is no such file")):
+        with pytest.raises(CapHumanError, match=words):
+            read_config(str(tmp_path / name))
 
 
 def test_a_group_of_settings_is_not_a_value():

@@ -300,6 +300,9 @@ def init_params(model: ModelConfig, cfg: MiniTraining) -> Tree:
     return params
 
 
+SETTINGS = {"training": MiniTraining, "autoencoder": autoencoder.AutoencoderTraining}
+
+
 def stages(config, workdir: Path) -> list[Stage]:
     """The autoencoder, in WORKDIR/autoencoder unless another model's is taken, then everything
     else, from nothing or from another model's weights.

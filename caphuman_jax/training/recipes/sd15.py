@@ -202,6 +202,9 @@ class CapFaceTraining:
         return self.lora_alpha / self.lora_rank if self.lora_rank and self.lora_alpha else 1.0
 
 
+SETTINGS = {"training": CapFaceTraining}
+
+
 class CapFaceRecipe(Recipe):
     """CapFace and projector, with parts of the UNet or a LoRA of it where asked for."""
 
