@@ -165,7 +165,15 @@ def run(args: argparse.Namespace) -> int:
         CapHumanError: wrong arguments, photos or suites.
     """
     # Imported here because they import jax, which `--help` does not need.
-    from caphuman_jax.evaluation import asked, benchmark, bulk, judges, prompt_suite, whole
+    from caphuman_jax.evaluation import (
+        ablations,
+        asked,
+        benchmark,
+        bulk,
+        judges,
+        prompt_suite,
+        whole,
+    )
     from caphuman_jax.evaluation.suites.kinds import KINDS
     from caphuman_jax.head import head_json
     from caphuman_jax.jobs import multi_device
@@ -181,11 +189,13 @@ def run(args: argparse.Namespace) -> int:
     judging = judges.find(folder, args.clip, args.inception)
     photos, source = _photos(args, suite, metadata)
     _check_training(args)
-    if begun and args.overwrite:
-        _remove_report(args.report)
     pipe, batch = multi_device.load(args.model, batch=args.batch)
+    variants = ablations.parse(args.ablate, pipe.config) if args.ablate else []
+    suite.check_size(len(photos), 1 + len(variants))
     if suite.kind not in KINDS:
         prompt_suite.check_heads(pipe.head_model, head_json.build(pipe.head_model, {}), suite.heads)
+    if begun and args.overwrite:
+        _remove_report(args.report)  # all that is wrong has been refused by now
     start = time.perf_counter()
     subjects, skipped = benchmark.read_subjects(
         photos, bulk.subject_reader(pipe, drawings=not args.no_drawings)
@@ -232,7 +242,8 @@ def run(args: argparse.Namespace) -> int:
     evaluation = whole.Evaluation(
         pipe, batch, suite, subjects, wanted, facts, args.seed, training, shown, judging
     )
-    return _evaluate(args, dataclasses.replace(evaluation, show_pictures=not args.no_pictures))
+    evaluation = dataclasses.replace(evaluation, show_pictures=not args.no_pictures)
+    return _evaluate(args, evaluation, variants)
 
 
 def _suite(args):
@@ -330,12 +341,11 @@ def _training(args, subjects):
     return training
 
 
-def _evaluate(args, evaluation) -> int:
+def _evaluate(args, evaluation, variants) -> int:
     """Evaluate a suite and its ablations."""
     from caphuman_jax.evaluation import ablations, report
     from caphuman_jax.runtime.preemption import Preemption
 
-    variants = ablations.parse(args.ablate, evaluation.pipe.config) if args.ablate else []
     with console.resumable(), Preemption() as stop:
         for variant in (None, *variants):
             if variant is not None:

@@ -63,7 +63,7 @@ def deal_requests(
         chosen = first[:per_person]
         while rest and len(chosen) < per_person:
             deck = deck or [rest[i] for i in rng.permutation(len(rest))]
-            chosen = [*chosen, deck.pop()]
+            chosen.append(deck.pop())
         chosen += first * (per_person - len(chosen))
         said = [
             prompts[i % len(prompts)]

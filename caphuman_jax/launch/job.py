@@ -15,6 +15,7 @@ from caphuman_jax.errors import SettingError
 from caphuman_jax.io.files import read_regular
 
 _MAX_BYTES = 2**20
+_MOST = 100_000  # hosts, devices of a host, and slices
 PLATFORMS = ("local", "docker", "slurm", "gke", "tpu-vm")
 TOGETHER = ("train", "doctor")
 """Commands whose hosts compute together, through jax.distributed."""
@@ -89,6 +90,8 @@ class Job:
         for name in ("nodes", "devices", "slices"):
             if getattr(self, name) < 1:
                 raise SettingError(f"--{name} is at least 1")
+            if getattr(self, name) > _MOST:
+                raise SettingError(f"--{name} is at most {_MOST:,}")
         if self.max_restarts < 0 or self.heartbeat < 0:
             raise SettingError("--max-restarts and --heartbeat are at least 0")
         if self.network not in ("auto", "namespaces", "loopback"):

@@ -264,6 +264,8 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     for wrong, message in (
         (("--training-records", tmp_path), "no records there"),
         (("--training-people",), "goes with --training-records"),
+        (("--ablate", "nose"), "cannot be left out"),
+        (("--ablate", "control-scale=7:8:-1"), "control_scale"),
     ):
         with pytest.raises(CapHumanError, match=message):
             evaluate.run(arguments(*words[:5], again, *words[6:], "--overwrite", *wrong))
@@ -279,6 +281,7 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
         (("--seed", -1), "seed"),
         (("--suite", "haeds"), "did you mean heads"),
         (("--ablate", "nose"), "cannot be left out"),
+        (("--per-person", 10_000_001), "an evaluation makes at most 10,000,000"),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_before_any_work(folder, photos, tmp_path, words, message):

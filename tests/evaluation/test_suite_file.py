@@ -68,3 +68,22 @@ def test_an_own_suite(tmp_path):
         (0, "yaw=-5", "b"),
         (0, "yaw=5", "a"),
     ]
+
+
+@pytest.mark.parametrize(
+    "entries, people",
+    [
+        ("per_person = 1_000_000_000", 1),
+        ("plan = 'every'\nseeds = 1_000_000_000", 1),
+        ("kind = 'people'\ncounts = [2, 3]\nper_person = 100_000", 51),
+    ],
+)
+def test_pictures_are_counted_before_any_is_asked_for(tmp_path, entries, people):
+    (tmp_path / "own.toml").write_text(entries)
+    suite = suite_file.load(str(tmp_path / "own.toml"))
+    with pytest.raises(CapHumanError, match="at most 10,000,000"):
+        suite.check_size(people)
+    for name in suite_file.names():
+        suite_file.load(name).check_size(1500)
+    with pytest.raises(CapHumanError, match="at most 10,000,000"):
+        suite_file.load("humaniphc").check_size(1500, 200)

@@ -74,6 +74,7 @@ def test_a_wrong_file_is_refused(tmp_path, text, words):
         ({"nodes": 2}, [*TRAIN, "--process-id=0"], "launch sets this itself"),
         ({"name": "Run_1"}, TRAIN, "lower-case letters"),
         ({"nodes": 0}, TRAIN, "--nodes is at least 1"),
+        ({"devices": 10**9}, TRAIN, "--devices is at most 100,000"),
     ],
 )
 def test_what_cannot_be_launched_is_refused(settings, command, words):

@@ -30,6 +30,7 @@ _OF_KIND = {
 _PLANS = ("dealt", "every")
 _LONGEST = 2**24  # bytes of a suite
 _MOST_HEADS = 100_000
+_MOST_PICTURES = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,22 @@ class SuiteFile:
             heads, prompts = self.heads, self.prompts
             return prompt_suite.all_requests(people, heads, prompts, self.seeds, seed)
         return prompt_suite.deal_requests(people, self.heads, self.prompts, self.per_person, seed)
+
+    def check_size(self, people: int, times: int = 1) -> None:
+        """Raises SettingError where this suite asks for too many pictures of that many people.
+
+        times: how often all pictures are made, such as once and once for each ablation.
+        """
+        each = self.per_person
+        if self.plan == "every":
+            each = len(self.heads) * len(self.prompts) * self.seeds
+        each *= times * max(1, len(self.counts))
+        count = people * each
+        if count > _MOST_PICTURES:
+            raise SettingError(
+                f"{each:,} pictures of each person are {count:,} in all; an evaluation makes at "
+                f"most {_MOST_PICTURES:,}"
+            )
 
 
 def names() -> list[str]:
