@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--identities",
         type=Path,
         metavar="DIR|FILE",
-        help="photos or identity files: a folder, or a file with one path per line",
+        help="photos or identity files: a folder, one file, or a file with one path per line",
     )
     what.add_argument(
         "--prompts", type=Path, metavar="FILE", help="a file with one prompt per line"
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.jsonl|json",
         help=(
             'a file with one head per line, such as {"yaw": 20}, where {} is the person\'s '
-            "own head; or a sequence.json of `caphuman head`"
+            "own head; or a head.json or sequence.json of `caphuman head`"
         ),
     )
     what.add_argument(

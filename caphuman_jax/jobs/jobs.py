@@ -107,9 +107,9 @@ def product_jobs(
 
 
 def product_entries(identities: Path, prompts: Path, heads: Path | None) -> Iterator[Entry]:
-    """Every person with every prompt under every head. identities: a folder of photos and identity
-    files, or a file of a path a line, or (.jsonl) of fields a line: "reference", "face", "id" …;
-    prompts: a text a line, or .jsonl; heads: .jsonl of heads. Raises SettingError.
+    """Every person with every prompt under every head. identities: a photo or identity file, a
+    folder of them, or a file of a path a line, or (.jsonl) of fields a line: "reference", "face",
+    "id" …; prompts: a text a line, or .jsonl; heads: .jsonl of heads. Raises SettingError.
     """
     folder = identities if identities.is_dir() else identities.parent
     axes = [
@@ -273,6 +273,8 @@ def _axis(path: Path, field: str, base: Path) -> list[Entry]:
             }
         )
         folder, rows = path, [(printable(name), {field: name}) for name in found]
+    elif field == "reference" and _is_person(path):
+        folder, rows = path.parent, [(printable(path.name), {field: path.name})]
     else:
         lines = _list(path) if path.suffix == ".json" else _lines(path)
         rows = [
@@ -292,6 +294,16 @@ def _axis(path: Path, field: str, base: Path) -> list[Entry]:
         taken.add(name)
         entries.append(Entry(name, where, base, _moved(fields, os.path.relpath(folder, base))))
     return entries
+
+
+def _is_person(path: Path) -> bool:
+    """Whether a file is a photo or an identity file itself, and not a list of them."""
+    if path.suffix == identity_file.ENDING:
+        return True
+    try:
+        return picture_formats.picture_format(picture_formats.read_head(path)) is not None
+    except OSError:
+        return False
 
 
 def _row(path: Path, number: int, text: str, field: str) -> dict:
@@ -356,13 +368,23 @@ def _each_line(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line
     except FileNotFoundError:
         raise SettingError(f"{path} does not exist; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise SettingError(
+            f"{printable(str(path))} cannot be read (line {number} is not UTF-8 text)"
+        ) from error
+    except OSError as error:
         raise SettingError(f"{printable(str(path))} cannot be read ({error})") from error
 
 
 def _list(path: Path) -> list[tuple[int, str]]:
-    """(number from 1, JSON) of the elements of a JSON list. Raises SettingError."""
+    """(number from 1, JSON) of the elements of a JSON list, or of one object such as a head.json.
+    Raises SettingError.
+    """
     value = _json("\n".join(text for _, text in _lines(path)))
+    if isinstance(value, _Wrong):
+        raise SettingError(f"{path}: {value}")
+    if isinstance(value, dict):
+        value = [value]
     if not isinstance(value, list):
         raise SettingError(f"{path} must be a JSON list")
     return [(i, json.dumps(element)) for i, element in enumerate(value, 1)]

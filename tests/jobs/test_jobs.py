@@ -208,6 +208,30 @@ def test_products(write, checker, tmp_path):
     )
 
 
+def test_a_head_json_is_a_list_of_one_head(write, checker, tmp_path):
+    """What `caphuman head` writes, with entries that say whose head it is."""
+    (tmp_path / "prompts.txt").write_text("a photo\n")
+    file = tmp_path / "head.json"
+    file.write_text(json.dumps({"model": "anny", "reference": {"name": "b.png"}, "yaw": 4.0}))
+    made = lambda: jobs.product_jobs(
+        tmp_path / "b.png", tmp_path / "prompts.txt", file, checker, {}
+    )
+    found = made()
+    assert not found.problems and len(found.jobs) == 1
+    assert found.jobs[0].request.subjects[0].head == HeadTarget(yaw=4.0)
+    for text, words in (('{"yaw": 4', "head.json: "), ("4", "must be a JSON list")):
+        file.write_text(text)
+        with pytest.raises(SettingError, match=words):
+            made()
+
+
+def test_one_photo_is_a_list_of_one_person(write, checker, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a photo\na painting\n")
+    found = jobs.product_jobs(tmp_path / "b.png", tmp_path / "prompts.txt", None, checker, {})
+    assert not found.problems and [job.id for job in found.jobs] == ["b_p0", "b_p1"]
+    assert found.jobs[0].request.subjects[0].references == (str(tmp_path / "b.png"),)
+
+
 def test_fingerprint_is_of_what_is_asked(write, checker):
     fingerprint = lambda *lines, **defaults: (
         jobs.read_jobs(write(*lines), checker, defaults).fingerprint
@@ -322,7 +346,7 @@ def test_own_settings_of_a_job_are_checked_and_do_not_reach_the_next(checker, tm
     ("data", "message"),
     [
         (b"\xff\xfe{}\n", "cannot be read"),
-        (b'{"prompt": "a"}\n\xe9\n', "cannot be read"),
+        (b'{"prompt": "a"}\n\xe9\n', "cannot be read .line 2 is not UTF-8 text"),
         (b"\n\n# only a comment\n", "holds no jobs"),
     ],
 )
