@@ -282,7 +282,7 @@ class FlameSource(HeadSource):
     def _path(self, path: Path | None) -> Path:
         if path is not None:
             return path
-        if VARIABLE not in os.environ:
+        if not os.environ.get(VARIABLE, "").strip():
             raise HeadError(
                 f"this model renders its heads with FLAME, which you have to obtain yourself "
                 f"(flame.is.tue.mpg.de): {self.setup}"

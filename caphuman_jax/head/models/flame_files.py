@@ -29,9 +29,11 @@ MODEL_NAMES = (
     "generic_model.pkl",
     "flame2023.pkl",
     "flame2023_Open.pkl",
+    "FLAME_NEUTRAL.pkl",
     "generic_model.npz",
     "flame2023.npz",
     "flame2023_Open.npz",
+    "FLAME_NEUTRAL.npz",
 )
 EMBEDDING, TEMPLATE, TEXTURE = "landmark_embedding.npy", "head_template.obj", "FLAME_texture.npz"
 _SHAPES = 300  # In the files, expression directions follow this many of shape.
