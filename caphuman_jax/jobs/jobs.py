@@ -354,11 +354,11 @@ def _each_line(path: Path) -> Iterator[tuple[int, str]]:
     """(number from 1, text) of the lines that are not empty and do not begin with #, read one after
     the other. Raises SettingError.
     """
+    number = 0
     try:
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > _LONGEST:
                 raise SettingError(f"{path} has more than {_LONGEST >> 30} GB; divide it")
-            number = 0
             while data := file.readline(_LONGEST_LINE):
                 number += 1
                 if len(data) == _LONGEST_LINE:

@@ -48,7 +48,8 @@ def entries(
     """
     config = read_config(name, overrides, platform)
     check_settings(config)
-    from_config(LoopConfig, config.get("loop", {}), "loop")
+    if "loop" in config:
+        from_config(LoopConfig, config.loop, "loop")
     base = config.get("base")
     if base and "model" in config:
         config.model = model_folder.read_config(base_model.find(base)).to_dict()
