@@ -75,8 +75,17 @@ _LONGEST = (
     "parity/test_control_step.py",
     "test_docs.py",
     "studio/test_api.py",
+    "cli/test_handing_over.py",
+    "test_docs_long.py",
+    "jobs/test_sample.py",
+    "launch/test_bucket_run.py",
+    "data_pipeline/prepare/test_prepare.py",
+    "weights/test_photos_against_diffusers.py",
+    "test_package.py",
 )
-"""Files that take longest. They are run first, so that no process waits for another at the end."""
+"""Files whose fast or slow tests take longest. They are run first, so that no process waits for
+another at the end.
+"""
 
 
 def pytest_collection_modifyitems(items):

@@ -112,7 +112,7 @@ from caphuman_jax.configs import mini
 def get_config():
     config = mini.get_config()
     config.model = TINY.to_dict()
-    config.autoencoder.update({"steps": 100, "batch_size": 4, "size": 32, "warmup_steps": 5})
+    config.autoencoder.update({"steps": 60, "batch_size": 4, "size": 32, "warmup_steps": 5})
     config.loop.update({"log_every": 1, "save_every": 0, "tensorboard": False})
     return config
 """
@@ -156,16 +156,16 @@ def test_a_signal_in_the_middle_of_the_first_stage(tmp_path):
     run, whole = tmp_path / "run", tmp_path / "whole"
     for step, number, code, word in (
         (3, signal.SIGTERM, 75, "asked to stop"),
-        (50, signal.SIGINT, 130, "interrupted"),
+        (20, signal.SIGINT, 130, "interrupted"),
     ):
-        found, said = train(run, f"step {step}/100 ", number)
+        found, said = train(run, f"step {step}/60 ", number)
         assert found == code, "".join(said)
-        reached = int(re.search(rf"{word}: saved at step (\d+) of 100; rerun", said[-1])[1])
-        assert step <= reached < 100 and saved(run)[-1:] == [reached]
+        reached = int(re.search(rf"{word}: saved at step (\d+) of 60; rerun", said[-1])[1])
+        assert step <= reached < 60 and saved(run)[-1:] == [reached]
         assert not (run / "autoencoder" / "model").exists()
     # The second stage is not of interest here.
     for folder in (run, whole):
-        code, said = train(folder, "autoencoder/model after 100 steps", signal.SIGKILL)
+        code, said = train(folder, "autoencoder/model after 60 steps", signal.SIGKILL)
         assert code == -signal.SIGKILL, "".join(said)
     after = {
         folder: {
@@ -173,7 +173,7 @@ def test_a_signal_in_the_middle_of_the_first_stage(tmp_path):
         }
         for folder in (run, whole)
     }
-    assert after[run] == after[whole] and set(after[whole]) == set(range(1, 101))
+    assert after[run] == after[whole] and set(after[whole]) == set(range(1, 61))
     weights = [
         load_file(folder / "autoencoder" / "model" / "vae.safetensors") for folder in (run, whole)
     ]
