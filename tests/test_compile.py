@@ -294,3 +294,17 @@ def test_a_missing_compiler_is_told(monkeypatch, topology, error, advice):
 
 def test_a_table_has_a_cell_for_every_column():
     assert compile_command.table([outcome(3, 50.0)]).count("|") == 3 * 16
+
+
+@pytest.mark.parametrize("kind, filled", [("TPU v5 lite", 128), ("TPU v6 lite", 256), ("cpu", 1)])
+def test_a_steps_roofline_counts_what_matrix_units_fill_up(config, monkeypatch, kind, filled):
+    given = {}
+    monkeypatch.setattr(ahead, "compile_outcome", lambda lower, **told: given.update(told))
+    target = dataclasses.replace(ahead.find_target("local"), kind=kind)
+    args = types.SimpleNamespace(config=config, overrides=[], effort=None)
+    compile_command._train(args, target, {})(1)
+    # The widest of its layers has 32 channels.
+    assert (
+        given["padded"] == given["flops"] if filled == 1 else given["padded"] > 8 * given["flops"]
+    )
+    assert device_specs.matrix_unit(kind) == filled

@@ -20,9 +20,8 @@ from caphuman_jax.models import registry
 from caphuman_jax.nn.compute_config import ComputeConfig
 from caphuman_jax.person.identity import image_token_count
 from caphuman_jax.runtime import flops, sharding
+from caphuman_jax.runtime.device_specs import matrix_unit
 from caphuman_jax.training import trainable
-
-_TPU_LANES = 128  # of the vector units; matrix units are as wide, v6e's twice as wide
 
 
 def sampler(
@@ -73,7 +72,7 @@ def sampler(
 
     mesh = sharding.make_mesh(devices=target.devices)
     program = traced(batch, "xla").jaxpr
-    padded = flops.of(program, _TPU_LANES if target.platform == "tpu" else 1)
+    padded = flops.of(program, matrix_unit(target.kind))
     told = {
         "sampler": sampling.sampler,
         "steps": coefficients.steps,

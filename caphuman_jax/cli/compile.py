@@ -137,6 +137,7 @@ def _train(args, target, options):
     """
     from caphuman_jax.aot import compile
     from caphuman_jax.runtime import sharding
+    from caphuman_jax.runtime.device_specs import matrix_unit
     from caphuman_jax.training import compiled_step
     from caphuman_jax.training.loop import LoopConfig
     from caphuman_jax.training.run_config import from_config, read_config, recipe_module
@@ -162,6 +163,7 @@ def _train(args, target, options):
             for name in ("remat", "attention", "dtype", "accumulate")
             if name in config.training
         }
+        padded = recipe.count_flops(matrix_unit(target.kind))
         return compile.compile_outcome(
             lambda: compiled_step.lower_step(recipe, mesh, cfg.sharding, recipe.frozen, rows),
             what="train",
@@ -175,6 +177,7 @@ def _train(args, target, options):
                 **_effort(args),
             },
             flops=recipe.flops and recipe.flops / count,
+            padded=padded and padded / count,
             options=options,
         )
 

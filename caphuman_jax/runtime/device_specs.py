@@ -44,6 +44,11 @@ MEMORY: tuple[tuple[str, float, float], ...] = (
 second, by the makers' data sheets (TPUs' are 16, 95, 32 GiB …); the first that fits counts.
 """
 
+MATRIX_UNIT: tuple[tuple[str, int], ...] = (("TPU v6", 256), ("TPU7x", 256), ("TPU", 128))
+"""Part of JAX's `device_kind` → side of the matrix units that fill up narrower channels and heads
+with zeros; the first that fits counts.
+"""
+
 
 def peak_flops(kind: str) -> float | None:
     """Of one JAX device; None for one that is not in the table (all CPUs)."""
@@ -58,3 +63,10 @@ def memory(kind: str) -> float | None:
 def bandwidth(kind: str) -> float | None:
     """Bytes a second that one JAX device's memory gives; None for one that is not in the table."""
     return next((speed * 1e9 for name, _, speed in MEMORY if name in kind), None)
+
+
+def matrix_unit(kind: str) -> int:
+    """Side of one JAX device's matrix units, see `MATRIX_UNIT`; 1 for one that is not in the
+    table.
+    """
+    return next((side for name, side in MATRIX_UNIT if name in kind), 1)

@@ -67,6 +67,10 @@ class Recipe(abc.ABC):
         """The batch that step `step` (from 0) sampled from `frozen`, to be saved after a NaN."""
         return {}
 
+    def count_flops(self, lanes: int = 1) -> float | None:
+        """`flops` on matrix units with sides of `lanes` (`runtime.flops.of`); None if unknown."""
+        return self.flops if lanes == 1 else None
+
     def abstract_state(self) -> TrainState:
         """The state's shapes and dtypes; nothing is computed."""
         return jax.eval_shape(self.init_state, self.param_shapes)

@@ -22,15 +22,43 @@ def convolution(x, kernel, groups=1):
     )
 
 
+def kernel_gradient(x, kernel):
+    return jax.grad(lambda kernel: jnp.sum(convolution(x, kernel) ** 2))(kernel)
+
+
 HEADS = [(2, 256, 8, 40)] * 3
 CASES = {
     "product": (jnp.matmul, [(5, 40), (40, 300)], 2 * 5 * 40 * 300, 2 * 5 * 128 * 384),
-    "attention": (attention, HEADS, 2 * 2 * 16 * 256**2 * 40, 2 * 2 * 16 * 256**2 * 128),
+    "attention": (attention, HEADS, 2 * 2 * 16 * 256**2 * 40, 2 * 16 * 256**2 * (128 + 40)),
+    "text": (  # 77 keys are summed over as 128
+        attention,
+        [(2, 256, 8, 40), (2, 77, 8, 40), (2, 77, 8, 40)],
+        2 * 2 * 16 * 256 * 77 * 40,
+        2 * 16 * 256 * (77 * 128 + 128 * 40),
+    ),
     "convolution": (
         convolution,
         [(1, 8, 8, 4), (3, 3, 4, 320)],
         2 * 64 * 9 * 4 * 320,
         2 * 64 * 9 * 128 * 384,
+    ),
+    "training attention": (  # of 2 products and 4 of their gradients, 2 sum over a width
+        jax.grad(lambda *heads: jnp.sum(attention(*heads) ** 2), (0, 1, 2)),
+        HEADS,
+        6 * 2 * 16 * 256**2 * 40,
+        2 * 16 * 256**2 * (2 * 128 + 4 * 40),
+    ),
+    "training a dense layer": (  # forward, and the gradient's sum over 100 rows
+        jax.grad(lambda w, x: jnp.sum((x @ w) ** 2)),
+        [(40, 300), (100, 40)],
+        2 * 2 * 100 * 40 * 300,
+        2 * 128 * min(100 * 384, 128 * 300) + 2 * 128 * min(40 * 384, 128 * 300),
+    ),
+    "training a convolution": (  # the gradient sums 3 · 8 · 8 = 192 positions, 256 with zeros
+        kernel_gradient,
+        [(3, 8, 8, 4), (3, 3, 4, 320)],
+        2 * (2 * 3 * 64 * 9 * 4 * 320),
+        9 * 2 * 128 * min(192 * 384, 256 * 320) + 9 * 2 * 256 * min(4 * 384, 128 * 320),
     ),
     "by channel": (
         lambda x, k: convolution(x, k, 4),

@@ -281,11 +281,18 @@ class CapFaceRecipe(Recipe):
             multipliers=trainable.rates(shapes, cfg.learning_rate, cfg.unfreeze),
         )
         self._step = self._make_step(self._graphs, mesh)
-        # Counted without what is computed again, on one device.
-        plain = registry.abstract(model, ComputeConfig(dtype, "xla"), only=self._graphs)
-        plain = self._make_step({name: graph for name, (graph, _) in plain.items()}, None)
-        frozen = shapes_of(self.frozen)
-        self.flops = flops.count(plain, self.abstract_state(), frozen, dict(row_shapes))
+        self._row_shapes = dict(row_shapes)
+        self.flops = self.count_flops()
+
+    def count_flops(self, lanes: int = 1) -> int:
+        """Operations of one step over all devices, without what is computed again, on matrix units
+        with sides of `lanes` (`flops.of`).
+        """
+        compute = ComputeConfig(jnp.dtype(self.cfg.dtype), "xla")
+        plain = registry.abstract(self.model, compute, only=self._graphs)
+        step = self._make_step({name: graph for name, (graph, _) in plain.items()}, None)
+        arguments = self.abstract_state(), shapes_of(self.frozen), self._row_shapes
+        return flops.count(step, *arguments, lanes=lanes)
 
     def init_params(self) -> Tree:
         """CapFace, projector and LoRA factors; the same for the same seed, wherever it runs."""
