@@ -6,8 +6,8 @@ PICTURES = 100_000 * 128
 
 MACHINES = {
     # name: (machines or chips, pictures per second of one at most, US dollars per hour of one)
-    "v5e-16 (16 chips)": (16, 1063 / 16, 1.20),
-    "v5p-8 (4 chips)": (4, 829 / 4, 4.20),
+    "v5e-16 (16 chips)": (16, 1060 / 16, 1.20),
+    "v5p-8 (4 chips)": (4, 682 / 4, 4.20),
     "v6e-16 (16 chips)": (16, 2309 / 16, 2.70),
     "8 × H100": (8, 446, 88 / 8),
 }
