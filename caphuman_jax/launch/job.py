@@ -176,7 +176,7 @@ def make_job(
     """
     entries: dict[str, Any] = {} if path is None else _read(path)
     written = entries.pop("command", [])
-    if isinstance(written, str) or not all(isinstance(word, str) for word in written):
+    if not isinstance(written, list) or not all(isinstance(word, str) for word in written):
         raise SettingError(f"{path}: command is a list of words, each in quotes")
     known = fields()
     for name, value in entries.items():
@@ -186,6 +186,12 @@ def make_job(
         if isinstance(default, dict):
             if not isinstance(value, dict):
                 raise SettingError(f"{path}: {name} is a table of NAME: VALUE")
+            for key, one in value.items():
+                if isinstance(one, bool) or not isinstance(one, str | int | float):
+                    raise SettingError(
+                        f"{path}: {name}.{key} is {one!r}; it is a text or a number, in quotes "
+                        f"where YAML would read something else"
+                    )
             entries[name] = {str(key): str(one) for key, one in value.items()}
         elif type(value) is not kind:
             raise SettingError(f"{path}: {name} is {value!r}; it is of type {kind.__name__}")

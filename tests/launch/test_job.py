@@ -82,6 +82,24 @@ def test_what_cannot_be_launched_is_refused(settings, command, words):
         job.make_job(None, settings, command)
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("command: 5", "command is a list of words"),
+        ("command:", "command is a list of words"),
+        ("command: {train: 1}", "command is a list of words"),
+        ("env: {A: 1, B: null}", "env.B is None; it is a text or a number"),
+        ("env: {A: true}", "env.A is True; it is a text or a number"),
+        ("env: {A: [1]}", "env.A is .1.; it is a text or a number"),
+        ("wrap: {0: null}", "wrap.0 is None"),
+    ],
+)
+def test_wrong_values_of_a_file_are_named(tmp_path, text, words):
+    (tmp_path / "job.yaml").write_text(text)
+    with pytest.raises(SettingError, match=words):
+        job.make_job(tmp_path / "job.yaml", {}, TRAIN)
+
+
 @pytest.mark.parametrize("on, missing", [("gke", "--accelerator, --image"), ("tpu-vm", "--zone")])
 def test_what_a_platform_needs_is_named(on, missing):
     with pytest.raises(SettingError, match=missing):
