@@ -191,7 +191,11 @@ def is_lost_host(error: BaseException) -> bool:
     """
     import jax
 
-    if jax.process_count() == 1 or isinstance(error, OSError | CapHumanError):
+    # Orbax raises TimeoutError, an OSError without a number, when a wait for other hosts fails.
+    of_a_file = isinstance(error, OSError) and not (
+        isinstance(error, TimeoutError) and error.errno is None
+    )
+    if jax.process_count() == 1 or of_a_file or isinstance(error, CapHumanError):
         return False
     return bool(_LOST.search(str(error)))
 
