@@ -124,12 +124,14 @@ class DiffusionConfig:
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
     """What a model is best sampled with unless something else is asked for; `eta` (of the sampler
-    "ddim") 0 is DDIM, 1 as noisy as DDPM.
+    "ddim") 0 is DDIM, 1 as noisy as DDPM. The three scales of guidance: `diffusion.guidance`.
     """
 
     sampler: str = "ddim"
     steps: int = 20
     guidance_scale: float = 7.0
+    identity_guidance: float = 1.0
+    head_guidance: float = 1.0
     spacing: str = "original"
     eta: float = 0.0
     guidance_rescale: float = 0.0
@@ -261,7 +263,12 @@ MINI = ModelConfig(
     text=TextConfig(width=128, layers=4, heads=4, mlp_width=512, embed_width=16),
     diffusion=DiffusionConfig(prediction_type="v", zero_terminal_snr=True),
     sampling=SamplingConfig(
-        steps=20, guidance_scale=3.0, spacing="trailing", eta=1.0, guidance_rescale=0.5
+        steps=12,
+        guidance_scale=5.0,
+        head_guidance=3.0,
+        spacing="trailing",
+        eta=1.0,
+        guidance_rescale=0.5,
     ),
 )
 """The shipped small model: 14.4 M parameters, 256² pictures."""

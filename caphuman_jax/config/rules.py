@@ -23,6 +23,8 @@ MODEL_RANGES: Mapping[str, Range] = {
     "eta": (0, 1),
     "guidance_scale": (0, 100),
     "guidance_rescale": (0, 1),
+    "head_guidance": (0, 100),
+    "identity_guidance": (0, 100),
     "image_channels": (3, 3),
     "image_size": (8, 8192),
     "layers": (1, 256),

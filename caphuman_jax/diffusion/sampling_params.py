@@ -113,17 +113,19 @@ class SamplingParams:
         100,
         metavar="G",
     )
-    identity_guidance: float = field(
-        1.0,
-        "how strongly the identity is followed; default 1: as trained",
+    identity_guidance: float | None = field(
+        None,
+        "how strongly the identity is followed; 1: as trained; default: the model's own, or 1 with "
+        "--guidance-scale 1",
         "float",
         0,
         100,
         metavar="G",
     )
-    head_guidance: float = field(
-        1.0,
-        "how strongly the head is followed; default 1: as trained",
+    head_guidance: float | None = field(
+        None,
+        "how strongly the head is followed; 1: as trained; default: the model's own, or 1 with "
+        "--guidance-scale 1",
         "float",
         0,
         100,
@@ -257,6 +259,9 @@ class SamplingParams:
             name: getattr(best, name)
             for name in ("steps", "spacing", "guidance_scale", "guidance_rescale")
         }
+        # Whoever turns guidance off means all of it.
+        for name in ("identity_guidance", "head_guidance"):
+            own[name] = 1.0 if self.guidance_scale == 1 else getattr(best, name)
         own |= {"size": (config.image_size,) * 2, "denoise": 1.0}
         missing = {name: value for name, value in own.items() if getattr(self, name) is None}
         resolved = dataclasses.replace(self, **missing)
@@ -341,12 +346,13 @@ class SamplingParams:
         from caphuman_jax.diffusion.guidance import branch_weights, guided_steps
         from caphuman_jax.diffusion.samplers import start_at
 
-        assert self.guidance_scale is not None, "resolve comes first"
+        text, identity, head = self.guidance_scale, self.identity_guidance, self.head_guidance
+        assert text is not None and identity is not None and head is not None, "resolve first"
         coefficients, first = self.coefficients(config), 0
         if photo:
             first = self.first_step(config)
             coefficients = start_at(coefficients, first)
-        weights = branch_weights(self.guidance_scale, self.identity_guidance, self.head_guidance)
+        weights = branch_weights(text, identity, head)
         guided = None
         if self.guidance_interval and set(weights) != {"text"}:
             weights = weights | {"text": weights.get("text", 0.0)}

@@ -16,12 +16,23 @@ from caphuman_jax.errors import SettingError
 
 def test_the_models_own_values_fill_what_is_not_given():
     own = SamplingParams.create(MINI)
-    assert (own.steps, own.guidance_scale, own.guidance_rescale, own.eta) == (20, 3.0, 0.5, 1.0)
+    assert (own.steps, own.guidance_scale, own.guidance_rescale, own.eta) == (12, 5.0, 0.5, 1.0)
+    assert (own.identity_guidance, own.head_guidance) == (1, 3)
     assert own.size == (256, 256) and own.spacing == "trailing" and own.num_images == 1
     # Another sampler than the model's own takes its standard noise.
     assert SamplingParams.create(MINI, sampler="unipc", steps=5).eta == 0
     assert SamplingParams.create(SD15, size="512x768").shape == (768, 512)
     assert own.resolve(MINI) == own
+
+
+def test_whoever_turns_guidance_off_means_all_of_it():
+    off = SamplingParams.create(MINI, guidance_scale=1)
+    assert (off.identity_guidance, off.head_guidance) == (1, 1)
+    assert off.program_inputs(MINI)[2]["branches"] == ("text",)
+    asked = SamplingParams.create(MINI, guidance_scale=1, head_guidance=2)
+    assert asked.head_guidance == 2
+    # The original's guidance: CapFace in both halves.
+    assert SamplingParams.create(SD15).program_inputs(SD15)[2]["branches"] == ("identity", "text")
 
 
 def test_json_there_and_back():
