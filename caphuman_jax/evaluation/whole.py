@@ -32,6 +32,9 @@ from caphuman_jax.evaluation.suites.kinds import KINDS, Kind
 from caphuman_jax.evaluation.suites.suite_file import SuiteFile
 from caphuman_jax.pipeline.pipeline import Pipeline
 
+# Settings that a model decides where nothing is given: the report says what they were.
+_MODELS_OWN = ("sampler", "steps", "guidance_scale", "identity_guidance", "head_guidance")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -102,8 +105,7 @@ class Evaluation:
         resolved = self.pipe.request(reference=someone, prompt="", **sampling).params
         settings = {
             **self.suite.parameters,
-            "steps": resolved.steps,
-            "guidance_scale": resolved.guidance_scale,
+            **{name: getattr(resolved, name) for name in _MODELS_OWN},
             "sampling": sampling,
             "ablation": variant.label if variant else None,
             "batch": self.batch,

@@ -230,6 +230,8 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     assert set(document["skipped"]) == {"empty.png", "two.png", "broken.jpg"}
     assert "2 faces" in document["skipped"]["two.png"]
     assert document["settings"]["steps"] == 2 and len(document["model"]["sha256"]) == 64
+    own = {name: document["settings"][name] for name in ("sampler", "head_guidance")}
+    assert own == {"sampler": "ddim", "head_guidance": 3.0}
     assert (
         document["results"]["identity"]["dlib"]["pairs_left_out_as_same_person"] == 1
     )  # she and her mirrored picture
