@@ -233,7 +233,7 @@ class Checker:
             self._known[key] = self._find(photo, folder)
         problem, path = self._known[key]
         wrong += [f"{name}: {problem}"] if problem else []
-        return path
+        return None if problem else path
 
     def _face(self, face, name, wrong) -> int | None:
         if face is not None and (not isinstance(face, int) or isinstance(face, bool) or face < 0):

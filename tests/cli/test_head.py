@@ -179,7 +179,7 @@ BAD = {
     "sequence": (["--sequence", "gone.mp4"], "does not exist"),
     "no video": (["--sequence", "{text}"], "not a table, picture or video"),
     "table": (["--sequence", "{table}"], "row 1"),
-    "rate": (["--sequence", "{table}", "--fps", "9" * 400], "between 0 and 1000, not inf"),
+    "rate": (["--sequence", "{table}", "--fps", "9" * 400], "between 0.01 and 1000, not inf"),
     "every": (["--sequence", "{table}", "--every", "9" * 400], "at most 18 digits"),
     "table and take": (["--sequence", "{table}", "--take", "pose"], "is a table"),
     "head model": (["--head-model", "nobody"], "nobody"),

@@ -117,7 +117,7 @@ def test_a_page_without_pictures_shows_and_names_nobody(tmp_path):
 def test_the_published_comparison_shows_and_names_nobody():
     text = Path(__file__).parents[2].joinpath("docs/mini_comparison.html").read_text("utf-8")
     data = anonymous(text)
-    assert [run["name"] for run in data["runs"]] == ["before", "these weights"]
+    assert [run["name"] for run in data["runs"]] == ["before", "new weights", "with head guidance"]
     assert len(data["words"]["person"]) == 82 and data["rows"] == 246
 
 
