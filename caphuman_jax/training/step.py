@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from caphuman_jax.runtime import sharding
+from caphuman_jax.training.optimizer import global_norm
 
 Tree = dict[str, Any]
 """{network: nested dicts of arrays}."""
@@ -170,9 +171,9 @@ def make_train_step(
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = cast(Tree, optax.apply_updates(state.params, updates))
         ema = average.update(state.ema, params, state.step) if average else state.ema
-        metrics["grad_norm"] = optax.tree.norm(grads)
-        metrics["update_norm"] = optax.tree.norm(updates)
-        metrics["param_norm"] = optax.tree.norm(params)
+        metrics["grad_norm"] = global_norm(grads)
+        metrics["update_norm"] = global_norm(updates)
+        metrics["param_norm"] = global_norm(params)
         if learning_rate is not None:
             metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         return TrainState(state.step + 1, params, opt_state, ema), metrics
