@@ -25,7 +25,7 @@ def running(app):
         listening.close()
 
 
-def until(true, seconds=30):
+def until(true, seconds=120):
     """Wait until `true()`."""
     end = time.monotonic() + seconds
     while not true():
@@ -36,5 +36,5 @@ def until(true, seconds=30):
 def held(monkeypatch, pipe):
     """Pictures are made only once this event is set."""
     hold, make = threading.Event(), type(pipe).make
-    monkeypatch.setattr(type(pipe), "make", lambda *args: (hold.wait(30), make(*args))[1])
+    monkeypatch.setattr(type(pipe), "make", lambda *args: (hold.wait(120), make(*args))[1])
     return hold

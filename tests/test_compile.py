@@ -12,6 +12,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from small_configs import SMALLEST_CONFIG
 
 from caphuman_jax.aot import compile as ahead
 from caphuman_jax.aot import gpu_targets
@@ -20,29 +21,13 @@ from caphuman_jax.cli import compile as compile_command
 from caphuman_jax.errors import SettingError
 from caphuman_jax.runtime import device_specs
 
-CONFIG = """
-import dataclasses
-from caphuman_jax.config import MINI, CapFaceConfig, IdentityConfig, TextConfig, UNetConfig, VAEConfig
-from caphuman_jax.configs import sd15
-
-def get_config():
-    config = sd15.get_config()
-    config.model = dataclasses.replace(
-        MINI, name="tiny", image_size=8, capface=CapFaceConfig(hint_widths=(8,)), identity=IdentityConfig(16, 12, "mobilefacenet", "recognizer"),
-        unet=UNetConfig(in_channels=3, out_channels=3, channels=8, channel_multipliers=(1,), blocks_per_level=1, attention_resolutions=(), heads=2, cross_attention_dim=16,
-                        groups=4),
-        vae=VAEConfig(patch=1, encoder_channels=4, decoder_channels=4, channel_multipliers=(1,), blocks_per_level=1, latent_channels=3, groups=4, scaling_factor=1.0),
-        text=TextConfig(width=16, layers=1, heads=2, mlp_width=32, embed_width=4, vocabulary=100)).to_dict()
-    config.loop.sharding = "zero"
-    return config
-"""  # noqa: E501
 V5E = ahead.Target("v5e:1x1", (None,), "tpu", "TPU v5 lite")
 
 
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "tiny.py"
-    path.write_text(CONFIG)
+    path.write_text(SMALLEST_CONFIG)
     return str(path)
 
 

@@ -421,7 +421,7 @@ def test_python_that_reads_records_ends(block, tmp_path, monkeypatch):
         env=os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "2"},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
     assert done.returncode == 0 and "Traceback" not in done.stderr, f"{block}: {done.stderr}"
 

@@ -38,7 +38,7 @@ _BREAK = re.compile(r"(?:(?<!\s)\s++)?+\bBREAK\b\s*+")
 _PIECES = re.compile(
     r"\\[()\[\]\\]|\\|[(\[]|:\s*+(?P<weight>[+-]?(?:\d++\.?+\d*+|\.\d++))\s*+\)|[)\]]|[^\\()\[\]:]+|:"
 )
-_LORA_TAG = re.compile(r"<(?:lora|lyco|lycoris|hypernet):([^:<>]+)(?::([^<>]*))?>", re.IGNORECASE)
+_TAG = re.compile(r"<(lora|lyco|lycoris|hypernet):([^:<>]+)(?::([^<>]*))?>", re.IGNORECASE)
 # Names of embeddings that many prompts on the web have, mostly in negative prompts; and the ways in
 # which diffusers (<name>) and ComfyUI (embedding:name) write any.
 _EMBEDDINGS = re.compile(
@@ -283,12 +283,16 @@ def _joined(parts: list[list]) -> list[tuple[str | None, float]]:
 
 
 def _refuse_tags(text: str) -> None:
-    tag = _LORA_TAG.search(text)
+    tag = _TAG.search(text)
+    if tag and tag[1].lower() == "hypernet":
+        raise SettingError(
+            f"{tag[0]} asks for a hypernetwork, which is not supported; remove it from the prompt"
+        )
     if tag:
-        strength = f":{tag[2]}" if tag[2] else ""
+        strength = f":{tag[3]}" if tag[3] else ""
         raise SettingError(
             f"{tag[0]} in a prompt is another program's way to name a file; remove it from the "
-            f"prompt and add --lora {tag[1]}.safetensors{strength}"
+            f"prompt and add --lora {tag[2]}.safetensors{strength}"
         )
     bare = re.sub(r"\\.", "", text)
     edited = next((one for one in _BRACKETS.finditer(bare) if _EDITING.search(one[1])), None)

@@ -204,7 +204,7 @@ def run(arguments, **options):
         [*options.pop("python", COMMAND), *arguments],
         capture_output="stdout" not in options,
         env=environment,
-        timeout=60,
+        timeout=300,
         **options,
     )
 

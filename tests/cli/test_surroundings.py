@@ -177,6 +177,6 @@ def test_all_at_once(tiny_folder, astronaut_file, tmp_path):
     if alone:
         command = f'prepare --photos "$PHOTO" --out {tmp_path / "records"}'
         found = shell(
-            f"{alone} {CAPHUMAN} {command}", env={**os.environ, "PHOTO": str(tmp_path)}, timeout=60
+            f"{alone} {CAPHUMAN} {command}", env={**os.environ, "PHOTO": str(tmp_path)}, timeout=300
         )
         assert found.returncode == 2 and "ip link set lo up" in found.stderr

@@ -171,6 +171,14 @@ def test_files_as_people_have_them(folder, model):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["FLAME_NEUTRAL.pkl", "flame2023_Open.pkl"])
+def test_other_names_of_the_model(name, folder, model):
+    (folder / "generic_model.pkl").rename(folder / name)
+    loaded = flame_files.load_flame(folder, vertices=None)
+    assert loaded.name == name.removesuffix(".pkl")
+    np.testing.assert_allclose(loaded.mean, model.mean, atol=1e-6)
+
+
 def test_npz_without_companions(tmp_path, entries, model):
     np.savez(tmp_path / "flame2023.npz", **entries)
     loaded = flame_files.load_flame(

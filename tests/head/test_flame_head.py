@@ -319,6 +319,9 @@ def test_named_by_its_folder(tmp_path, entries, monkeypatch):
     monkeypatch.delenv(deca_head.VARIABLE, raising=False)
     with pytest.raises(HeadError, match="set CAPHUMAN_FLAME to the folder"):
         load_head("flame")
+    monkeypatch.setenv(deca_head.VARIABLE, "")
+    with pytest.raises(HeadError, match="set CAPHUMAN_FLAME to the folder"):
+        load_head("flame")
     np.savez(tmp_path / "flame2023.npz", **entries)
     monkeypatch.setenv(deca_head.VARIABLE, str(tmp_path))
     for name in (str(tmp_path), "flame"):

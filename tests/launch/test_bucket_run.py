@@ -64,7 +64,7 @@ def train(server, folder, workdir):
 
 
 def finish(process, code=0):
-    out, _ = process.communicate(timeout=240)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == code, out[-3000:]
     return out
 

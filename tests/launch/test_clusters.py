@@ -209,7 +209,7 @@ esac
             "PROJECT": "p",
             "POLL": "0.1",
         },
-        timeout=60,
+        timeout=300,
         capture_output=True,
         text=True,
     )

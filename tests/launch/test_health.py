@@ -49,7 +49,7 @@ class Launch:
                 command, env=environment, cwd=TESTS.parent, stdout=file, stderr=subprocess.STDOUT
             )
 
-    def wait_for(self, condition, seconds=180):
+    def wait_for(self, condition, seconds=600):
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None and time.monotonic() < deadline, self.said()
@@ -63,7 +63,7 @@ class Launch:
     def hosts(self):
         return json.loads((self.logs / "hosts.json").read_text())["hosts"]
 
-    def finish(self, code=0, seconds=240):
+    def finish(self, code=0, seconds=600):
         assert self.process.wait(timeout=seconds) == code, self.said()
         return self.said()
 

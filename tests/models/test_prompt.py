@@ -66,6 +66,7 @@ def test_grammar(text, parts):
     [
         ("a <lora:my style:0.8> dog", "add --lora my style.safetensors:0.8"),
         ("<LORA:x>", "add --lora x.safetensors"),
+        ("<hypernet:x:0.5>", "<hypernet:x:0.5> asks for a hypernetwork, which is not supported"),
         ("a [cat:dog:0.5]", "[cat:dog:0.5] asks for a prompt that changes"),
         ("a [cat|dog] x", "[cat|dog] asks for a prompt that changes"),
     ],

@@ -65,7 +65,7 @@ def start(workdir, *options, devices=1, process=None, port=None):
     )
 
 
-def finish(process, code=0, seconds=300):
+def finish(process, code=0, seconds=600):
     out, _ = process.communicate(timeout=seconds)
     assert process.returncode == code, out[-3000:]
     return out
@@ -192,7 +192,7 @@ def test_a_host_that_dies_ends_the_others_and_the_next_start_resumes(tmp_path, m
     both[1].kill()
     both[1].communicate()
     died = time.monotonic()
-    out, _ = both[0].communicate(timeout=120)
+    out, _ = both[0].communicate(timeout=600)
     assert time.monotonic() - died < 60 and both[0].returncode not in (0, 2), out[-2000:]
     said = [
         finish(process)
@@ -251,7 +251,7 @@ def newest(workdir) -> int:
     return max(steps, default=0)
 
 
-def wait_for(condition, processes, seconds=120):
+def wait_for(condition, processes, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline or any(process.poll() is not None for process in processes):

@@ -362,7 +362,7 @@ def run_script(folder: Path, text: str) -> subprocess.CompletedProcess:
         | {"PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -376,18 +376,19 @@ def test_grains_processes_give_the_same_batches(folder):
 MEMORY = """if True:
     import json, os, sys
     from pathlib import Path
+    import jax
     from data_pipeline.loading.loader import make_loader
 
     def used():
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    batches, levels = make_loader(sys.argv[1], batch=64, loader=sys.argv[2], workers=2), []
+    batches, levels, read = make_loader(sys.argv[1], batch=64, loader=sys.argv[2], workers=2), [], 0
     for step in range(320):  # 20,480 records
-        next(batches)
+        read += sum(leaf.nbytes for leaf in jax.tree.leaves(next(batches))) / 2**20
         if step % 40 == 39:
             levels.append(used())
-    print(json.dumps(levels))
+    print(json.dumps([levels, read]))
 """
 
 
@@ -404,5 +405,7 @@ def test_memory_stays_as_it_is(tmp_path, loader):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    levels = json.loads(done.stdout.splitlines()[-1])
-    assert max(levels[4:]) - max(levels[:4]) < 8, levels  # buffers fill in the first half
+    levels, read = json.loads(done.stdout.splitlines()[-1])
+    # Buffers fill in the first half. Of what the second one reads, nothing stays: threads that take
+    # turns in another order move an allocator's level by some MB.
+    assert max(levels[4:]) - max(levels[:4]) < 0.05 * read / 2, (levels, read)
