@@ -104,8 +104,7 @@ def cut_off(host):
 
 @pytest.mark.alone
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
-@pytest.mark.parametrize("disturb", [kill, freeze, cut_off])
+@pytest.mark.parametrize("disturb, number", [(kill, 0), (kill, 1), (freeze, 0), (cut_off, 1)])
 def test_a_host_that_is_lost_ends_the_job_and_the_next_start_resumes(
     tmp_path, undisturbed, disturb, number
 ):
