@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Float, Key
 
 from caphuman_jax.config import ModelConfig
@@ -178,10 +179,11 @@ class MiniRecipe(Recipe):
             clip=cfg.grad_clip_norm,
         )
         self._loss = self._make_loss(graphs)
-        self._step = self._make_step(self._loss, mesh)
+        self._step = self._make_step(self._loss, mesh, self._optimizer)
         plain = registry.abstract(model, ComputeConfig(cfg.dtype, attention="xla"), only=networks)
         plain = self._make_loss({name: graph for name, (graph, _) in plain.items()})
-        step = self._make_step(plain, None)
+        # An optimizer has no products: what it does need not be traced.
+        step = self._make_step(plain, None, optax.identity())
         self.flops = flops.count(step, self.abstract_state(), self.frozen, {})
 
     def _make_loss(self, graphs) -> Callable:
@@ -195,11 +197,13 @@ class MiniRecipe(Recipe):
         )
         return make_loss(self.model, graphs, objective, jnp.float32)
 
-    def _make_step(self, loss_fn: Callable, mesh) -> Callable:
+    def _make_step(
+        self, loss_fn: Callable, mesh, optimizer: optax.GradientTransformation
+    ) -> Callable:
         return make_train_step(
             functools.partial(self._inputs, self.cfg, "data", mesh),
             gradients_of(loss_fn),
-            self._optimizer,
+            optimizer,
             keys=functools.partial(step_key, self.cfg),
             average=MovingAverage(self.cfg.ema_decay),
         )

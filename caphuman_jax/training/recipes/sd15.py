@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jaxtyping import Key
 
@@ -280,7 +281,7 @@ class CapFaceRecipe(Recipe):
             clip=cfg.grad_clip_norm,
             multipliers=trainable.rates(shapes, cfg.learning_rate, cfg.unfreeze),
         )
-        self._step = self._make_step(self._graphs, mesh)
+        self._step = self._make_step(self._graphs, mesh, self._optimizer)
         self._row_shapes = dict(row_shapes)
         self.flops = self.count_flops()
 
@@ -290,7 +291,9 @@ class CapFaceRecipe(Recipe):
         """
         compute = ComputeConfig(jnp.dtype(self.cfg.dtype), "xla")
         plain = registry.abstract(self.model, compute, only=self._graphs)
-        step = self._make_step({name: graph for name, (graph, _) in plain.items()}, None)
+        graphs = {name: graph for name, (graph, _) in plain.items()}
+        # An optimizer has no products: what it does need not be traced.
+        step = self._make_step(graphs, None, optax.identity())
         arguments = self.abstract_state(), shapes_of(self.frozen), self._row_shapes
         return flops.count(step, *arguments, lanes=lanes)
 
@@ -316,12 +319,17 @@ class CapFaceRecipe(Recipe):
     def train_step(self, state, frozen, rows):
         return self._step(state, frozen, rows)
 
-    def _make_step(self, graphs: Mapping[str, nnx.GraphDef], mesh) -> Callable:
+    def _make_step(
+        self,
+        graphs: Mapping[str, nnx.GraphDef],
+        mesh,
+        optimizer: optax.GradientTransformation,
+    ) -> Callable:
         cfg = self.cfg
         return make_train_step(
             functools.partial(self._inputs, mesh),
             gradients_of(self._loss(graphs)),
-            self._optimizer,
+            optimizer,
             keys=self._picture_keys,
             accumulate=cfg.accumulate,
             average=MovingAverage(cfg.ema_decay) if cfg.ema_decay else None,
