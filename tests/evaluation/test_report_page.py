@@ -78,6 +78,18 @@ def test_pages_are_well_formed_and_need_nothing_else(tmp_path):
         assert data["values"][0][1][10] is None and data["values"][0][0][10] == 0.0
 
 
+def test_a_report_begins_with_its_key_figures(tmp_path):
+    run = read_run(write_run(tmp_path / "run", yaw=0.5))
+    (face,) = [one for one in run.measures if one.name == "face-found"]
+    numbers = {"identity-first-of-50-dlib": 0.9, "yaw-changed-median": float("nan")}
+    more = [dataclasses.replace(face, name=name, value=n) for name, n in numbers.items()]
+    page = write.write_report(dataclasses.replace(run, measures=(*run.measures, *more)))
+    figures = re.search(r'<ul class="figures".*?</ul>', page.read_text())[0]
+    # What has no value is left out, and identity comes first.
+    assert re.findall("<b>([^<]+)</b>", figures)[0].startswith("90") and figures.count("<li>") == 2
+    assert tables.key_figures([]) == ""
+
+
 def anonymous(text):
     """What a page says, which shows and names no person and needs nothing else."""
     page = Page(text)

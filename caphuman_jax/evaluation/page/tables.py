@@ -16,6 +16,13 @@ from caphuman_jax.evaluation.numbers_in_words import (
 from caphuman_jax.evaluation.page import published
 from caphuman_jax.evaluation.scored_run import MeasureSummary
 
+_KEY_FIGURES = (
+    *("identity-first-of-50", "yaw-changed-median", "pitch-changed-median"),
+    *("smile-changed-correlation", "jaw-changed-correlation"),
+    *("changed-outside", "seam", "clip-prompt-accuracy", "prompt-clothes", "face-found"),
+)
+"""Beginnings of names of measures, what says most first."""
+_FIGURES = 6
 _LONGEST = 28  # letters of a run's name over a column
 _ARROWS = {"up": "↑ higher is better", "down": "↓ lower is better"}
 
@@ -58,6 +65,19 @@ tests of the comparison. Only a corrected p of at most 0.05 counts as a differen
 <li><b>No difference shown</b> does not mean that there is none: the interval says how large it may
 be.</li>
 </ul>"""
+
+
+def key_figures(measures: Sequence[MeasureSummary]) -> str:
+    """The values that say most, large; empty if the run has none of them."""
+    known = [one for one in measures if math.isfinite(one.value)]
+    starting = lambda start: next((one for one in known if one.name.startswith(start)), None)
+    chosen = [one for one in map(starting, _KEY_FIGURES) if one][:_FIGURES]
+    items = "".join(
+        f"<li><b>{show(one.value, one.unit)}</b><span>{html.escape(as_heading(one.title))}</span>"
+        f'<span class="hint">95 % interval {show_range(*one.interval, one.unit)}</span></li>'
+        for one in chosen
+    )
+    return f'<ul class="figures" aria-label="Key figures">{items}</ul>' if items else ""
 
 
 def summary(measures: Sequence[MeasureSummary]) -> str:
