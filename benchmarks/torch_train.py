@@ -29,6 +29,7 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
+from torch_sampler import MODES, how
 
 IMAGE_TOKENS, IMAGE_WIDTH, RECOGNITION_WIDTH, HINT_CHANNELS = 257, 1024, 512, 9
 
@@ -40,8 +41,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[32])
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--device", default="cuda")
-    modes = ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-    parser.add_argument("--mode", default="max-autotune", choices=modes)
+    parser.add_argument("--mode", default="max-autotune", choices=MODES)
     parser.add_argument("--library-products", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="narrow networks, to see that it runs")
     parser.add_argument("--steps", type=int, default=10)
@@ -110,7 +110,7 @@ class Training(torch.nn.Module):
         self.compiled = (
             self._loss
             if args.mode == "none"
-            else torch.compile(self._loss, fullgraph=True, dynamic=False, mode=args.mode)
+            else torch.compile(self._loss, fullgraph=True, dynamic=False, **how(args.mode))
         )
         levels = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
         self.register_buffer("levels", torch.tensor(levels).float().to(args.device))

@@ -12,9 +12,11 @@ import xla_flags
 from PIL import Image
 
 from caphuman_jax.cli import app
+from caphuman_jax.errors import SettingError
 from caphuman_jax.head import editing
 from caphuman_jax.io import metadata
 from caphuman_jax.io.picture import PictureWriter
+from caphuman_jax.pipeline import loading
 
 
 @pytest.fixture
@@ -335,6 +337,23 @@ def test_a_signal_keeps_what_is_made(number, code, told, generate, tmp_path, mon
     assert sorted(path.name for path in out.iterdir()) == [f"picture_{i:02d}.png" for i in range(3)]
     assert metadata.read_settings(out / "picture_02.png")["index"] == 2
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "false"), ("true", "true")])
+def test_memory_of_a_gpu_is_taken_as_needed(given, kept, generate, monkeypatch):
+    """Unless the user says otherwise; decided before the model is loaded."""
+    name, seen = "XLA_PYTHON_CLIENT_PREALLOCATE", []
+    monkeypatch.setenv(name, given or "")
+    if given is None:
+        monkeypatch.delenv(name)
+
+    def load(*_, **__):
+        seen.append(os.environ[name])
+        raise SettingError("stopped here")
+
+    monkeypatch.setattr(loading, "load", load)
+    code, lines = generate()
+    assert (code, lines, seen) == (2, ["caphuman: error: stopped here"], [kept])
 
 
 def test_interrupted(monkeypatch, capsys):
