@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
         "dtype": "auto",
     }
     config.training = {
-        "steps": 12000,
+        "steps": 20000,
         "batch_size": 256,
         "learning_rate": 6e-4,
         "warmup_steps": 500,
@@ -46,7 +46,8 @@ def get_config() -> ml_collections.ConfigDict:
         "grad_clip_norm": 1.0,
         "ema_decay": 0.9995,
         "min_snr_gamma": 5.0,
-        "timestep_power": 1.0,
+        "timestep_power": 1.5,
+        "timestep_power_growth": 0.0,
         "face_weight": 2.5,
         "feature_weight": 4.0,
         "mask_weight": 1.0,
@@ -55,7 +56,7 @@ def get_config() -> ml_collections.ConfigDict:
         "no_text_prob": 0.12,
         "no_identity_prob": 0.05,
         "no_identity_prob_without_text": 0.2,
-        "identity_dropout_prob": 0.2,
+        "identity_dropout_prob": 0.1,
         "no_control_prob": 0.05,
         "no_control_prob_without_text": 0.3,
         "identity_swap_prob": 0.5,

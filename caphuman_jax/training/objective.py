@@ -118,7 +118,7 @@ def sample_noise(
     model: ModelConfig,
     identity_dropout_prob: float,
     pictures: tuple[int, ...],
-    timestep_power: float = 1.0,
+    timestep_power: float | Float[Array, ""] = 1.0,
 ) -> Noise:
     """The noise of a batch.
 
@@ -133,7 +133,7 @@ def sample_noise(
             [0, 1): 1 gives all alike, more gives fewer noisy ones.
     """
     timesteps, shape = model.diffusion.num_timesteps, (*pictures, *latent_shape(model))
-    if timestep_power == 1:
+    if isinstance(timestep_power, int | float) and timestep_power == 1:
         timestep = jax.random.randint(keys.timestep, pictures, 0, timesteps)
     else:
         share = jax.random.uniform(keys.timestep, pictures) ** jnp.float32(timestep_power)

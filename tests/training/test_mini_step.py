@@ -261,3 +261,16 @@ def test_a_power_makes_noisy_timesteps_rarer_and_one_changes_nothing(tiny):
         assert abs((at < steps * share).mean() - share ** (1 / 1.5)) < 0.012
     np.testing.assert_array_equal(rare.noise, plain.noise)
     np.testing.assert_array_equal(rare.identity_until, plain.identity_until)
+
+
+def test_the_power_may_grow_in_the_course_of_the_run(tiny):
+    keys = NoiseKeys(*jax.random.split(jax.random.key(3), 5))
+    cfg = mini.MiniTraining(steps=200, timestep_power=1.0, timestep_power_growth=0.8)
+    at = jax.jit(
+        lambda step: sample_noise(keys, tiny, 0.2, (1000,), mini.timestep_power(cfg, step)).timestep
+    )
+    for step, power in ((50, 1.2), (100, 1.4), (200, 1.8)):
+        expected = sample_noise(keys, tiny, 0.2, (1000,), power).timestep
+        np.testing.assert_allclose(at(jnp.int32(step)), expected, atol=1)
+    steady = dataclasses.replace(cfg, timestep_power_growth=0.0)
+    assert mini.timestep_power(steady, jnp.int32(7)) == 1.0

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, Key
+from jaxtyping import Float, Int, Key
 
 from caphuman_jax.config import ModelConfig
 from caphuman_jax.diffusion import loss
@@ -73,6 +73,7 @@ class MiniTraining:
         min_snr_gamma: see `timestep_weight`.
         timestep_power: 1: all timesteps are as frequent; above, noisy ones are rarer, see
             `objective.sample_noise`.
+        timestep_power_growth: by how much the power grows in the course of the run, evenly.
         face_weight, feature_weight: how much the denoiser's error counts on the face, and on eyes,
             brows and mouth, as against 1 elsewhere.
         mask_weight: of the mask's error next to the denoiser's.
@@ -105,6 +106,7 @@ class MiniTraining:
     ema_decay: float = 0.9995
     min_snr_gamma: float = 5.0
     timestep_power: float = 1.0
+    timestep_power_growth: float = 0.0
     face_weight: float = 2.0
     feature_weight: float = 3.0
     mask_weight: float = 1.0
@@ -234,7 +236,7 @@ class MiniRecipe(Recipe):
                 self.model,
                 cfg.identity_dropout_prob,
                 (cfg.batch_size,),
-                cfg.timestep_power,
+                timestep_power(cfg, step),
             ),
         )
 
@@ -252,6 +254,7 @@ class MiniRecipe(Recipe):
             "identity_swap_prob": 0.0,
             "light": 1.0,
             "timestep_power": 1.0,
+            "timestep_power_growth": 0.0,
         }
         cfg = dataclasses.replace(self.cfg, **unchanged)
         inputs = functools.partial(self._inputs, cfg, "data_held_out", self._mesh)
@@ -261,6 +264,14 @@ class MiniRecipe(Recipe):
 def step_key(cfg: MiniTraining, step) -> Key[Array, ""]:
     """What everything random in a step comes from."""
     return jax.random.fold_in(jax.random.key(cfg.seed), step)
+
+
+def timestep_power(cfg: MiniTraining, step: Int[Array, ""]) -> float | Float[Array, ""]:
+    """The power of `objective.sample_noise` at a step."""
+    if not cfg.timestep_power_growth:
+        return cfg.timestep_power
+    share = step.astype(jnp.float32) / jnp.float32(cfg.steps)
+    return cfg.timestep_power + cfg.timestep_power_growth * share
 
 
 def drop_conditions(
