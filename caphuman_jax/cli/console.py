@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from caphuman_jax.errors import CapHumanError, SettingError
+from caphuman_jax.runtime.progress import progress_bar
 
 _STAGES = {
     "photo": "analyzing the photo",
@@ -107,9 +108,7 @@ class ProgressReporter:
         """See `conditioning.Progress`."""
         if stage == "pictures":
             if self._bar is None:
-                from tqdm import tqdm
-
-                self._bar = tqdm(total=total, unit="picture", desc="sampling", file=sys.stderr)
+                self._bar = progress_bar(total=total, unit="picture", desc="sampling")
             self._bar.update(done - self._bar.n)
             if done == total:
                 self._bar.close()

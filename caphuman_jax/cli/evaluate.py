@@ -164,6 +164,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         CapHumanError: wrong arguments, photos or suites.
     """
+    with console.notices(once=True):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     # Imported here because they import jax, which `--help` does not need.
     from caphuman_jax.evaluation import (
         ablations,

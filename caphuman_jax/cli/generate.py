@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from caphuman_jax.cli import console, head_arguments, person_argument, repeat, sampling_arguments
 from caphuman_jax.diffusion.sampling_params import FIELDS
 from caphuman_jax.errors import SettingError
+from caphuman_jax.runtime import platforms
 
 if TYPE_CHECKING:
     from caphuman_jax.pipeline.result import Result
@@ -137,6 +138,7 @@ def write_pictures(args: argparse.Namespace, make: Callable[..., Result]) -> Non
     started = time.perf_counter()
     # Otherwise JAX first reserves three quarters of a GPU's memory, which takes 0.7 s of an H200.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    platforms.start_device()
     import numpy as np
 
     from caphuman_jax.io.picture import PictureWriter  # brings NumPy, the others JAX

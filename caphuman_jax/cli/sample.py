@@ -13,11 +13,11 @@ from typing import Any
 
 from caphuman_jax.cli import console, sampling_arguments
 from caphuman_jax.errors import SettingError
+from caphuman_jax.runtime.progress import progress_bar
 
 SOME_FAILED = 3
 """Exit code where all jobs were tried and some of them failed."""
 _MOST_SHOWN = 20
-_OFTEN, _SELDOM = 0.5, 30.0  # seconds between two progress lines, on a terminal and in a log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -275,19 +275,10 @@ class _Progress:
         )
 
     def __enter__(self):
-        from tqdm import tqdm
-
         made, failed = self._folder.counts()
         self._failed = failed
-        every = _OFTEN if sys.stderr.isatty() else _SELDOM
-        self.bar = tqdm(
-            total=self._total,
-            initial=made + failed,
-            unit="picture",
-            desc="sampling",
-            file=sys.stderr,
-            mininterval=every,
-            maxinterval=every,
+        self.bar = progress_bar(
+            total=self._total, initial=made + failed, unit="picture", desc="sampling"
         )
         return self
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from caphuman_jax.errors import CapHumanError
 from caphuman_jax.evaluation.measure import measure_images
@@ -19,6 +18,7 @@ from caphuman_jax.head.base import HeadEstimator, HeadModel
 from caphuman_jax.head.camera import transform_head
 from caphuman_jax.head.head import Head
 from caphuman_jax.runtime.fixed_batches import batches
+from caphuman_jax.runtime.progress import progress_bar
 
 _log = logging.getLogger("caphuman_jax")
 
@@ -38,7 +38,7 @@ def read_subjects(
         The subjects, and {photo's name: reason} of the photos that were skipped.
     """
     subjects, skipped = [], {}
-    for photo in tqdm(photos, desc="photos", unit="photo"):
+    for photo in progress_bar(iterable=photos, desc="photos", unit="photo"):
         try:
             subjects.append(read(photo))
         except CapHumanError as problem:

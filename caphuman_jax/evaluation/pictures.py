@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from caphuman_jax.errors import CapHumanError, DataError, SettingError
 from caphuman_jax.evaluation import prompt_suite, stored
@@ -42,6 +41,7 @@ from caphuman_jax.pipeline.conditioning import Conditioning
 from caphuman_jax.pipeline.pipeline import Pipeline
 from caphuman_jax.pipeline.request import Request as JobRequest
 from caphuman_jax.runtime.fixed_batches import batches
+from caphuman_jax.runtime.progress import progress_bar
 
 PICTURES, MEASURED, FACES = "pictures", ".measured", "faces"
 _MEASURED_AT_A_TIME = 8
@@ -257,7 +257,7 @@ def make_and_measure(
         start = time.perf_counter()
         run.reopen_changed(lambda line: place.sound(line, False))
         before, failed_before = run.counts()
-        with tqdm(
+        with progress_bar(
             total=plan.total, initial=before + failed_before, desc="pictures", unit="picture"
         ) as bar:
 

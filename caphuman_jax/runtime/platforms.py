@@ -1,4 +1,4 @@
-"""Which of the installed platforms JAX looks for."""
+"""Which of the installed platforms JAX looks for, and when it starts one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import glob
 import importlib.util
 import os
 import sys
+import threading
 from pathlib import Path
 
 _CHIPS = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd")
@@ -36,3 +37,22 @@ def spare_libtpu() -> None:
 
             if jax.config.values["jax_platforms"] is None:
                 jax.config.update("jax_platforms", "cpu")
+
+
+def start_device() -> threading.Thread:
+    """Start JAX's first device in a thread, while the caller imports what it needs.
+
+    Finding CUDA and the first allocation take a second of an H200. Who uses the device next waits
+    for it, and is told what is wrong with it. The process ends only after the thread, since
+    Python cannot end while a library's code runs in one.
+    """
+
+    import jax  # here, since two threads that import may each wait for the other
+
+    def start():
+        with contextlib.suppress(Exception):
+            jax.device_put(0.0).block_until_ready()
+
+    thread = threading.Thread(target=start, name="start-device")
+    thread.start()
+    return thread

@@ -17,6 +17,7 @@ from caphuman_jax.head import editing
 from caphuman_jax.io import metadata
 from caphuman_jax.io.picture import PictureWriter
 from caphuman_jax.pipeline import loading
+from caphuman_jax.runtime import platforms
 
 
 @pytest.fixture
@@ -352,8 +353,19 @@ def test_memory_of_a_gpu_is_taken_as_needed(given, kept, generate, monkeypatch):
         raise SettingError("stopped here")
 
     monkeypatch.setattr(loading, "load", load)
+    monkeypatch.setattr(platforms, "start_device", lambda: seen.append(os.environ[name]))
     code, lines = generate()
-    assert (code, lines, seen) == (2, ["caphuman: error: stopped here"], [kept])
+    assert (code, lines, seen) == (2, ["caphuman: error: stopped here"], [kept, kept])
+
+
+def test_a_device_that_cannot_be_used_is_reported_once(tmp_path, astronaut_file):
+    """It is started in a thread, which leaves the report to the one who uses it."""
+    words = ("--reference", astronaut_file, "--prompt", "a photo", "--out", tmp_path / "out")
+    command = [sys.executable, "-m", "caphuman_jax.cli.app", "generate", *map(str, words)]
+    env = os.environ | {"JAX_PLATFORMS": "nonsense"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.count("\n") == 1 and "nonsense" in done.stderr, done.stderr
 
 
 def test_interrupted(monkeypatch, capsys):

@@ -218,7 +218,7 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
         "--heads",
         "own",
         "random",
-        "smile=0.8",
+        "smile=0.8,yaw=45",
         "--seed",
         5,
         "--batch",
@@ -243,7 +243,10 @@ def test_command_writes_the_report(folder, photos, tmp_path, capsys):
     assert len(set(names)) == len(names) and set(names) <= set(lines[0]["scores"])
     assert all((out / file).is_file() for line in lines for file in line["references"])
     assert all(len(list(out.glob(line["file"]))) == 1 for line in lines)
-    assert "report.html" in capsys.readouterr().out and (out / "sheet_00.png").is_file()
+    said = capsys.readouterr()
+    assert "report.html" in said.out and (out / "sheet_00.png").is_file()
+    told = [line for line in said.err.splitlines() if "yaw 45°: beyond" in line]
+    assert len(told) == 1 and told[0].startswith("caphuman: notice: "), "two were asked for"
     times = {path: path.stat().st_mtime_ns for path in out.glob("pictures/*.png")}
     assert "a.png" in (out / "report.html").read_text()
     assert evaluate.run(arguments(*words, "--no-pictures")) == 0  # resumes what is done already
