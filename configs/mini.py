@@ -53,6 +53,7 @@ def get_config() -> ml_collections.ConfigDict:
         "mask_weight": 1.0,
         "color_share": 0.65,
         "background_swap_prob": 0.6,
+        "clothes_swap_prob": 0.0,
         "no_text_prob": 0.12,
         "no_identity_prob": 0.05,
         "no_identity_prob_without_text": 0.2,

@@ -60,7 +60,7 @@ def measure_colors(
     parts = [
         inside & (person < 0.1),
         inside & (person > 0.9) & (y > high[1] + 0.2 * tall),
-        above & ~_like(lab, forehead) & ~_like(lab, cheeks),
+        above & ~like(lab, forehead) & ~like(lab, cheeks),
         (x > low[0]) & (x < high[0]) & (y > low[1]) & (y < high[1]) & inside,
         inside,
     ]
@@ -125,18 +125,18 @@ def _busyness(lab: np.ndarray, behind: np.ndarray) -> float:
     """Standard deviation of the background's Lab round a linear gradient."""
     y, x = np.nonzero(behind)
     values = cv2.GaussianBlur(lab, (0, 0), 1.5)[y, x]
-    plane = np.stack([np.ones_like(x), x, y], axis=1).astype(np.float32) / 256
+    plane = np.stack([np.oneslike(x), x, y], axis=1).astype(np.float32) / 256
     rest = values - plane @ np.linalg.lstsq(plane, values, rcond=None)[0]
     return float(np.sqrt(np.mean(np.sum(rest**2, axis=1))))
 
 
-def _like(lab: np.ndarray, skin: np.ndarray) -> np.ndarray:
-    """Which pixels of `lab` (H, W, 3) have about the median color of those in `skin` (H, W) bool;
+def like(lab: np.ndarray, sample: np.ndarray) -> np.ndarray:
+    """Which pixels of `lab` (H, W, 3) have about the median color of those in `sample` (H, W) bool;
     lightness counts half.
     """
-    if not skin.any():
+    if not sample.any():
         return np.zeros(lab.shape[:2], bool)
-    difference = (lab - np.median(lab[skin], axis=0)) * np.array([0.5, 1, 1], np.float32)
+    difference = (lab - np.median(lab[sample], axis=0)) * np.array([0.5, 1, 1], np.float32)
     return np.linalg.norm(difference, axis=-1) < 14
 
 

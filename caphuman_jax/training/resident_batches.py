@@ -12,7 +12,6 @@ from jaxtyping import Float, Int
 from caphuman_jax.head.hints import unpack_hints
 from caphuman_jax.nn.typing import Array
 from caphuman_jax.runtime import sharding
-from caphuman_jax.training.dataset import LUMA
 from caphuman_jax.training.objective import Batch
 from data_pipeline.loading import augment
 
@@ -31,7 +30,11 @@ ON_DEVICE = (
     "trained",
     "background_ids",
     "background_rgb",
+    "clothes",
+    "clothes_brightness",
+    "clothes_ids",
 )
+LEAST_CLOTHES = 0.02  # share of a picture, where a caption names their color
 
 MOST_RARE = 6.0
 FINENESS = 4  # places of an ordinary photo in the index: weights are rounded to quarters
@@ -99,6 +102,11 @@ def sample_batch(data: dict, key, cfg, size: int, mesh=None) -> Batch:
     if cfg.light > 1:
         stops = jax.random.uniform(jax.random.fold_in(k[13], 2), (n,), minval=-1.0)
         chosen["gain"] = jnp.exp(stops * np.log(cfg.light)).astype(jnp.float32)
+    if cfg.clothes_swap_prob:
+        more = jax.random.split(jax.random.fold_in(k[13], 3), 3)
+        chosen["dressed"] = (jax.random.uniform(more[0], (n,)) < cfg.clothes_swap_prob) & ~grey
+        chosen["clothes_word"] = choice(more[1], data["clothes_ids"].shape[0])
+        chosen["clothes_shade"] = choice(more[2], data["background_rgb"].shape[1])
     return sharding.over_batch(mesh, lambda data, chosen: _make_batch(data, chosen, size))(
         data, chosen
     )
@@ -108,28 +116,47 @@ def _make_batch(data: dict, chosen: dict, size: int) -> Batch:
     """The chosen photos with their changes made: every array that a step needs of them."""
     index, change, grey = chosen["index"], chosen["change"], chosen["grey"]
     coordinates = augment.source_coordinates(change, data["pictures"].shape[1], size)
-    masks = [data[name][index][..., None] for name in ("region", "features", "person")]
+    names = ("region", "features", "person", *(["clothes"] if "dressed" in chosen else []))
+    masks = [data[name][index][..., None] for name in names]
     stacked = jnp.concatenate(
         [data["pictures"][index], data["hints"][index, chosen["variant"]], *masks], axis=-1
     )
     warped = augment.warp(stacked, coordinates) / 255.0
-    pictures, hints, region, features, person = jnp.split(warped, (3, 12, 13, 14), axis=-1)
+    pictures, hints, region, features, person, *clothes = jnp.split(
+        warped, (3, 12, 13, 14, 15)[: 1 + len(names)], axis=-1
+    )
     if "gain" in chosen:  # as if in other light: the albedo stays
         gain = chosen["gain"][:, None, None, None]
         pictures = jnp.minimum(pictures * gain, 1.0)
         hints = jnp.concatenate([hints[..., :6], jnp.minimum(hints[..., 6:] * gain, 1.0)], axis=-1)
+    dressed = jnp.zeros(grey.shape, bool)
+    if clothes:
+        dressed = chosen["dressed"] & (clothes[0].mean((1, 2, 3)) > LEAST_CLOTHES)
+        brightness = data["clothes_brightness"][index]
+        if "gain" in chosen:
+            brightness = brightness * chosen["gain"]
+        color = data["background_rgb"][chosen["clothes_word"], chosen["clothes_shade"]]
+        mask = clothes[0] * dressed[:, None, None, None].astype(jnp.float32)
+        pictures = augment.recolor(pictures, mask, color, brightness)
     plain = augment.plain_background(
         data["background_rgb"][chosen["word"], chosen["shade"]], chosen["slope"], size
     )
     behind = (1 - person) * chosen["replaced"][:, None, None, None].astype(jnp.float32)
     pictures = (pictures * (1 - behind) + plain * behind) * 2 - 1
-    luma = jnp.sum(pictures * jnp.asarray(LUMA)[None, None, None], axis=-1, keepdims=True)
+    luma = jnp.sum(pictures * jnp.asarray(augment.LUMA)[None, None, None], axis=-1, keepdims=True)
     pictures = jnp.where(grey[:, None, None, None], luma, pictures)
     hints = unpack_hints(hints, lambda normals: augment.turn_normals(normals, change))
     replaced = chosen["replaced"][:, None]
+    changed = 2 * dressed.astype(jnp.int32) + chosen["replaced"].astype(jnp.int32)
     caption = data["captions"][
-        index, chosen["caption"], jnp.where(replaced[:, 0], 2, grey.astype(jnp.int32))
+        index, chosen["caption"], jnp.where(changed > 0, 1 + changed, grey.astype(jnp.int32))
     ]
+    if clothes:
+        caption = jnp.where(
+            dressed[:, None],
+            join_captions(caption, data["clothes_ids"][chosen["clothes_word"]]),
+            caption,
+        )
     caption = jnp.where(
         replaced,
         join_captions(caption, data["background_ids"][chosen["word"], chosen["wording"]]),

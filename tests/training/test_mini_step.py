@@ -150,7 +150,7 @@ def test_batches_pair_color_words_with_color(tiny, training, data):
     marked = dict(
         data,
         captions=np.broadcast_to(
-            np.array([1, 2, 3], np.int32)[None, None, :, None], data["captions"].shape
+            np.array([1, 2, 3, 4, 5], np.int32)[None, None, :, None], data["captions"].shape
         ),
     )
     placed = place(marked)
@@ -188,6 +188,37 @@ def test_a_new_background_is_seen_and_named(tiny, training, data):
     assert (red != blue).all() and 10 < red.sum() < 54 and (ids == 5).any(axis=1).sum() > 10
     np.testing.assert_allclose(seen[red], np.tile([0.8, 0.1, 0.1], (red.sum(), 1)), atol=0.09)
     np.testing.assert_allclose(seen[blue], np.tile([0.1, 0.1, 0.8], (blue.sum(), 1)), atol=0.09)
+
+
+@pytest.mark.parametrize(("behind", "kind"), [(0.0, 4), (1.0, 5)])
+def test_new_clothes_are_seen_and_named_and_keep_their_folds(tiny, training, data, behind, kind):
+    changes = {"grayscale_prob": 0.0, "no_text_prob": 0.0, "color_share": 1.0, "light": 1.5}
+    cfg = dataclasses.replace(
+        training, batch_size=64, background_swap_prob=behind, clothes_swap_prob=1.0, **changes
+    )
+    captions = np.full(data["captions"].shape, 99, np.int32)
+    captions[..., 0] = np.arange(1, 6)
+    pictures = np.full_like(data["pictures"], 102)  # as bright as the median
+    pictures[:, :, 22:] = 51  # a fold
+    clothes = np.full_like(data["clothes"], 255)
+    clothes[1] = 0  # one photo shows none
+    worn = dict(data, captions=captions, pictures=pictures, clothes=clothes)
+    worn["person"] = np.full_like(data["person"], 255)
+    batch = jax.jit(lambda d, k: sample_batch(d, k, cfg, tiny.image_size))(
+        place(worn), jax.random.key(0)
+    )
+    ids, photo = np.asarray(batch.token_ids), np.asarray(batch.photo) / 2 + 0.5
+    dressed = (ids == 8).any(axis=1)
+    assert 40 < dressed.sum() < 64, "all but one photo, which keeps what its caption says"
+    assert set(ids[dressed, 0]) == {kind} and set(ids[~dressed, 0]) == {kind - 2 if behind else 1}
+    assert np.ptp(photo[~dressed], axis=-1).max() < 1e-5
+    red, blue = (ids == 9).any(axis=1), (ids == 10).any(axis=1)
+    assert (red ^ blue)[dressed].all() and 10 < red.sum() < 54
+    for chosen, color in ((red, [0.8, 0.1, 0.1]), (blue, [0.1, 0.1, 0.8])):
+        brightest, darkest = photo[chosen].max((1, 2)), photo[chosen].min((1, 2))
+        # The light of a photo is up to 1.5 times stronger, which changes no color that is named.
+        np.testing.assert_allclose(brightest, np.tile(color, (chosen.sum(), 1)), atol=0.01)
+        assert (darkest < 0.9 * brightest).all() and (darkest > 0.5 * brightest).all()
 
 
 def test_rare_heads_are_picked_more_often(data):

@@ -80,6 +80,7 @@ class MiniTraining:
         color_share: share of photos in color in a batch.
         background_swap_prob: share of photos in color whose background gets another color, which
             the caption then names.
+        clothes_swap_prob: likewise of clothes.
         no_text_prob: share of the pictures without their prompt.
         no_identity_prob, no_control_prob: shares without identity and without CapFace, of pictures
             with a prompt; with the ending _without_text, of those without one.
@@ -112,6 +113,7 @@ class MiniTraining:
     mask_weight: float = 1.0
     color_share: float = 0.65
     background_swap_prob: float = 0.4
+    clothes_swap_prob: float = 0.0
     no_text_prob: float = 0.12
     no_identity_prob: float = 0.05
     no_identity_prob_without_text: float = 0.2
@@ -251,6 +253,7 @@ class MiniRecipe(Recipe):
         unchanged = {
             "grayscale_prob": 0.0,
             "background_swap_prob": 0.0,
+            "clothes_swap_prob": 0.0,
             "identity_swap_prob": 0.0,
             "light": 1.0,
             "timestep_power": 1.0,
