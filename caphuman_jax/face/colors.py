@@ -125,7 +125,7 @@ def _busyness(lab: np.ndarray, behind: np.ndarray) -> float:
     """Standard deviation of the background's Lab round a linear gradient."""
     y, x = np.nonzero(behind)
     values = cv2.GaussianBlur(lab, (0, 0), 1.5)[y, x]
-    plane = np.stack([np.oneslike(x), x, y], axis=1).astype(np.float32) / 256
+    plane = np.stack([np.ones_like(x), x, y], axis=1).astype(np.float32) / 256
     rest = values - plane @ np.linalg.lstsq(plane, values, rcond=None)[0]
     return float(np.sqrt(np.mean(np.sum(rest**2, axis=1))))
 
