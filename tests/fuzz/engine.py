@@ -11,6 +11,8 @@ import random
 import re
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ STILL = 60
 MEMORY = 2**30
 LARGEST = 1 << 18
 _LONGEST_MESSAGE = 4000
+_OFTEN = 0.05  # seconds between two looks at the processor's time
 
 
 class Hang(BaseException):
@@ -157,27 +160,40 @@ def keep(name: str, data: bytes) -> Path:
 
 @contextmanager
 def limited_time(seconds: float = SECONDS, still: float = STILL) -> Iterator[None]:
-    """Raises Hang, where the interpreter gets to run, after `seconds` of the processor's time or
-    `still` by the clock.
+    """Raises Hang, where the interpreter gets to run, after `seconds` of the processor's time in
+    this thread, the main one, or `still` by the clock. Other threads' work does not count: a test
+    before this one may have left some.
     """
-    timers = (
-        (signal.SIGPROF, signal.ITIMER_PROF, seconds, "of the processor's time"),
-        (signal.SIGALRM, signal.ITIMER_REAL, still, "by the clock"),
-    )
+    limits = {
+        signal.SIGPROF: f"more than {seconds} s of the processor's time",
+        signal.SIGALRM: f"more than {still} s by the clock",
+    }
+    over, main = threading.Event(), threading.get_ident()
+    clock = time.pthread_getcpuclockid(main)
+    end = time.clock_gettime(clock) + seconds
 
     def late(number: int, frame: object) -> None:
-        limit, kind = next((timer[2], timer[3]) for timer in timers if timer[0] == number)
-        raise Hang(f"more than {limit} s {kind}")
+        if not over.is_set():  # else a signal that was on its way
+            raise Hang(limits[signal.Signals(number)])
 
-    before = {number: signal.signal(number, late) for number, *_ in timers}
-    for _, timer, limit, _ in timers:
-        signal.setitimer(timer, limit)
+    def watch() -> None:
+        while not over.wait(_OFTEN):
+            if time.clock_gettime(clock) > end:
+                signal.pthread_kill(main, signal.SIGPROF)
+                return
+
+    before = {number: signal.signal(number, late) for number in limits}
+    watcher = threading.Thread(target=watch, daemon=True)
     try:
+        signal.setitimer(signal.ITIMER_REAL, still)
+        watcher.start()
         yield
     finally:
-        for number, timer, *_ in timers:
-            signal.setitimer(timer, 0)
-            signal.signal(number, before[number])
+        over.set()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        watcher.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def limit_memory() -> None:
