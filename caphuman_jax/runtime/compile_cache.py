@@ -68,8 +68,8 @@ def keep_compiled() -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(where))
-    # Around the sampler run about a hundred programs of a few operations; a GPU's compiler takes 40
-    # ms for the least of them, a CPU's hardly any.
-    jax.config.update(
-        "jax_persistent_cache_min_compile_time_secs", 0.3 if jax.default_backend() == "cpu" else 0.0
-    )
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Around the sampler run about a hundred programs of a few operations; a GPU's compiler
+        # takes 40 ms for the least of them, a CPU's hardly any.
+        least = 0.3 if jax.default_backend() == "cpu" else 0.0
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
