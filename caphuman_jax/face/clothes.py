@@ -21,8 +21,8 @@ def clothes_mask(
 
     By position and color, no network: what of the person lies below the chin, or higher to its
     side where shoulders are, and does not have the color of this face's skin. Where hair may hang
-    to the shoulders, what has the hair's color counts only where hair hardly is. By eye on about a
-    hundred portraits; collars next to the neck are sometimes missed.
+    to the shoulders, what has the hair's color counts only where hair hardly is. By eye on about
+    seventy portraits; collars next to the neck are sometimes missed.
 
     Args:
         picture: RGB.
