@@ -177,10 +177,11 @@ def limited_time(seconds: float = SECONDS, still: float = STILL) -> Iterator[Non
             raise Hang(limits[signal.Signals(number)])
 
     def watch() -> None:
+        until = end
         while not over.wait(_OFTEN):
-            if time.clock_gettime(clock) > end:
+            if time.clock_gettime(clock) > until:  # once more later: the first may be lost
                 signal.pthread_kill(main, signal.SIGPROF)
-                return
+                until += seconds
 
     before = {number: signal.signal(number, late) for number in limits}
     watcher = threading.Thread(target=watch, daemon=True)
