@@ -205,3 +205,13 @@ def test_regions_hold_the_features():
         np.unique(features)
     ) == {0, 255}
     assert region[32, 32] == 255 and region[2, 2] == 0
+
+
+def test_both_ways_to_recognize_agree(monkeypatch):
+    """onnxruntime, on CPUs, and the network as a JAX function, elsewhere."""
+    crops = np.random.default_rng(0).integers(0, 256, (11, 112, 112, 3), np.uint8)
+    vectors, features = dataset._recognizer()(crops)  # in parts of eight and three
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    wanted_vectors, wanted_features = dataset._recognizer()(crops)
+    np.testing.assert_allclose(vectors, wanted_vectors, atol=1e-4)
+    np.testing.assert_allclose(features.reshape(wanted_features.shape), wanted_features, atol=2e-3)
