@@ -352,7 +352,8 @@ def _recognizer() -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
 
         def recognize_few(crops):
             parts = pool.map(recognition.mobilefacenet, np.split(crops, range(8, len(crops), 8)))
-            return tuple(map(np.concatenate, zip(*parts)))
+            vectors, features = zip(*parts)
+            return np.concatenate(vectors), np.concatenate(features)
 
         return recognize_few
     import importlib.resources
