@@ -173,7 +173,7 @@ class UNet(nnx.Module):
             if attend in stage:
                 h = self.compute.remat_block(stage[attend])(h, _at(text, "up", level, attend))
             if "upsample" in stage and i == self.blocks_per_level - 1:
-                h = convolve_upsampled(stage["upsample"], h)
+                h = convolve_upsampled(stage["upsample"], h, self.compute)
         return h
 
 

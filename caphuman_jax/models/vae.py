@@ -103,6 +103,7 @@ class Decoder(nnx.Module):
     """Latents after `post_quant` → pictures."""
 
     def __init__(self, cfg: VAEConfig, *, compute: ComputeConfig, rngs: Rngs):
+        self.compute = compute
         self.patch = cfg.patch
         self.blocks_per_level = cfg.blocks_per_level + 1
         widths = [cfg.decoder_channels * m for m in reversed(cfg.channel_multipliers)]
@@ -130,7 +131,7 @@ class Decoder(nnx.Module):
             for i in range(self.blocks_per_level):
                 h = stage[f"res_{i}"](h)
             if "upsample" in stage:
-                h = convolve_upsampled(stage["upsample"], h)
+                h = convolve_upsampled(stage["upsample"], h, self.compute)
         return depth_to_space(self.conv_out(self.norm_out(h, silu=True)), self.patch)
 
 

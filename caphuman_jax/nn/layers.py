@@ -156,7 +156,9 @@ def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w c"]:
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
-def convolve_upsampled(layer: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b 2*h 2*w o"]:
+def convolve_upsampled(
+    layer: nnx.Conv, x: Float[Array, "b h w c"], compute: ComputeConfig = ComputeConfig()
+) -> Float[Array, "b 2*h 2*w o"]:
     """`layer(upsample(x))` for a 3×3 convolution of stride 1, with 4/9 of its multiplications: (B,
     H, W, C) → (B, 2H, 2W, outputs).
 
@@ -164,13 +166,8 @@ def convolve_upsampled(layer: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Arr
     """
     kernel, (batch, height, width, _) = layer.kernel[...], x.shape
     taps = folded_kernel(kernel, layer.dtype) if kernel.shape[0] == 3 else kernel
-    every = jax.lax.conv_general_dilated(
-        x.astype(layer.dtype),
-        taps,
-        (1, 1),
-        ((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    convolve = _convolve_2x2_on_cpu if compute.platform_name() == "cpu" else _convolve_2x2
+    every = convolve(x.astype(layer.dtype), taps)
     every = every.reshape(batch, height + 1, width + 1, 2, 2, -1)
     rows = [
         jnp.stack([every[:, a : a + height, b : b + width, a, b] for b in (0, 1)], axis=3)
@@ -179,6 +176,45 @@ def convolve_upsampled(layer: nnx.Conv, x: Float[Array, "b h w c"]) -> Float[Arr
     h = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
     assert layer.bias is not None
     return h + broadcast_to_rank(layer.bias[...].astype(layer.dtype), h.ndim)
+
+
+def _convolve_2x2(
+    x: Float[Array, "b h w c"], taps: Float[Array, "2 2 c o"]
+) -> Float[Array, "b h+1 w+1 o"]:
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    padding = ((1, 1), (1, 1))
+    return jax.lax.conv_general_dilated(x, taps, (1, 1), padding, dimension_numbers=dimensions)
+
+
+@jax.custom_vjp
+def _convolve_2x2_on_cpu(x, taps):
+    """The same; for its kernel's gradient, XLA has no fast convolution on CPUs."""
+    return _convolve_2x2(x, taps)
+
+
+def _convolve_2x2_forward(x, taps):
+    return _convolve_2x2(x, taps), (x, taps)
+
+
+def _convolve_2x2_backward(kept, wanted):
+    x, taps = kept
+    (to_x,) = jax.vjp(lambda x: _convolve_2x2(x, taps), x)[1](wanted)
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = wanted.shape[1:3]
+    products = [
+        jnp.einsum(
+            "bhwc,bhwo->co",
+            x[:, a : a + height, b : b + width],
+            wanted,
+            preferred_element_type=jnp.float32,
+        )
+        for a in (0, 1)
+        for b in (0, 1)
+    ]
+    return to_x, jnp.stack(products).reshape(taps.shape).astype(taps.dtype)
+
+
+_convolve_2x2_on_cpu.defvjp(_convolve_2x2_forward, _convolve_2x2_backward)
 
 
 def folded_kernel(kernel: Float[Array, "3 3 c o"], dtype) -> Float[Array, "2 2 c 4*o"]:

@@ -130,21 +130,33 @@ def test_neighboring_timesteps_stay_apart_under_jit():
     assert float(jnp.abs(a - b).max()) > 0.5
 
 
-def test_convolution_of_what_was_upsampled():
-    layer, x = (
-        conv(5, 7, compute=ComputeConfig(), rngs=nnx.Rngs(0)),
-        jnp.asarray(normal((2, 3, 4, 5))),
-    )
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_convolution_of_what_was_upsampled(platform):
+    """And its gradients, for which CPUs have a way of their own."""
+    compute = ComputeConfig(platform=platform)
+    layer = conv(5, 7, compute=compute, rngs=nnx.Rngs(0))
     layer.bias[...] = jnp.asarray(normal((7,), 1))
-    plain = torch.nn.functional.interpolate(to_torch(x), scale_factor=2, mode="nearest")
-    kernel = torch.from_numpy(np.asarray(layer.kernel[...]).transpose(3, 2, 0, 1).copy())
-    expected = from_torch(
-        torch.nn.functional.conv2d(
-            plain, kernel, torch.from_numpy(np.array(layer.bias[...])), padding=1
-        )
+    x, wanted = normal((2, 3, 4, 5)), normal((2, 6, 8, 7), 2)
+    graph, params = nnx.split(layer)
+    value, to_params_and_x = jax.vjp(
+        lambda params, x: convolve_upsampled(nnx.merge(graph, params), x, compute),
+        params,
+        jnp.asarray(x),
     )
-    np.testing.assert_allclose(convolve_upsampled(layer, x), expected, atol=1e-5)
-    np.testing.assert_allclose(layer(upsample(x)), expected, atol=1e-5)
+    to_params, to_x = to_params_and_x(jnp.asarray(wanted))
+
+    same = torch.nn.Conv2d(5, 7, 3, padding=1)
+    with torch.no_grad():
+        same.weight.copy_(torch.from_numpy(np.array(layer.kernel[...]).transpose(3, 2, 0, 1)))
+        same.bias.copy_(torch.from_numpy(np.array(layer.bias[...])))
+    input = to_torch(x).requires_grad_()
+    expected = same(torch.nn.functional.interpolate(input, scale_factor=2, mode="nearest"))
+    expected.backward(to_torch(wanted))
+    np.testing.assert_allclose(value, from_torch(expected), atol=1e-5)
+    np.testing.assert_allclose(layer(upsample(jnp.asarray(x))), from_torch(expected), atol=1e-5)
+    np.testing.assert_allclose(to_x, from_torch(input.grad), atol=2e-5)
+    kernel = same.weight.grad.numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(to_params["kernel"][...], kernel, atol=5e-5)
 
 
 def test_upsampled_convolution_of_a_kernel_in_bfloat16():
