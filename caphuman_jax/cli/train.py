@@ -146,8 +146,8 @@ def _train_here(args) -> int:
     if on_cpu and jax.process_index() == 0:
         print(
             f"training on a CPU, in {config.training.dtype}: enough to try out a small "
-            "configuration. The full model needs a GPU; on a CPU a step of mini takes minutes and "
-            "all of its steps take weeks (docs/training.md)",
+            "configuration. The full model needs a GPU; on a CPU a step of mini takes a minute or "
+            "more, and all of its steps take weeks (docs/training.md)",
             flush=True,
         )
     with buckets.local_folder(args.workdir, _is_mine) as (workdir, mirror):
