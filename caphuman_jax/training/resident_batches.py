@@ -35,6 +35,7 @@ ON_DEVICE = (
     "clothes_ids",
 )
 LEAST_CLOTHES = 0.02  # share of a picture, where a caption names their color
+SHIRT_STAYS = 0.7  # share of new clothes under which a white shirt stays white
 
 MOST_RARE = 6.0
 FINENESS = 4  # places of an ordinary photo in the index: weights are rounded to quarters
@@ -103,10 +104,11 @@ def sample_batch(data: dict, key, cfg, size: int, mesh=None) -> Batch:
         stops = jax.random.uniform(jax.random.fold_in(k[13], 2), (n,), minval=-1.0)
         chosen["gain"] = jnp.exp(stops * np.log(cfg.light)).astype(jnp.float32)
     if cfg.clothes_swap_prob:
-        more = jax.random.split(jax.random.fold_in(k[13], 3), 3)
+        more = jax.random.split(jax.random.fold_in(k[13], 3), 4)
         chosen["dressed"] = (jax.random.uniform(more[0], (n,)) < cfg.clothes_swap_prob) & ~grey
         chosen["clothes_word"] = choice(more[1], data["clothes_ids"].shape[0])
         chosen["clothes_shade"] = choice(more[2], data["background_rgb"].shape[1])
+        chosen["shirt_stays"] = jax.random.uniform(more[3], (n,)) < SHIRT_STAYS
     return sharding.over_batch(mesh, lambda data, chosen: _make_batch(data, chosen, size))(
         data, chosen
     )
@@ -137,7 +139,7 @@ def _make_batch(data: dict, chosen: dict, size: int) -> Batch:
             brightness = brightness * chosen["gain"]
         color = data["background_rgb"][chosen["clothes_word"], chosen["clothes_shade"]]
         mask = clothes[0] * dressed[:, None, None, None].astype(jnp.float32)
-        pictures = augment.recolor(pictures, mask, color, brightness)
+        pictures = augment.recolor(pictures, mask, color, brightness, chosen["shirt_stays"])
     plain = augment.plain_background(
         data["background_rgb"][chosen["word"], chosen["shade"]], chosen["slope"], size
     )

@@ -16,6 +16,7 @@ LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Shares of red, green and blue in the brightness of a pixel (Rec. 601)."""
 
 _DARK, _FOLDS = 0.15, 0.6  # of `recolor`: where a white shirt next to a black suit stays clothes
+_SHIRT, _SHIRT_EDGE = 0.25, 0.1  # by how much shirts are brighter than suits, and how sharply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,13 +151,17 @@ def plain_background(color, slope, size: int):
     return jnp.clip(color[:, None, None] * (1 + shade[..., None]), 0.0, 1.0)
 
 
-def recolor(pictures, mask, color, brightness):
+def recolor(pictures, mask, color, brightness, shirts):
     """Pictures (B, H, W, 3) in [0, 1] with another `color` (B, 3) where `mask` (B, H, W, 1) is 1.
 
     Folds and seams stay, more weakly: a pixel as bright as `brightness` (B,) gets the color itself,
-    others are up to a half darker or brighter.
+    others are up to a half darker or brighter. Where `shirts` (B,) is true, what is much brighter
+    stays as it is: the white shirt of a dark suit.
     """
     luma = jnp.einsum("bhwc,c->bhw", pictures, jnp.asarray(LUMA), precision="highest")
     relative = (luma + _DARK) / (brightness[:, None, None] + _DARK)
     shade = jnp.clip(relative**_FOLDS, 0.5, 1.5)[..., None]
+    brighter = (luma - brightness[:, None, None] - _SHIRT) / _SHIRT_EDGE
+    kept = jnp.clip(brighter, 0.0, 1.0) * shirts[:, None, None].astype(jnp.float32)
+    mask = mask * (1 - kept[..., None])
     return pictures * (1 - mask) + jnp.clip(color[:, None, None] * shade, 0.0, 1.0) * mask

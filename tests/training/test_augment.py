@@ -76,3 +76,33 @@ def test_transforms_depend_on_the_key_alone_and_stay_in_range():
     assert np.abs(np.log(a["scale"])).max() <= np.log(cfg.scale) + 1e-6
     assert np.abs(np.rad2deg(a["angle"])).max() <= cfg.roll_limit + 1e-3
     assert np.abs(a["shift"]).max() <= cfg.shift and 0.4 < np.mean(a["mirror"]) < 0.6
+
+
+def test_a_white_shirt_stays_white_under_a_dark_suit_if_asked_for():
+    suit, shirt = 0.2, 0.85
+    picture = np.full((1, 8, 8, 3), suit, np.float32)
+    picture[:, 2:4] = 0.28  # a fold
+    picture[:, 4:] = shirt
+    mask = np.ones((1, 8, 8, 1), np.float32)
+    mask[:, :, 6:] = 0
+    color = np.array([[0.8, 0.1, 0.1]], np.float32)
+    dress = lambda brightness, stays: np.asarray(
+        augment.recolor(
+            jnp.asarray(picture),
+            jnp.asarray(mask),
+            jnp.asarray(color),
+            jnp.array([brightness], jnp.float32),
+            jnp.array([stays]),
+        )
+    )[0]
+    kept, all_new = dress(suit, True), dress(suit, False)
+    for made in (kept, all_new):
+        np.testing.assert_allclose(made[:2, :6], np.broadcast_to(color, (2, 6, 3)), atol=1e-6)
+        assert (made[2:4, :6, 0] > 3 * made[2:4, :6, 1]).all()
+        np.testing.assert_array_equal(made[:, 6:], picture[0, :, 6:])
+    np.testing.assert_allclose(kept[4:, :6], shirt, atol=1e-6)
+    assert (all_new[4:, :6, 0] > 3 * all_new[4:, :6, 1]).all()
+    # Of white clothes, nothing is a shirt.
+    np.testing.assert_allclose(
+        dress(shirt, True)[4:, :6], np.broadcast_to(color, (4, 6, 3)), atol=1e-6
+    )
