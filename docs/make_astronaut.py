@@ -24,7 +24,7 @@ CELLS = [
     ("a photo of a person", {"expression": "jawOpen=0.6"}),
     ("a photo of a person", {"light": "left"}),
     ("a photo of a person, green background", {"yaw": -10}),
-    ("a black-and-white photo of a person", {"yaw": 20, "pitch": 0, "roll": 0}),
+    ("a photo of a person in red clothes", {"pitch": -10}),
     ("a black-and-white photo of a person", {"light": "right", "expression": "smile"}),
 ]
 
@@ -43,6 +43,7 @@ def main() -> None:
         asked = ", ".join(f"{k} {v}" for k, v in head.items()) or "own head"
         asked = f"b/w: {asked}" if "black-and-white" in prompt else asked
         asked = f"{prompt.partition(', ')[2]}: {asked}" if "background" in prompt else asked
+        asked = f"{prompt.partition(' in ')[2]}: {asked}" if "clothes" in prompt else asked
         cells.append(
             (asked, pipe(reference=person, prompt=prompt, head=head or None, seed=7).images[0])
         )
