@@ -28,6 +28,9 @@ SURFACE = {
 }
 # What else the words are said of: suits of a strong blue are nearer to "purple" than to "blue".
 _ALSO = (("blue", (32, 30, -62)),)
+# Word, least lightness and chroma, hues in degrees; by eye on generated clothes. Of 2,828 clothes
+# and backgrounds of photos, 5 are called otherwise than by the nearest color.
+_MUTED = (("green", 0, 9, 120, 175), ("purple", 30, 11, -62, -15))
 BACKGROUND, CLOTHES, HAIR, FACE, WHOLE = range(5)
 
 
@@ -165,12 +168,23 @@ def hair_word(colors: np.ndarray) -> str | None:
 
 
 def color_word(lab: np.ndarray) -> str | None:
-    """The nearest color word, or None for NaN. Chroma counts more than lightness, as in speech."""
+    """The nearest color word, or None for NaN. Chroma counts more than lightness, as in speech.
+
+    Muted green and purple are nearer to gray or dark blue, but are called by their hue.
+    """
     if not np.all(np.isfinite(lab)):
         return None
     names, colors = zip(*SURFACE.items(), *_ALSO)
     difference = np.array(colors, np.float32) - np.asarray(lab, np.float32)
-    return names[int(np.argmin(np.sum((difference * (0.7, 1.0, 1.0)) ** 2, axis=1)))]
+    word = names[int(np.argmin(np.sum((difference * (0.7, 1.0, 1.0)) ** 2, axis=1)))]
+    if "grey" not in word and word != "dark blue":
+        return word
+    lightness, a, b = np.asarray(lab, np.float32).tolist()
+    chroma, hue = np.hypot(a, b), np.degrees(np.arctan2(b, a))
+    for muted, least_lightness, least_chroma, low, high in _MUTED:
+        if lightness > least_lightness and chroma > least_chroma and low < hue < high:
+            return muted
+    return word
 
 
 def is_monochrome(colors: np.ndarray) -> bool:

@@ -32,6 +32,14 @@ COLORS = np.array(
         ((50, 0, 1), "grey"),
         ((31, 28, -56), "blue"),
         ((36, 30, -28), "purple"),
+        # muted, as on generated clothes; then hardly a color at all, and slate and blue walls
+        ((40.6, -10.7, 3.2), "green"),
+        ((40, -9.5, 11.6), "green"),
+        ((43, 11.4, -11.4), "purple"),
+        ((33.9, 8.8, -12.4), "purple"),
+        ((40, -6, 4), "dark grey"),
+        ((38, 5, -13), "dark blue"),
+        ((42, 3, -19), "dark blue"),
     ],
 )
 def test_color_words(lab, word):
